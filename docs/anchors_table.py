@@ -43,7 +43,7 @@ HEAD = (
 )
 TORCHVISION = "torchvision/"
 """Before the names of torchvision's models."""
-SIZES = (64, 96, 128, 192, None)
+SIZES = (64, 96, 128, 192, None, 299)
 """Sides of images, tried in this order; None is the model's own."""
 LARGE = 150e6
 """Parameters above which a model gets fewer blocks, if it takes an argument for them."""
@@ -97,7 +97,7 @@ def measure(name: str) -> Row:
     except Exception as error:  # timm and torch raise many kinds
         return Row(name, reason=f"cannot be built: {one_line(error)}")
     try:
-        anchor = anchor_of(model, label="a", input_size=tuple(images.shape[1:]))
+        anchor = anchor_of(model, label="a", input_size=(images.shape[1], images.shape[2], images.shape[3]))
         way = "view" if has_view(model) else "trace"
         differs = [mode for mode in ("evaluation", "training") if not _is_exact(anchor, images, mode == "training")]
     except InputError as error:

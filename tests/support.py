@@ -100,6 +100,13 @@ def _levit(label: str, name: str, width: int) -> dict[str, Any]:
     return _pico(label, name, img_size=64, embed_dim=widths, key_dim=8, num_heads=(2, 2, 2), depth=(3, 3, 2))
 
 
+def _vit(label: str, **kwargs: Any) -> dict[str, Any]:
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_heads": 2}
+    return _pico(label, "vit_tiny_patch16_224", **size | kwargs)
+
+
+_BOTH_WAYS = {"rule": "proportional", "directions": "both"}
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "vit": pico_config(),
     "vit without final norm, all pairs": pico_config(stitched_final_norm=False, nearest_stitching=False),
@@ -108,6 +115,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "resnet to swin": {"anchors": [_resnet("r18", "resnet18", 1, 2, 2, 1), _swin("ti", 8, 2, 2, 4, 2)]},
     "swin to resnet": {"anchors": [_swin("ti", 8, 2, 2, 2, 2), _resnet("r50", "resnet50", 2, 2, 4, 1)]},
     "levit": {"anchors": [_levit("s", "levit_128s", 16), _levit("m", "levit_128", 24)]},
+    "vits of other grids and tokens, both ways": {
+        "anchors": [
+            _vit("reg", depth=4, reg_tokens=2),
+            _vit("gap", depth=3, patch_size=4, class_token=False, global_pool="avg"),
+            _vit("cls", depth=5),
+        ],
+        **_BOTH_WAYS,
+        "nearest_stitching": False,
+    },
+    "resnet and vit, both ways": {
+        "anchors": [_resnet("r18", "resnet18", 3, 2, 2, 1), _vit("vit", depth=3, img_size=64)],
+        **_BOTH_WAYS,
+        "stages": [0],
+    },
+    "resnets of a deeper front": {
+        "anchors": [_resnet("front", "resnet18", 2, 3, 2, 1), _resnet("end", "resnet50", 1, 2, 2, 2)],
+        "rule": "proportional",
+        "stages": [0, 1, 2, 3],
+    },
     "levit of convolutions": {"anchors": [_levit("s", "levit_conv_128s", 16), _levit("m", "levit_conv_128", 24)]},
 }
 """Pico configurations of every family with a view, and of what their layouts and options allow."""

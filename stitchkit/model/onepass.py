@@ -58,7 +58,8 @@ class _Batch:
 class OnePass:
     """Runs many stitches of an SN-Net on the same images.
 
-    Each anchor runs once, with a batch that grows as stitches enter it and shrinks as they leave for the next anchor.
+    Each anchor runs once, or in turns with others if routes lead back and forth, with a batch that grows as stitches
+    enter it and shrinks as they leave for the next anchor.
     Images are processed in portions as large as the memory allows, as measured with the first image.
 
     Args:
@@ -76,7 +77,7 @@ class OnePass:
             raise InputError("there is no stitch to run; give at least one cfg_id")
         self._memory = memory
         self._portion: dict[tuple[object, ...], int] = {}
-        every = chain.from_iterable(self._visits.values())
+        every = chain.from_iterable(visits for _, visits in self._visits)
         self._uses = Counter((visit.parent, visit.entry.index) for visit in every if visit.parent is not None)
 
     def __call__(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
@@ -123,7 +124,7 @@ class OnePass:
             entered: torch.Tensor = self._model.module_of(visit.entry)(given)
             return entered
 
-        for label, visits in self._visits.items():
+        for label, visits in self._visits:
             batches: dict[torch.dtype, _Batch] = {}  # in mixed precision a stem may give another type than a layer
             for number, block in enumerate(self._model.views[label].blocks):
                 for visit in visits:

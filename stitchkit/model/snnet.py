@@ -16,11 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
-from stitchkit.model.layer import StitchLayer
+from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.model.onepass import OnePass
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.data_config import data_config_of
-from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import without_statistics
 from stitchkit.networks.slices import Slice, extract
 from stitchkit.networks.timm_model import as_timm
@@ -41,7 +40,7 @@ class SNNet(nn.Module):
         image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
 
     Raises:
-        InputError: If the anchors cannot be stitched: input sizes, token counts or classes differ.
+        InputError: If the anchors cannot be stitched: input sizes or classes differ, or a joint cannot be converted.
 
     Source: SN-Net, section 3.
     """
@@ -75,24 +74,19 @@ class SNNet(nn.Module):
             self._add_layer(joint, path)
 
     def _add_layer(self, joint: Joint, path: tuple[int, ...]) -> None:
-        front, end = self.layouts_at(joint)
-        if _places(front) != _places(end):
-            raise InputError(
-                f"{joint} joins {_places(front)} to {_places(end)}; choose anchors of the same input size, patch size "
-                "(or strides) and number of prefix tokens"
-            )
         table = self.stitch_layers
         for number in path[:-1]:
             inner = table[str(number)] if str(number) in table else nn.ModuleDict()
             assert isinstance(inner, nn.ModuleDict)
             table[str(number)] = table = inner
+        layouts = layouts_at(joint, self.views[joint.front], self.views[joint.end])
         if str(path[-1]) not in table:
-            table[str(path[-1])] = StitchLayer(front, end)
-
-    def layouts_at(self, joint: Joint) -> tuple[Layout, Layout]:
-        """The full layouts of the front's output and the end's input at a joint."""
-        front, end = self.views[joint.front], self.views[joint.end]
-        return front.boundaries[joint.front_block + 1].layout, end.boundaries[joint.end_block].layout
+            table[str(path[-1])] = StitchLayer(*layouts)
+        elif layouts != (shared := self.layer(joint).layouts):
+            raise InputError(
+                f"{joint} joins {layouts[0]} to {layouts[1]}, but shares its stitching layer with joints of "
+                f'{shared[0]} to {shared[1]}; set "rule": "proportional", in which every joint has its own layer'
+            )
 
     def layer(self, joint: Joint) -> StitchLayer:
         """The stitching layer of a joint."""
@@ -250,11 +244,6 @@ def _named(module: nn.Module) -> nn.Module:
 def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """The contexts of the two passes of a step under gradient checkpointing."""
     return nullcontext(), without_statistics(step)
-
-
-def _places(layout: Layout) -> str:
-    """The positions of a layout and the prefix tokens before them, in words."""
-    return f"{layout.positions} positions and {layout.num_prefix_tokens} prefix tokens"
 
 
 def _check_inputs(anchors: Sequence[Anchor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import pad
@@ -13,13 +13,16 @@ from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.activation_memory import in_portions
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.layout import as_rows
+from stitchkit.networks.layout import Layout, as_rows
 from stitchkit.networks.mode import evaluating
 from stitchkit.routes import Joint
 
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
 _FLOAT64_EPS = torch.finfo(torch.float64).eps
 METHODS = ("truncated", "damped", "exact")
+
+_Front = tuple[str, int, Layout]
+"""What rows `x` depend on: label and block of the front, and the positions and prefix tokens of the end."""
 
 
 class Gram:
@@ -83,8 +86,9 @@ class Gram:
 
 @dataclass
 class _Target:
-    """Sums for one joint: `[x, 1]^T y` and `y^T y` summed over columns."""
+    """Sums for one joint: `[x, 1]^T y` and `y^T y` summed over columns; `front` says which `x`."""
 
+    front: _Front
     cross: torch.Tensor
     square: torch.Tensor
 
@@ -119,19 +123,20 @@ def fit_stitching_layers(
     """
     if method not in METHODS:
         raise unknown("method of least squares", method, METHODS)
-    grams: dict[tuple[str, int], Gram] = {}
+    grams: dict[_Front, Gram] = {}
     targets: dict[Joint, _Target] = {}
     device = next(model.parameters()).device
     for joint in model.space.layers:
-        front, end = model.layouts_at(joint)
-        grams.setdefault((joint.front, joint.front_block), Gram(front.width, device))
+        front, end = model.layer(joint).layouts
+        left = (joint.front, joint.front_block, replace(end, channels=None))
+        grams.setdefault(left, Gram(front.width, device))
         cross = torch.zeros(front.width + 1, end.width, dtype=torch.float64, device=device)
-        targets[joint] = _Target(cross, torch.zeros((), dtype=torch.float64, device=device))
+        targets[joint] = _Target(left, cross, torch.zeros((), dtype=torch.float64, device=device))
     with evaluating(model):
         for images in batches:
             for portion in in_portions(images.to(device)):
                 _accumulate(model, portion, grams, targets)
-    for (label, block), gram in grams.items():
+    for (label, block, _), gram in grams.items():
         if not sum_over_ranks(gram.product).isfinite().all():
             raise InputError(f"the output of block {block} of '{label}' is not finite; check weights and images")
     if not next(iter(grams.values())).num_rows:
@@ -139,29 +144,32 @@ def fit_stitching_layers(
     return _apply(model, grams, targets, method, damping)
 
 
-def _accumulate(
-    model: SNNet, images: torch.Tensor, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target]
-) -> None:
+def _accumulate(model: SNNet, images: torch.Tensor, grams: dict[_Front, Gram], targets: dict[Joint, _Target]) -> None:
     # Entry j of the features is the input of block j, so the output of a front block i is entry i + 1.
-    wanted = {(label, block + 1) for label, block in grams} | {(joint.end, joint.end_block) for joint in targets}
-    rows = {}
+    fronts = {(label, block + 1) for label, block, _ in grams}
+    ends = {(joint.end, joint.end_block) for joint in targets}
+    left, rows = {}, {}
     for label, anchor in model.views.items():
-        last = max((entry for wanting, entry in wanted if wanting == label), default=0)
+        last = max((entry for wanting, entry in fronts | ends if wanting == label), default=0)
         for entry, x in enumerate(anchor.features(images, until=last)):
-            if (label, entry) in wanted:
+            if (label, entry) in fronts:
+                left[label, entry] = x
+            if (label, entry) in ends:
                 rows[label, entry] = as_rows(x, anchor.boundaries[entry].layout.channel_dim).double()
     for front, gram in grams.items():
-        x = pad(rows[front[0], front[1] + 1], (0, 1), value=1.0)
+        joints = [joint for joint in targets if targets[joint].front == front]
+        # A stitching layer resizes bilinearly, which commutes with its map: the map is fitted at the end's positions.
+        fitted = model.layer(joints[0]).fit(left[front[0], front[1] + 1])
+        x = pad(as_rows(fitted, front[2].channel_dim).double(), (0, 1), value=1.0)
         gram.add(x)
-        for joint, target in targets.items():
-            if (joint.front, joint.front_block) == front:
-                y = rows[joint.end, joint.end_block]
-                target.cross += x.T @ y
-                target.square += y.square().sum()
+        for joint in joints:
+            y = rows[joint.end, joint.end_block]
+            targets[joint].cross += x.T @ y
+            targets[joint].square += y.square().sum()
 
 
 def _apply(
-    model: SNNet, grams: dict[tuple[str, int], Gram], targets: dict[Joint, _Target], method: str, damping: float
+    model: SNNet, grams: dict[_Front, Gram], targets: dict[Joint, _Target], method: str, damping: float
 ) -> dict[Joint, float]:
     sharing: dict[tuple[int, ...], list[Joint]] = defaultdict(list)
     for joint, path in model.space.layers.items():
@@ -172,9 +180,9 @@ def _apply(
         for joint in joints:
             sum_over_ranks(targets[joint].cross)
             sum_over_ranks(targets[joint].square)
-            maps.append(grams[joint.front, joint.front_block].solve(targets[joint].cross, method, damping))
+            maps.append(grams[targets[joint].front].solve(targets[joint].cross, method, damping))
         mean = torch.stack(maps).mean(0)  # as published: the mean of the maps, not the map of all rows together
         model.layer(joints[0]).set_map(mean)
         for joint in joints:
-            residuals[joint] = targets[joint].left_over(mean, grams[joint.front, joint.front_block])
+            residuals[joint] = targets[joint].left_over(mean, grams[targets[joint].front])
     return residuals

@@ -223,6 +223,33 @@ def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str
     return x.contiguous() if target.num_prefix_tokens else x
 
 
+def grids_between(source: Layout, target: Layout) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """The grids from and to which a joint of two full layouts resizes positions; None if they are the same.
+
+    Raises:
+        InputError: If positions differ and one of the layouts has no grid.
+    """
+    if source.positions == target.positions:
+        return None
+    if source.is_vector != target.is_vector:
+        vector, other = (source, target) if source.is_vector else (target, source)
+        raise InputError(f"{vector} has no positions, but {other} does")
+    grids = source.grid, target.grid
+    return None if grids[0] == grids[1] else grids
+
+
+def with_prefix_tokens(x: torch.Tensor, found: int, count: int) -> torch.Tensor:
+    """Tokens `[B, found + L, C]` as `[B, count + L, C]`.
+
+    The first prefix tokens stay, as a class token comes first; further ones are the mean of the positions.
+    """
+    if found == count:
+        return x
+    prefix, positions = x[:, : min(found, count)], x[:, found:]
+    new = [positions.mean(1, keepdim=True).expand(-1, count - found, -1)] if count > found else []
+    return torch.cat([prefix, *new, positions], 1)
+
+
 def _beside(features: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
     """Tokens `[B, C, L]` with the prefix tokens `[B, C, P]` beside each: `[B, (1 + P) x C, L]`."""
     tokens = features.mT  # concatenated with the channels last, the memory order of tokens

@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
+from stitchkit.networks.cut.sized import shapes
 from stitchkit.networks.cut.trace import trace
 from stitchkit.networks.cut.tracer import INPUT, is_layer
 from stitchkit.networks.layout import Layout, find_layout
@@ -57,10 +58,7 @@ class Steps:
 
     @cached_property
     def _shapes(self) -> Mapping[fx.Node, tuple[int, ...]]:
-        if self._example is None:
-            return {}
-        values = {node: node.meta["values"][0] for node in self.flow.nodes[:-1]}  # for some number of images
-        return {node: tuple(value.shape) for node, value in values.items() if isinstance(value, torch.Tensor)}
+        return {} if self._example is None else shapes(self.flow.trace.graph)
 
     @cached_property
     def _cuts(self) -> list[tuple[fx.Node, fx.Node]]:

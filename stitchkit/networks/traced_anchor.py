@@ -14,7 +14,7 @@ from torch import fx, nn
 from stitchkit.errors import InputError
 from stitchkit.networks.anchor import Anchor, AnchorStep
 from stitchkit.networks.blocks import find_blocks
-from stitchkit.networks.slices import Code, Slice, hold
+from stitchkit.networks.slices import Code, Slice, hold_constants
 from stitchkit.networks.steps import Steps
 
 _PLAIN = {"input_size": (3, 224, 224)}
@@ -51,7 +51,7 @@ class TracedAnchor(Anchor):
         ends = [0, *(number + 1 for number in cuts), len(whole)]
         stem, *others = (_step(model, whole.graphs(first, last)) for first, last in pairwise(ends))
         self._run = (replace(stem, run=_Stem(stem, self._input_size, label)), *others)
-        self._outputs = int(result.meta["values"][0].shape[-1])
+        self._outputs = int(result.meta["value"].shape[-1])
 
     @property
     def _steps(self) -> tuple[AnchorStep, ...]:
@@ -104,8 +104,8 @@ def _step(model: nn.Module, graphs: Sequence[fx.Graph]) -> AnchorStep:
     if paths[0] is not None and paths[0] == paths[1]:
         return AnchorStep((paths[0],))
     code = Code(graphs)
-    hold(model, code.constants)
-    return AnchorStep((*code.paths, *code.constants), code)
+    hold_constants(model, graphs)
+    return AnchorStep(code.paths, code)
 
 
 def _chain(graph: fx.Graph) -> str | None:

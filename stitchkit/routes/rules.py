@@ -1,4 +1,4 @@
-"""The rule: where anchors may be joined, and which joints share a stitching layer."""
+"""What a rule is, and the published one: where anchors may be joined, and which joints share a stitching layer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ from stitchkit.routes.stitch import Joint, Segment, Stitch
 LayerPath = tuple[int, ...]
 """The place of a stitching layer in the published key names.
 
-(pair of anchors, layer) for anchors of one stage, (index among the stitched stages, pair, layer) for others.
+(pair of anchors, layer) for anchors of one stage, (index among the stitched stages, pair, layer) for others. A
+proportional rule counts the cuts of all stages together, so its places are (pair, layer) for all anchors.
 """
+
+
+_WAY_OUT = 'set "rule": "proportional", which joins any depths'
 
 
 class Shape(Protocol):
@@ -33,6 +37,13 @@ class Shape(Protocol):
         """The stages at which its family is stitched by default."""
 
 
+class Rule(Protocol):
+    """Where anchors may be joined."""
+
+    def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch], dict[Joint, LayerPath]]:
+        """The stitches that follow the anchors, in an order that never changes, and the layer of each joint."""
+
+
 class BlockPair(NamedTuple):
     """Two joined blocks: the route leaves after `front` and enters before `end`, through layer `layer`."""
 
@@ -45,6 +56,21 @@ def check_stages(stages: tuple[int, ...] | None) -> tuple[int, ...] | None:
     """Return the stages to stitch if they ascend from 0 or later."""
     if stages is not None and (not stages or list(stages) != sorted(set(stages)) or stages[0] < 0):
         raise InputError(f"{list(stages)} are not stages in ascending order; write, for example, [0, 1, 2]")
+    return stages
+
+
+def stages_to_stitch(anchors: Sequence[Shape], stages: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The given stages, which all anchors must have, or those at which all of the anchors' families are stitched."""
+    stages = stages or tuple(sorted(set.intersection(*(set(anchor.stitched_stages) for anchor in anchors))))
+    if not stages:
+        listed = ", ".join(f"{anchor.label} {list(anchor.stitched_stages)}" for anchor in anchors)
+        raise InputError(f"the anchors are usually stitched at different stages: {listed}; name some in 'stages'")
+    common = min(len(anchor.depths) for anchor in anchors)
+    if stages[-1] >= common:
+        raise InputError(
+            f"stages is {list(stages)}, but the anchors have the stages 0 to {common - 1} in common; "
+            f"the blocks are: {blocks_of(anchors)}"
+        )
     return stages
 
 
@@ -90,7 +116,7 @@ class SlidingWindow:
                 leave, enter = (sum(anchor.depths[:stage]) for anchor in (front, end))
                 for i, j, layer in self._pairs(front, end, stage, ahead=staged):
                     # A rule counts blocks within the stage, a route over all stages.
-                    stitch = _stitch((front, end), [BlockPair(leave + i, enter + j, layer)])
+                    stitch = route((front, end), [BlockPair(leave + i, enter + j, layer)])
                     layers[stitch.joints[0]] = (number, couple, layer) if staged else (couple, layer)
                     stitches.append(stitch)
         if not self.nearest:
@@ -98,7 +124,7 @@ class SlidingWindow:
             window = self._pairs(anchors[0], anchors[1], 0, ahead=False)
             for size in range(3, len(anchors) + 1):
                 for chain in combinations(anchors, size):
-                    stitches += [_stitch(chain, pairs) for pairs in _chained(window, size - 1)]
+                    stitches += [route(chain, pairs) for pairs in chained([window] * (size - 1))]
         return stitches, layers
 
     def _whole(self, anchors: Sequence[Shape]) -> tuple[int, ...]:
@@ -106,8 +132,8 @@ class SlidingWindow:
         depth = anchors[0].depths[0]
         if any(anchor.depths != (depth,) for anchor in anchors):
             raise InputError(
-                f"anchors of one stage are stitched only at equal depth, but the blocks are: {_blocks(anchors)}; "
-                "choose anchors of the same depth"
+                f"windows join anchors of one stage only at equal depth, but the blocks are: {blocks_of(anchors)}; "
+                f"{_WAY_OUT}, or choose anchors of the same depth"
             )
         if self.kernel_size > depth:
             raise InputError(
@@ -117,23 +143,12 @@ class SlidingWindow:
         return (0,)
 
     def _stages_of(self, anchors: Sequence[Shape]) -> tuple[int, ...]:
-        """The stages to stitch: the given ones, or those at which all of the anchors' families are stitched."""
         if not self.nearest:
             raise InputError(
-                "nearest_stitching is false, which is defined only for anchors of one stage; leave it out for "
-                f"{_blocks(anchors)}"
+                "nearest_stitching is false, which windows define only for anchors of one stage; leave it out for "
+                f"{blocks_of(anchors)}, or {_WAY_OUT}"
             )
-        stages = self.stages or tuple(sorted(set.intersection(*(set(anchor.stitched_stages) for anchor in anchors))))
-        if not stages:
-            listed = ", ".join(f"{anchor.label} {list(anchor.stitched_stages)}" for anchor in anchors)
-            raise InputError(f"the anchors are usually stitched at different stages: {listed}; name some in 'stages'")
-        common = min(len(anchor.depths) for anchor in anchors)
-        if stages[-1] >= common:
-            raise InputError(
-                f"stages is {list(stages)}, but the anchors have the stages 0 to {common - 1} in common; "
-                f"the blocks are: {_blocks(anchors)}"
-            )
-        return stages
+        return stages_to_stitch(anchors, self.stages)
 
     def _pairs(self, front: Shape, end: Shape, stage: int, *, ahead: bool) -> list[BlockPair]:
         # A route that entered at the same or an earlier block would repeat work of the front. The published spaces of
@@ -144,10 +159,10 @@ class SlidingWindow:
             pairs = unpaired(front.depths[stage], end.depths[stage])
         if not (found := list(pairs)):
             raise InputError(
-                f"nothing can be joined in stage {stage} of {_blocks((front, end))} with stitch_kernel_size "
+                f"nothing can be joined in stage {stage} of {blocks_of((front, end))} with stitch_kernel_size "
                 f"{self.kernel_size}: a stitch enters at a later block than the one it leaves, so a stage and a "
                 "window need two blocks, and an end needs at least as many as its front; leave the stage out of "
-                "'stages', or choose other anchors"
+                f"'stages', or {_WAY_OUT}"
             )
         return found
 
@@ -194,23 +209,25 @@ def unpaired(front_depth: int, end_depth: int) -> Iterator[BlockPair]:
         yield BlockPair(i, j, layer)
 
 
-def _chained(window: Sequence[BlockPair], count: int, enter: int = 0) -> Iterator[tuple[BlockPair, ...]]:
-    """All chains of `count` joints, each of which leaves at or after the block where the route entered."""
+def chained(windows: Sequence[Sequence[BlockPair]], enter: int = 0) -> Iterator[tuple[BlockPair, ...]]:
+    """All chains of a pair of each window, in which every pair leaves at or after the block where the route entered."""
     # If it left earlier, the anchor in the middle would run no block: its segment would end before it begins.
-    if count == 0:
+    if not windows:
         yield ()
         return
-    for pair in window:
+    for pair in windows[0]:
         if pair.front >= enter:
-            for rest in _chained(window, count - 1, pair.end):
+            for rest in chained(windows[1:], pair.end):
                 yield (pair, *rest)
 
 
-def _stitch(chain: Sequence[Shape], pairs: Sequence[BlockPair]) -> Stitch:
+def route(chain: Sequence[Shape], pairs: Sequence[BlockPair]) -> Stitch:
+    """The stitch through some anchors, given the blocks at which each is joined to the next."""
     starts = [0, *(pair.end for pair in pairs)]
     stops = [*(pair.front + 1 for pair in pairs), sum(chain[-1].depths)]
     return Stitch(tuple(Segment(a.label, start, stop) for a, start, stop in zip(chain, starts, stops, strict=True)))
 
 
-def _blocks(anchors: Sequence[Shape]) -> str:
+def blocks_of(anchors: Sequence[Shape]) -> str:
+    """The blocks of each stage of some anchors, in words."""
     return ", ".join(f"{anchor.label} {'+'.join(map(str, anchor.depths))}" for anchor in anchors)

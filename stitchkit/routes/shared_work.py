@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from graphlib import TopologicalSorter
 
 from stitchkit.routes.stitch import Step
 
@@ -38,15 +37,15 @@ class Visit:
         return 0 if self.entry.joint is None else self.entry.joint.end_block
 
 
-def shared_visits(routes: Mapping[int, Iterable[Step]]) -> dict[str, list[Visit]]:
-    """The visits of some stitches by anchor; visits with the same past are one.
+def shared_visits(routes: Mapping[int, Iterable[Step]]) -> list[tuple[str, list[Visit]]]:
+    """The visits of some stitches in rounds, each through one anchor; visits with the same past are one.
 
     Args:
         routes: The steps of the stitches, by `cfg_id`.
 
     Returns:
-        The visits of each anchor, by the block at which they start. Anchors are ordered so that every visit comes
-        after its parent.
+        The anchor of each round and its visits, by the block at which they start. Every visit comes in a later round
+        than its parent. An anchor has one round, unless routes lead from it to others and from these to it.
     """
     # The stem and the layers that a route has passed identify a visit: the blocks between them follow from these.
     known: dict[tuple[Step, ...], Visit] = {}
@@ -62,11 +61,20 @@ def shared_visits(routes: Mapping[int, Iterable[Step]]) -> dict[str, list[Visit]
             elif step.kind != "block":
                 assert visit is not None, "a head follows blocks"
                 visit.cfg_id, visit.head = cfg_id, step
-    by_anchor: dict[str, list[Visit]] = {}
+    waiting: dict[str, list[Visit]] = {}
     for visit in sorted(known.values(), key=lambda visit: visit.start):
-        by_anchor.setdefault(visit.anchor, []).append(visit)
-    # Routes never return to an anchor, so the anchors have an order, in which each can run all of its visits in one go.
-    order: TopologicalSorter[str] = TopologicalSorter()
-    for visit in known.values():
-        order.add(visit.anchor, *([] if visit.parent is None else [visit.parent.anchor]))
-    return {anchor: by_anchor[anchor] for anchor in order.static_order()}
+        waiting.setdefault(visit.anchor, []).append(visit)
+    rounds: list[tuple[str, list[Visit]]] = []
+    done: set[Visit | None] = {None}
+    while waiting:
+        ready = {anchor: [visit for visit in visits if visit.parent in done] for anchor, visits in waiting.items()}
+        # The more visits run together, the less often each block runs. So an anchor waits for all of its visits; in a
+        # circle of anchors that wait for each other, the one that loses least by going first does.
+        possible = [anchor for anchor in waiting if ready[anchor]]
+        anchor = min(possible, key=lambda anchor: (ready[anchor] != waiting[anchor], len(ready[anchor])))
+        rounds.append((anchor, ready[anchor]))
+        done.update(ready[anchor])
+        waiting[anchor] = [visit for visit in waiting[anchor] if visit not in done]
+        if not waiting[anchor]:
+            del waiting[anchor]
+    return rounds

@@ -9,7 +9,7 @@ from html import escape
 
 from stitchkit.display import aligned
 from stitchkit.errors import InputError, unknown
-from stitchkit.routes.rules import LayerPath, Shape, SlidingWindow
+from stitchkit.routes.rules import LayerPath, Rule, Shape
 from stitchkit.routes.stitch import Joint, Segment, Stitch
 
 _SHOWN = 100
@@ -31,7 +31,7 @@ class StitchSpace:
     num_anchors: int
 
     @classmethod
-    def build(cls, anchors: Sequence[Shape], rule: SlidingWindow) -> StitchSpace:
+    def build(cls, anchors: Sequence[Shape], rule: Rule) -> StitchSpace:
         """The space of `anchors`, from cheap to costly, under `rule`: a pure function of labels, depths and rule.
 
         Raises:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError
-from stitchkit.routes.rules import SlidingWindow, check_stages
+from stitchkit.routes import Proportional, SlidingWindow
+from stitchkit.routes.proportional import Directions
+from stitchkit.routes.rules import Rule, check_stages
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
@@ -86,8 +88,12 @@ class StitchConfig(Settings):
         anchors: timm model names, or objects with more settings, from cheap to costly.
         source: The paper or person that the configuration comes from.
         model: A key of published files; ignored.
-        stitch_kernel_size: How many neighbouring blocks a sliding window spans.
-        stitch_stride: How many blocks the window advances.
+        rule: Where anchors are joined: "window" slides a window over their blocks, as published; "proportional" joins
+            anchors of any depths at the same relative heights.
+        directions: For "proportional": "up" stitches cheaper anchors into costlier ones, "down" the reverse, "both"
+            either.
+        stitch_kernel_size: For "window": how many neighbouring blocks a sliding window spans.
+        stitch_stride: For "window": how many blocks the window advances.
         nearest_stitching: Stitch only anchors that are neighbours in the list.
         stages: Numbers of the stages to stitch; by default those that the anchors' families are stitched at.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
@@ -97,6 +103,8 @@ class StitchConfig(Settings):
     anchors: tuple[AnchorSpec, ...] = Field(min_length=2)
     source: StrictStr = ""
     model: object = None
+    rule: Literal["window", "proportional"] = "window"
+    directions: Directions = "up"
     stitch_kernel_size: StrictInt = Field(default=2, ge=1)
     stitch_stride: StrictInt = Field(default=1, ge=1)
     nearest_stitching: StrictBool = True
@@ -106,6 +114,17 @@ class StitchConfig(Settings):
     recipe: dict[str, object] = Field(default_factory=dict)
 
     further_keys: ClassVar[tuple[str, ...]] = tuple(_PUBLISHED_RECIPE_KEYS)
+
+    def __post_init__(self) -> None:
+        if self.rule == "window" and self.directions != "up":
+            raise InputError(
+                f"directions is '{self.directions}', but windows join only cheaper anchors to costlier ones; set "
+                '"rule": "proportional", or leave it out'
+            )
+        if self.rule == "proportional" and (self.stitch_kernel_size, self.stitch_stride) != (2, 1):
+            raise InputError(
+                "stitch_kernel_size and stitch_stride belong to windows, but rule is 'proportional'; leave them out"
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> StitchConfig:
@@ -137,9 +156,10 @@ class StitchConfig(Settings):
         config = parse(cls, {key: value for key, value in content.items() if key not in published})
         return replace(config, recipe=_published_recipe(published) | _own_recipe(config.recipe))
 
-    @property
-    def rule(self) -> SlidingWindow:
+    def make_rule(self) -> Rule:
         """Where the anchors may be joined."""
+        if self.rule == "proportional":
+            return Proportional(self.directions, self.nearest_stitching, self.stages)
         return SlidingWindow(self.stitch_kernel_size, self.stitch_stride, self.nearest_stitching, self.stages)
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,6 +167,8 @@ class StitchConfig(Settings):
         return {
             "source": self.source,
             "anchors": [asdict(anchor) for anchor in self.anchors],
+            "rule": self.rule,
+            "directions": self.directions,
             "stitch_kernel_size": self.stitch_kernel_size,
             "stitch_stride": self.stitch_stride,
             "nearest_stitching": self.nearest_stitching,

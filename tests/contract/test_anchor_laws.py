@@ -133,12 +133,6 @@ def test_law_1_of_images_whose_size_no_stride_divides(name):
     check_anchor(anchor_of(create_model(name, img_size=(75, 43), num_classes=3).eval(), label=name))
 
 
-def test_a_class_without_a_view_is_refused():
-    model = timm.create_model("convnext_atto", num_classes=2)
-    with pytest.raises(InputError, match="ConvNeXt; stitchkit can stitch"):
-        anchor_of(model, label="r")
-
-
 def test_the_default_stitch():
     model = pico_snnet()
     x = pico_images()
@@ -178,8 +172,6 @@ def test_drop_path_follows_the_mode():
     ("change", "message"),
     [
         ({"img_size": 32}, "input_size"),
-        ({"patch_size": 4}, "positions"),
-        ({"class_token": False, "global_pool": "avg"}, "positions"),
         ({"num_classes": 7}, "num_classes"),
         ({"depth": 4}, "equal depth"),
     ],

@@ -1,4 +1,4 @@
-"""Rejoined pieces are the whole model, over families of timm and torchvision; the table and the page say the same."""
+"""Rejoined pieces are the whole model, over families of timm and torchvision."""
 
 import copy
 import re
@@ -8,7 +8,6 @@ import timm
 import torch
 import torchvision
 
-from docs.cut_table import HEAD, NAMES, measure
 from stitchkit.networks.families import steps_of
 from tests.support import ROOT, mostly_full, randomize
 
@@ -84,28 +83,6 @@ def test_pieces_of_torchvision_models_rejoin(name):
     arguments, *places = TORCHVISION[name]
     torch.manual_seed(0)
     check(torchvision.models.get_model(name, weights=None, num_classes=4, **arguments), *places)
-
-
-def rows():
-    lines = (ROOT / "docs/cut.md").read_text().split(HEAD)[1].splitlines()
-    return {re.findall("`(.*?)`", line)[0]: line for line in lines}
-
-
-def test_the_table_is_that_of_the_script():
-    assert list(rows()) == NAMES
-    assert len(NAMES) >= 60
-    assert not [row for row in rows().values() if "| no |" in row]
-
-
-AGAIN = [
-    *("resnet18", "convnext_atto", "vit_tiny_patch16_224", "crossvit_tiny_240", "twins_svt_small"),
-    *("torchvision/alexnet", "torchvision/shufflenet_v2_x1_0"),
-]
-
-
-@pytest.mark.parametrize("name", mostly_full(AGAIN, quick=["convnext_atto"]))
-def test_rows_of_the_table_are_measured_again(name):
-    assert str(measure(name)) == rows()[name]
 
 
 def test_the_python_of_the_page_runs():

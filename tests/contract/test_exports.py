@@ -37,7 +37,10 @@ from tests.support import (
 # One of each published family for the formats that take seconds to write.
 TRACED = [
     (family, suffix)
-    for family in ("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit")
+    for family in (
+        *("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit"),
+        *("vits of other grids and tokens, both ways", "resnet and vit, both ways"),
+    )
     for suffix in (".onnx", ".pt2")
 ]
 
@@ -81,7 +84,7 @@ def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
         }
 
 
-@pytest.mark.parametrize(("family", "suffix"), mostly_full(TRACED, quick=[TRACED[0], ("resnet", ".pt2")]))
+@pytest.mark.parametrize(("family", "suffix"), mostly_full(TRACED, quick=[TRACED[0], ("resnet", ".pt2"), TRACED[-4]]))
 def test_traced_formats_of_every_family_agree_with_the_snnet(family, suffix, tmp_path):
     subject = trained(family)
     cfg_id, path = shortest(subject.model), tmp_path / f"net{suffix}"

@@ -12,12 +12,15 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.families import VIEWS, anchor_of
-from stitchkit.networks.view import View
-from stitchkit.routes import SlidingWindow, StitchSpace
+from stitchkit.routes import Proportional, SlidingWindow, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
+from tests.networks import TRACED
 from tests.support import FAMILIES, SPACES, family_snnet, mostly_full, pico_images, randomize
 
 ANCHORS = {f"{family}: {anchor['label']}": anchor for family in SPACES for anchor in SPACES[family]["anchors"]}
+TRACED_ANCHORS = [name for name in ANCHORS if name.rpartition(": ")[0] in TRACED]
+QUICK = ("NCHW, batch norm", "NHWC", "NLC, 5 prefix tokens", "headless")
+"""The traced families of which all laws are tested in `make test`."""
 
 
 def images(model: SNNet, count: int = 2) -> torch.Tensor:
@@ -29,7 +32,7 @@ def twin(model: SNNet) -> SNNet:
     return copy.deepcopy(model.eval())
 
 
-@pytest.fixture(scope="module", params=SPACES)
+@pytest.fixture(scope="module", params=mostly_full(SPACES, quick=[*FAMILIES, *QUICK]))
 def model(request):
     return family_snnet(request.param)
 
@@ -47,7 +50,9 @@ def test_every_view_has_a_pico_family():
     assert {VIEWS[name] for name in tested} == set(VIEWS.values())
 
 
-@pytest.mark.parametrize("name", ANCHORS)
+@pytest.mark.parametrize(
+    "name", mostly_full(ANCHORS, quick=[n for n in ANCHORS if n not in TRACED_ANCHORS or n.endswith(" s")])
+)
 def test_law_1_anchor_equals_the_timm_model(name):
     anchor = create(name)
     x = pico_images(size=anchor.input_size[-1])
@@ -60,17 +65,32 @@ def test_law_1_anchor_equals_the_timm_model(name):
         assert place.layout.sized(feature) == place.layout
 
 
-@pytest.mark.parametrize("name", ANCHORS)
-@pytest.mark.parametrize("final_norm", [True, False])
-def test_law_2_self_stitch_equals_the_anchor(name, final_norm):
+WAYS = {
+    "window": (SlidingWindow(), True),
+    "window without norm": (SlidingWindow(), False),
+    "proportional": (Proportional("both"), True),
+}
+"""A rule, and whether stitched routes apply the final norm, which is not known of traced networks."""
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    mostly_full(
+        [(name, way) for name in ANCHORS for way in WAYS if name not in TRACED_ANCHORS or WAYS[way][1]],
+        quick=[
+            *((name, way) for name in ANCHORS if name not in TRACED_ANCHORS for way in WAYS),
+            *((f"{family}: s", "window") for family in QUICK),
+        ],
+    ),
+)
+def test_law_2_self_stitch_equals_the_anchor(name, way):
+    rule, final_norm = WAYS[way]
     first = create(name)
     if not final_norm:
-        if not isinstance(first, View):
-            pytest.skip("the final norm of a traced network is not known")
         for child in first.final_norm_children:
             setattr(first.model, child, torch.nn.Identity())
     anchors = [anchor_of(first.model, label="a"), anchor_of(copy.deepcopy(first.model), label="b")]
-    model = SNNet(anchors, StitchSpace.build(anchors, SlidingWindow()), stitched_final_norm=final_norm).eval()
+    model = SNNet(anchors, StitchSpace.build(anchors, rule), stitched_final_norm=final_norm).eval()
     for joint in model.space.layers:
         width = first.boundaries[joint.front_block + 1].layout.width
         model.layer(joint).set_map(torch.cat([torch.eye(width), torch.zeros(1, width)]))

@@ -14,7 +14,7 @@ TWO = ["deit_tiny_patch16_224.fb_in1k", "deit_small_patch16_224.fb_in1k"]
 def test_a_file_with_anchors_alone_is_complete():
     config = StitchConfig.parse({"anchors": TWO})
     assert [anchor.label for anchor in config.anchors] == ["deit_tiny_patch16_224", "deit_small_patch16_224"]
-    assert config.rule == SlidingWindow(kernel_size=2, stride=1, nearest=True)
+    assert config.make_rule() == SlidingWindow(kernel_size=2, stride=1, nearest=True)
     assert config.stitched_final_norm
 
 
@@ -42,7 +42,7 @@ def test_the_published_keys_are_read_as_they_are():
             "teacher_model": "regnety_160",
         }
     )
-    assert config.rule == SlidingWindow(kernel_size=3, stride=2, nearest=False)
+    assert config.make_rule() == SlidingWindow(kernel_size=3, stride=2, nearest=False)
     assert config.recipe == {
         "batch_size": 128,
         "data_dir": "/imagenet",

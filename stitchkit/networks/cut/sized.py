@@ -1,8 +1,8 @@
 """Tracing with the sizes of an example: every size is a number, except those that follow the batch.
 
 Many networks compute with sizes, ask about them, or hand them to their blocks. torch.fx alone knows no sizes and can
-trace none of these. Here each operation also runs on two batches of fake tensors, which have sizes but no values. A
-size that differs between the two follows the batch; any other is a constant.
+trace none of these. Here each operation also runs on fake tensors, which have sizes but no values. Their batch is a
+prime number, so that a size that it divides follows the batch, and any other is a constant.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from stitchkit.networks.cut.tracer import Tracer, is_layer, is_sequence_of_blocks, is_stage
 
-_BATCHES = (2, 3)
+_BATCH = 10_007
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -41,7 +41,7 @@ class SizedTracer(Tracer):
         super().__init__(root, asked, whole, deep=deep)
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self._fake:
-            self._examples = [torch.empty_like(example[:1].expand(count, *example.shape[1:])) for count in _BATCHES]
+            self._images = torch.empty_like(example[:1].expand(_BATCH, *example.shape[1:]))
         self._batch: Any = None
         self._is_running = False
         # Also a stage that has only one block of its class.
@@ -57,26 +57,24 @@ class SizedTracer(Tracer):
         return _Sized(node, self)
 
     def create_node(self, kind: str, target: fx.node.Target, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record what a node computes for the two batches."""
+        """Record what a node computes."""
         node = super().create_node(kind, target, *args, **kwargs)
         if kind != "output":
             self._is_running = True
             try:
                 with self._fake, torch.no_grad():
-                    node.meta["values"] = [self._run(node, number) for number in range(len(_BATCHES))]
+                    node.meta["value"] = self._run(node)
             finally:
                 self._is_running = False
         return node
 
-    def _run(self, node: fx.Node, number: int) -> Any:
-        def value(argument: fx.node.Argument) -> Any:
-            return map_arg(argument, lambda part: part.meta["values"][number])
-
+    def _run(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._examples[number]
+            return self._images
         if node.op == "get_attr":
             return attrgetter(str(node.target))(self.root)
-        arguments, keywords = value(node.args), value(node.kwargs)
+        arguments: Any = map_arg(node.args, lambda given: given.meta["value"])
+        keywords: Any = map_arg(node.kwargs, lambda given: given.meta["value"])
         if node.op == "call_module":
             return self.root.get_submodule(str(node.target))(*arguments, **keywords)
         if node.op == "call_method":
@@ -97,24 +95,25 @@ class SizedTracer(Tracer):
     def create_proxy(self, kind: str, target: fx.node.Target, *args: Any, **kwargs: Any) -> Any:
         """A tensor; of numbers that do not depend on the batch, the numbers themselves."""
         proxy = super().create_proxy(kind, target, *args, **kwargs)
-        first, second = map(tree_leaves, proxy.node.meta.get("values", [proxy, proxy]))
-        if all(isinstance(leaf, _PLAIN) for leaf in first) and first == second:
+        value = proxy.node.meta.get("value", proxy)
+        if all(isinstance(leaf, _PLAIN) and not _follows_batch(leaf) for leaf in tree_leaves(value)):
             self.graph.erase_node(proxy.node)
-            return proxy.node.meta["values"][0]
+            return value
         return proxy
 
-    def size(self, sizes: tuple[int, ...]) -> Any:
-        """A size, given those for the two batches: a number, or a multiple of the number of images."""
-        factor = sizes[0] // _BATCHES[0]
-        if len(set(sizes)) == 1:
-            return sizes[0]
-        if sizes != tuple(factor * count for count in _BATCHES):
-            raise ValueError(f"the sizes {sizes} for {_BATCHES} images are neither equal nor multiples of these")
+    def size(self, size: int) -> Any:
+        """A size: a number, or a multiple of the number of images."""
+        if not _follows_batch(size):
+            return size
         if self._batch is None:
             images = next(iter(self.graph.nodes))
             self._batch = super().create_proxy("call_method", "size", (self.proxy(images), 0), {})
             self._batch.node.meta["is_batch"] = True
-        return mul(self._batch, factor) if factor > 1 else self._batch
+        return mul(self._batch, size // _BATCH) if size > _BATCH else self._batch
+
+
+def _follows_batch(value: object) -> bool:
+    return isinstance(value, int) and value > 0 and value % _BATCH == 0
 
 
 class _Sized(fx.Proxy):
@@ -123,13 +122,12 @@ class _Sized(fx.Proxy):
     tracer: SizedTracer
 
     @property
-    def _values(self) -> list[Any]:
-        values: list[Any] = self.node.meta["values"]
-        return values
+    def _value(self) -> Any:
+        return self.node.meta["value"]
 
     def size(self, dim: int | None = None) -> Any:
         """One size of a tensor, or all."""
-        sizes = tuple(map(self.tracer.size, zip(*(value.shape for value in self._values), strict=True)))
+        sizes = tuple(map(self.tracer.size, self._value.shape))
         return sizes if dim is None else sizes[dim]
 
     @property
@@ -141,11 +139,11 @@ class _Sized(fx.Proxy):
     @property
     def ndim(self) -> int:
         """The number of axes."""
-        return len(self._values[0].shape)
+        return len(self._value.shape)
 
     def __len__(self) -> int:
-        first, second = map(len, self._values)
-        return first if first == second else super().__len__()
+        count = len(self._value)
+        return super().__len__() if _follows_batch(count) else count
 
     def __iter__(self) -> Iterator[Any]:
         return (getitem(self, number) for number in range(len(self)))
@@ -158,5 +156,11 @@ def is_batch(node: fx.Node) -> bool:
 
 def has_batch_first(node: fx.Node) -> bool:
     """Whether the first axis of a tensor is that of the images, as far as this is known."""
-    found = zip(node.meta.get("values", ()), _BATCHES, strict=False)
-    return all(isinstance(value, torch.Tensor) and value.shape[:1] == (count,) for value, count in found)
+    value = node.meta.get("value")
+    return value is None or (isinstance(value, torch.Tensor) and value.shape[:1] == (_BATCH,))
+
+
+def shapes(graph: fx.Graph) -> dict[fx.Node, tuple[int, ...]]:
+    """The shape of each tensor of a sized trace; its batch is not that of any images."""
+    values = {node: node.meta.get("value") for node in graph.nodes}
+    return {node: tuple(value.shape) for node, value in values.items() if isinstance(value, torch.Tensor)}
