@@ -10,13 +10,16 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import check_folder_of
 
 DATA_FLAGS = ("--data", "--data-dir", "--data_dir", "--data-path", "--data_path")
 """The flag of the folder of the data sets in every command: timm's and the published tools' names are aliases."""
+
+ANCHORS_FLAG: dict[str, Any] = {"nargs": None, "type": lambda text: text.split(","), "metavar": "A,B"}
+"""How argparse takes `--anchors`."""
 
 
 def with_default(action: argparse.Action, default: object) -> str | None:
@@ -84,12 +87,17 @@ def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command
 
 def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False, config: str = "") -> None:
     """Add the flags that define the SN-Net and its images; `config` is the help of its configuration."""
-    about = config or "stitch configuration"
-    parser.add_argument("--stitch_config", "--stitch-config", required=required, metavar="JSON", help=about)
+    about = config or "stitch configuration: a file, or a short name such as deit_ti_s_b"
+    parser.add_argument("--stitch_config", "--stitch-config", required=required, metavar="CONFIG", help=about)
     parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default as in the models")
     parser.add_argument(
         "--img-size", type=int, metavar="N", help="side of the input image; by default as in the models"
     )
+
+
+def add_anchors_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--anchors`, in place of `--stitch_config`."""
+    parser.add_argument("--anchors", **ANCHORS_FLAG, help="in place of --stitch_config, as in stitchkit train")
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:

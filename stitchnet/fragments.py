@@ -137,7 +137,7 @@ def _known_places(steps: Steps) -> Iterator[tuple[Boundary, list[nn.Module]]]:
     readers = (path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path)))
     first = next(readers, None)  # there is no cut before it, even if its input is a normalised image
     for place in steps.boundaries:
-        if place.found is not None and first not in place.takers:
+        if place.found is not None and place.found.is_by_row and first not in place.takers:
             yield place, [steps.model.get_submodule(path) for path in place.takers]
 
 

@@ -142,6 +142,15 @@ SPACES = FAMILIES | TRACED
 """These, and those of networks that are traced."""
 
 
+def headless(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration whose anchors have no classifier: the output of a stitch is a feature."""
+    anchors = [{**anchor, "kwargs": {**anchor["kwargs"], "num_classes": 0}} for anchor in config["anchors"]]
+    return {**config, "anchors": anchors}
+
+
+FAMILIES |= {f"headless {family}": headless(FAMILIES[family]) for family in ("vit", "resnet to swin", "levit")}
+
+
 def family_snnet(family: str) -> stitchkit.SNNet:
     """An SN-Net of one of `SPACES` in evaluation mode, with seeded random weights that are not tiny."""
     torch.manual_seed(0)

@@ -68,7 +68,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
 
     Args:
         dataset: Images and labels by number.
-        num_classes: Labels must be smaller.
+        num_classes: Labels must be smaller; with 0, any will do.
         is_training: Replace bad images.
         limit: Largest share of bad images; a few are always allowed, unless it is 0.
         flag: The flag that sets the limit; empty if there is none.
@@ -109,7 +109,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             if isinstance(image, Image.Image):
                 check_shape(image)
             image = image if self.transform is None else self.transform(image)
-            if not 0 <= operator.index(label) < self._num_classes:
+            if self._num_classes and not 0 <= operator.index(label) < self._num_classes:
                 raise InputError(f"label {label} is not a class")
         except Exception as error:  # decoders raise many types
             self._cause = f" ({one_line(error)})"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
-from stitchkit.display import counted, plural
+from stitchkit.display import counted, plural, quantity
 from stitchkit.errors import InputError
 from stitchkit.parser import (
     Command,
     add_allow_unreliable_flag,
+    add_anchors_flag,
     add_device_flag,
     add_network_flags,
     add_overlay_flag,
@@ -21,10 +23,13 @@ def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latency", action="store_true", help="also measure the latency of each stitch on this device")
     parser.add_argument("-b", "--batch-size", type=int, default=1, metavar="N", help="batch size for --latency")
     add_device_flag(parser)
-    add_network_flags(parser, required=True)
+    add_network_flags(parser)
+    add_anchors_flag(parser)
 
 
 def _profile(flags: argparse.Namespace) -> None:
+    import torch
+
     from stitchkit.distributed import choose_device
     from stitchkit.measure.ledger import cost_row, write_rows
     from stitchkit.measure.pareto import table
@@ -34,7 +39,12 @@ def _profile(flags: argparse.Namespace) -> None:
     if flags.batch_size < 1:
         raise InputError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     output = new_file(flags.output) if flags.output else None
-    model = create_snnet(flags.stitch_config, checkpoints=False, num_classes=flags.num_classes, img_size=flags.img_size)
+    if bool(flags.stitch_config) == bool(flags.anchors):
+        raise InputError("give either --stitch_config FILE or --anchors A,B")
+    overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}
+    # Costs need no memory for weights, which giants would fill; latencies do.
+    with nullcontext() if flags.latency else torch.device("meta"):
+        model = create_snnet(flags.stitch_config, anchors=flags.anchors or (), checkpoints=False, **overrides)
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
     if flags.latency:
@@ -43,7 +53,8 @@ def _profile(flags: argparse.Namespace) -> None:
         model.to(choose_device(flags.device))
         print(add_latencies(rows, model, batch_size=flags.batch_size))
     print(table(rows))
-    print(f"{counted(len(rows), 'stitch')}; * marks anchors")
+    lowest, highest = (quantity(extreme(row["flops"] for row in rows)) for extreme in (min, max))
+    print(f"{counted(len(rows), 'stitch')}, {lowest} to {highest} FLOPs; * marks anchors")
     if output is not None:
         write_rows(output, rows)
         print(f"the ledger is {output}")

@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 _NUMBERS = (
     *("flops", "params", "activations", "acc1", "acc5", "balanced_acc1", "loss", "latency_ms", "images_per_s"),
-    *("latency_spread_percent", "latency_batch_size", "latency_threads"),
+    *("latency_spread_percent", "latency_batch_size", "latency_threads", "recalibrate_bn"),
 )
 _AGAIN = "remove the line and evaluate the stitch again"
 _OTHER = f"give a stitches_res.txt, or {_AGAIN}"

@@ -14,6 +14,7 @@ from torch import nn
 
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating, unfused_attention
+from stitchkit.networks.slices import extract
 from stitchkit.routes import Step, Stitch
 
 with warnings.catch_warnings():
@@ -46,7 +47,8 @@ class Profiler:
     The cost of a stitch is the sum over its steps, which equals that of its extracted network.
 
     Args:
-        model: An SN-Net on any device; its weights do not matter.
+        model: An SN-Net on any device; its weights do not matter. On the meta device it takes no memory, and only one
+            step at a time does while it is measured.
 
     Source: SN-Net's FLOPs are fvcore's at batch 1, one multiply-add counted once, attention unfused.
     """
@@ -72,7 +74,7 @@ class Profiler:
         """The cost of a step; equal blocks of a stage are traced only once."""
         key = (_structure(step), x.shape, x.dtype)
         if key not in self._known:
-            self._known[key] = measure(step, x)
+            self._known[key] = measure(*_with_memory(step, x)) if x.is_meta else measure(step, x)
         return self._known[key]
 
     def _input_of(self, step: Step) -> torch.Tensor:
@@ -86,6 +88,15 @@ class Profiler:
             with evaluating(anchor.model), torch.no_grad():
                 self._entering[step.anchor] = anchor.features(images)
         return self._entering[step.anchor][step.index]
+
+
+@torch.no_grad()
+def _with_memory(step: nn.Module, x: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+    """A step of a network on the meta device and its input, with zeros: fvcore's tracer needs memory."""
+    twin = extract(step).to_empty(device="cpu")
+    for tensor in (*twin.parameters(), *twin.buffers()):
+        tensor.zero_()  # some are indices, and what uninitialised memory holds may lie outside the table
+    return twin, torch.zeros_like(x, device="cpu")
 
 
 def _structure(module: nn.Module) -> Hashable:

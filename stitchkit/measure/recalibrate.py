@@ -3,12 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stitchkit.model.create import anchors_and_space
+from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.stitch_config import StitchConfig
+
+BATCHES = 10
+"""Training batches for the statistics of a stitch, unless a flag or the configuration says otherwise."""
+
+
+def batch_norms(net: nn.Module) -> list[_BatchNorm]:
+    """The batch norms of a network that have running statistics."""
+    return [part for part in net.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+
+
+def with_calibration(recipe: Recipe, config: StitchConfig | None) -> Recipe:
+    """The recipe of an evaluation, which says from how many training batches stitched routes get their statistics.
+
+    What flags and configuration leave open is decided by the anchors: those with batch norms need it. Published
+    configurations leave nothing open: they say 0, as they were published.
+    """
+    if recipe.run.recalibrate_bn is not None or not recipe.run.eval:
+        return recipe
+    number = 0
+    if config is not None:
+        with torch.device("meta"):
+            anchors, _ = anchors_and_space(config, pretrained=False, checkpoints=False)
+        number = BATCHES if any(batch_norms(anchor.model) for anchor in anchors) else 0
+    return replace(recipe, run=replace(recipe.run, recalibrate_bn=number))
+
+
+def has_own_statistics(model: SNNet, cfg_id: int) -> bool:
+    """Whether recalibration concerns a stitch: it is not an uncut anchor, and it has batch norms."""
+    norms = (batch_norms(model.module_of(step)) for step in model.steps(cfg_id))
+    return bool(model.space[cfg_id].joints) and any(norms)
 
 
 @torch.no_grad()
@@ -17,7 +52,7 @@ def recalibrate(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
 
     Source: once-for-all (Cai et al., ICLR 2020) for the subnets of a supernet.
     """
-    norms = [part for part in net.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    norms = batch_norms(net)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

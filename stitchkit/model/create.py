@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stitchkit.errors import InputError
+from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anchor
+from stitchkit.model.plan import Plan, plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
@@ -15,28 +19,44 @@ from stitchkit.networks.data_config import given_data_config
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_config import StitchConfig
 
+_logger = logging.getLogger(__name__)
+
 
 def create_snnet(
-    config: StitchConfig | Mapping[str, object] | str | Path,
+    config: StitchConfig | Mapping[str, object] | str | Path | None = None,
     *,
+    anchors: Sequence[str | Path | Mapping[str, object] | AnchorSource] = (),
     pretrained: bool = False,
     checkpoints: bool = True,
     **overrides: Any,
 ) -> SNNet:
-    """The SN-Net of a configuration.
+    """The SN-Net of a configuration, or of some anchors.
 
     Stitching layers are random; `fit_stitching_layers` or a checkpoint sets them.
 
     Args:
-        config: A configuration, its content, or the path of its file.
+        config: A configuration, its content, the path of its file, or its short name, such as `deit_ti_s_b`.
+        anchors: In place of it, timm names, checkpoints as `--anchors` takes them, specifications, or networks of your
+            own, in any order. Where they are joined follows from their structure, and is logged.
         pretrained: Download timm's weights of the anchors for which the configuration names no local `checkpoint`.
         checkpoints: Load these local files. False is for a network whose weights do not matter, or all come from
             another file.
-        overrides: Arguments of `timm.create_model` for all anchors, such as `num_classes=10` or `img_size=384`.
+        overrides: Arguments of `timm.create_model` for all anchors, such as `num_classes=10` or `img_size=384`. With
+            `num_classes=0` the anchors have no classifier, and a stitch gives the pooled feature of its end.
 
     Raises:
         InputError: If the configuration or an anchor is invalid, or the anchors cannot be stitched.
     """
+    if (config is None) != bool(anchors):
+        raise InputError("give either a configuration or anchors, such as anchors=['resnet18', 'resnet50']")
+    if anchors:
+        plan = plan_anchors([anchor_source(given) for given in anchors], **overrides)
+        for line in plan.lines:
+            _logger.info("%s", line)
+        if not plan.is_config:
+            return _of_networks(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
+        return _assemble(plan.config, pretrained=pretrained, checkpoints=checkpoints, **overrides)
+    assert config is not None
     config = read_config(config)
     if pretrained or (checkpoints and any(spec.checkpoint for spec in config.anchors)):
         with torch.device("meta"):  # find anchors that cannot be stitched before downloading weights
@@ -55,6 +75,11 @@ def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor
     """The anchors and the stitch space of an SN-Net; options as in `create_anchor`."""
     anchors = [create_anchor(spec, **options) for spec in config.anchors]
     return anchors, StitchSpace.build(anchors, config.make_rule())
+
+
+def _of_networks(plan: Plan, **options: Any) -> SNNet:
+    anchors = [make_anchor(*named, **options) for named in zip(plan.sources, plan.labels, strict=True)]
+    return SNNet(anchors, StitchSpace.build(anchors, plan.rule))
 
 
 def _assemble(config: StitchConfig, **options: Any) -> SNNet:

@@ -81,7 +81,7 @@ class OnePass:
         self._uses = Counter((visit.parent, visit.entry.index) for visit in every if visit.parent is not None)
 
     def __call__(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Logits `[B, num_classes]` of every stitch by ascending `cfg_id`, for images `[B, C, H, W]`."""
+        """The output of every stitch by ascending `cfg_id`, as `SNNet.forward` gives it for images `[B, C, H, W]`."""
         if self._model.training:
             raise InputError("all stitches run in one pass only in evaluation mode; call model.eval() first")
         found: dict[int, torch.Tensor] = {}

@@ -46,7 +46,7 @@ class SNNet(nn.Module):
     """
 
     pretrained_cfg: dict[str, Any]
-    """The preparation of images and the number of classes, for `timm.data.resolve_model_data_config`."""
+    """The preparation of images and the number of classes, 0 for none, for `timm.data.resolve_model_data_config`."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class SNNet(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """Number of logits."""
+        """Number of logits; 0 if the anchors have no classifier, and the output is the end anchor's pooled feature."""
         return next(iter(self.views.values())).num_classes
 
     @property
@@ -183,6 +183,8 @@ class SNNet(nn.Module):
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
         """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.
 
+        Without classes, it is the pooled feature `[B, C]` of the anchor in which the stitch ends, and its width.
+
         Args:
             stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
 
@@ -201,7 +203,7 @@ class SNNet(nn.Module):
     def forward_all(
         self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None
     ) -> dict[int, torch.Tensor]:
-        """Logits by `cfg_id` of many stitches for the same images; common work is done once.
+        """Logits, or features, by `cfg_id` of many stitches for the same images; common work is done once.
 
         Args:
             cfg_ids: The stitches; by default all.

@@ -82,8 +82,11 @@ def load_any_classes(
     model: nn.Module, content: Mapping[str, object], path: str | Path, num_classes: int | None
 ) -> None:
     """Load weights with any number of classes; the classifier is re-initialised if another number is requested."""
-    weight = own_names(model, weights_of(content)).get(f"{classifier_of(model)}.weight")
+    weights, classifier = own_names(model, weights_of(content)), classifier_of(model)
+    weight = weights.get(f"{classifier}.weight")
     found = len(weight) if weight is not None and weight.ndim else None
+    if num_classes and hasattr(model, "reset_classifier") and not any(name.startswith(classifier) for name in weights):
+        found = 0  # the file is of a network without classifier
     if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
         _resize_classifier(model, found)
     load_content(model, content, path)

@@ -33,12 +33,14 @@ class Layout:
         channels: Number of channels; None for any.
         positions: `(H, W)` of maps, `(L,)` of tokens without the prefix, `()` of vectors; None for any.
         num_prefix_tokens: Number of tokens of `NLC` before those of the positions.
+        is_by_row: Whether tokens stand in the order of rows; a network may have an order of its own.
     """
 
     kind: Kind
     channels: int | None = None
     positions: tuple[int, ...] | None = None
     num_prefix_tokens: int = 0
+    is_by_row: bool = True
 
     @classmethod
     def parse(cls, value: object) -> Layout:
@@ -70,7 +72,7 @@ class Layout:
     @property
     def bare(self) -> Layout:
         """The same axes of any length."""
-        return Layout(self.kind, num_prefix_tokens=self.num_prefix_tokens)
+        return Layout(self.kind, num_prefix_tokens=self.num_prefix_tokens, is_by_row=self.is_by_row)
 
     @property
     def axes(self) -> str:
@@ -109,6 +111,8 @@ class Layout:
     def grid(self) -> tuple[int, int]:
         """Height and width; those of tokens are equal."""
         positions = self.positions or ()
+        if not self.is_by_row:
+            raise InputError(f"{self} has its tokens in an order of its own, and so no rows and columns")
         if len(positions) == 2:
             return (positions[0], positions[1])
         length = math.prod(positions)
@@ -127,7 +131,7 @@ class Layout:
         channels = sizes.pop(self.channel_dim)
         if self.num_prefix_tokens:
             sizes[1] -= self.num_prefix_tokens
-        return Layout(self.kind, channels, tuple(sizes[1:]), self.num_prefix_tokens)
+        return replace(self, channels=channels, positions=tuple(sizes[1:]))
 
     def converted_to(self, target: Layout) -> Layout:
         """The full layout of `convert` at the same size; prefix tokens without a slot multiply the channels."""
@@ -229,7 +233,7 @@ def grids_between(source: Layout, target: Layout) -> tuple[tuple[int, int], tupl
     Raises:
         InputError: If positions differ and one of the layouts has no grid.
     """
-    if source.positions == target.positions:
+    if source.positions == target.positions and source.is_by_row == target.is_by_row:
         return None
     if source.is_vector != target.is_vector:
         vector, other = (source, target) if source.is_vector else (target, source)
@@ -301,12 +305,13 @@ def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int])
     found = None
     if len(shape) == 2:
         found = Layout("vector")
-    # timm's `unroll` changes the order of tokens from that of their positions.
-    if len(shape) == 3 and size[0] == size[1] and not hasattr(model, "unroll"):
+    if len(shape) == 3 and size[0] == size[1]:
+        # timm's `unroll` changes the order of tokens.
+        is_by_row = not hasattr(model, "unroll")
         # Some models add their prefix tokens after some blocks.
         for prefix in (getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2), 0):
             if found is None and math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
-                found = Layout("NLC", num_prefix_tokens=prefix)
+                found = Layout("NLC", num_prefix_tokens=prefix, is_by_row=is_by_row)
     if len(shape) == 4:
         # Maps have the proportions of the images, which shows where their channels are.
         leading, trailing = (_is_proportional(sides, size) for sides in (shape[1:3], shape[2:4]))

@@ -28,7 +28,10 @@ _NEEDED = {
     "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn"),
 }
 
-ALTERNATIVES = (("stitch_config", "model"), ("img_size", "input_size"), ("in_chans", "input_size"))
+ALTERNATIVES = (
+    *(("stitch_config", "model"), ("stitch_config", "anchors"), ("anchors", "model")),
+    *(("img_size", "input_size"), ("in_chans", "input_size")),
+)
 """Settings that say one thing in two ways; the one from the stronger source replaces the other."""
 
 # Settings that exclude each other.
@@ -53,11 +56,13 @@ def check(recipe: Recipe) -> Recipe:
 def _check_subject(recipe: Recipe) -> None:
     """Refuse a run without a network, data, or the weights to evaluate."""
     model = recipe.model
-    if (model.stitch_config is None) == (model.model is None):
-        raise InputError("give either --stitch_config FILE (stitch anchors) or --model NAME (train one model)")
+    if [model.is_stitched, bool(model.model)].count(True) != 1:
+        raise InputError(
+            "give either --stitch_config FILE or --anchors A,B (stitch anchors), or --model NAME (train one model)"
+        )
     if not recipe.data.data_dir and not recipe.data.dataset:
         raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
-    if recipe.run.eval and not recipe.run.resume and model.stitch_config:
+    if recipe.run.eval and not recipe.run.resume and model.is_stitched:
         raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
     if recipe.run.eval and not (recipe.run.resume or model.initial_checkpoint or model.pretrained):
         raise InputError("--eval needs weights; add --resume CHECKPOINT, --initial-checkpoint FILE or --pretrained")
@@ -65,17 +70,18 @@ def _check_subject(recipe: Recipe) -> None:
 
 def _check_network(recipe: Recipe) -> None:
     model, optim = recipe.model, recipe.optim
-    if model.stitch_config and model.pretrained_path:
+    if model.is_stitched and model.pretrained_path:
         raise InputError(
-            "--pretrained-path is for --model; give each anchor its 'checkpoint' in the stitch configuration"
+            "--pretrained-path is for --model; give each anchor its 'checkpoint' in the stitch configuration, or write "
+            "--anchors NAME=FILE,..."
         )
     if model.model and recipe.run.latency:
-        raise InputError("--latency is for the stitches of a --stitch_config and goes into their ledger; leave it out")
+        raise InputError("--latency is for the stitches of an SN-Net and goes into their ledger; leave it out")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):
         raise InputError("--split-bn needs batches in splits; add --resplit or --aug-splits")
-    if model.stitch_config and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
+    if model.is_stitched and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
         raise InputError("--sync-bn waits for other ranks, which run different stitches; add --sampling shared")
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
         raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")

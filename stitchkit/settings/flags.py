@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from stitchkit.errors import InputError
-from stitchkit.parser import DATA_FLAGS, with_default
+from stitchkit.parser import ANCHORS_FLAG, DATA_FLAGS, with_default
+from stitchkit.settings.anchor_text import RECIPE, read_anchor
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
 from stitchkit.settings.combinations import ALTERNATIVES, check
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import Settings
+from stitchkit.settings.short_names import config_file
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.timm_flags import REFUSED
 
@@ -36,6 +37,7 @@ _VALUES: dict[str, dict[str, Any]] = {
     "input_size": {"nargs": 3, "metavar": ("C", "H", "W")},
     "torchcompile": {"nargs": "?", "const": "inductor", "metavar": "BACKEND"},
     "latency": {"nargs": "?", "const": 1, "metavar": "N"},
+    "anchors": ANCHORS_FLAG,
 }
 
 
@@ -152,14 +154,19 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     if given.get("stitch_config"):
         config = StitchConfig.load(str(given["stitch_config"]))
         given = _merged([*layers, config.recipe])
+    elif anchors := given.get("anchors"):
+        given = _merged([*layers, RECIPE])
+        given.setdefault("experiment", "+".join(read_anchor(text).label for text in cast(list[str], anchors)))
     elif "pretrained" not in given:
         given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
     return make_recipe(given), config
 
 
 def _network(settings: Mapping[str, object]) -> object:
-    """The configuration or model that settings name, if any."""
-    return settings.get("stitch_config") or settings.get("model")
+    """The file of the configuration, the anchors or the model that settings name, if any."""
+    if file := settings.get("stitch_config"):
+        return config_file(str(file)).resolve()
+    return settings.get("anchors") or settings.get("model")
 
 
 def _merged(layers: Sequence[Mapping[str, object]]) -> dict[str, object]:
@@ -168,7 +175,7 @@ def _merged(layers: Sequence[Mapping[str, object]]) -> dict[str, object]:
     for layer in reversed(layers):
         if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
             given.pop("lr", None)  # a base rate determines the rate
-        networks = [Path(str(name)).resolve() for source in (given, layer) if (name := _network(source))]
+        networks = [network for source in (given, layer) if (network := _network(source))]
         if len(networks) == 2 and networks[0] != networks[1]:
             given.pop("experiment", None)  # it names the folder of the other network
         for pair in ALTERNATIVES:

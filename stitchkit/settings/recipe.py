@@ -25,8 +25,11 @@ from stitchkit.settings.schema import (
     Share,
 )
 
-COMMAND_ONLY = ("dataset_download", "dry_run")
-"""Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained."""
+COMMAND_ONLY = ("dataset_download", "dry_run", "anchors")
+"""Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained.
+
+Anchors in a file make it a stitch configuration.
+"""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 """How timm can resize images."""
@@ -51,13 +54,22 @@ def flag(default: Any, help: str, *, length: int | None = None, strict: bool | N
 class ModelRecipe(Settings):
     """The network."""
 
-    stitch_config: LocalPath | None = flag(None, "stitch configuration (JSON): train or evaluate its SN-Net")
+    stitch_config: LocalPath | None = flag(
+        None, "stitch configuration, a file or a short name such as deit_ti_s_b: train or evaluate its SN-Net"
+    )
+    anchors: list[str] | None = flag(
+        None,
+        "in place of --stitch_config: timm names A,B,... or checkpoints of one's own, FILE or NAME=FILE; where they "
+        "are joined follows from their structure",
+    )
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
     model_kwargs: ModelArguments | None = flag(None, "arguments of the timm model, as key=value ...")
-    pretrained: bool = flag(True, "start from pretrained weights; by default only with --stitch_config")
+    pretrained: bool = flag(True, "start from pretrained weights; by default not with --model")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
-    num_classes: Count | None = flag(None, "number of classes; by default that of the data set")
+    num_classes: Natural | None = flag(
+        None, "number of classes; by default that of the data set; with 0, networks give features and are not trained"
+    )
     img_size: Count | None = flag(None, "side of the square input image; by default the model's")
     in_chans: Count | None = flag(None, "channels of an input image; by default 3")
     input_size: list[Count] | None = flag(
@@ -81,6 +93,11 @@ class ModelRecipe(Settings):
     )
     torchcompile: str | None = flag(None, "compile the blocks of the anchors, or the whole --model, with this backend")
     torchcompile_mode: str | None = flag(None, "mode of the compiler, such as max-autotune")
+
+    @property
+    def is_stitched(self) -> bool:
+        """Whether it is an SN-Net, not a single model."""
+        return bool(self.stitch_config or self.anchors)
 
     @property
     def channels(self) -> int:
@@ -296,8 +313,10 @@ class RunRecipe(Settings):
         "with --eval: add to the ledger how long each stitch takes here, in batches of N images, or of 1 if N is left "
         "out; by default nothing is measured",
     )
-    recalibrate_bn: Natural = flag(
-        0, "with --eval: training batches from which each stitch gets batch-norm statistics of its own"
+    recalibrate_bn: Natural | None = flag(
+        None,
+        "with --eval: training batches from which each stitched route gets batch-norm statistics of its own; by "
+        "default 10 if the anchors have batch norms and their configuration says nothing; with 0, those of training",
     )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")

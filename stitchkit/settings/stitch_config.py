@@ -15,11 +15,14 @@ from stitchkit.errors import InputError
 from stitchkit.routes import Proportional, SlidingWindow
 from stitchkit.routes.proportional import Directions
 from stitchkit.routes.rules import Rule, check_stages
+from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
+from stitchkit.settings.short_names import config_file
 from stitchkit.settings.timm_flags import REFUSED
+from stitchkit.settings.zoo_facts import ZooFacts
 
 # The flat keys of the published files and the recipe fields they stand for. A published `lr` is for 512 images.
 _PUBLISHED_RECIPE_KEYS = {
@@ -61,7 +64,7 @@ class AnchorSpec(Settings):
 
     def __post_init__(self) -> None:
         if not self.label:
-            object.__setattr__(self, "label", self.name.removeprefix("hf-hub:").replace("/", "_").split(".")[0])
+            object.__setattr__(self, "label", AnchorText(self.name, "").label)
 
     @model_validator(mode="before")
     @classmethod
@@ -98,6 +101,7 @@ class StitchConfig(Settings):
         stages: Numbers of the stages to stitch; by default those that the anchors' families are stitched at.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
         recipe: Training settings by flag name; YAML files and flags override them.
+        zoo: Of a configuration of the zoo, what `stitchkit zoo` lists; it does not change the network.
     """
 
     anchors: tuple[AnchorSpec, ...] = Field(min_length=2)
@@ -112,6 +116,7 @@ class StitchConfig(Settings):
     # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
     recipe: dict[str, object] = Field(default_factory=dict)
+    zoo: ZooFacts | None = None
 
     further_keys: ClassVar[tuple[str, ...]] = tuple(_PUBLISHED_RECIPE_KEYS)
 
@@ -130,9 +135,13 @@ class StitchConfig(Settings):
     def load(cls, path: str | Path) -> StitchConfig:
         """Read a configuration from a JSON or YAML file, ours or one of the published ones.
 
+        Args:
+            path: The file, or the short name of a configuration that comes with stitchkit, such as `deit_ti_s_b`.
+
         Raises:
             InputError: If the file cannot be read, or holds an unknown key or an unusable value.
         """
+        path = config_file(path)
         content = read_settings_file(path)
         if content and "anchors" not in content and content.keys() <= {*SETTINGS, *REFUSED, "data"}:
             named = content.get("stitch_config")
@@ -189,6 +198,7 @@ def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
         settings["dataset"] = ""
     names = {name: key for key, name in _PUBLISHED_RECIPE_KEYS.items()}
     made = checked_of_file(settings, names.__getitem__)
+    made |= {"recalibrate_bn": 0} if made else {}  # as published: all routes share the statistics of batch norms
     return made | ({"lr_base_size": 512, "lr_base_scale": "linear"} if "lr" in published else {})
 
 

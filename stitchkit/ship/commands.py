@@ -41,17 +41,25 @@ def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
     parser.add_argument(*DATA_FLAGS, dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
     parser.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
     parser.add_argument(
-        "--recalibrate-bn", type=int, metavar="N", help="batch-norm statistics from N training batches, as in --eval"
+        "--recalibrate-bn",
+        type=int,
+        metavar="N",
+        help="batch-norm statistics of a stitched route from N training batches; by default as in --eval",
     )
     parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
 
 
 def _trained(flags: argparse.Namespace, *, cfg_id: int | None = None) -> Trained:
     """The SN-Net of the flags that `_add_trained` adds, with a stitch of this number if one is given."""
+    from stitchkit.measure.ledger_origin import origin_file, read_origin
     from stitchkit.ship.trained_snnet import open_trained
 
     names = ("stitch_config", "num_classes", "img_size", "resume", "data_dir", "config", "recalibrate_bn", "model_ema")
     given = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    ledger = getattr(flags, "ledger", None)
+    if ledger is not None and origin_file(ledger).is_file():  # by default as it was measured
+        origin = read_origin(ledger, advice="remove it")
+        given = {"recalibrate_bn": origin["recalibrate_bn"], **given}
     return open_trained(given, cfg_id=cfg_id)
 
 
@@ -99,7 +107,7 @@ def _pick(flags: argparse.Namespace) -> None:
             flags.stitch_config, checkpoints=False, num_classes=flags.num_classes, img_size=flags.img_size
         )
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
-    elif flags.num_classes or flags.img_size:
+    elif flags.num_classes is not None or flags.img_size:
         raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
     choice = pick(rows, budget, allow_unreliable=flags.allow_unreliable)
     rival = better_single_model(choice.best, budget.costs, overlay.models) if overlay and choice.best else None
@@ -160,8 +168,9 @@ def _export(flags: argparse.Namespace) -> None:
     about = describe(trained, cfg_id)
     report = export(trained.model, cfg_id, output, images, about, net=net, calibration=calibration)
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
-    print(f"  largest difference {report.largest_difference:.2g} of logits up to {report.largest_logit:.3g}")
-    print(f"  same top-1 class on {report.same_top1} of {report.images}")
+    print(f"  largest difference {report.largest_difference:.2g} of {report.output} up to {report.largest_output:.3g}")
+    if report.same_top1 is not None:
+        print(f"  same top-1 class on {report.same_top1} of {report.images}")
     for name, size, latency in (
         ("SN-Net (all weights)", report.snnet_bytes, report.snnet_latency),
         (Path(output).name, report.file_bytes, report.file_latency),
@@ -222,6 +231,7 @@ def _predict(flags: argparse.Namespace) -> None:
     if output.suffix.lower() != ".csv":
         raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv")
     from stitchkit.distributed import choose_device
+    from stitchkit.ship.description import no_classes
     from stitchkit.ship.predict import Predictor, image_files, predict
     from stitchkit.ship.trained_snnet import calibrated
 
@@ -229,8 +239,9 @@ def _predict(flags: argparse.Namespace) -> None:
     if flags.exported is not None:
         predictor = Predictor.open(flags.exported)
     else:
-        trained = _trained(flags)
-        trained.model.resolve(flags.cfg_id)
+        trained = _trained(flags, cfg_id=flags.cfg_id)
+        if not trained.model.num_classes:
+            raise no_classes("the SN-Net")
         net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
         predictor = Predictor(net, trained.data_config, trained.classes)
     unreadable = predict(predictor, flags.folder, paths, output, device=device, **asdict(settings))
@@ -291,7 +302,7 @@ def _serve(flags: argparse.Namespace) -> None:
     trained = _trained(flags)
     check_origin(flags.ledger, trained, otherwise="give the --ledger of this checkpoint")
     trained.model.to(device)
-    title = Path(trained.recipe.model.stitch_config or "").stem
+    title = trained.recipe.folder.name
     serve(Demonstration(trained, flags.ledger), title=title, port=flags.port)
 
 

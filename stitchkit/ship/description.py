@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from timm.models import is_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,11 +14,15 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import check_data_config, given_data_config
+from stitchkit.networks.mode import evaluating
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
+from stitchkit.ship.formats import About
 
 FORMAT = "stitchkit stitch 1"
 """The format that every description names."""
+FEATURE = "feature"
+"""The name of the output of a network without classes; that of others is `logits`."""
 
 
 def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, object]:
@@ -34,6 +39,30 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
         kwargs["global_pool"] = global_pool
     name = spec.name if is_model(spec.name) else model.views[spec.label].pretrained_cfg.get("architecture", spec.name)
     return {"name": name, "label": spec.label, "kwargs": kwargs}
+
+
+def output_of(model: SNNet, stitch: Stitch | int) -> dict[str, object]:
+    """The name and the width of a stitch's output: `logits` of classes, or the pooled `feature` of its end anchor."""
+    if model.num_classes:
+        return {"name": "logits", "width": model.num_classes}
+    weights = next(model.parameters())
+    blank = torch.zeros(1, *model.input_size, device=weights.device, dtype=weights.dtype)
+    with evaluating(model), torch.no_grad():
+        return {"name": FEATURE, "width": model(blank, stitch).shape[1]}
+
+
+def output_name(about: About) -> str:
+    """The name of the output that a description gives; older ones, which give none, are of logits."""
+    output = about.get("output")
+    return FEATURE if isinstance(output, Mapping) and output.get("name") == FEATURE else "logits"
+
+
+def no_classes(what: str) -> InputError:
+    """The error for a network that is to predict, but gives features."""
+    return InputError(
+        f"{what} gives features, not classes; give a network that was trained for classes, as stitchkit train does "
+        "(--num-classes N if the data do not name them)"
+    )
 
 
 def build(about: Mapping[str, Any]) -> nn.Sequential:

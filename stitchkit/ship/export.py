@@ -17,11 +17,12 @@ from stitchkit.measure.latency import Latency, latencies
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
+from stitchkit.ship.description import FEATURE, output_name
 from stitchkit.ship.formats import About, suffix_of
 from stitchkit.ship.stitch_files import FORMATS, Runner
 
 TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
-"""Largest accepted difference of logits, as a share of the largest logit if that is above 1."""
+"""Largest accepted difference of logits or features, as a share of the largest one if that is above 1."""
 INT8_AGREEMENT = 0.9
 """Smallest accepted share of images on which a file in int8 predicts the same class.
 
@@ -37,16 +38,18 @@ class Report:
     """The comparison of a file with its SN-Net on some images; sizes in bytes, latencies of one image.
 
     Args:
-        largest_difference: Between the logits of both.
-        largest_logit: Of the SN-Net, in absolute value.
-        same_top1: Images on which both predict the same class.
+        output: What both give: `logits` or `features`.
+        largest_difference: Between the outputs of both.
+        largest_output: Of the SN-Net, in absolute value.
+        same_top1: Images on which both predict the same class; None for features.
         snnet_bytes: All weights of the SN-Net.
         snnet_latency: Of the stitch inside the SN-Net.
     """
 
+    output: str
     largest_difference: float
-    largest_logit: float
-    same_top1: int
+    largest_output: float
+    same_top1: int | None
     images: int
     snnet_bytes: int
     file_bytes: int
@@ -89,7 +92,8 @@ def export(
 
                 quantise(draft, calibration)
             size = sum(value.nbytes for value in model.state_dict().values())
-            report = _compare(inside, form.read(draft), images, draft, size)
+            output = "features" if output_name(about) == FEATURE else "logits"
+            report = _compare(inside, form.read(draft), images, output, draft.stat().st_size, size)
         except InputError:
             raise
         except OSError as error:
@@ -109,12 +113,12 @@ def export(
 def _fault(report: Report, *, is_int8: bool) -> str:
     """Why a file must not be kept; empty if it may."""
     tolerance, advice = (INT8_TOLERANCE, "omit --int8") if is_int8 else (TOLERANCE, "try another suffix")
-    if not report.largest_difference <= tolerance * max(1.0, report.largest_logit):  # nor if a logit is NaN
+    if not report.largest_difference <= tolerance * max(1.0, report.largest_output):  # nor if one is NaN
         return (
-            f"its logits differ from the SN-Net's by {report.largest_difference:.3g}, more than {tolerance:g} of "
-            f"logits up to {report.largest_logit:.3g}; {advice}"
+            f"its {report.output} differ from the SN-Net's by {report.largest_difference:.3g}, more than {tolerance:g} "
+            f"of {report.output} up to {report.largest_output:.3g}; {advice}"
         )
-    if is_int8 and report.same_top1 < INT8_AGREEMENT * report.images:
+    if is_int8 and report.same_top1 is not None and report.same_top1 < INT8_AGREEMENT * report.images:
         return (
             f"in int8 it predicts the same class as the SN-Net on only {report.same_top1} of {report.images} images, "
             f"less than {INT8_AGREEMENT:.0%}; {advice}"
@@ -122,27 +126,30 @@ def _fault(report: Report, *, is_int8: bool) -> str:
     return ""
 
 
-def _compare(inside: nn.Module, net: nn.Module, images: torch.Tensor, draft: Path, snnet_bytes: int) -> Report:
-    largest, logit, same = 0.0, 0.0, 0
+def _compare(
+    inside: nn.Module, net: nn.Module, images: torch.Tensor, output: str, file_bytes: int, snnet_bytes: int
+) -> Report:
+    largest, highest, same = 0.0, 0.0, 0
     with torch.inference_mode():
         for batch in (images[:1], images[1:4], *torch.split(images[4:], 16)):  # a file must accept batches of any size
             if not len(batch):
                 continue
             expected, found = inside(batch), net(batch)
             if found.shape != expected.shape:
-                raise InputError(f"the file gives logits of shape {list(found.shape)}, not {list(expected.shape)}")
+                raise InputError(f"the file gives {output} of shape {list(found.shape)}, not {list(expected.shape)}")
             # torch's max keeps NaN; Python's would drop it, and a broken file would agree.
             largest = float(torch.tensor([largest, (found - expected).abs().max()]).max())
-            logit = max(logit, float(expected.abs().max()))
+            highest = max(highest, float(expected.abs().max()))
             same += int((found.argmax(1) == expected.argmax(1)).sum())
     times = latencies([inside, net], images[:1], limit_s=_SECONDS)
     return Report(
+        output=output,
         largest_difference=largest,
-        largest_logit=logit,
-        same_top1=same,
+        largest_output=highest,
+        same_top1=same if output == "logits" else None,
         images=len(images),
         snnet_bytes=snnet_bytes,
-        file_bytes=draft.stat().st_size,
+        file_bytes=file_bytes,
         snnet_latency=times[0],
         file_latency=times[1],
     )

@@ -26,6 +26,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import local, portable
 
 _CONFIG, _WEIGHTS, _LEDGER, _README = "config.json", "model.safetensors", "stitches_res.txt", "README.md"
+_OF_CLASSES, _OF_FEATURES = "image-classification", "image-feature-extraction"
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 _CARD = """---
@@ -41,7 +42,7 @@ Choose the one that fits your budget, even from call to call.
 import stitchkit
 
 model = stitchkit.HubSNNet.from_pretrained("{{ place }}").eval()
-logits = model(images, {{ example }})  # images [B, {{ size }}], and the cfg_id of a stitch
+{{ output }} = model(images, {{ example }})  # images [B, {{ size }}], and the cfg_id of a stitch
 print(model.image, model.classes)  # how images are prepared, also for timm.data.resolve_model_data_config; the classes
 net = model.extract({{ example }})  # a plain nn.Module with only what this stitch needs
 ```
@@ -53,7 +54,11 @@ No other stitch of this network beats these in both FLOPs and accuracy; `stitche
 ```
 {{ front }}
 ```
-{% if latencies %}
+{% if recalibrated %}
+The accuracies of stitched routes are those of their own batch-norm statistics, recomputed from {{ recalibrated }} \
+training batches. These weights have the statistics that all routes shared in training, with which stitches are less \
+accurate.
+{% endif %}{% if latencies %}
 How latencies were measured: {{ latencies }}.
 {% endif %}{% endif %}
 Method: Pan, Cai, Zhuang, *Stitchable Neural Networks*, CVPR 2023.
@@ -64,8 +69,8 @@ class HubSNNet(
     SNNet,
     ModelHubMixin,
     library_name="stitchkit",
-    pipeline_tag="image-classification",
-    tags=["image-classification", "stitchable-neural-network"],
+    pipeline_tag=_OF_CLASSES,
+    tags=[_OF_CLASSES, "stitchable-neural-network"],
     model_card_template=_CARD,
 ):
     """An SN-Net with `save_pretrained`, `from_pretrained` and `push_to_hub`.
@@ -76,7 +81,7 @@ class HubSNNet(
 
     Args:
         stitch_config: The content of a stitch configuration, or its path.
-        num_classes: Number of logits; by default that of the models.
+        num_classes: Number of logits, or 0 for features; by default that of the models.
         img_size: Side of an input image, or height and width; by default that of the models.
         in_chans: Channels of an input image; by default 3.
         classes: Class names in the order of the logits, if known.
@@ -166,11 +171,17 @@ class HubSNNet(
             "stitches": len(self.space),
             "place": kwargs.get("repo_id") or "FOLDER_OR_REPOSITORY",
             "example": front[-1]["cfg_id"] if front else 0,
+            "output": "logits" if self.num_classes else "features",
             "size": ", ".join(map(str, self.input_size)),
             "front": table(front) if front else "",
+            "recalibrated": max((row.get("recalibrate_bn", 0) for row in front), default=0),
             "latencies": latency_note(front),
         }
-        return super().generate_model_card(*args, **(content | kwargs))
+        card = super().generate_model_card(*args, **(content | kwargs))
+        if not self.num_classes:
+            tags = [_OF_FEATURES if tag == _OF_CLASSES else tag for tag in card.data["tags"]]
+            card.data["pipeline_tag"], card.data["tags"] = _OF_FEATURES, tags
+        return card
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the files of `save_pretrained` to `user/name`; the options are huggingface_hub's."""

@@ -28,6 +28,7 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing
 from stitchkit.networks.data_config import KEYS, DataConfig
 from stitchkit.progress import progress
+from stitchkit.ship.description import FEATURE, no_classes, output_name
 from stitchkit.ship.stitch_files import open_exported
 
 _logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class Predictor:
     def open(cls, path: str) -> Predictor:
         """The predictor of an exported `.safetensors` or `.onnx` file."""
         network, about = open_exported(path)
+        if output_name(about) == FEATURE:
+            raise no_classes(f"'{path}'")
         try:
             data_config = cast(DataConfig, {key: about["input"][key] for key in KEYS})
             Transform(data_config)

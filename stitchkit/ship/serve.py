@@ -21,9 +21,10 @@ from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row
 from stitchkit.optional import optional
 from stitchkit.ship.budgeted import BudgetedModel
+from stitchkit.ship.description import no_classes
 from stitchkit.ship.predict import Transform, described_classes, likeliest
 from stitchkit.ship.route_drawing import depths_of, draw_route
-from stitchkit.ship.trained_snnet import Trained, calibrated
+from stitchkit.ship.trained_snnet import Trained, calibrated, needs_calibration
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,11 +49,15 @@ class Demonstration:
     """The behaviour of the page, apart from its layout: an SN-Net on its device, and its ledger or rows."""
 
     def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
+        if not trained.model.num_classes:
+            raise no_classes("the SN-Net")
         self._trained = trained
         self._model = trained.model
         self._device = next(trained.model.parameters()).device
         self._budgeted = BudgetedModel(self._model, ledger)
         self._rows = {row["cfg_id"]: row for row in self._budgeted.rows}
+        for cfg_id in self._rows:
+            needs_calibration(trained, cfg_id)  # refuses one without data now, not while somebody waits for the page
         costs = [float(row["flops"]) for row in self._rows.values()]
         self.cheapest, self.costliest = min(costs), max(costs)
         self._transform = Transform(trained.data_config)
@@ -76,7 +81,7 @@ class Demonstration:
             return dict(likeliest(self._network(cfg_id)(x)[0], self._names, _CLASSES))
 
     def _open_network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The network of a stitch; with `--recalibrate-bn`, its statistics are computed here."""
+        """The network of a stitch; if an evaluation recalibrates it, its statistics are computed here."""
         own = calibrated(self._trained, cfg_id)
         return partial(self._model, stitch=cfg_id) if own is None else own.to(self._device)
 

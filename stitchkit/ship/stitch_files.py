@@ -16,7 +16,7 @@ from torch import nn
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.files import unique_keys
-from stitchkit.ship.description import build
+from stitchkit.ship.description import build, output_name
 from stitchkit.ship.formats import About, suffix_of
 
 _KEY = "stitchkit"
@@ -136,7 +136,7 @@ def write_onnx(net: nn.Module, about: About, draft: Path) -> None:
         _trace(net, about),
         dynamo=True,
         input_names=["images"],
-        output_names=["logits"],
+        output_names=[output_name(about)],
         dynamic_shapes=_BATCH,
         verbose=False,
     )
@@ -155,7 +155,7 @@ def read_onnx(path: Path) -> nn.Module:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     text = session.get_modelmeta().custom_metadata_map.get(_KEY, "null")
     about = json.loads(text, object_pairs_hook=unique_keys)
-    return Runner(lambda x: torch.from_numpy(session.run(["logits"], {"images": x.cpu().numpy()})[0]), about)
+    return Runner(lambda x: torch.from_numpy(session.run(None, {"images": x.cpu().numpy()})[0]), about)
 
 
 class Format(NamedTuple):

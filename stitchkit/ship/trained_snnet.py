@@ -22,7 +22,7 @@ from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
-from stitchkit.measure.recalibrate import recalibrate
+from stitchkit.measure.recalibrate import has_own_statistics, recalibrate, with_calibration
 from stitchkit.model.create import anchors_and_space
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.data_config import (
@@ -37,7 +37,7 @@ from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.ship.description import FORMAT, portable
+from stitchkit.ship.description import FORMAT, output_of, portable
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.data import Datasets, create_loaders, open_datasets
 from stitchkit.training.inputs import source_of
@@ -102,6 +102,7 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
     recipe, config = gather({**settings, "eval": True})
     if config is None:
         raise InputError("there is no stitch configuration; give --stitch_config FILE")
+    recipe = with_calibration(recipe, config)
     path = recipe.run.resume
     if path is None:
         raise InputError("there are no trained weights; give --resume CHECKPOINT")
@@ -155,13 +156,23 @@ def check_origin(ledger: str | Path, trained: Trained, *, otherwise: str) -> Non
         )
 
 
-def calibrated(trained: Trained, stitch: int) -> nn.Module | None:
-    """The network of a stitch with its own batch-norm statistics, as `--recalibrate-bn` asks; None otherwise."""
-    recipe, model = trained.recipe, trained.model
-    if not recipe.run.recalibrate_bn:
-        return None
+def needs_calibration(trained: Trained, stitch: int) -> bool:
+    """Whether a stitch gets batch-norm statistics of its own, as in an evaluation, for which there must be data."""
+    if not trained.recipe.run.recalibrate_bn or not has_own_statistics(trained.model, stitch):
+        return False
     if not trained.has_data:
-        raise InputError("--recalibrate-bn needs training images; add --data DIR")
+        raise InputError(
+            f"the batch norms of stitch {stitch} are recalibrated, as in --eval, which needs training images; add "
+            "--data DIR, or --recalibrate-bn 0 to keep the statistics of the checkpoint"
+        )
+    return True
+
+
+def calibrated(trained: Trained, stitch: int) -> nn.Module | None:
+    """The network of a stitch with its own batch-norm statistics, if it gets them in an evaluation; None otherwise."""
+    recipe, model = trained.recipe, trained.model
+    if not needs_calibration(trained, stitch):
+        return None
     net = model.extract(stitch).cpu()
     world = init_world("cpu")
     try:
@@ -191,6 +202,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
         "stitched_final_norm": model.stitched_final_norm,
         "bn_eps": settings.bn_eps,
         "input": trained.data_config,
+        "output": output_of(model, route),
         "classes": list(trained.classes),
     }
 

@@ -110,12 +110,20 @@ def header(session: Session) -> dict[str, object]:
     """The part of a checkpoint that describes its run."""
     return {
         "arch": session.recipe.model.model,
+        "model_kwargs": _arguments(session) if session.recipe.model.model else {},
         "opt": session.recipe.optim.opt,
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
         "input_size": list(session.input_size),
         "image": saved_data_config(session.model),
     }
+
+
+def _arguments(session: Session) -> dict[str, object]:
+    """The arguments with which timm builds the model again, apart from the size of its images."""
+    settings = session.recipe.model
+    pool = {"global_pool": settings.gp} if settings.gp else {}
+    return {**pool, "num_classes": as_timm(session.model).num_classes, **(settings.model_kwargs or {})}
 
 
 def check_header(content: Mapping[str, object], config: StitchConfig | None, path: str | Path) -> list[int] | None:
@@ -134,7 +142,7 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
         }
         optional = {
             "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3,
-            "image": _IMAGE_RULES,
+            "image": _IMAGE_RULES, "model_kwargs": rules.table(rules.text, rules.plain),
         }  # fmt: skip
         training_state.check_saved(content, path, needed, optional)
     if config is not None and isinstance(found := content.get("stitch_config"), Mapping):

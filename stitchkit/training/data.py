@@ -18,10 +18,12 @@ from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.data.open_dataset import Images, agreed_classes, check_folders, open_dataset
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.inputs import source_of
+
+_FOR_CALIBRATION = "batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ def open_datasets(recipe: Recipe) -> Datasets:
     data, source, train = recipe.data, source_of(recipe), None
     if not recipe.run.eval or recipe.run.recalibrate_bn:
         options = {"num_samples": data.train_num_samples, "repeats": data.epoch_repeats}
-        train = open_dataset(source, data.train_split, is_training=True, **options)
+        with prefixed(_FOR_CALIBRATION if recipe.run.eval else ""):
+            train = open_dataset(source, data.train_split, is_training=True, **options)
         for name in ("aug_repeats", "aug_splits"):
             if isinstance(train, IterableDataset) and getattr(recipe.augment, name):
                 raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")

@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count, islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from stitchkit.measure.ledger import Ledger
 from stitchkit.measure.ledger_origin import changed, origin_file, origin_of, read_origin, write_origin
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
-from stitchkit.measure.recalibrate import recalibrate
+from stitchkit.measure.recalibrate import has_own_statistics, recalibrate
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
@@ -43,8 +43,8 @@ _OF_A_MODEL = ("model", "model_kwargs", "pretrained_path", "initial_checkpoint")
 def evaluate_stitches(session: Session) -> None:
     """Evaluate every stitch that the ledger lacks, or the plain model.
 
-    All stitches are evaluated in one pass over the images; with `--recalibrate-bn`, each has its own pass. Results of
-    other weights or data are left as they are.
+    Stitches are evaluated in one pass over the images; those that get batch-norm statistics of their own have a pass
+    each. Results of other weights or data are left as they are.
     """
     recipe, model, world = session.recipe, session.model, session.world
     origin, missing, ledgers = prepare_evaluation(session)
@@ -54,17 +54,16 @@ def evaluate_stitches(session: Session) -> None:
         _logger.info("%s", json.dumps({"model": recipe.model.model, **score.figures}))
         from_primary(world, lambda: write_per_class(session.folder, _classes(session), {"acc1": score}))
         return
-    if recipe.run.recalibrate_bn:  # norm statistics differ from route to route, so no work is shared
-        scores: Iterable[Mapping[int, Score]] = (
-            {cfg_id: _score_alone(session, cfg_id, f"stitch {number}/{len(missing)}")}
-            for number, cfg_id in enumerate(missing, start=1)
-        )
-    else:
-        scores = _in_one_pass(session, model, missing, origin)
+    own = _with_own_statistics(session, model, missing)  # they share no work
+    shared = [cfg_id for cfg_id in missing if cfg_id not in own]
+    alone = (
+        {cfg_id: _score_alone(session, cfg_id, f"stitch {number}/{len(missing)}")}
+        for number, cfg_id in enumerate(own, start=len(shared) + 1)
+    )
     numbers = count(1)
-    for found in scores:
+    for found in chain(_in_one_pass(session, model, shared, origin), alone):
         for ledger in ledgers:
-            _record(session, ledger, found)
+            _record(session, model, ledger, found)
         for cfg_id, score in found.items():
             accuracies = [f"{key} {value:.2f}" for key, value in score.figures.items() if key.endswith("acc1")]
             _logger.info(
@@ -108,6 +107,20 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
     return origin, from_primary(session.world, find_missing), ledgers
 
 
+def _with_own_statistics(session: Session, model: SNNet, cfg_ids: Iterable[int]) -> list[int]:
+    """The stitches that get batch-norm statistics of their own; the log says why."""
+    if not (batches := session.recipe.run.recalibrate_bn):
+        return []
+    found = [cfg_id for cfg_id in cfg_ids if has_own_statistics(model, cfg_id)]
+    if found:
+        _logger.info(
+            "batch-norm statistics of %s are recomputed for each, from %s: in training all routes share them, so they "
+            "fit none well; --recalibrate-bn 0 keeps those",
+            counted(len(found), "stitched route"), counted(batches, "training batch"),
+        )  # fmt: skip
+    return found
+
+
 def _result(session: Session) -> Path:
     """The file of an evaluation's figures."""
     return session.folder / (LEDGER if isinstance(session.model, SNNet) else PER_CLASS)
@@ -123,12 +136,13 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     write_origin(path, origin)
 
 
-def _record(session: Session, ledger: Ledger, scores: Mapping[int, Score]) -> None:
+def _record(session: Session, model: SNNet, ledger: Ledger, scores: Mapping[int, Score]) -> None:
     """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete."""
-    columns = {str(cfg_id): score for cfg_id, score in scores.items()}
+    columns, batches = {str(cfg_id): score for cfg_id, score in scores.items()}, session.recipe.run.recalibrate_bn
     write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
     for cfg_id, score in scores.items():
-        ledger.append(cfg_id, score.figures)
+        is_recalibrated = batches and has_own_statistics(model, cfg_id)
+        ledger.append(cfg_id, {**score.figures, **({"recalibrate_bn": batches} if is_recalibrated else {})})
 
 
 def _classes(session: Session) -> Sequence[str]:
@@ -166,7 +180,7 @@ def _in_one_pass(
 
 
 def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
-    """The score of one stitch, recalibrated if requested, or of the plain model."""
+    """The score of one stitch with its own batch-norm statistics, or of the plain model, recalibrated if requested."""
     world, net, num_classes = session.world, session.model, as_timm(session.model).num_classes
     if session.recipe.run.recalibrate_bn:
         net, cfg_id = _recalibrated(session, cfg_id), None

@@ -9,6 +9,7 @@ from stitchkit.data.source import Source, check_folder
 from stitchkit.errors import prefixed
 from stitchkit.paths import check_file
 from stitchkit.restarts import restarts
+from stitchkit.settings.anchor_text import read_anchor
 from stitchkit.settings.flags import resolve
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
@@ -45,6 +46,8 @@ def _weights(recipe: Recipe, config: StitchConfig | None) -> Iterator[tuple[str,
         yield from [("", run.resume)] if run.resume != "auto" else []
     elif model.initial_checkpoint:
         yield "", model.initial_checkpoint
+    elif model.anchors:
+        yield from ((f"anchor '{text}': ", file) for text in model.anchors if (file := read_anchor(text).file))
     elif config is not None:
         yield from ((f"anchor '{one.label}': ", str(one.checkpoint)) for one in config.anchors if one.checkpoint)
     elif model.pretrained and model.pretrained_path:

@@ -76,7 +76,7 @@ def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:
     settings = recipe.model
     return {
         "pretrained": settings.pretrained and not _starts_elsewhere(recipe),
-        "num_classes": settings.num_classes or found_classes,
+        "num_classes": found_classes if settings.num_classes is None else settings.num_classes,
         "img_size": settings.sides,
         "in_chans": settings.channels if settings.input_size else settings.in_chans,
         "global_pool": settings.gp,

@@ -9,8 +9,11 @@ import torch
 
 from stitchkit.display import counted, quantity
 from stitchkit.measure.profile import Profiler, measure
+from stitchkit.model.anchor_sources import anchor_source
+from stitchkit.model.plan import Plan, plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
+from stitchkit.settings.recipe import Recipe
 from stitchkit.training.checkpoint import load_run
 from stitchkit.training.data import weights_dtype
 from stitchkit.training.evaluation import prepare_evaluation
@@ -20,6 +23,23 @@ from stitchkit.training.session import Session
 from stitchkit.training.task import create_teacher, has_same_classes
 
 _logger = logging.getLogger(__name__)
+
+
+def plan_network(recipe: Recipe) -> Plan:
+    """The plan of `--anchors`."""
+    settings = recipe.model
+    # The data decide the number of classes, which the plan does not depend on.
+    return plan_anchors(
+        [anchor_source(text) for text in settings.anchors or []], num_classes=settings.num_classes or 1000,
+        img_size=settings.sides, in_chans=settings.channels,
+    )  # fmt: skip
+
+
+def show_network(session: Session) -> None:
+    """Log what the network costs."""
+    with uncompiled(session.model):
+        for line in _of_network(session):
+            _logger.info("%s", line)
 
 
 def show_plan(session: Session) -> None:
@@ -37,9 +57,8 @@ def show_plan(session: Session) -> None:
                 stitch, as_timm(session.model), session.world.device, weights_dtype(recipe), session.input_size[1:],
                 session.classes,
             )  # fmt: skip
-    with uncompiled(session.model):
-        lines = [*_of_network(session), *_of_data(session), *_of_training(session)]
-    for line in lines:
+    show_network(session)
+    for line in [*_of_data(session), *_of_training(session)]:
         _logger.info("%s", line)
     _logger.info(
         "this was a dry run: nothing was computed, written or downloaded; the folder would be %s", session.folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from dataclasses import replace
 
@@ -12,9 +13,11 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.checkpoint import Checkpoints
 from stitchkit.training.evaluation import evaluate_stitches
 from stitchkit.training.network import check_device, check_names
-from stitchkit.training.plan import show_plan
+from stitchkit.training.plan import plan_network, show_network, show_plan
 from stitchkit.training.session import open_session
 from stitchkit.training.train import train
+
+_logger = logging.getLogger(__name__)
 
 
 def run(recipe: Recipe, config: StitchConfig | None) -> None:
@@ -22,6 +25,8 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
 
     With `--dry-run`, only say what the run would do. Nothing is overwritten if anything cannot be used.
     """
+    plan = plan_network(recipe) if recipe.model.anchors else None
+    config = config if plan is None else plan.config
     check_names(recipe, config)
     run = recipe.run
     # An evaluation and a training write different files, so they may run at the same time.
@@ -37,7 +42,11 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
             check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
         if run.dry_run:  # published weights would be downloaded
             recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
+        for line in [] if plan is None else plan.lines:
+            _logger.info("%s", line)
         session = open_session(recipe, config, world)
+        if plan is not None and world.is_primary and not run.dry_run:
+            show_network(session)
         if run.dry_run:
             show_plan(session)
         elif run.eval:

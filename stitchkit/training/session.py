@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from stitchkit.distributed import World, from_primary
 from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.errors import InputError, prefixed
 from stitchkit.files import write_text
+from stitchkit.measure.recalibrate import with_calibration
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
@@ -24,6 +26,9 @@ from stitchkit.training.class_weights import class_weights
 from stitchkit.training.data import Loaders, create_loaders, open_datasets
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network, input_size, place_network
+
+PLAN = "stitch_config.json"
+"""The configuration that `--anchors` led to, in the run's folder."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,17 @@ class Session:
     def save_settings(self, name: str, *, without: Collection[str] = ()) -> None:
         """Save the effective settings, `without` some, as a file for `-c` in the run's folder."""
         settings = self.recipe.for_files()
+        if self.recipe.model.anchors:  # which no file of settings has; later commands need the plan, not the anchors
+            assert self.config is not None, "anchors are planned before they are built"
+            file = self.folder / PLAN
+            write_text(file, json.dumps({**self.config.to_dict(), "recipe": self.config.recipe}, indent=2) + "\n")
+            settings["stitch_config"] = str(file)
         write_text(self.folder / name, settings_text({key: settings[key] for key in settings if key not in without}))
 
 
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """Open the data and build the network."""
+    recipe = with_calibration(recipe, config)
     if source_of(recipe).download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
@@ -75,6 +86,11 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, datasets.classes)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
+    if not timm_model.num_classes:
+        raise InputError(
+            "the network has no classifier and gives features, but training and evaluation need classes; give their "
+            "number, such as --num-classes 10"
+        )
     loaders = create_loaders(
         datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
         num_classes=timm_model.num_classes,

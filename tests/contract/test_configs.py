@@ -26,6 +26,7 @@ from tests.support import ROOT
 
 JSON = sorted((ROOT / "configs").glob("*.json"))
 YAML = sorted((ROOT / "configs").glob("*.yaml"))
+ZOO = sorted((ROOT / "configs/zoo").glob("*.json"))
 COMPOSED = sorted((ROOT / "configs/compose").glob("*.json"))
 JOBS = sorted((ROOT / "configs/assembly").glob("*.yml"))
 SWEEPS = sorted(
@@ -119,7 +120,7 @@ def test_the_schemas_are_printed_without_torch():
 
 
 def test_every_configuration_names_the_schema_of_its_kind():
-    kinds = {"stitch-config": [*JSON, *COMPOSED], "recipe": YAML, "job": JOBS, "sweep": SWEEPS}
+    kinds = {"stitch-config": [*JSON, *ZOO, *COMPOSED], "recipe": YAML, "job": JOBS, "sweep": SWEEPS}
     for kind, paths in kinds.items():
         for path in paths:
             text = path.read_text()
@@ -129,7 +130,7 @@ def test_every_configuration_names_the_schema_of_its_kind():
 
 def test_the_schemas_know_every_key_of_the_configurations():
     """As an editor would complete and check them."""
-    for kind, paths in {"stitch-config": [*JSON, *COMPOSED], "job": JOBS, "sweep": SWEEPS}.items():
+    for kind, paths in {"stitch-config": [*JSON, *ZOO, *COMPOSED], "job": JOBS, "sweep": SWEEPS}.items():
         schema = json.loads(schema_text(kind))
         for path in paths:
             content = read_settings_file(path)

@@ -369,17 +369,25 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
 
     path, ledger = tmp_path / "net.safetensors", str(tmp_path / "resnet/stitches_res.txt")
     export_flags = ["-o", str(path), "--data", str(images), "--ledger", ledger]
-    assert main(["export", *flags[:-2], *export_flags]) == 2
+    assert main(["export", *flags[:-2], *export_flags, "--recalibrate-bn", "0"]) == 2
     assert "measured with recalibrate_bn 3, not 0; give the same --recalibrate-bn" in capsys.readouterr().err
-    assert main(["export", *flags, "-o", str(path), "--cfg_id", "4"]) == 2
-    assert "needs training images; add --data DIR" in capsys.readouterr().err
-    assert main(["export", *flags, *export_flags]) == 0
+    for given in (flags, flags[:-2]):
+        assert main(["export", *given, "-o", str(path), "--cfg_id", "4"]) == 2
+        said = "the batch norms of stitch 4 are recalibrated, as in --eval, which needs training images; add --data DIR"
+        assert said in capsys.readouterr().err
+    alone = tmp_path / "alone.safetensors"  # an uncut anchor, and a stitch as the checkpoint has it
+    assert main(["export", *flags[:-2], "-o", str(alone), "--cfg_id", "1"]) == 0
+    kept = tmp_path / "kept.safetensors"
+    assert main(["export", *flags[:-2], "-o", str(kept), "--cfg_id", "4", "--recalibrate-bn", "0"]) == 0
+    assert main(["export", *flags[:-2], *export_flags]) == 0, "as the ledger was measured"
     settings = {"stitch_config": str(config), "resume": str(checkpoint), "data_dir": str(images), "img_size": 32}
     everything, _ = sample_images(open_trained(settings), 20)
     labels = torch.arange(4).repeat_interleave(5)
     logits = stitchkit.load_stitch(path)(everything)
     assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(row["loss"], rel=1e-4)
     assert not torch.allclose(logits, model(everything, 4))
+    assert torch.equal(stitchkit.load_stitch(kept)(everything), model(everything, 4))
+    assert torch.equal(stitchkit.load_stitch(alone)(everything), model(everything, 1))
 
 
 @pytest.mark.parametrize(

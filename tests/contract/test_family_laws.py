@@ -128,6 +128,16 @@ def test_law_6_flops_are_those_of_fvcore(model):
     assert Profiler(model).cost(len(model.space) - 1).flops == count > 0
 
 
+@pytest.mark.parametrize("family", mostly_full(FAMILIES, quick=["resnet to swin", "levit"]))
+def test_law_6_costs_need_no_memory_for_weights(family):
+    with torch.device("meta"):
+        bare = stitchkit.create_snnet(FAMILIES[family])
+    whole, without = Profiler(family_snnet(family)), Profiler(bare)
+    for cfg_id in range(len(bare.space)):
+        assert without.cost(cfg_id) == whole.cost(cfg_id)
+    assert all(weight.is_meta for weight in bare.parameters()), "measuring has not given the network memory"
+
+
 def test_an_extracted_network_is_independent_plain_and_minimal(model):
     model = twin(model)
     net = model.extract(len(model.anchors))

@@ -25,15 +25,19 @@ def brightness(model, number, seed=0):
     return levels + 0.3 * torch.randn(number, *model.input_size, generator=random)
 
 
-@pytest.mark.parametrize("family", mostly_full(["vit", "resnet", "swin", "levit"], quick=[]))
+@pytest.mark.parametrize("family", mostly_full(["vit", "resnet", "swin", "levit", "headless vit"], quick=[]))
 def test_a_stitch_of_every_family_in_int8_predicts_as_the_snnet(family, tmp_path):
     model = family_snnet(family)
     subject = Trained(model, stitchkit.StitchConfig.parse(FAMILIES[family]), Recipe(), ())
     path, cfg_id = tmp_path / "net.onnx", len(model.space) - 1
     images, calibration = brightness(model, 40), brightness(model, 32, seed=1)
     report = export(model, cfg_id, path, images, describe(subject, cfg_id), calibration=calibration)
-    assert report.same_top1 >= INT8_AGREEMENT * report.images
-    assert 1e-4 < report.largest_difference < INT8_TOLERANCE * max(1, report.largest_logit)
+    assert (
+        report.same_top1 is None
+        if family.startswith("headless")
+        else report.same_top1 >= INT8_AGREEMENT * report.images
+    )
+    assert 1e-4 < report.largest_difference < INT8_TOLERANCE * max(1, report.largest_output)
     operators = {node.op_type for node in onnx.load(path).graph.node}
     assert "DequantizeLinear" in operators
     session = onnxruntime.InferenceSession(path)

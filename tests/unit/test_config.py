@@ -61,6 +61,7 @@ def test_the_published_keys_are_read_as_they_are():
         "stitch_init_bs": 100,
         "distillation_type": "hard",
         "teacher_model": "regnety_160",
+        "recalibrate_bn": 0,
     }
 
 

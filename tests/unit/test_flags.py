@@ -92,7 +92,7 @@ def test_the_saved_settings_mean_the_same_again(config, tmp_path):
         "data", "--stitch_config", config, *numbers, "--amp", "--experiment", "1e5", "--wandb-tags", "0x1", "on"
     )
     saved = tmp_path / "args.yaml"
-    saved.write_text(settings_text(first.flat()))
+    saved.write_text(settings_text(first.for_files()))
     assert parse("-c", str(saved)) == first
 
 

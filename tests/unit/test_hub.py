@@ -60,6 +60,13 @@ def test_a_folder_gives_back_weights_configuration_and_ledger(model, folder):
         assert (folder.parent / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
+def test_a_card_says_that_accuracies_are_of_recalibrated_batch_norms(model, tmp_path):
+    said = "those of their own batch-norm statistics, recomputed from 10 training batches. These weights"
+    assert said not in " ".join(str(model.generate_model_card()).split())
+    model.ledger = [row | {"recalibrate_bn": 10} for row in model.ledger]
+    assert said in " ".join(str(model.generate_model_card()).split())
+
+
 @pytest.mark.parametrize("family", ["swin", "resnet", "resnet to swin", "levit", "vit without final norm, all pairs"])
 def test_every_family_goes_there_and_back(family, tmp_path):
     model = stitchkit.HubSNNet(FAMILIES[family], num_classes=3).eval()

@@ -4,12 +4,15 @@ import copy
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
-from stitchkit.measure.recalibrate import recalibrate
-from tests.support import FAMILIES, FLAGS, family_snnet, pico_images, pico_snnet, write_config
+from stitchkit.measure.recalibrate import BATCHES, has_own_statistics, recalibrate, with_calibration
+from stitchkit.settings.by_name import make_recipe
+from stitchkit.settings.stitch_config import StitchConfig
+from tests.support import FAMILIES, FLAGS, ROOT, family_snnet, pico_images, pico_snnet, write_config
 
 
 def test_statistics_are_the_plain_mean_over_batches():
@@ -64,24 +67,85 @@ def trained(images, tmp_path_factory):
     return folder, [*common, "--eval", "--resume", str(folder / "resnet/last.pth.tar")]
 
 
-def test_an_evaluation_can_recalibrate(trained):
+def test_an_evaluation_recalibrates_stitched_routes_alone(trained):
     folder, command = trained
     weights = (folder / "resnet/last.pth.tar").read_bytes()
-    rows = {}
-    for name, flags in {"shared": [], "own": ["--recalibrate-bn", "2"], "again": ["--recalibrate-bn", "2"]}.items():
-        assert main([*command, *flags, "--experiment", name]) == 0
+    rows, numbers = {}, {"shared": "0", "two": "2", "again": "2", "ten": "10", "default": ""}
+    for name, number in numbers.items():
+        given = ["--recalibrate-bn", number] if number else []
+        assert main([*command, *given, "--experiment", name]) == 0
         rows[name] = read_rows(folder / name / "stitches_res.txt")
-    assert rows["own"] == rows["again"], "the same images for every stitch and every run"
-    assert all(own["loss"] != shared["loss"] for own, shared in zip(rows["own"], rows["shared"], strict=True))
-    assert [row["flops"] for row in rows["own"]] == [row["flops"] for row in rows["shared"]]
+        said = "batch-norm statistics of 5 stitched routes are recomputed for each, from"
+        assert (said in (folder / name / "log.txt").read_text()) == (name != "shared")
+    assert "from 10 training batches" in (folder / "default/log.txt").read_text()
+    assert rows["two"] == rows["again"], "the same images for every stitch and every run"
+    assert rows["default"] == rows["ten"] != rows["two"]
+    for own, shared in zip(rows["default"][:2], rows["shared"][:2], strict=True):
+        assert own == shared | {"loss": pytest.approx(shared["loss"], rel=1e-6)}, "uncut anchors stay as they are"
+    assert all(own["loss"] != shared["loss"] for own, shared in zip(rows["ten"][2:], rows["shared"][2:], strict=True))
+    assert [row["flops"] for row in rows["ten"]] == [row["flops"] for row in rows["shared"]]
     assert (folder / "resnet/last.pth.tar").read_bytes() == weights
+    assert [row.get("recalibrate_bn") for row in rows["default"]] == [None, None, 10, 10, 10, 10, 10]
+    for name in ("stitches_res.yaml", "eval_args.yaml"):
+        assert yaml.safe_load((folder / "default" / name).read_text())["recalibrate_bn"] == 10
+    assert yaml.safe_load((folder / "resnet/args.yaml").read_text())["recalibrate_bn"] is None, "an evaluation decides"
+
+
+@pytest.mark.full
+def test_law_8_an_evaluation_in_parts_is_one_in_one_go(trained):
+    folder, command = trained
+    for stitches in ("0,4", "1-6"):
+        assert main([*command, "--experiment", "parts", "--eval-stitches", stitches]) == 0
+    assert main([*command, "--experiment", "whole"]) == 0
+    parts, whole = (read_rows(folder / name / "stitches_res.txt") for name in ("parts", "whole"))
+    assert sorted(parts, key=lambda row: row["cfg_id"]) == sorted(whole, key=lambda row: row["cfg_id"])
+
+
+def calibration(anchors, **changes):
+    config = StitchConfig.parse({"anchors": anchors, **changes})
+    recipe = make_recipe({"stitch_config": "-", "eval": True, **config.recipe})
+    return with_calibration(recipe, config).run.recalibrate_bn
+
+
+def test_the_anchors_decide_unless_the_configuration_does():
+    resnets, vits = FAMILIES["resnet"]["anchors"], FAMILIES["vit"]["anchors"]
+    assert calibration(resnets) == calibration(FAMILIES["levit"]["anchors"]) == BATCHES
+    assert calibration(vits) == 0
+    assert calibration(resnets, recipe={"recalibrate_bn": 0}) == 0
+    assert calibration(resnets, epochs=30) == 0, "a file of the published code"
+    config = StitchConfig.parse({"anchors": resnets})
+    assert with_calibration(make_recipe({"stitch_config": "-"}), config).run.recalibrate_bn is None, "a training"
+    assert with_calibration(make_recipe({"model": "resnet18", "eval": True}), None).run.recalibrate_bn == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_published_results_are_those_of_shared_statistics(path):
+    """Those of the paper, and of digits in `results`."""
+    config = StitchConfig.load(path)
+    recipe = make_recipe({**config.recipe, "eval": True})
+    assert with_calibration(recipe, config).run.recalibrate_bn == 0
+
+
+def test_an_evaluation_without_training_images_says_what_to_do(trained, images, tmp_path, capsys):
+    _, command = trained
+    (tmp_path / "validation").symlink_to(images / "validation")
+    alone = ["train", str(tmp_path), *command[2:], "--experiment", "alone"]
+    assert main(alone) == 2
+    assert "recalibrated with training images, or kept with --recalibrate-bn 0: " in capsys.readouterr().err
+    assert main([*alone, "--recalibrate-bn", "0"]) == 0
+
+
+def test_routes_without_batch_norms_share_one_pass():
+    model = family_snnet("resnet to swin")
+    assert [cfg_id for cfg_id in range(len(model.space)) if has_own_statistics(model, cfg_id)] == [2, 3, 4, 5]
+    assert not any(has_own_statistics(pico_snnet(), cfg_id) for cfg_id in range(17))
 
 
 def test_a_ledger_says_how_it_was_calibrated(trained, capsys):
     _, command = trained
     assert main([*command, "--experiment", "kept"]) == 0
     assert main([*command, "--experiment", "kept", "--recalibrate-bn", "2"]) == 2
-    assert "was measured with recalibrate_bn 0, now 2" in capsys.readouterr().err
+    assert "was measured with recalibrate_bn 10, now 2" in capsys.readouterr().err
 
 
 def test_recalibration_belongs_to_evaluation(images, trained, capsys):

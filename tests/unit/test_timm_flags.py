@@ -136,10 +136,10 @@ def test_a_file_with_a_refused_value_ends_with_its_reason(name, tmp_path):
 
 def test_every_setting_can_come_from_a_file(tmp_path):
     """All defaults through YAML, and other values through the recipe of a stitch configuration."""
-    settings = Recipe().flat() | {"model": "x", "data_dir": "y"}
+    settings = Recipe().for_files() | {"model": "x", "data_dir": "y"}
     path = tmp_path / "all.yaml"
     path.write_text(yaml.safe_dump(settings))
-    assert parse("-c", path).flat() == settings
+    assert parse("-c", path).for_files() == settings
     changed = {"head_init_bias": -6.9, "lr_noise": [0.4, 0.9], "opt_kwargs": {"fused": True}, "torchcompile": "eager"}
     config = write_config(tmp_path / "pico.json", recipe=changed)
     assert parse("data", "--stitch_config", config).flat().items() >= changed.items()

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save
 
 import stitchkit
+from stitchkit.model.anchor_sources import anchor_source
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.recipe import Recipe
 from stitchkit.ship.predict import Predictor
@@ -64,7 +65,8 @@ def _onnx(about: bytes) -> bytes:
 
 def _checkpoint(*, is_zip: bool) -> list[Seed]:
     file = io.BytesIO()
-    content = {"state_dict": {"a": torch.ones(3)}, "classes": ["a"], "epoch": 3}
+    content = {"state_dict": {"a": torch.ones(3)}, "classes": ["a"], "epoch": 3, "arch": "resnet18"}
+    content |= {"model_kwargs": {"layers": [1, 1, 1, 1]}, "input_size": [3, 8, 8]}
     torch.save(content, file, _use_new_zipfile_serialization=is_zip)
     return [Seed(file.getvalue())]
 
@@ -76,6 +78,7 @@ def _hub(folder: Path) -> list[Seed]:
 
 READERS = {
     "checkpoint": Reader("fuzzed.pth", _checkpoint(is_zip=True), read_checkpoint),
+    "checkpoint as an anchor": Reader("fuzzed.pth", _checkpoint(is_zip=True), anchor_source),
     "legacy checkpoint": Reader("fuzzed.pth", _checkpoint(is_zip=False), read_checkpoint),
     "description of an export": Reader("fuzzed.safetensors", _about, stitchkit.load_stitch, _exported),
     "header of an export": Reader(

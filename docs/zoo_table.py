@@ -1,0 +1,96 @@
+"""Measure the configurations of the zoo, and write the table of docs/zoo.md.
+
+    PYTHONPATH=. python docs/zoo_table.py [NAME...]
+
+Networks are built on the meta device, whole and without their weights. Stitches, FLOPs, size of images, classes and
+licence go into the key `zoo` of each configuration, or of those named, and from there into the page.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import timm
+import torch
+
+from stitchkit.display import quantity
+from stitchkit.measure.profile import Profiler
+from stitchkit.model.create import create_snnet
+from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.settings.zoo import FOLDER, facts_of
+from stitchkit.settings.zoo_facts import ZooFacts
+
+PAGE = Path(__file__).resolve().parent / "zoo.md"
+HEAD = (
+    "| configuration | anchors | stitches | FLOPs | classes | image | licence | from |\n"
+    "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
+)
+RECIPE = '  "recipe": {'
+_FACTS = re.compile(r'  "zoo": \{.*?\n  \},\n', re.DOTALL)
+_LIST = re.compile(r"\[\s+(\d[\d,\s]*?)\s+\]")
+
+
+def measure(config: StitchConfig) -> ZooFacts:
+    """The facts of a configuration."""
+    with torch.device("meta"):
+        model = create_snnet(config, checkpoints=False)
+    profiler = Profiler(model)
+    flops = [profiler.cost(cfg_id).flops for cfg_id in range(len(model.space))]
+    return ZooFacts(
+        stitches=len(flops),
+        flops=(min(flops), max(flops)),
+        input_size=model.input_size,
+        num_classes=model.num_classes,
+        licence=licence(config),
+    )
+
+
+def licence(config: StitchConfig) -> str:
+    """The licence of all weights, as timm states it."""
+    (found,) = {timm.models.get_pretrained_cfg(anchor.name).license for anchor in config.anchors}
+    return str(found)
+
+
+def write_facts(path: Path) -> None:
+    """Measure a configuration and write what was found into its file, before the recipe."""
+    facts = json.dumps({"zoo": asdict(measure(StitchConfig.load(path)))}, indent=2)[2:-2]
+    facts = _LIST.sub(lambda found: f"[{' '.join(found[1].split())}]", facts)  # numbers of a list on one line
+    path.write_text(_FACTS.sub("", path.read_text()).replace(RECIPE, f"{facts},\n{RECIPE}", 1))
+
+
+def table() -> str:
+    """The table of the page, from the files."""
+    return HEAD + "".join(map(_row, sorted(FOLDER.glob("*.json"))))
+
+
+def _row(path: Path) -> str:
+    config = StitchConfig.load(path)
+    facts = facts_of(config)
+    low, high = map(quantity, facts.flops)
+    cells = (
+        f"[`{path.stem}`](../configs/zoo/{path.name})",
+        "<br>".join(f"`{anchor.name}`" for anchor in config.anchors),
+        str(facts.stitches),
+        f"{low} to {high}",
+        facts.classes,
+        facts.image,
+        facts.licence,
+        config.source,
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def main(names: list[str]) -> None:
+    """Measure all configurations, or those named, and write the page."""
+    for path in [FOLDER / f"{name}.json" for name in names] or sorted(FOLDER.glob("*.json")):
+        write_facts(path)
+        print(path.stem, flush=True)
+    PAGE.write_text(PAGE.read_text().partition(HEAD)[0] + table())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

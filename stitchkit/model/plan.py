@@ -1,0 +1,193 @@
+"""The plan of an SN-Net that is given by its anchors alone: their order, the rule and the stages."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, cast
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from stitchkit.display import counted
+from stitchkit.errors import InputError
+from stitchkit.model.anchor_sources import AnchorSource, make_anchor
+from stitchkit.model.snnet import SNNet
+from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.mode import evaluating, unfused_attention
+from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
+from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
+from stitchkit.settings.anchor_text import RECIPE
+from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
+
+Rule = SlidingWindow | Proportional
+RULES: tuple[Rule, Rule] = (SlidingWindow(), Proportional())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How anchors are stitched, chosen from their structure.
+
+    Args:
+        sources: The anchors from cheap to costly.
+        labels: Their names in stitches.
+        rule: Where they are joined.
+        lines: The plan in words.
+    """
+
+    sources: tuple[AnchorSource, ...]
+    labels: tuple[str, ...]
+    rule: Rule
+    lines: tuple[str, ...]
+
+    @property
+    def is_config(self) -> bool:
+        """Whether there is a configuration of it: networks of one's own have no place in a file."""
+        return all(isinstance(source, AnchorSpec) for source in self.sources)
+
+    @property
+    def config(self) -> StitchConfig:
+        """The plan as a configuration."""
+        return StitchConfig(
+            anchors=tuple(cast(AnchorSpec, source) for source in self.sources),
+            source="Chosen from the structure of the anchors.",
+            rule="proportional" if isinstance(self.rule, Proportional) else "window",
+            stages=self.rule.stages,
+            recipe=dict(RECIPE),
+        )
+
+
+def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
+    """The plan of some anchors.
+
+    Args:
+        sources: Specifications and networks, in any order.
+        overrides: Arguments of `timm.create_model` for all specifications.
+
+    Raises:
+        InputError: If they are too few, twice the same, or cannot be joined anywhere.
+    """
+    if len(sources) < 2:
+        raise InputError(f"stitching needs at least two anchors, but {len(sources) or 'none'} given; name another one")
+    for number, source in enumerate(sources):
+        if any(source is other or (isinstance(source, AnchorSpec) and source == other) for other in sources[:number]):
+            raise InputError(f"anchor '{_label(source)}' is given twice; name each once")
+    anchors = [_bare_anchor(source, **overrides) for source in sources]
+    costs = [_cost(anchor) for anchor in anchors]
+    order = sorted(range(len(sources)), key=costs.__getitem__)
+    anchors, labels = [anchors[number] for number in order], _numbered([_label(sources[number]) for number in order])
+    for anchor, label in zip(anchors, labels, strict=True):
+        anchor.label = label
+    rule, refused = choose_rule(anchors, lambda space: _assembled(anchors, space))
+    model = _assembled(anchors, StitchSpace.build(anchors, rule))
+    ordered = (sources[number] for number in order)
+    named = (
+        replace(source, label=label) if isinstance(source, AnchorSpec) else source
+        for source, label in zip(ordered, labels, strict=True)
+    )
+    lines = (*_lines(model, rule, reordered=order != sorted(order)), *refused)
+    return Plan(tuple(named), tuple(labels), rule, lines)
+
+
+def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]) -> tuple[Rule, list[str]]:
+    """The rule and the stages for anchors from cheap to costly, and in words the stages it left out, with the reason.
+
+    Windows, the published rule, wherever they fit: not for plain networks of unequal depth, nor if a stage of the front
+    is deeper than that of the end, or joints of different tensors would share a stitching layer.
+
+    Args:
+        build: Raises an `InputError` if the joints of a space cannot be built.
+    """
+
+    def fault(rule: Rule) -> str:
+        try:
+            build(StitchSpace.build(anchors, rule))
+        except InputError as error:
+            return str(error)
+        return ""
+
+    single = [len(anchor.depths) == 1 for anchor in anchors]
+    if all(single):
+        # The window needs equal depths, and one layout for all joints that share a stitching layer.
+        rule = RULES[1] if fault(RULES[0]) else RULES[0]
+        if why := fault(rule):
+            raise InputError(why)
+        return rule, []
+    if any(single):
+        raise InputError(
+            f"anchors with one stage and with several have no stages in common; the blocks are: {blocks_of(anchors)}; "
+            "choose anchors of one kind, or join two networks at any places by stitchkit job"
+        )
+    common = stages_to_stitch(anchors, None)
+    windows, shares = ({stage: fault(replace(rule, stages=(stage,))) for stage in common} for rule in RULES)
+    # A stage of one block each has no place for a window, and is not worth another rule for all stages.
+    large = [stage for stage in common if any(anchor.depths[stage] > 1 for anchor in anchors)]
+    is_beyond = any(windows[stage] and not shares[stage] for stage in large) or all(windows.values())
+    rule, faults = (RULES[1], shares) if is_beyond else (RULES[0], windows)
+    stages = tuple(stage for stage, why in faults.items() if not why)
+    if not stages:
+        raise InputError("; ".join(dict.fromkeys(faults.values())))
+    return replace(rule, stages=stages), [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
+
+
+def _label(source: AnchorSource) -> str:
+    return source.label if isinstance(source, AnchorSpec) else type(source).__name__
+
+
+def _numbered(labels: Sequence[str]) -> list[str]:
+    """Labels, of which equal ones after the first get a number."""
+    counts = [labels[: number + 1].count(label) for number, label in enumerate(labels)]
+    return [label if count == 1 else f"{label}_{count}" for label, count in zip(labels, counts, strict=True)]
+
+
+def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
+    """The anchor of a source: of a specification without weights, on the meta device."""
+    with torch.device("meta") if isinstance(source, AnchorSpec) else nullcontext():
+        return make_anchor(source, _label(source), pretrained=False, checkpoints=False, **overrides)
+
+
+def _cost(anchor: Anchor) -> int:
+    """Floating-point operations for one image, in torch's count, which orders anchors as well as any."""
+    weights = next(anchor.model.parameters())
+    images = torch.zeros(1, *anchor.input_size, device=weights.device, dtype=weights.dtype)
+    counter = FlopCounterMode(display=False)
+    with evaluating(anchor.model), unfused_attention(anchor.model), torch.no_grad(), counter:
+        anchor.model(images)
+    return int(counter.get_total_flops())
+
+
+def _assembled(anchors: Sequence[Anchor], space: StitchSpace) -> SNNet:
+    with torch.device("meta"):  # only the stitching layers are created here
+        return SNNet(anchors, space)
+
+
+def _lines(model: SNNet, rule: Rule, *, reordered: bool) -> Iterator[str]:
+    """The anchors, the rule, and where each pair of anchors is joined."""
+    anchors, kind = model.views, "proportional" if isinstance(rule, Proportional) else "window"
+    yield f"blocks of the anchors, from cheap to costly: {blocks_of([*anchors.values()])}" + (
+        "; they were given in another order" if reordered else ""
+    )
+    yield f"rule: {kind}, {counted(len(model.space), 'stitch')}"
+    groups: dict[tuple[str, str, int], list[Joint]] = {}
+    for joint in model.space.layers:
+        place = joint.front, joint.end, _stage(anchors[joint.front], joint.front_block)
+        groups.setdefault(place, []).append(joint)
+    for (front, end, stage), joints in groups.items():
+        layouts = dict.fromkeys(" to ".join(map(str, model.layer(joint).layouts)) for joint in joints)
+        leave, enter = ({getattr(joint, name) for joint in joints} for name in ("front_block", "end_block"))
+        yield (
+            f"stage {stage}, {front} > {end}: {counted(len(joints), 'joint')} after {_blocks(leave)} and before "
+            f"{_blocks(enter)}, {'; '.join(layouts)}"
+        )
+
+
+def _stage(anchor: Anchor, block: int) -> int:
+    """The stage of a block."""
+    return bisect_right(list(accumulate(anchor.depths)), block)
+
+
+def _blocks(numbers: set[int]) -> str:
+    return f"block {min(numbers)}" if len(numbers) == 1 else f"blocks {min(numbers)} to {max(numbers)}"

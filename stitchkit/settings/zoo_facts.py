@@ -1,0 +1,38 @@
+"""What a configuration of the zoo says about itself, so that the zoo is listed without building networks."""
+
+from __future__ import annotations
+
+from pydantic import Field, StrictStr
+from pydantic.dataclasses import dataclass
+
+from stitchkit.settings.schema import Count, Natural, Settings
+
+
+@dataclass(frozen=True)
+class ZooFacts(Settings):
+    """What a configuration of the zoo says about itself; `docs/zoo_table.py` measures it.
+
+    Args:
+        stitches: Number of stitches.
+        flops: FLOPs of the cheapest and of the costliest stitch, for one image.
+        input_size: Channels, height and width of an image.
+        num_classes: Number of classes; 0 for networks without a classifier.
+        licence: Licence of the weights as timm states it, such as `apache-2.0`.
+    """
+
+    stitches: Count
+    flops: tuple[Count, Count]
+    input_size: tuple[Count, Count, Count]
+    num_classes: Natural
+    licence: StrictStr = Field(min_length=1)
+
+    @property
+    def classes(self) -> str:
+        """The number of classes in words."""
+        return str(self.num_classes) if self.num_classes else "headless"
+
+    @property
+    def image(self) -> str:
+        """The size of an image in words: `224`, or `224x192` if it is not square."""
+        _, height, width = self.input_size
+        return str(height) if height == width else f"{height}x{width}"

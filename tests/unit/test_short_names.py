@@ -1,0 +1,86 @@
+"""Short names of stitch configurations: found without a clone, weaker than files, and near misses."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+import stitchkit
+from stitchkit.errors import InputError
+from stitchkit.settings.flags import resolve
+from stitchkit.settings.short_names import config_file, short_names
+from stitchkit.settings.stitch_config import StitchConfig
+from tests.support import ROOT, pico_config, write_config
+
+
+def test_every_configuration_at_the_top_and_of_the_zoo_has_a_name():
+    paths = [*(ROOT / "configs").glob("*.json"), *(ROOT / "configs/zoo").glob("*.json")]
+    assert {path.resolve() for path in short_names().values()} == set(paths)
+    assert len(paths) == len({path.stem for path in paths}), "no two share a name"
+
+
+def test_a_name_is_its_file_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = StitchConfig.load(ROOT / "configs/digits_vit.json")
+    assert StitchConfig.load("digits_vit") == config
+    assert len(stitchkit.create_snnet("digits_vit", checkpoints=False).space) == 35
+    recipe, found = resolve({"stitch_config": "digits_vit", "data_dir": "data"})
+    assert found == config
+    assert recipe.folder.name == "digits_vit"
+
+
+def test_a_file_wins_over_a_name_and_a_folder_does_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "levit_192_256").mkdir()
+    (tmp_path / "digits_vit").write_text(json.dumps(pico_config()))
+    assert StitchConfig.load("digits_vit").anchors[0].label == "ti"
+    assert StitchConfig.load("./digits_vit").anchors[0].kwargs["img_size"] == 16
+    assert config_file("levit_192_256").parent.name == "configs"
+
+
+@pytest.mark.parametrize("path", ["./deit_ti_s_b", "configs/deit_ti_s_b", "deit_ti_s_b.json"])
+def test_what_has_a_folder_or_a_suffix_is_a_path(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        StitchConfig.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("deit_ti_s_d", "did you mean the stitch configuration 'deit_ti_s_b'"),
+        ("convnxt_tiny", r"did you mean timm's model 'convnext_tiny' \(--anchors convnext_tiny"),
+        ("resnet50", "did you mean timm's model 'resnet50'"),
+        ("zzzzz", "check the spelling"),
+    ],
+)
+def test_a_misspelt_name_gets_the_nearest(name, message):
+    with pytest.raises(InputError, match=f"unknown stitch configuration '{name}'; .*{message}"):
+        StitchConfig.load(name)
+
+
+def test_the_folder_of_a_run_keeps_its_name_for_name_and_file(tmp_path):
+    """Settings saved with one, and the other on the command line, are of the same network."""
+    saved = tmp_path / "args.yaml"
+    saved.write_text("stitch_config: digits_vit\nexperiment: mine\n")
+    for given in ("digits_vit", str(ROOT / "configs/digits_vit.json")):
+        assert resolve({"config": str(saved), "stitch_config": given, "data_dir": "x"})[0].folder.name == "mine"
+    other = str(write_config(tmp_path / "pico.json"))
+    assert resolve({"config": str(saved), "stitch_config": other, "data_dir": "x"})[0].folder.name == "pico"
+
+
+@pytest.mark.full  # it builds a wheel
+def test_a_wheel_holds_the_configurations(tmp_path):
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    copy = subprocess.Popen(["tar", "-x", "-C", tmp_path], stdin=subprocess.PIPE)
+    pack = ["tar", "-c", "--null", "-T", "-"]
+    subprocess.run(pack, cwd=ROOT, input=tracked, stdout=copy.stdin, check=True)
+    copy.communicate()
+    build = [sys.executable, "-m", "pip", "wheel", tmp_path, "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    found = {name for name in names if name.startswith("stitchkit/configs/")}
+    assert found == {f"stitchkit/{path.resolve().relative_to(ROOT)}" for path in short_names().values()}
