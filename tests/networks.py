@@ -40,6 +40,6 @@ TRACED: dict[str, dict[str, Any]] = {
     "layout changes inside a stage": _pair(
         "tiny_vit_5m_224", {"embed_dims": (8, 8, 16, 16)}, {"embed_dims": (8, 16, 16, 32)}, **_TINY_VIT
     ),
-    "headless": _rope_vits(num_classes=0),
+    "headless, traced": _rope_vits(num_classes=0),
 }  # fmt: skip
 """Pico configurations of two anchors that have no view, by what their tensors and norms are."""

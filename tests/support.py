@@ -138,9 +138,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Pico configurations of every family with a view, and of what their layouts and options allow."""
 
-SPACES = FAMILIES | TRACED
-"""These, and those of networks that are traced."""
-
 
 def headless(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration whose anchors have no classifier: the output of a stitch is a feature."""
@@ -149,6 +146,8 @@ def headless(config: dict[str, Any]) -> dict[str, Any]:
 
 
 FAMILIES |= {f"headless {family}": headless(FAMILIES[family]) for family in ("vit", "resnet to swin", "levit")}
+SPACES = FAMILIES | TRACED
+"""These, and those of networks that are traced."""
 
 
 def family_snnet(family: str) -> stitchkit.SNNet:

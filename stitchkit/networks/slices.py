@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from stitchkit.errors import InputError
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.cut.refusal import check_slice, place_after, place_before
-from stitchkit.networks.cut.sized import is_batch
+from stitchkit.networks.cut.sized import is_of_images
 from stitchkit.networks.cut.tracer import INPUT, paths_to
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating
@@ -212,8 +212,8 @@ def graph_between(
     for node in flow.trace.graph.nodes:
         if node not in needed or node is start:
             continue
-        if is_batch(node):
-            copies[node] = graph.call_method("size", (entered, 0))
+        if is_of_images(node):
+            copies[node] = graph.node_copy(node, lambda _: entered)
             continue
         copies[node] = twin = graph.node_copy(node, copies.__getitem__)
         if node in kept:  # later nodes may work in place

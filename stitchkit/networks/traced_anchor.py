@@ -11,7 +11,7 @@ import torch
 from timm.data import resolve_data_config
 from torch import fx, nn
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, prefixed
 from stitchkit.networks.anchor import Anchor, AnchorStep
 from stitchkit.networks.blocks import find_blocks
 from stitchkit.networks.slices import Code, Slice, hold_constants
@@ -43,10 +43,11 @@ class TracedAnchor(Anchor):
         self._input_size: tuple[int, int, int] = tuple(input_size or self._config["input_size"])
         # The trace is not kept: an anchor is copied with its SN-Net, such as for its moving average.
         whole = Steps(model, _example(model, self._input_size))
-        result = whole.flow.result
-        if not isinstance(result, fx.Node):
-            raise InputError(f"anchor '{label}' returns several tensors; wrap it in a module that returns its logits")
-        cuts, self._depths = find_blocks(whole)
+        with prefixed(f"anchor '{label}': "):
+            result = whole.flow.result
+            if not isinstance(result, fx.Node):
+                raise InputError("it returns several tensors; wrap it in a module that returns its logits")
+            cuts, self._depths = find_blocks(whole)
         self.boundaries = tuple(whole.boundaries[number] for number in cuts)
         ends = [0, *(number + 1 for number in cuts), len(whole)]
         stem, *others = (_step(model, whole.graphs(first, last)) for first, last in pairwise(ends))

@@ -19,7 +19,7 @@ from tests.support import FAMILIES, SPACES, family_snnet, mostly_full, pico_imag
 
 ANCHORS = {f"{family}: {anchor['label']}": anchor for family in SPACES for anchor in SPACES[family]["anchors"]}
 TRACED_ANCHORS = [name for name in ANCHORS if name.rpartition(": ")[0] in TRACED]
-QUICK = ("NCHW, batch norm", "NHWC", "NLC, 5 prefix tokens", "headless")
+QUICK = ("NCHW, batch norm", "NHWC", "NLC, 5 prefix tokens", "headless, traced")
 """The traced families of which all laws are tested in `make test`."""
 
 

@@ -5,9 +5,13 @@ import re
 from functools import cache
 
 import pytest
+import timm
 import torch
+import torchvision
 from timm.layers import convert_splitbn_model, convert_sync_batchnorm
+from timm.models.metaformer import Attention, LayerNorm2dNoBias, LayerNormNoBias, MetaFormer, SepConv
 from timm.utils import ModelEmaV3
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.errors import InputError
@@ -186,3 +190,130 @@ def test_images_of_another_size_are_refused():
     model = family_snnet("NLC, 5 prefix tokens")
     with pytest.raises(InputError, match="anchor 's' takes images of"):
         model(torch.zeros(1, 3, 64, 64), 3)
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
+
+    def forward(self, x):
+        return x + self.inner(x).relu()
+
+
+class Pair(nn.Module):
+    """A block that passes two tensors."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.left, self.right = Residual(width), Residual(width)
+
+    def forward(self, x, y):
+        return self.left(y), self.right(x)
+
+
+class Plain(nn.Module):
+    """A network of one's own: its blocks run one after the other, and a constant goes to each."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 4, 4)
+        self.blocks = nn.ModuleList(Residual(8) for _ in range(3))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        scale = torch.linspace(0.5, 1, x.shape[-1], device=x.device)
+        for block in self.blocks:
+            x = block(x) * scale
+        return self.head(x.mean((2, 3)))
+
+
+class TwoStreams(Plain):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Pair(8) for _ in range(3))
+
+    def forward(self, x):
+        x = y = self.stem(x)
+        for block in self.blocks:
+            x, y = block(x, y)
+        return self.head((x + y).mean((2, 3)))
+
+
+class LongSkip(Plain):
+    def forward(self, x):
+        x = y = self.stem(x)
+        for block in self.blocks:
+            x = block(x) + y
+        return self.head((x + y).mean((2, 3)))
+
+
+def small_metaformer():
+    mixers, norms = [SepConv] * 2 + [Attention] * 2, [LayerNorm2dNoBias] * 2 + [LayerNormNoBias] * 2
+    sizes = {"depths": (1, 2, 2, 1), "dims": (8, 16, 32, 32)}
+    return MetaFormer(num_classes=4, **sizes, token_mixers=mixers, norm_layers=norms, mlp_act=nn.GELU)
+
+
+OTHERS = {
+    "own": (Plain, (3,), "NCHW"),
+    "timm's class": (small_metaformer, (1, 2, 2, 1), "NCHW NLC"),
+    "torchvision, batch norm": (lambda: torchvision.models.mobilenet_v3_small(num_classes=4), None, "NCHW"),
+    "torchvision, NHWC": (
+        lambda: torchvision.models.SwinTransformer([4, 4], 8, [2, 2], [1, 2], [4, 4], num_classes=4),
+        (2, 2),
+        "NHWC",
+    ),
+    "torchvision, class token": (
+        lambda: torchvision.models.VisionTransformer(64, 16, 3, 2, 16, 32, num_classes=4),
+        (3,),
+        "NLC",
+    ),
+    "a chain of layers": (lambda: torchvision.models.alexnet(num_classes=4), None, "NCHW vector"),
+}
+"""Networks without timm's description: the blocks of their stages, if known, and kinds of layout."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", mostly_full(OTHERS, quick=["own", "timm's class", "torchvision, class token"]))
+def test_law_1_of_networks_without_a_description(name):
+    make, depths, kinds = OTHERS[name]
+    torch.manual_seed(0)
+    model = make().eval()
+    randomize(model)
+    anchor = TracedAnchor(model, label="a", input_size=(3, 64, 64))
+    assert anchor.depths == (depths or anchor.depths)
+    assert {place.layout.kind for place in anchor.boundaries} == set(kinds.split())
+    x = pico_images(3, size=64)
+    for feature, place in zip(anchor.features(x), anchor.boundaries, strict=True):
+        assert place.layout.sized(feature) == place.layout
+    for training in (False, True):
+        model.train(training)
+        assert_equals_the_model(copy.deepcopy(anchor), x)
+    assert anchor.model.state_dict().keys() == make().state_dict().keys()
+    assert anchor.num_classes == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (
+            TwoStreams,
+            "its blocks pass more than one tensor: after 'blocks.0', a Pair, the rest needs 'blocks.0.left' and "
+            "'blocks.0'; choose a network whose blocks pass one",
+        ),
+        (LongSkip, "after 'blocks.0', a Residual, the rest needs 'stem' and 'blocks.0'; choose"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 4)), "it has 2 steps with one tensor between them"),
+    ],
+)
+def test_networks_that_have_no_two_blocks_are_refused(make, reason):
+    with pytest.raises(InputError, match=f"^anchor 'a': .*{re.escape(reason)}") as refusal:
+        TracedAnchor(make().eval(), label="a", input_size=(3, 32, 32))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.full
+def test_a_network_of_two_branches_is_refused():
+    model = timm.create_model("crossvit_tiny_240", pretrained=False)
+    with pytest.raises(InputError, match=r"one tensor: after 'blocks\.0\.blocks\.1\.0', a Block, the rest needs"):
+        TracedAnchor(model, label="a")
