@@ -33,16 +33,15 @@ from torchvision.models import get_model_builder
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.networks.anchor import Anchor
-from stitchkit.networks.create import create_model, create_torchvision, torchvision_names
+from stitchkit.networks.create import create_model, create_torchvision
 from stitchkit.networks.families import anchor_of, has_view
+from stitchkit.networks.hub_weights import TORCHVISION, torchvision_names
 
 PAGE = Path(__file__).parent / "anchors.md"
 HEAD = (
     "| module | model | anchor by | blocks | exact | measured with | why not |\n"
     "| --- | --- | --- | --- | --- | --- | --- |\n"
 )
-TORCHVISION = "torchvision/"
-"""Before the names of torchvision's models."""
 SIZES = (64, 96, 128, 192, None, 299)
 """Sides of images, tried in this order; None is the model's own."""
 LARGE = 150e6

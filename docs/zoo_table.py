@@ -21,7 +21,7 @@ from stitchkit.display import quantity
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.settings.zoo import FOLDER, facts_of
+from stitchkit.settings.zoo import ZOO, facts_of
 from stitchkit.settings.zoo_facts import ZooFacts
 
 PAGE = Path(__file__).resolve().parent / "zoo.md"
@@ -29,7 +29,7 @@ HEAD = (
     "| configuration | anchors | stitches | FLOPs | classes | image | licence | from |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
-RECIPE = '  "recipe": {'
+_RECIPE = '  "recipe": {'
 _FACTS = re.compile(r'  "zoo": \{.*?\n  \},\n', re.DOTALL)
 _LIST = re.compile(r"\[\s+(\d[\d,\s]*?)\s+\]")
 
@@ -59,12 +59,12 @@ def write_facts(path: Path) -> None:
     """Measure a configuration and write what was found into its file, before the recipe."""
     facts = json.dumps({"zoo": asdict(measure(StitchConfig.load(path)))}, indent=2)[2:-2]
     facts = _LIST.sub(lambda found: f"[{' '.join(found[1].split())}]", facts)  # numbers of a list on one line
-    path.write_text(_FACTS.sub("", path.read_text()).replace(RECIPE, f"{facts},\n{RECIPE}", 1))
+    path.write_text(_FACTS.sub("", path.read_text()).replace(_RECIPE, f"{facts},\n{_RECIPE}", 1))
 
 
 def table() -> str:
     """The table of the page, from the files."""
-    return HEAD + "".join(map(_row, sorted(FOLDER.glob("*.json"))))
+    return HEAD + "".join(map(_row, sorted(ZOO.glob("*.json"))))
 
 
 def _row(path: Path) -> str:
@@ -86,7 +86,7 @@ def _row(path: Path) -> str:
 
 def main(names: list[str]) -> None:
     """Measure all configurations, or those named, and write the page."""
-    for path in [FOLDER / f"{name}.json" for name in names] or sorted(FOLDER.glob("*.json")):
+    for path in [ZOO / f"{name}.json" for name in names] or sorted(ZOO.glob("*.json")):
         write_facts(path)
         print(path.stem, flush=True)
     PAGE.write_text(PAGE.read_text().partition(HEAD)[0] + table())

@@ -18,7 +18,15 @@ from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.families import anchor_of
-from stitchkit.networks.hub_weights import ADVICE, check_fit, check_reachable, published_config, unknown_argument
+from stitchkit.networks.hub_weights import (
+    ADVICE,
+    TORCHVISION,
+    check_fit,
+    check_reachable,
+    published_config,
+    torchvision_names,
+    unknown_argument,
+)
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
@@ -119,7 +127,7 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
     """The anchor of a specification.
 
     Args:
-        spec: Name, label, arguments and checkpoint.
+        spec: timm's name, or torchvision's behind `torchvision/`; label, arguments and checkpoint.
         pretrained: Download timm's weights if it has no checkpoint; otherwise they are random.
         checkpoints: Load its checkpoint, if it has one. False is for a network whose weights do not matter, or all come
             from another file.
@@ -130,22 +138,22 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
     """
     checkpoint = spec.checkpoint if checkpoints else None
     kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
+    asked, size = to_2tuple(kwargs.get("img_size")), None
     with prefixed(f"anchor '{spec.label}': "):
-        model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
-    anchor = anchor_of(model, label=spec.label)
-    asked = to_2tuple(kwargs.get("img_size"))
+        if (own := spec.name.removeprefix(TORCHVISION)) != spec.name:
+            published_config(spec.name)
+            kwargs = {key: value for key, value in kwargs.items() if key != "img_size"}  # they take images of any size
+            size = (3, *(asked if asked[0] else (224, 224)))
+            model = _load_torchvision(own, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
+        else:
+            model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
+    anchor = anchor_of(model, label=spec.label, input_size=size)
     if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
         raise InputError(
             f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
             "strides as img_size"
         )
     return anchor
-
-
-def torchvision_names() -> list[str]:
-    """Names of torchvision's classifiers; its models for other tasks are left out."""
-    names: list[str] = torchvision.models.list_models(torchvision.models)
-    return names
 
 
 def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: object = None) -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import timm
 import torch
+import torchvision
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
@@ -17,12 +18,29 @@ from stitchkit.errors import InputError, one_line, unknown
 _ADAPTED = ("num_classes", "img_size", "in_chans", "patch_size", "window_size")
 """Arguments to which timm adapts published weights; those named `drop*` change no weight."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".npz")
+TORCHVISION = "torchvision/"
+"""Before the names of torchvision's classifiers, where timm's names stand."""
 ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
 
 
+def torchvision_names() -> list[str]:
+    """Names of torchvision's classifiers; its models for other tasks are left out."""
+    names: list[str] = torchvision.models.list_models(torchvision.models)
+    return names
+
+
+def is_architecture(name: str) -> bool:
+    """Whether timm or torchvision can build a model of this name without any file."""
+    return bool(is_model(name)) or name.removeprefix(TORCHVISION) != name
+
+
 def published_config(name: str) -> PretrainedCfg | None:
-    """timm's description of the published weights of a name; None for a name that is a place, such as `hf-hub:...`."""
+    """timm's description of the published weights of a name; None for a place (`hf-hub:...`) and for torchvision's."""
     if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return None
+    if (own := name.removeprefix(TORCHVISION)) != name:
+        if own not in torchvision_names():
+            raise unknown("torchvision model", own, torchvision_names())
         return None
     bare, _, tag = name.partition(".")
     if not is_model(name):

@@ -17,8 +17,8 @@ from stitchkit.networks.blocks import find_blocks
 from stitchkit.networks.slices import Code, Slice, hold_constants
 from stitchkit.networks.steps import Steps
 
-_PLAIN = {"input_size": (3, 224, 224)}
-"""What is known of a network that is not timm's."""
+_PLAIN = {"input_size": (3, 224, 224), "interpolation": "bilinear"}
+"""What is assumed of a network that is not timm's: torchvision's preparation of images."""
 
 
 class TracedAnchor(Anchor):

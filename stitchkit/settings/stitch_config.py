@@ -51,7 +51,8 @@ class AnchorSpec(Settings):
     """One anchor of a configuration.
 
     Args:
-        name: A timm model name, preferably with the tag of its weights, such as `deit_tiny_patch16_224.fb_in1k`.
+        name: A timm model name, preferably with the tag of its weights, such as `deit_tiny_patch16_224.fb_in1k`;
+            or torchvision's behind `torchvision/`.
         label: The name of the anchor in stitches; without one, the model's name up to its tag.
         kwargs: Further arguments of `timm.create_model`.
         checkpoint: A local file with its weights; without one, timm's pretrained weights.

@@ -11,7 +11,7 @@ from stitchkit.settings.short_names import CONFIGS
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.zoo_facts import ZooFacts
 
-FOLDER = CONFIGS / "zoo"
+ZOO = CONFIGS / "zoo"
 HEAD = ("name", "anchors", "stitches", "FLOPs", "classes", "image", "licence")
 
 
@@ -31,7 +31,7 @@ def zoo(*, max_flops: float | None = None, licence: str | None = None) -> dict[s
     Raises:
         InputError: If none has the licence, or none is as cheap.
     """
-    every = {path.stem: StitchConfig.load(path) for path in FOLDER.glob("*.json")}
+    every = {path.stem: StitchConfig.load(path) for path in ZOO.glob("*.json")}
     facts = {name: facts_of(config) for name, config in every.items()}
     names = sorted(every, key=lambda name: (facts[name].flops, name))
     if licence is not None:

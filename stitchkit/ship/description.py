@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.models import is_model
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -14,6 +13,7 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import check_data_config, given_data_config
+from stitchkit.networks.hub_weights import is_architecture
 from stitchkit.networks.mode import evaluating
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
@@ -37,7 +37,11 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
         kwargs["in_chans"] = channels
     if global_pool:
         kwargs["global_pool"] = global_pool
-    name = spec.name if is_model(spec.name) else model.views[spec.label].pretrained_cfg.get("architecture", spec.name)
+    name = (
+        spec.name
+        if is_architecture(spec.name)
+        else model.views[spec.label].pretrained_cfg.get("architecture", spec.name)
+    )
     return {"name": name, "label": spec.label, "kwargs": kwargs}
 
 
@@ -91,7 +95,7 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
 
 def local(spec: AnchorSpec) -> AnchorSpec:
     """A specification from a file, if it names only an architecture."""
-    if spec.checkpoint is not None or not is_model(spec.name):
+    if spec.checkpoint is not None or not is_architecture(spec.name):
         place = spec.checkpoint or spec.name
         raise InputError(f"anchor '{spec.label}' of the file would be read from '{place}'; refused")
     return spec
