@@ -24,6 +24,7 @@ from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.data.digits import write_digits
+from tests.networks import TRACED
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -142,7 +143,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "levit of convolutions": {"anchors": [_levit("s", "levit_conv_128s", 16), _levit("m", "levit_conv_128", 24)]},
 }
-"""Pico configurations of every family, and of what their layouts and options allow."""
+"""Pico configurations of every family with a view, and of what their layouts and options allow."""
 
 
 def headless(config: dict[str, Any]) -> dict[str, Any]:
@@ -152,12 +153,14 @@ def headless(config: dict[str, Any]) -> dict[str, Any]:
 
 
 FAMILIES |= {f"headless {family}": headless(FAMILIES[family]) for family in ("vit", "resnet to swin", "levit")}
+SPACES = FAMILIES | TRACED
+"""These, and those of networks that are traced."""
 
 
 def family_snnet(family: str) -> stitchkit.SNNet:
-    """An SN-Net of one of `FAMILIES` in evaluation mode, with seeded random weights that are not tiny."""
+    """An SN-Net of one of `SPACES` in evaluation mode, with seeded random weights that are not tiny."""
     torch.manual_seed(0)
-    model = stitchkit.create_snnet(FAMILIES[family])
+    model = stitchkit.create_snnet(SPACES[family])
     randomize(model)
     return model.eval()
 

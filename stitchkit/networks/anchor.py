@@ -153,6 +153,12 @@ class Anchor(Steps, ABC):
         """All blocks of all stages; down-sampling into a stage runs with its first block."""
         return [self.module(number) for number in range(1, len(self) - 1)]
 
+    @property
+    def block_modules(self) -> list[nn.Module]:
+        """The model's own modules that the blocks run."""
+        modules = dict(self.model.named_modules())
+        return [modules[path] for step in self._steps[1:-1] for path in step.paths if path in modules]
+
     def features(self, x: torch.Tensor, *, until: int | None = None) -> list[torch.Tensor]:
         """The tensors at the `boundaries` for images `[B, C, H, W]`, by default up to the head."""
         outputs = [self[0](x)]

@@ -8,6 +8,8 @@ from itertools import groupby
 
 from torch import nn
 
+from stitchkit.errors import InputError
+from stitchkit.networks.cut.refusal import passes_several
 from stitchkit.networks.cut.tracer import is_group, is_stage, paths_to
 from stitchkit.networks.slices import Boundary
 from stitchkit.networks.steps import Steps
@@ -21,10 +23,13 @@ def find_blocks(steps: Steps) -> tuple[list[int], tuple[int, ...]]:
     A block is a module of several that stand in a row, such as in a list, which one tensor leaves. Blocks in one row
     whose tensors have the same positions are a stage. A stage begins and ends where the module around it does, so
     that what runs before a block, such as down-sampling, belongs to it, and a stage's last norm to its last block. In
-    a network without blocks, each step is one.
+    a network without blocks, or with some inside its steps only, each step is one.
 
     Returns:
         The numbers of the boundaries: before the first block, and after each; and the blocks per stage.
+
+    Raises:
+        InputError: If there are no two blocks between which only one tensor passes.
     """
     places = steps.boundaries
     ends = {name: number for number, place in enumerate(places) for name in place.after}
@@ -41,6 +46,7 @@ def find_blocks(steps: Steps) -> tuple[list[int], tuple[int, ...]]:
         last = max(ends[name] for name in _around(stages, number) if name in ends)
         found += [*(ends[path] for path in stage[:-1]), last]
     if sum(depths) < 2 or found != sorted(set(found)):
+        _check_separate(steps, modules)
         return _every_step(places)
     return found, tuple(filter(None, depths))
 
@@ -99,6 +105,28 @@ def _around(stages: Sequence[Sequence[str]], number: int) -> list[str]:
     shared = {around for path in others for around in paths_to(path)}
     stage = stages[number]
     return [name for path in (stage[0], stage[-1]) for name in paths_to(path) if name not in shared]
+
+
+def _check_separate(steps: Steps, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a network whose blocks are all inside one step, with the tensors that pass between them."""
+
+    def kind(path: str) -> tuple[str, type[nn.Module]]:
+        return path.rpartition(".")[0], type(modules[path])
+
+    flow = steps.flow
+    inner = [path for path in flow.regions if path in modules and any(True for _ in modules[path].children())]
+    rivals = Counter(map(kind, inner))
+    blocks = [path for path in inner if rivals[kind(path)] > 1]
+    if blocks:
+        first, last = flow.place[flow.regions[blocks[0]][-1]], flow.place[flow.regions[blocks[-1]][0]]
+        if not any(first <= steps.position(place) < last for place in steps.boundaries):
+            most = max(rivals, key=rivals.__getitem__)
+            raise passes_several(flow, next(path for path in blocks if kind(path) == most))
+    if len(steps.boundaries) < 3:
+        raise InputError(
+            f"it has {len(steps)} steps with one tensor between them, too few for a stem, two blocks and a head; "
+            "choose a deeper network"
+        )
 
 
 def _every_step(places: Sequence[Boundary]) -> tuple[list[int], tuple[int, ...]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_map
 from stitchkit.errors import InputError
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.cut.refusal import check_slice, place_after, place_before
-from stitchkit.networks.cut.sized import is_batch
+from stitchkit.networks.cut.sized import is_of_images
 from stitchkit.networks.cut.tracer import INPUT, paths_to
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating
@@ -113,19 +114,27 @@ class Code:
     """
 
     paths: tuple[str, ...]
-    """The modules and tensors of the network that it uses."""
-    constants: Mapping[str, object]
-    """Those values that only the graphs have, by the names under which the code expects them."""
+    """The modules, tensors and held constants that it uses."""
 
     def __init__(self, graphs: Sequence[fx.Graph]):
         nodes = {
             str(node.target): node for graph in graphs for node in graph.nodes if node.op in ("call_module", "get_attr")
         }
         whole = {target for target, node in nodes.items() if node.op == "call_module"}
-        self.constants = {target: node.meta["constant"] for target, node in nodes.items() if "constant" in node.meta}
-        own = [target for target in nodes if target not in self.constants]
-        self.paths = tuple(target for target in own if whole.isdisjoint(paths_to(target)[:-1]))
-        self._run = list(map(_compile, graphs))
+        self.paths = tuple(target for target in nodes if whole.isdisjoint(paths_to(target)[:-1]))
+        self._sources = [(code.src, code.globals) for code in (graph.python_code("self") for graph in graphs)]
+        self._run = [_compile(*source) for source in self._sources]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Functions without a module, and modules, which are in the names of every graph, cannot be pickled.
+        names = [
+            (source, {name: used[name] for name in used.keys() - _names_of_all()}) for source, used in self._sources
+        ]
+        return {"paths": self.paths, "_sources": names}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._run = [_compile(*source) for source in self._sources]
 
     def __call__(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """Run the graph of the module's mode; the result may be a tuple."""
@@ -133,39 +142,42 @@ class Code:
 
 
 class TracedSlice(Slice):
-    """A slice that runs a part of its network's graph.
-
-    It contains generated code, so torch cannot pickle it.
-    """
+    """A slice that runs a part of its network's graph."""
 
     def __init__(self, model: nn.Module, graphs: Sequence[fx.Graph], start: Boundary | None, stop: Boundary | None):
         super().__init__(model, start, stop)
         self._run = Code(graphs)
         for path in self._run.paths:
             self._take(model, path)
-        hold(self, self._run.constants)
+        hold_constants(self, graphs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the graph of the current mode; the result may be a tuple."""
         return self._run(self, x)
 
 
-def hold(module: nn.Module, constants: Mapping[str, object]) -> None:
-    """Give a module the constants of code: tensors as buffers, which move with it and are in no checkpoint."""
-    for name, value in constants.items():
+def hold_constants(module: nn.Module, graphs: Sequence[fx.Graph]) -> None:
+    """Give a module what only its graphs have: tensors as buffers, which move with it and are in no checkpoint."""
+    for node in (node for graph in graphs for node in graph.nodes if "constant" in node.meta):
+        name, value = str(node.target), node.meta["constant"]
         if isinstance(value, torch.Tensor):
             module.register_buffer(name, value, persistent=False)
         else:
             setattr(module, name, value)
 
 
-def _compile(graph: fx.Graph) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
-    """A graph as a function of its module and its input."""
-    code = graph.python_code("self")
-    names = dict(code.globals)
-    exec(code.src, names)  # as torch.fx runs its graphs
-    forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = names["forward"]
+def _compile(source: str, names: Mapping[str, Any]) -> Callable[[nn.Module, torch.Tensor], torch.Tensor]:
+    """Code as a function of its module and its input."""
+    known = {**_names_of_all(), **names}
+    exec(source, known)  # as torch.fx runs its graphs
+    forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = known["forward"]
     return forward
+
+
+@cache
+def _names_of_all() -> dict[str, Any]:
+    """The names that torch.fx gives to the code of every graph, such as `torch`."""
+    return fx.Graph().python_code("self").globals
 
 
 def graph_named(
@@ -200,8 +212,8 @@ def graph_between(
     for node in flow.trace.graph.nodes:
         if node not in needed or node is start:
             continue
-        if is_batch(node):
-            copies[node] = graph.call_method("size", (entered, 0))
+        if is_of_images(node):
+            copies[node] = graph.node_copy(node, lambda _: entered)
             continue
         copies[node] = twin = graph.node_copy(node, copies.__getitem__)
         if node in kept:  # later nodes may work in place

@@ -11,10 +11,10 @@ import torch
 from timm.data import resolve_data_config
 from torch import fx, nn
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, prefixed
 from stitchkit.networks.anchor import Anchor, AnchorStep
 from stitchkit.networks.blocks import find_blocks
-from stitchkit.networks.slices import Code, Slice, hold
+from stitchkit.networks.slices import Code, Slice, hold_constants
 from stitchkit.networks.steps import Steps
 
 _PLAIN = {"input_size": (3, 224, 224), "interpolation": "bilinear"}
@@ -43,10 +43,11 @@ class TracedAnchor(Anchor):
         self._input_size: tuple[int, int, int] = tuple(input_size or self._config["input_size"])
         # The trace is not kept: an anchor is copied with its SN-Net, such as for its moving average.
         whole = Steps(model, _example(model, self._input_size))
-        result = whole.flow.result
-        if not isinstance(result, fx.Node):
-            raise InputError(f"anchor '{label}' returns several tensors; wrap it in a module that returns its logits")
-        cuts, self._depths = find_blocks(whole)
+        with prefixed(f"anchor '{label}': "):
+            result = whole.flow.result
+            if not isinstance(result, fx.Node):
+                raise InputError("it returns several tensors; wrap it in a module that returns its logits")
+            cuts, self._depths = find_blocks(whole)
         self.boundaries = tuple(whole.boundaries[number] for number in cuts)
         ends = [0, *(number + 1 for number in cuts), len(whole)]
         stem, *others = (_step(model, whole.graphs(first, last)) for first, last in pairwise(ends))
@@ -104,8 +105,8 @@ def _step(model: nn.Module, graphs: Sequence[fx.Graph]) -> AnchorStep:
     if paths[0] is not None and paths[0] == paths[1]:
         return AnchorStep((paths[0],))
     code = Code(graphs)
-    hold(model, code.constants)
-    return AnchorStep((*code.paths, *code.constants), code)
+    hold_constants(model, graphs)
+    return AnchorStep(code.paths, code)
 
 
 def _chain(graph: fx.Graph) -> str | None:

@@ -229,9 +229,8 @@ def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
     """
     parts = [model]
     if isinstance(model, SNNet):
-        blocks = [block for anchor in model.views.values() for block in anchor.blocks]
-        # A block that down-samples first is assembled for each run; its parts persist.
-        parts = [part for block in blocks for part in (block if isinstance(block, nn.Sequential) else [block])]
+        # A block of several modules, or with code around one, is assembled for each run; its modules persist.
+        parts = [part for anchor in model.views.values() for part in anchor.block_modules]
     # Blocks of one class share a cache of compiled code, whose default limit suits a single network.
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 8 * len(parts))

@@ -23,6 +23,7 @@ from stitchkit.ship.trained_snnet import Trained, describe, open_trained, sample
 from tests.results import pareto_like
 from tests.support import (
     FAMILIES,
+    SPACES,
     family_snnet,
     mostly_full,
     pico_config,
@@ -48,7 +49,7 @@ pytestmark = pytest.mark.usefixtures("short_timing")
 
 
 def trained(family):
-    return Trained(family_snnet(family), stitchkit.StitchConfig.parse(FAMILIES[family]), Recipe(), ("a", "b", "c", "d"))
+    return Trained(family_snnet(family), stitchkit.StitchConfig.parse(SPACES[family]), Recipe(), ("a", "b", "c", "d"))
 
 
 def images_for(model, number=5):
@@ -66,7 +67,7 @@ def shortest(model):
 
 
 @pytest.mark.parametrize(
-    "family", mostly_full(FAMILIES, quick=["vit without final norm, all pairs", "swin to resnet", "levit"])
+    "family", mostly_full(SPACES, quick=["vit without final norm, all pairs", "swin to resnet", "levit"])
 )
 def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
     subject = trained(family)

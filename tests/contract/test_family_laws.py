@@ -14,9 +14,13 @@ from stitchkit.networks.create import create_anchor
 from stitchkit.networks.families import VIEWS, anchor_of
 from stitchkit.routes import Proportional, SlidingWindow, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
-from tests.support import FAMILIES, family_snnet, mostly_full, pico_images, randomize
+from tests.networks import TRACED
+from tests.support import FAMILIES, SPACES, family_snnet, mostly_full, pico_images, randomize
 
-ANCHORS = {f"{family}: {anchor['label']}": anchor for family in FAMILIES for anchor in FAMILIES[family]["anchors"]}
+ANCHORS = {f"{family}: {anchor['label']}": anchor for family in SPACES for anchor in SPACES[family]["anchors"]}
+TRACED_ANCHORS = [name for name in ANCHORS if name.rpartition(": ")[0] in TRACED]
+QUICK = ("NCHW, batch norm", "NHWC", "NLC, 5 prefix tokens", "headless, traced")
+"""The traced families of which all laws are tested in `make test`."""
 
 
 def images(model: SNNet, count: int = 2) -> torch.Tensor:
@@ -28,7 +32,7 @@ def twin(model: SNNet) -> SNNet:
     return copy.deepcopy(model.eval())
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=mostly_full(SPACES, quick=[*FAMILIES, *QUICK]))
 def model(request):
     return family_snnet(request.param)
 
@@ -46,7 +50,9 @@ def test_every_view_has_a_pico_family():
     assert {VIEWS[name] for name in tested} == set(VIEWS.values())
 
 
-@pytest.mark.parametrize("name", ANCHORS)
+@pytest.mark.parametrize(
+    "name", mostly_full(ANCHORS, quick=[n for n in ANCHORS if n not in TRACED_ANCHORS or n.endswith(" s")])
+)
 def test_law_1_anchor_equals_the_timm_model(name):
     anchor = create(name)
     x = pico_images(size=anchor.input_size[-1])
@@ -59,13 +65,26 @@ def test_law_1_anchor_equals_the_timm_model(name):
         assert place.layout.sized(feature) == place.layout
 
 
-@pytest.mark.parametrize("name", ANCHORS)
+WAYS = {
+    "window": (SlidingWindow(), True),
+    "window without norm": (SlidingWindow(), False),
+    "proportional": (Proportional("both"), True),
+}
+"""A rule, and whether stitched routes apply the final norm, which is not known of traced networks."""
+
+
 @pytest.mark.parametrize(
-    ("rule", "final_norm"),
-    [(SlidingWindow(), True), (SlidingWindow(), False), (Proportional("both"), True)],
-    ids=["window", "window without norm", "proportional"],
+    ("name", "way"),
+    mostly_full(
+        [(name, way) for name in ANCHORS for way in WAYS if name not in TRACED_ANCHORS or WAYS[way][1]],
+        quick=[
+            *((name, way) for name in ANCHORS if name not in TRACED_ANCHORS for way in WAYS),
+            *((f"{family}: s", "window") for family in QUICK),
+        ],
+    ),
 )
-def test_law_2_self_stitch_equals_the_anchor(name, rule, final_norm):
+def test_law_2_self_stitch_equals_the_anchor(name, way):
+    rule, final_norm = WAYS[way]
     first = create(name)
     if not final_norm:
         for child in first.final_norm_children:
@@ -99,7 +118,7 @@ def test_law_6_extract_equals_the_stitch(model, each):
     assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(outputs)
 
 
-@pytest.mark.parametrize("model", mostly_full(FAMILIES, quick=["resnet to swin", "levit"]), indirect=True)
+@pytest.mark.parametrize("model", mostly_full(SPACES, quick=["resnet to swin", "levit"]), indirect=True)
 def test_law_6_flops_are_those_of_fvcore(model):
     net = model.extract(len(model.space) - 1)
     for module in net.modules():
@@ -168,7 +187,7 @@ def test_the_closed_form_fit_finds_an_exact_map(model):
     assert max(straight) < 1e-5
 
 
-@pytest.mark.parametrize("model", mostly_full(FAMILIES, quick=["levit"]), indirect=True)
+@pytest.mark.parametrize("model", mostly_full(SPACES, quick=["levit"]), indirect=True)
 def test_weights_loaded_in_evaluation_mode_are_used_at_once(model, tmp_path):
     """timm's LeViT keeps what it computed from its weights in evaluation mode."""
     other = twin(model)

@@ -8,10 +8,10 @@ from stitchkit.model.activation_memory import LiveBytes, in_portions
 from stitchkit.model.onepass import OnePass
 from stitchkit.routes import Stitch
 from stitchkit.routes.shared_work import shared_visits
-from tests.support import FAMILIES, family_snnet, mostly_full, pico_images, pico_snnet
+from tests.support import SPACES, family_snnet, mostly_full, pico_images, pico_snnet
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=SPACES)
 def model(request):
     return family_snnet(request.param)
 
@@ -100,7 +100,7 @@ def test_some_stitches():
         pico_snnet().train().forward_all(x)
 
 
-BUDGETS = [(family, images) for family in FAMILIES for images in (2, 5)]
+BUDGETS = [(family, images) for family in SPACES for images in (2, 5)]
 
 
 @torch.no_grad()

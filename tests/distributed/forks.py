@@ -90,13 +90,16 @@ def end(processes: Sequence[ForkServerProcess], *, limit: float = 60) -> list[in
     return [process.exitcode for process in processes if process.exitcode is not None]
 
 
-def kill_once_there(command: Sequence[object], place: Path, *, limit: float = 60) -> list[ForkServerProcess]:
-    """Start a `stitchkit` command and kill it as soon as a file is there, as `kill -9` does; its process."""
-    processes = start(command)
+def kill_once_there(
+    command: Sequence[object], place: Path, *, ranks: int = 1, limit: float = 60
+) -> list[ForkServerProcess]:
+    """Start a `stitchkit` command and kill it as soon as a file is there, as `kill -9` does; its processes."""
+    processes = start(command, ranks=ranks)
     deadline = time.monotonic() + limit
     while not place.exists() and processes[0].is_alive() and time.monotonic() < deadline:
         time.sleep(0.001)
-    processes[0].kill()
+    for process in processes:
+        process.kill()
     return processes
 
 

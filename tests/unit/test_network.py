@@ -245,7 +245,7 @@ def test_routes_share_what_is_compiled():
 
 
 @COMPILES
-@pytest.mark.parametrize("family", ["vit", "resnet"])
+@pytest.mark.parametrize("family", ["vit", "resnet", "NCHW, batch norm", "NLC, 5 prefix tokens"])
 def test_blocks_that_were_seen_once_are_compiled_for_all_stitches(family):
     """Training: the anchors show every block, then every stitch runs forward and backward."""
     backend, model = Backend(), family_snnet(family).train()

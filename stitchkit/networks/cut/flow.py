@@ -9,7 +9,7 @@ from functools import cached_property
 
 from torch import fx
 
-from stitchkit.networks.cut.sized import has_batch_first, is_batch
+from stitchkit.networks.cut.sized import has_batch_first, is_of_images
 from stitchkit.networks.cut.trace import Trace
 from stitchkit.networks.cut.tracer import INPUT, paths_to
 
@@ -51,7 +51,7 @@ class Flow:
             node = left.pop()
             if node not in found:
                 found.add(node)
-                left += [] if node in given or is_batch(node) else node.all_input_nodes
+                left += [] if node in given or is_of_images(node) else node.all_input_nodes
         return found
 
     @staticmethod
@@ -60,7 +60,7 @@ class Flow:
         found, left = set[fx.Node](), [start]
         while left:
             for user in left.pop().users:
-                if user not in found and not is_batch(user):
+                if user not in found and not is_of_images(user):
                     found.add(user)
                     left.append(user)
         return found
@@ -88,6 +88,14 @@ class Flow:
         inside = set(region)
         left = [node for node in region if any(user not in inside for user in self.after(node))]
         return _tensors(value for node in left for value in (self.after(node) if is_tuple(node) else [node]))
+
+    def crossing(self, node: fx.Node) -> list[fx.Node]:
+        """The tensors that nodes after a node need of it and of those before it; of its tuple, the items."""
+        place = self.place[node]
+        left = [
+            other for other in self.nodes[: place + 1] if any(self.place[user] > place for user in self.after(other))
+        ]
+        return _tensors(value for other in left for value in (self.after(other) if is_tuple(other) else [other]))
 
     @cached_property
     def begins(self) -> dict[fx.Node, list[str]]:

@@ -59,6 +59,20 @@ def check_slice(flow: Flow, name: str, start: fx.Node, stops: Mapping[str, fx.No
             raise _crossed(flow, output, "after", [*crossing, stop])
 
 
+def passes_several(flow: Flow, name: str) -> InputError:
+    """The error for a network in which other tensors than the output of a block go on to the next."""
+    kind = type(flow.trace.root.get_submodule(name)).__name__
+    tensors = _quoted(flow, flow.crossing(flow.regions[name][-1]))
+    return InputError(
+        f"its blocks pass more than one tensor: after '{name}', a {kind}, the rest needs {tensors}; choose a network "
+        "whose blocks pass one"
+    )
+
+
+def _quoted(flow: Flow, tensors: Iterable[fx.Node]) -> str:
+    return " and ".join(f"'{flow.name(node)}'" for node in dict.fromkeys(tensors))
+
+
 def _tensor(flow: Flow, name: str, side: _Side, nothing: str) -> fx.Node:
     """The one tensor that enters or leaves a node."""
     if name not in flow.regions:
@@ -79,7 +93,7 @@ def _passing(flow: Flow, name: str, side: _Side) -> list[fx.Node]:
 
 
 def _crossed(flow: Flow, name: str, side: _Side, tensors: Iterable[fx.Node]) -> InputError:
-    names = " and ".join(f"'{flow.name(node)}'" for node in dict.fromkeys(tensors))
+    names = _quoted(flow, tensors)
     listed = "; or give a list, to get tensors from inside a skip connection" if side == "after" else ""
     return InputError(
         f"a cut {side} '{name}' goes through a connection: {names} cross it; {_nearest(flow, name, side)}{listed}"

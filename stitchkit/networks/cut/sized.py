@@ -42,7 +42,7 @@ class SizedTracer(Tracer):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self._fake:
             self._images = torch.empty_like(example[:1].expand(_BATCH, *example.shape[1:]))
-        self._batch: Any = None
+        self._found = dict[object, Any]()
         self._is_running = False
         # Also a stage that has only one block of its class.
         self._stages = tuple({type(part) for part in root.modules() if is_sequence_of_blocks(part) or is_stage(part)})
@@ -105,11 +105,19 @@ class SizedTracer(Tracer):
         """A size: a number, or a multiple of the number of images."""
         if not _follows_batch(size):
             return size
-        if self._batch is None:
+        batch = self._of_images("call_method", "size", 0)
+        return mul(batch, size // _BATCH) if size > _BATCH else batch
+
+    def device(self) -> Any:
+        """The device of the images, which is that of every tensor."""
+        return self._of_images("call_function", getattr, "device")
+
+    def _of_images(self, kind: str, target: fx.node.Target, what: object) -> Any:
+        if what not in self._found:
             images = next(iter(self.graph.nodes))
-            self._batch = super().create_proxy("call_method", "size", (self.proxy(images), 0), {})
-            self._batch.node.meta["is_batch"] = True
-        return mul(self._batch, size // _BATCH) if size > _BATCH else self._batch
+            self._found[what] = super().create_proxy(kind, target, (self.proxy(images), what), {})
+            self._found[what].node.meta["is_of_images"] = True
+        return self._found[what]
 
 
 def _follows_batch(value: object) -> bool:
@@ -137,6 +145,11 @@ class _Sized(fx.Proxy):
         return found
 
     @property
+    def device(self) -> Any:
+        """The device of the images."""
+        return self.tracer.device()
+
+    @property
     def ndim(self) -> int:
         """The number of axes."""
         return len(self._value.shape)
@@ -149,9 +162,9 @@ class _Sized(fx.Proxy):
         return (getitem(self, number) for number in range(len(self)))
 
 
-def is_batch(node: fx.Node) -> bool:
-    """Whether a node is the number of images."""
-    return "is_batch" in node.meta
+def is_of_images(node: fx.Node) -> bool:
+    """Whether a node is the number of images or their device, which each step reads from its own input."""
+    return "is_of_images" in node.meta
 
 
 def has_batch_first(node: fx.Node) -> bool:
