@@ -100,7 +100,7 @@ def measure(name: str) -> Row:
         way = "view" if has_view(model) else "trace"
         differs = [mode for mode in ("evaluation", "training") if not _is_exact(anchor, images, mode == "training")]
     except InputError as error:
-        return Row(name, setup=setup, reason=one_line(error).removeprefix("anchor 'a': "))
+        return Row(name, setup=setup, reason=str(error).removeprefix("anchor 'a': "))
     reason = f"differs in {' and '.join(differs)}" if differs else ""
     return Row(name, way, anchor.depths, not differs, setup, reason)
 

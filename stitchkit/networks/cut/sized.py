@@ -95,11 +95,17 @@ class SizedTracer(Tracer):
     def create_proxy(self, kind: str, target: fx.node.Target, *args: Any, **kwargs: Any) -> Any:
         """A tensor; of numbers that do not depend on the batch, the numbers themselves."""
         proxy = super().create_proxy(kind, target, *args, **kwargs)
-        value = proxy.node.meta.get("value", proxy)
-        if all(isinstance(leaf, _PLAIN) and not _follows_batch(leaf) for leaf in tree_leaves(value)):
+        # torch.fx needs the node of a function that it was told to keep whole.
+        if _is_plain(proxy.node) and id(target) not in self._autowrap_function_ids:
             self.graph.erase_node(proxy.node)
-            return value
+            return proxy.node.meta["value"]
         return proxy
+
+    def create_arg(self, a: Any) -> fx.node.Argument:
+        """An argument of a node."""
+        if isinstance(a, _Sized) and _is_plain(a.node):
+            return super().create_arg(a.node.meta["value"])
+        return super().create_arg(a)
 
     def size(self, size: int) -> Any:
         """A size: a number, or a multiple of the number of images."""
@@ -118,6 +124,12 @@ class SizedTracer(Tracer):
             self._found[what] = super().create_proxy(kind, target, (self.proxy(images), what), {})
             self._found[what].node.meta["is_of_images"] = True
         return self._found[what]
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether a node's value is numbers, or nothing, that do not depend on the batch."""
+    leaves = tree_leaves(node.meta.get("value", node))
+    return all(isinstance(leaf, _PLAIN) and not _follows_batch(leaf) for leaf in leaves)
 
 
 def _follows_batch(value: object) -> bool:
