@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from stitchkit.networks.cut.tracer import Tracer, is_layer, is_sequence_of_blocks, is_stage
+from stitchkit.errors import InputError
+from stitchkit.networks.cut.tracer import Tracer, is_layer, is_sequence_of_blocks, is_stage, reason
 
 _BATCH = 10_007
 _PLAIN = (bool, int, float, str, type(None))
@@ -100,6 +101,17 @@ class SizedTracer(Tracer):
             self.graph.erase_node(proxy.node)
             return proxy.node.meta["value"]
         return proxy
+
+    def failure(self, path: str, error: Exception) -> Exception:
+        """What to raise if a module cannot be traced, or cannot run."""
+        kind = type(self.root.get_submodule(path))
+        if kind in self._whole:
+            size = list(self._images.shape[1:])
+            return InputError(
+                f"it does not accept images of {size}, or cannot run without their values: '{path}', a "
+                f"{kind.__name__}, gives {reason(error)}"
+            )
+        return super().failure(path, error)
 
     def create_arg(self, a: Any) -> fx.node.Argument:
         """An argument of a node."""

@@ -73,24 +73,22 @@ class Tracer(fx.Tracer):
         except (Untraceable, InputError):
             raise
         except Exception as error:
-            raise self._failure(path, error) from error
+            raise self.failure(path, error) from error
         finally:
             self._path, self._label = before
 
-    def _failure(self, path: str, error: Exception) -> Exception:
+    def failure(self, path: str, error: Exception) -> Exception:
+        """What to raise if a module cannot be traced."""
         if path in self._asked:
             return InputError(f"'{path}' cannot be traced into: {reason(error)}; cut before or after it")
-        kind = type(self.root.get_submodule(path))
-        if kind in self._whole:
-            return InputError(f"'{path}', a {kind.__name__}, cannot run on tensors without values: {reason(error)}")
-        return Untraceable(kind)
+        return Untraceable(type(self.root.get_submodule(path)))
 
     def refuse_lost_changes(self) -> None:
         """Refuse a tensor that is changed in place by a call whose result is unused: a slice would leave it out."""
         for node, path in self._owners.items():
             if not node.users and str(node.target).endswith("_"):
                 error = ValueError(f"it changes a tensor in place by {node.target}")
-                raise self._failure(path, error) if path else error
+                raise self.failure(path, error) if path else error
 
     def create_node(self, kind: str, target: fx.node.Target, *args: Any, **kwargs: Any) -> fx.Node:
         """Name a node by its place in the model."""
