@@ -115,6 +115,7 @@ def _check_separate(steps: Steps, modules: Mapping[str, nn.Module]) -> None:
 
     flow = steps.flow
     inner = [path for path in flow.regions if path in modules and any(True for _ in modules[path].children())]
+    inner = [path for path in inner if type(modules[path]) not in _CONTAINERS]
     rivals = Counter(map(kind, inner))
     blocks = [path for path in inner if rivals[kind(path)] > 1]
     if blocks:
