@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit.model.create import anchors_and_space
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.create import create_network
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
@@ -35,8 +35,8 @@ def with_calibration(recipe: Recipe, config: StitchConfig | None) -> Recipe:
     number = 0
     if config is not None:
         with torch.device("meta"):
-            anchors, _ = anchors_and_space(config, pretrained=False, checkpoints=False)
-        number = BATCHES if any(batch_norms(anchor.model) for anchor in anchors) else 0
+            networks = [create_network(spec, pretrained=False, checkpoints=False)[0] for spec in config.anchors]
+        number = BATCHES if any(map(batch_norms, networks)) else 0
     return replace(recipe, run=replace(recipe.run, recalibrate_bn=number))
 
 

@@ -47,12 +47,12 @@ def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> An
 
 
 def make_anchor(source: AnchorSource, label: str, **options: Any) -> Anchor:
-    """The anchor of a source; options as in `create_anchor`, of which a network of one's own heeds the image size."""
+    """The anchor of a source; options as in `create_anchor`, of which networks heed size and classes."""
     if isinstance(source, AnchorSpec):
         return create_anchor(source, **options)
     sides = to_2tuple(options.get("img_size"))
     size = None if sides[0] is None else (options.get("in_chans") or 3, *sides)
-    return anchor_of(source, label=label, input_size=size)
+    return anchor_of(source, label=label, input_size=size, num_classes=options.get("num_classes"))
 
 
 def _model_of(path: str) -> tuple[str, dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import (
     ADVICE,
-    TORCHVISION,
     check_fit,
     check_reachable,
     published_config,
+    torchvision_name,
     torchvision_names,
     unknown_argument,
 )
@@ -123,6 +122,23 @@ def _resize_classifier(model: nn.Module, num_classes: int) -> None:
         model.set_submodule(classifier_of(model), nn.Linear(layer.in_features, num_classes, layer.bias is not None))
 
 
+def create_network(
+    spec: AnchorSpec, *, pretrained: bool = True, checkpoints: bool = True, **overrides: Any
+) -> tuple[nn.Module, tuple[int, int, int] | None]:
+    """The network of an anchor's specification, and the size of its images if it does not know it.
+
+    Arguments and errors are those of `create_anchor`.
+    """
+    checkpoint = spec.checkpoint if checkpoints else None
+    kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
+    with prefixed(f"anchor '{spec.label}': "):
+        if (own := torchvision_name(spec.name)) is None:
+            return create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs), None
+        published_config(spec.name)  # refuses a name that torchvision does not have
+        sides = to_2tuple(kwargs.pop("img_size", None) or 224)
+        return _load_torchvision(own, checkpoint=checkpoint, pretrained=pretrained, **kwargs), (3, *sides)
+
+
 def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: bool = True, **overrides: Any) -> Anchor:
     """The anchor of a specification.
 
@@ -136,18 +152,9 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
     Raises:
         InputError: If the model cannot be built, loaded or viewed as steps.
     """
-    checkpoint = spec.checkpoint if checkpoints else None
-    kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
-    asked, size = to_2tuple(kwargs.get("img_size")), None
-    with prefixed(f"anchor '{spec.label}': "):
-        if (own := spec.name.removeprefix(TORCHVISION)) != spec.name:
-            published_config(spec.name)
-            kwargs = {key: value for key, value in kwargs.items() if key != "img_size"}  # they take images of any size
-            size = (3, *(asked if asked[0] else (224, 224)))
-            model = _load_torchvision(own, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
-        else:
-            model = create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs)
+    model, size = create_network(spec, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     anchor = anchor_of(model, label=spec.label, input_size=size)
+    asked = to_2tuple(overrides.get("img_size") or spec.kwargs.get("img_size"))
     if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
         raise InputError(
             f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
@@ -161,7 +168,10 @@ def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: obje
     if name not in torchvision_names():
         raise unknown("torchvision model", name, torchvision_names())
     try:
-        model: nn.Module = torchvision.models.get_model(name, weights=weights, **arguments)
+        # Some cannot be built on the meta device.
+        with torch.device("cpu"):
+            model: nn.Module = torchvision.models.get_model(name, weights=weights, **arguments)
+        model.to(torch.get_default_device())
     except Exception as error:  # torchvision, torch and the download raise many types
         raise InputError(
             f"torchvision's '{name}' cannot be loaded{_given(arguments)}: {one_line(error)}; check the arguments "
@@ -220,8 +230,7 @@ def load_model(
 
 def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
     """A model of a library without weights, on the meta device, and an image that it takes."""
-    # Some of torchvision's cannot be built on the meta device.
-    with torch.device("meta") if backend == "timm" else nullcontext():
-        model = load_model(name, backend=backend, pretrained=False).to("meta").eval()
+    with torch.device("meta"):
+        model = load_model(name, backend=backend, pretrained=False).eval()
     size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     return model, torch.empty(1, *size, device="meta")

@@ -6,9 +6,11 @@ import importlib
 
 from torch import nn
 
+from stitchkit.errors import InputError
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.steps import Steps
 from stitchkit.networks.traced_anchor import TracedAnchor
+from stitchkit.networks.view import View
 
 VIEWS = {
     "timm.models.vision_transformer.VisionTransformer": "stitching_deit.anchors.VisionTransformerAnchor",
@@ -32,20 +34,41 @@ def has_view(model: nn.Module) -> bool:
     return bool(_view_path(model))
 
 
-def anchor_of(model: nn.Module, *, label: str, input_size: tuple[int, int, int] | None = None) -> Anchor:
+def anchor_of(
+    model: nn.Module, *, label: str, input_size: tuple[int, int, int] | None = None, num_classes: int | None = None
+) -> Anchor:
     """A network as an anchor: by the view of its class, or traced if there is none.
 
     Args:
         label: Its name in stitches.
         input_size: Size of an input image, `(C, H, W)`; by default that of timm's description of the network.
+        num_classes: Number of logits of a network that does not say it; 0 if it gives features.
 
     Raises:
-        InputError: If it cannot be traced, or has no place where only one tensor passes.
+        InputError: If it cannot be traced, has no two blocks between which only one tensor passes, takes images of
+            another size, or has another number of classes.
     """
+    anchor = _anchor(model, label, input_size, num_classes)
+    if input_size is not None and anchor.input_size != input_size:
+        raise InputError(
+            f"anchor '{label}' takes images of {anchor.input_size}, not {input_size}; create it with their size as "
+            "img_size"
+        )
+    if num_classes is not None and anchor.num_classes != num_classes:
+        raise InputError(
+            f"anchor '{label}' has {anchor.num_classes} classes, not {num_classes}; give it another classifier"
+        )
+    return anchor
+
+
+def _anchor(model: nn.Module, label: str, input_size: tuple[int, int, int] | None, num_classes: int | None) -> Anchor:
     if not has_view(model):
-        return TracedAnchor(model, label=label, input_size=input_size)
+        is_told = hasattr(model, "num_classes") or num_classes != 0
+        return TracedAnchor(model, label=label, input_size=input_size, num_classes=None if is_told else 0)
     module, _, name = _view_path(model).rpartition(".")
-    anchor: Anchor = getattr(importlib.import_module(module), name)(model, label=label)
+    anchor: View = getattr(importlib.import_module(module), name)(model, label=label)
+    if input_size is not None:
+        anchor.take_images(input_size)
     return anchor
 
 

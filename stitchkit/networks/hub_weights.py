@@ -23,6 +23,11 @@ TORCHVISION = "torchvision/"
 ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
 
 
+def torchvision_name(name: str) -> str | None:
+    """torchvision's own name of one that stands behind `torchvision/`; None for any other."""
+    return name.removeprefix(TORCHVISION) if name.startswith(TORCHVISION) else None
+
+
 def torchvision_names() -> list[str]:
     """Names of torchvision's classifiers; its models for other tasks are left out."""
     names: list[str] = torchvision.models.list_models(torchvision.models)
@@ -31,14 +36,14 @@ def torchvision_names() -> list[str]:
 
 def is_architecture(name: str) -> bool:
     """Whether timm or torchvision can build a model of this name without any file."""
-    return bool(is_model(name)) or name.removeprefix(TORCHVISION) != name
+    return bool(is_model(name)) or torchvision_name(name) is not None
 
 
 def published_config(name: str) -> PretrainedCfg | None:
     """timm's description of the published weights of a name; None for a place (`hf-hub:...`) and for torchvision's."""
     if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return None
-    if (own := name.removeprefix(TORCHVISION)) != name:
+    if (own := torchvision_name(name)) is not None:
         if own not in torchvision_names():
             raise unknown("torchvision model", own, torchvision_names())
         return None

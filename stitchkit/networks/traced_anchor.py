@@ -28,6 +28,8 @@ class TracedAnchor(Anchor):
         model: A network that takes images `[B, C, H, W]`.
         label: Its name in stitches.
         input_size: Size of an image, `(C, H, W)`; by default that of timm's description of the network.
+        num_classes: Number of logits, 0 if it gives features; by default as the network says, or else the width of its
+            output.
 
     Raises:
         InputError: If it cannot be traced, or has no two blocks between which only one tensor passes.
@@ -35,12 +37,17 @@ class TracedAnchor(Anchor):
 
     class_tokens = ("cls_token",)
 
-    def __init__(self, model: nn.Module, *, label: str, input_size: tuple[int, int, int] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        label: str,
+        input_size: tuple[int, int, int] | None = None,
+        num_classes: int | None = None,
+    ):
         super().__init__(model, label=label)
-        self._config = getattr(model, "pretrained_cfg", None) or resolve_data_config(
-            {}, pretrained_cfg={"input_size": (3, 224, 224)}
-        )
-        self._input_size: tuple[int, int, int] = tuple(input_size or self._config["input_size"])
+        self._input_size: tuple[int, int, int] = tuple(input_size or self.pretrained_cfg["input_size"])
+        self._num_classes = num_classes
         # The trace is not kept: an anchor is copied with its SN-Net, such as for its moving average.
         whole = Steps(model, _example(model, self._input_size))
         with prefixed(f"anchor '{label}': "):
@@ -78,13 +85,16 @@ class TracedAnchor(Anchor):
     @property
     def num_classes(self) -> int:
         """Number of logits."""
-        return getattr(self.model, "num_classes", self._outputs)
+        if self._num_classes is not None:
+            return self._num_classes
+        count: int = getattr(self.model, "num_classes", self._outputs)
+        return count
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
         """timm's description of the weights, with the preparation of images; timm's defaults if there is none."""
-        config: Mapping[str, Any] = getattr(self.model, "pretrained_cfg", self._config)
-        return config
+        config: Mapping[str, Any] | None = getattr(self.model, "pretrained_cfg", None)
+        return config or resolve_data_config({}, pretrained_cfg=_PLAIN)
 
     @property
     def bare_head(self) -> Slice:

@@ -38,6 +38,12 @@ class View(Anchor):
     final_norm_children: ClassVar[tuple[str, ...]] = ()
     """Those of `head_children` that make up the final normalisation."""
 
+    _sides: tuple[int, int] | None = None
+
+    def take_images(self, size: tuple[int, int, int]) -> None:
+        """Expect images of a size `(C, H, W)`, if the network takes any; others keep their own."""
+        self._sides = size[1:]
+
     @property
     @abstractmethod
     def kind(self) -> Kind:
@@ -47,7 +53,7 @@ class View(Anchor):
     def input_size(self) -> tuple[int, int, int]:
         """Size of an input image, `(C, H, W)`: that of the patch embedding, or of the weights if a model takes any."""
         embedding = getattr(self.model, "patch_embed", None)
-        height, width = embedding.img_size if embedding else self.pretrained_cfg["input_size"][1:]
+        height, width = embedding.img_size if embedding else self._sides or self.pretrained_cfg["input_size"][1:]
         return (self.model.in_chans, height, width)
 
     @property

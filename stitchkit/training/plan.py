@@ -31,7 +31,7 @@ def plan_network(recipe: Recipe) -> Plan:
     # The data decide the number of classes, which the plan does not depend on.
     return plan_anchors(
         [anchor_source(text) for text in settings.anchors or []], num_classes=settings.num_classes or 1000,
-        img_size=settings.sides, in_chans=settings.channels,
+        img_size=settings.sides, in_chans=settings.channels if settings.input_size else settings.in_chans,
     )  # fmt: skip
 
 

@@ -14,8 +14,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.networks.create import create_anchor, create_model
+from stitchkit.networks.families import anchor_of
 from stitchkit.networks.traced_anchor import TracedAnchor
 from stitchkit.settings.stitch_config import AnchorSpec
 from tests.networks import TRACED
@@ -317,3 +319,28 @@ def test_a_network_of_two_branches_is_refused():
     model = timm.create_model("crossvit_tiny_240", pretrained=False)
     with pytest.raises(InputError, match=r"one tensor: after 'blocks\.0\.blocks\.1\.0', a Block, the rest needs"):
         TracedAnchor(model, label="a")
+
+
+class _Two(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+def test_a_network_of_two_inputs_is_refused():
+    with pytest.raises(InputError, match="takes x and y; wrap it in a module"):
+        anchor_of(_Two(), label="two", input_size=(3, 32, 32))
+
+
+def test_views_and_networks_of_ones_own_take_the_size_and_the_classes_that_are_given():
+    resnet = timm.create_model("resnet10t", num_classes=5)
+    assert anchor_of(resnet, label="r", input_size=(3, 64, 64)).input_size == (3, 64, 64)
+    vit = timm.create_model("test_vit", num_classes=5)
+    with pytest.raises(InputError, match="takes images of"):
+        anchor_of(vit, label="v", input_size=(3, 64, 64))
+    with pytest.raises(InputError, match="has 5 classes, not 7"):
+        anchor_of(resnet, label="r", num_classes=7)
+
+
+def test_torchvision_anchors_of_a_plan_need_no_memory_for_weights():
+    model = stitchkit.create_snnet(anchors=["torchvision/regnet_y_400mf", "torchvision/regnet_y_800mf"], img_size=64)
+    assert [*model.views] == ["torchvision_regnet_y_400mf", "torchvision_regnet_y_800mf"]

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import Parameter, signature
 
 import torch
 from torch import fx, nn
@@ -72,6 +73,10 @@ def trace(
         example: Images whose sizes, but for their number, become constants of the graph. Without them, a model that
             asks for sizes can only be traced around the modules that do.
     """
+    if len(needed := _required(model)) > 1:
+        raise InputError(
+            f"{type(model).__name__} takes {' and '.join(needed)}; wrap it in a module that takes one tensor"
+        )
     asked = {path for name in names for path in paths_to(name)[:-1]}
     whole: set[type[nn.Module]] = set()
     while True:
@@ -97,6 +102,13 @@ def trace(
                 f"{type(model).__name__} cannot be traced between its blocks: {reason(error)}; cut its blocks, each "
                 "as a model of its own"
             ) from error
+
+
+def _required(model: nn.Module) -> list[str]:
+    """The arguments that a model cannot run without."""
+    optional = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    arguments = signature(model.forward).parameters.items()
+    return [name for name, one in arguments if one.default is Parameter.empty and one.kind not in optional]
 
 
 @contextmanager
