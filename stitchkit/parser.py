@@ -18,7 +18,12 @@ from stitchkit.files import check_folder_of
 DATA_FLAGS = ("--data", "--data-dir", "--data_dir", "--data-path", "--data_path")
 """The flag of the folder of the data sets in every command: timm's and the published tools' names are aliases."""
 
-ANCHORS_FLAG: dict[str, Any] = {"nargs": None, "type": lambda text: text.split(","), "metavar": "A,B"}
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+ANCHORS_FLAG: dict[str, Any] = {"nargs": None, "type": _names, "metavar": "A,B"}
 """How argparse takes `--anchors`."""
 
 

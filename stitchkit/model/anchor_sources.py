@@ -33,6 +33,8 @@ def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> An
     """
     if isinstance(given, Mapping):
         return AnchorSpec.parse(given)
+    if isinstance(given, type):
+        raise InputError(f"{given.__name__} is a class; give a network, such as {given.__name__}(...)")
     if not isinstance(given, str | Path):
         return given
     text = read_anchor(str(given))

@@ -63,8 +63,11 @@ def stages_to_stitch(anchors: Sequence[Shape], stages: tuple[int, ...] | None) -
     """The given stages, which all anchors must have, or those at which all of the anchors' families are stitched."""
     stages = stages or tuple(sorted(set.intersection(*(set(anchor.stitched_stages) for anchor in anchors))))
     if not stages:
-        listed = ", ".join(f"{anchor.label} {list(anchor.stitched_stages)}" for anchor in anchors)
-        raise InputError(f"the anchors are usually stitched at different stages: {listed}; name some in 'stages'")
+        listed = ", ".join(f"{anchor.label} at {list(anchor.stitched_stages) or 'none'}" for anchor in anchors)
+        raise InputError(
+            f"the anchors have no stage in common at which they are usually stitched: {listed}; the blocks are: "
+            f'{blocks_of(anchors)}; name stages in a configuration, as in "stages": [1, 2], or choose other anchors'
+        )
     common = min(len(anchor.depths) for anchor in anchors)
     if stages[-1] >= common:
         raise InputError(

@@ -135,9 +135,10 @@ def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
     if len(set(ways.values())) > 1:
         listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
         _logger.warning(
-            "anchors expect images with different mean and std (%s); those of the last one are used for all, unless "
-            "--mean and --std are set",
+            "anchors expect images with different mean and std (%s); those of %s are used for all, unless --mean and "
+            "--std are set",
             listed,
+            [*ways][-1],
         )
 
 

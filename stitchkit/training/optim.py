@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -24,6 +25,8 @@ from torch import nn
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.recipe import OptimRecipe, Recipe
+
+_logger = logging.getLogger(__name__)
 
 
 def learning_rate(optim: OptimRecipe, total_batch: int) -> float:
@@ -107,6 +110,13 @@ def create_optimisation(model: nn.Module, recipe: Recipe, *, batches: int, ranks
     """Learning rate, optimizer and schedule of a run with `batches` in an epoch of each rank."""
     updates = batches // recipe.optim.grad_accum_steps
     rate = learning_rate(recipe.optim, recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps)
+    if recipe.schedule.sched != "none" and rate < recipe.schedule.min_lr:
+        _logger.warning(
+            "the learning rate, %.3g for this batch size, is less than the %.3g at which its schedule ends, so it will "
+            "rise; set --lr or --min-lr",
+            rate,
+            recipe.schedule.min_lr,
+        )
     optimizer = create_optimizer(model, recipe.optim, lr=rate)
     schedule, epochs = create_schedule(recipe, optimizer, updates_per_epoch=updates)
     return Optimisation(rate, optimizer, schedule, updates, epochs)
