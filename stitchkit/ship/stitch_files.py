@@ -130,7 +130,7 @@ def write_onnx(net: nn.Module, about: About, draft: Path) -> None:
     """Write an ONNX file, with the description as metadata."""
     import onnx_ir
 
-    logging.getLogger("onnxscript").setLevel(logging.WARNING)  # it logs every node that it simplifies
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs every node that it simplifies or leaves as it is
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
     program = torch.onnx.export(
         _trace(net, about),

@@ -35,6 +35,8 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     with warnings.catch_warnings(), entry as world:
         # Of more processes than cores. Their number decides the augmentation, so it must not depend on the machine.
         warnings.filterwarnings("ignore", "This DataLoader will create")
+        # Of DistributedDataParallel, about 1x1 convolutions behind a permutation, as ConvNeXt's: a copy more, no error.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         check_device(recipe, world)
         files = Checkpoints(recipe.folder, keep=run.checkpoint_hist)
         recipe = _find_resume(recipe, files, world)
