@@ -46,6 +46,8 @@ SIZES = (64, 96, 128, 192, None, 299)
 """Sides of images, tried in this order; None is the model's own."""
 LARGE = 150e6
 """Parameters above which a model gets fewer blocks, if it takes an argument for them."""
+GIANT = 3e9
+"""Parameters above which a model is not built."""
 FEWER: tuple[dict[str, Any], ...] = ({"depth": 2}, {"depths": (1, 1, 2, 1)}, {"layers": (1, 1, 2, 1)}, {})
 
 
@@ -83,9 +85,9 @@ class _WithoutInitialisation(TorchFunctionMode):
     """Skips the initialisation of weights, which takes longer than all measurements of a model."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in ("normal_", "uniform_", "erfinv_", "trunc_normal_", "kaiming_normal_", "xavier_uniform_"):
-            return args[0] if args else (kwargs or {})["tensor"]
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "erfinv_"):
+            # Zeros, because torch draws a truncated distribution until all values are within its bounds.
+            return (args or [*kwargs.values()])[0].zero_()
         return func(*args, **(kwargs or {}))
 
 
@@ -94,7 +96,7 @@ def measure(name: str) -> Row:
     try:
         model, images, setup = small_model(name)
     except Exception as error:  # timm and torch raise many kinds
-        return Row(name, reason=f"cannot be built: {one_line(error)}")
+        return Row(name, reason=f"not measured: {str(error) if isinstance(error, InputError) else one_line(error)}")
     try:
         anchor = anchor_of(model, label="a", input_size=(images.shape[1], images.shape[2], images.shape[3]))
         way = "view" if has_view(model) else "trace"
@@ -133,6 +135,10 @@ def small_model(name: str) -> tuple[nn.Module, torch.Tensor, str]:
     with torch.device("meta"):
         count = sum(map(torch.numel, _build(name, None, {}).parameters()))
     for fewer in FEWER if count > LARGE else ({},):
+        if not fewer and count > GIANT:
+            raise InputError(
+                f"its {count / 1e9:.1f}G parameters are too many for this machine, and no argument lowers them"
+            )
         for size in SIZES:
             try:
                 with torch.no_grad(), _WithoutInitialisation():
