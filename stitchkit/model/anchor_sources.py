@@ -41,7 +41,7 @@ def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> An
     with prefixed(f"anchor '{given}': "):
         name, kwargs = (text.name, {}) if text.name else _model_of(text.file)
         if ":" not in name and not is_architecture(name):
-            raise unknown_name("anchor", name)
+            raise unknown_name("no model has this name", name)
         if (config := published_config(name)) is not None and "." not in name and config.tag and not text.file:
             name = f"{name}.{config.tag}"  # another version of timm may have another default
     label = AnchorText(name, text.file).label

@@ -49,13 +49,14 @@ def create_snnet(
     """
     if (config is None) != bool(anchors):
         raise InputError("give either a configuration or anchors, such as anchors=['resnet18', 'resnet50']")
+    if isinstance(anchors, str):
+        names = [name.strip() for name in anchors.split(",")]
+        raise InputError(f"anchors is the text '{anchors}', not a list; write anchors={names}")
     if anchors:
         plan = plan_anchors([anchor_source(given) for given in anchors], **overrides)
         for line in plan.lines:
             _logger.info("%s", line)
-        if not plan.is_config:
-            return _of_networks(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
-        return _assemble(plan.config, pretrained=pretrained, checkpoints=checkpoints, **overrides)
+        return _of_plan(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     assert config is not None
     config = read_config(config)
     if pretrained or (checkpoints and any(spec.checkpoint for spec in config.anchors)):
@@ -77,8 +78,8 @@ def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor
     return anchors, StitchSpace.build(anchors, config.make_rule())
 
 
-def _of_networks(plan: Plan, **options: Any) -> SNNet:
-    anchors = [make_anchor(*named, **options) for named in zip(plan.sources, plan.labels, strict=True)]
+def _of_plan(plan: Plan, **options: Any) -> SNNet:
+    anchors = [make_anchor(source, label, **options) for label, source in plan.sources.items()]
     return SNNet(anchors, StitchSpace.build(anchors, plan.rule))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -24,7 +24,7 @@ from stitchkit.settings.anchor_text import RECIPE
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 
 Rule = SlidingWindow | Proportional
-RULES: tuple[Rule, Rule] = (SlidingWindow(), Proportional())
+WINDOW, PROPORTIONAL = SlidingWindow(), Proportional()
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,20 @@ class Plan:
     """How anchors are stitched, chosen from their structure.
 
     Args:
-        sources: The anchors from cheap to costly.
-        labels: Their names in stitches.
+        sources: The anchors from cheap to costly, by their names in stitches.
         rule: Where they are joined.
         lines: The plan in words.
     """
 
-    sources: tuple[AnchorSource, ...]
-    labels: tuple[str, ...]
+    sources: Mapping[str, AnchorSource]
     rule: Rule
     lines: tuple[str, ...]
 
     @property
-    def is_config(self) -> bool:
-        """Whether there is a configuration of it: networks of one's own have no place in a file."""
-        return all(isinstance(source, AnchorSpec) for source in self.sources)
-
-    @property
     def config(self) -> StitchConfig:
-        """The plan as a configuration."""
+        """The plan as a configuration, if all anchors are specifications: networks have no place in a file."""
         return StitchConfig(
-            anchors=tuple(cast(AnchorSpec, source) for source in self.sources),
+            anchors=tuple(cast(AnchorSpec, source) for source in self.sources.values()),
             source="Chosen from the structure of the anchors.",
             rule="proportional" if isinstance(self.rule, Proportional) else "window",
             stages=self.rule.stages,
@@ -84,12 +77,12 @@ def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
     rule, refused = choose_rule(anchors, lambda space: _assembled(anchors, space))
     model = _assembled(anchors, StitchSpace.build(anchors, rule))
     ordered = (sources[number] for number in order)
-    named = (
-        replace(source, label=label) if isinstance(source, AnchorSpec) else source
-        for source, label in zip(ordered, labels, strict=True)
-    )
+    named = {
+        label: replace(source, label=label) if isinstance(source, AnchorSpec) else source
+        for label, source in zip(labels, ordered, strict=True)
+    }
     lines = (*_lines(model, rule, reordered=order != sorted(order)), *refused)
-    return Plan(tuple(named), tuple(labels), rule, lines)
+    return Plan(named, rule, lines)
 
 
 def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]) -> tuple[Rule, list[str]]:
@@ -112,21 +105,24 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
     single = [len(anchor.depths) == 1 for anchor in anchors]
     if all(single):
         # The window needs equal depths, and one layout for all joints that share a stitching layer.
-        rule = RULES[1] if fault(RULES[0]) else RULES[0]
+        rule: Rule = PROPORTIONAL if fault(WINDOW) else WINDOW
         if why := fault(rule):
             raise InputError(why)
         return rule, []
     if any(single):
         raise InputError(
             f"anchors with one stage and with several have no stages in common; the blocks are: {blocks_of(anchors)}; "
-            "choose anchors of one kind, or join two networks at any places by stitchkit job"
+            'choose anchors of one kind, or write a configuration with "rule": "proportional", "stages": [0], which '
+            "joins the first stage of one to the other"
         )
     common = stages_to_stitch(anchors, None)
-    windows, shares = ({stage: fault(replace(rule, stages=(stage,))) for stage in common} for rule in RULES)
+    windows, shares = (
+        {stage: fault(replace(rule, stages=(stage,))) for stage in common} for rule in (WINDOW, PROPORTIONAL)
+    )
     # A stage of one block each has no place for a window, and is not worth another rule for all stages.
     large = [stage for stage in common if any(anchor.depths[stage] > 1 for anchor in anchors)]
     is_beyond = any(windows[stage] and not shares[stage] for stage in large) or all(windows.values())
-    rule, faults = (RULES[1], shares) if is_beyond else (RULES[0], windows)
+    rule, faults = (PROPORTIONAL, shares) if is_beyond else (WINDOW, windows)
     stages = tuple(stage for stage, why in faults.items() if not why)
     if not stages:
         raise InputError("; ".join(dict.fromkeys(faults.values())))

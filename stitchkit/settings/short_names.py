@@ -25,20 +25,23 @@ def config_file(given: str | Path) -> Path:
     if path.is_file() or path.suffix or path.name != name:
         return path
     if (found := short_names().get(name)) is None:
-        raise unknown_name("stitch configuration", name)
+        raise unknown_name(f"unknown stitch configuration '{name}'", name)
     return found
 
 
-def unknown_name(kind: str, name: str) -> InputError:
-    """The error for a name that is none of a `kind`, with the nearest of our configurations and timm's models."""
-    from timm.models import list_models  # slow to import, and only needed here
+def unknown_name(what: str, name: str) -> InputError:
+    """The error `what` for a name, with the nearest of our configurations and of timm's and torchvision's models."""
+    import torchvision  # slow to import, as timm is, and only needed here
+    from timm.models import list_models
 
     names = short_names()
-    close = get_close_matches(name.partition(".")[0], [*names, *list_models()], n=1)
+    others = [f"torchvision/{other}" for other in torchvision.models.list_models(torchvision.models)]
+    close = get_close_matches(name.partition(".")[0], [*names, *list_models(), *others], n=1)
     if not close:
         hint = f"no name of ours, such as {next(iter(names))}, or of timm's models is close; check the spelling"
     elif close[0] in names:
         hint = f"did you mean the stitch configuration '{close[0]}' (--stitch_config {close[0]})?"
     else:
-        hint = f"did you mean timm's model '{close[0]}' (--anchors {close[0]},...)?"
-    return InputError(f"unknown {kind} '{name}'; {hint}")
+        kind = "the model" if close[0] in others else "timm's model"
+        hint = f"did you mean {kind} '{close[0]}' (--anchors {close[0]},...)?"
+    return InputError(f"{what}; {hint}")

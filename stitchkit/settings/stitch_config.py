@@ -199,7 +199,8 @@ def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
         settings["dataset"] = ""
     names = {name: key for key, name in _PUBLISHED_RECIPE_KEYS.items()}
     made = checked_of_file(settings, names.__getitem__)
-    made |= {"recalibrate_bn": 0} if made else {}  # as published: all routes share the statistics of batch norms
+    # As published, where all routes share the statistics of batch norms. Only published files have this key.
+    made |= {"recalibrate_bn": 0} if "data_set" in published else {}
     return made | ({"lr_base_size": 512, "lr_base_scale": "linear"} if "lr" in published else {})
 
 
@@ -222,5 +223,8 @@ def stitch_config_schema() -> JsonSchemaValue:
     schema["properties"]["recipe"] |= {"properties": own, "additionalProperties": False}
     for key, name in _PUBLISHED_RECIPE_KEYS.items():
         schema["properties"][key] = {**recipe[name], "description": f"Published key for {name} in recipe."}
-    schema["properties"]["data_set"] = {"const": "IMNET", "description": "Published key for an image folder."}
+    schema["properties"]["data_set"] = {
+        "const": "IMNET",
+        "description": "Published key for an image folder. It sets recalibrate_bn to 0 too, as published.",
+    }
     return schema

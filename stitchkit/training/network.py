@@ -47,7 +47,8 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
         # --no-pretrained prevents downloads; a file that the configuration names is still loaded.
         model = create_snnet(config, checkpoints=not _starts_elsewhere(recipe), **options)
         _warn_of_normalisation(model, recipe)
-        _warn_of_order(model)
+        if not settings.anchors:  # a plan orders them, by FLOPs
+            _warn_of_order(model)
     else:
         assert settings.model is not None
         checkpoint = settings.pretrained_path if options["pretrained"] else None

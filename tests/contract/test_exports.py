@@ -34,12 +34,13 @@ from tests.support import (
     write_images,
 )
 
-# One of each published family for the formats that take seconds to write.
-TRACED = [
+# One of each published family, and of networks that are traced, for the formats that take seconds to write.
+SLOW_FORMATS = [
     (family, suffix)
     for family in (
         *("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit"),
         *("vits of other grids and tokens, both ways", "resnet and vit, both ways"),
+        *("NLC, 5 prefix tokens", "NHWC", "NCHW, layer norm"),
     )
     for suffix in (".onnx", ".pt2")
 ]
@@ -84,8 +85,17 @@ def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
         }
 
 
-@pytest.mark.parametrize(("family", "suffix"), mostly_full(TRACED, quick=[TRACED[0], ("resnet", ".pt2"), TRACED[-4]]))
-def test_traced_formats_of_every_family_agree_with_the_snnet(family, suffix, tmp_path):
+@pytest.mark.parametrize(
+    ("family", "suffix"),
+    mostly_full(
+        SLOW_FORMATS,
+        quick=[
+            *(("vit without final norm, all pairs", ".onnx"), ("resnet", ".pt2")),
+            *(("vits of other grids and tokens, both ways", ".onnx"), ("NLC, 5 prefix tokens", ".onnx")),
+        ],
+    ),
+)
+def test_slow_formats_of_every_family_agree_with_the_snnet(family, suffix, tmp_path):
     subject = trained(family)
     cfg_id, path = shortest(subject.model), tmp_path / f"net{suffix}"
     report = exported(subject, cfg_id, path)

@@ -80,7 +80,7 @@ def refuse(space):
 @pytest.mark.parametrize(
     ("depths", "build", "message"),
     [
-        ((12, (2, 2, 6, 2)), print, "with one stage and with several.*a0 12, a1 2\\+2\\+6\\+2.*stitchkit job"),
+        ((12, (2, 2, 6, 2)), print, 'with one stage and with several.*a0 12, a1 2\\+2\\+6\\+2.*"stages": \\[0\\]'),
         (((2, 2, 6, 2), (2, 2, 18, 2)), refuse, "^no way$"),
         ((12, 12), refuse, "^no way$"),
     ],
@@ -106,7 +106,7 @@ def test_the_plan_of_a_familys_anchors_is_the_published_space(family):
 def test_anchors_are_ordered_by_cost_and_the_plan_says_where_they_join():
     costly, cheap = (AnchorSpec.parse(pico_anchor(label, width)) for label, width in (("b", 32), ("ti", 8)))
     plan = plan_anchors([costly, cheap])
-    assert plan.labels == ("ti", "b")
+    assert [*plan.sources] == ["ti", "b"]
     assert plan.lines == (
         "blocks of the anchors, from cheap to costly: ti 3, b 3; they were given in another order",
         "rule: window, 9 stitches",
@@ -174,7 +174,12 @@ def test_own_networks_and_names_may_be_mixed():
     [
         (["resnet18"], "at least two anchors, but 1 given"),
         (["resnet18", "resnet18"], "'resnet18' is given twice"),
-        (["resnet18", "resnt50"], "unknown anchor 'resnt50'; did you mean timm's model 'resnet50'"),
+        (["resnet18", "resnt50"], "^anchor 'resnt50': no model has this name; did you mean timm's model 'resnet50'"),
+        (
+            ["resnet18", "torchvison/resnet50"],
+            "did you mean the model 'torchvision/resnet50' \\(--anchors torch",
+        ),
+        ("resnet18, resnet34", r"is the text 'resnet18, resnet34'.*write anchors=\['resnet18', 'resnet34'\]"),
         (["resnet18", "deit_ti_s_b"], "did you mean the stitch configuration 'deit_ti_s_b' \\(--stitch_config"),
         (["resnet18", "resnet50.a1_in2k"], "unknown tag of resnet50 'a1_in2k'; did you mean 'a1_in1k'"),
         (["resnet18", "nowhere.pth"], "checkpoint 'nowhere.pth' does not exist"),

@@ -116,6 +116,14 @@ def test_anchors_that_descend_are_reported(caplog):
     assert "cheap" not in caplog.text
 
 
+def test_the_order_of_planned_anchors_is_not_reported(caplog):
+    """It is that of their FLOPs, which need not be that of their parameters."""
+    recipe = make_recipe({"pretrained": False, "anchors": ["b", "a"]})
+    config = StitchConfig.parse({"anchors": [pico_anchor("b", 16), pico_anchor("a", 8)]})
+    create_network(recipe, config, None)
+    assert "cheap" not in caplog.text
+
+
 def test_classifiers_start_as_asked():
     heads = [anchor.head for anchor in snnet(head_init_bias=-2.0)[0].anchors]
     assert all((head.bias == -2).all() for head in heads)

@@ -112,7 +112,8 @@ def test_the_anchors_decide_unless_the_configuration_does():
     assert calibration(resnets) == calibration(FAMILIES["levit"]["anchors"]) == BATCHES
     assert calibration(vits) == 0
     assert calibration(resnets, recipe={"recalibrate_bn": 0}) == 0
-    assert calibration(resnets, epochs=30) == 0, "a file of the published code"
+    assert calibration(resnets, epochs=30, data_set="IMNET") == 0, "a file of the published code"
+    assert calibration(resnets, epochs=30) == BATCHES, "one's own, with a published key"
     config = StitchConfig.parse({"anchors": resnets})
     assert with_calibration(make_recipe({"stitch_config": "-"}), config).run.recalibrate_bn is None, "a training"
     assert with_calibration(make_recipe({"model": "resnet18", "eval": True}), None).run.recalibrate_bn == 0

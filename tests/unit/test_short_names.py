@@ -1,9 +1,6 @@
 """Short names of stitch configurations: found without a clone, weaker than files, and near misses."""
 
 import json
-import subprocess
-import sys
-import zipfile
 
 import pytest
 
@@ -69,18 +66,3 @@ def test_the_folder_of_a_run_keeps_its_name_for_name_and_file(tmp_path):
         assert resolve({"config": str(saved), "stitch_config": given, "data_dir": "x"})[0].folder.name == "mine"
     other = str(write_config(tmp_path / "pico.json"))
     assert resolve({"config": str(saved), "stitch_config": other, "data_dir": "x"})[0].folder.name == "pico"
-
-
-@pytest.mark.full  # it builds a wheel
-def test_a_wheel_holds_the_configurations(tmp_path):
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    copy = subprocess.Popen(["tar", "-x", "-C", tmp_path], stdin=subprocess.PIPE)
-    pack = ["tar", "-c", "--null", "-T", "-"]
-    subprocess.run(pack, cwd=ROOT, input=tracked, stdout=copy.stdin, check=True)
-    copy.communicate()
-    build = [sys.executable, "-m", "pip", "wheel", tmp_path, "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path]
-    subprocess.run(build, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    found = {name for name in names if name.startswith("stitchkit/configs/")}
-    assert found == {f"stitchkit/{path.resolve().relative_to(ROOT)}" for path in short_names().values()}
