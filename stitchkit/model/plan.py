@@ -126,7 +126,10 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
     stages = tuple(stage for stage, why in faults.items() if not why)
     if not stages:
         raise InputError("; ".join(dict.fromkeys(faults.values())))
-    return replace(rule, stages=stages), [f"stage {stage} is left out: {why}" for stage, why in faults.items() if why]
+    usual = "it is not among those at which all of the anchors are usually stitched"
+    left = {stage: usual for stage in range(max(len(anchor.depths) for anchor in anchors)) if stage not in common}
+    left |= {stage: why for stage, why in faults.items() if why}
+    return replace(rule, stages=stages), [f"stage {stage} is left out: {left[stage]}" for stage in sorted(left)]
 
 
 def _label(source: AnchorSource) -> str:

@@ -30,6 +30,9 @@ def chosen(*depths, build=lambda space: None, stages=(0, 1, 2)):
     return choose_rule(shapes(*depths, stages=stages), build)
 
 
+USUAL = "stage 3 is left out: it is not among those at which all of the anchors are usually stitched"
+
+
 @pytest.mark.parametrize(
     ("depths", "rule"),
     [
@@ -43,14 +46,16 @@ def chosen(*depths, build=lambda space: None, stages=(0, 1, 2)):
     ],
 )
 def test_windows_wherever_they_fit_and_else_the_proportional_rule(depths, rule):
-    assert chosen(*depths) == (rule, [])
+    stages = len(depths[0]) if isinstance(depths[0], tuple) else 1
+    assert chosen(*depths) == (rule, [USUAL] if stages > 1 else [])
 
 
 def test_a_stage_without_joints_is_left_out_with_the_reason():
-    rule, (first, second) = chosen((1, 1, 3, 1), (1, 1, 9, 1))
+    rule, (first, second, last) = chosen((1, 1, 3, 1), (1, 1, 9, 1))
     assert rule == SlidingWindow(stages=(2,))
     assert first.startswith("stage 0 is left out: nothing can be joined in stage 0")
     assert second.startswith("stage 1 is left out")
+    assert last == USUAL
 
 
 def test_a_stage_whose_tensors_do_not_fit_is_left_out_with_the_reason():
@@ -60,7 +65,7 @@ def test_a_stage_whose_tensors_do_not_fit_is_left_out_with_the_reason():
 
     assert chosen((2, 2, 6, 2), (2, 2, 18, 2), build=build) == (
         SlidingWindow(stages=(1, 2)),
-        ["stage 0 is left out: no way"],
+        ["stage 0 is left out: no way", USUAL],
     )
 
 
