@@ -78,7 +78,7 @@ def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
         report = exported(subject, cfg_id, path)
         net, alone = stitchkit.load_stitch(path), model.extract(cfg_id)
         assert report.largest_difference == 0
-        assert (report.same_top1, report.images) == (5, 5)
+        assert (report.same_top1, report.images) == (5 if model.num_classes else None, 5)
         assert torch.equal(net(images), model(images, cfg_id))
         assert {name: value.shape for name, value in net.named_parameters()} == {
             name: value.shape for name, value in alone.named_parameters()

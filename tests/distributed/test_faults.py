@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 import warnings
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -152,18 +153,26 @@ def cut(path):
     os.truncate(path, path.stat().st_size * 2 // 3)
 
 
-def flip(path):
-    """One byte of a weight; torch itself reads such a file without a word."""
+def flip(path, place):
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0x10
+    data[place] ^= 0x10
     path.write_bytes(data)
+
+
+def flip_a_weight(path):
+    """Torch itself reads such a file without a word."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
+    # At most 64 bytes of padding, which nobody reads, lie between the name and the values.
+    name_ends = path.read_bytes().index(largest.filename.encode()) + len(largest.filename)
+    flip(path, name_ends + largest.file_size // 2)
 
 
 def empty(path):
     path.write_bytes(b"")
 
 
-HARMS = {"cut": cut, "flip": flip, "empty": empty}
+HARMS = {"cut": cut, "flip": flip_a_weight, "empty": empty}
 HARMED = [(name, harm) for name in SUBJECTS for harm in HARMS]
 
 
@@ -203,7 +212,7 @@ def test_the_good_one_stays_where_the_newest_was_damaged(subject, trained, tmp_p
 def test_a_damaged_checkpoint_that_was_named_ends_the_run(subject, trained, tmp_path, capsys):
     assert trained("harmed", "--epochs", "1") == 0
     last = subject.files(tmp_path / "harmed").last
-    flip(last)
+    flip_a_weight(last)
     for place, flags in (("harmed", ["--resume", last]), ("judged", [subject.judge, "--resume", last])):
         assert trained(place, *flags) == 2
         line = capsys.readouterr().err
@@ -467,7 +476,8 @@ def spoilt(tmp_path):
     broken = folder / "train/class3/15.png"
     broken.write_bytes(broken.read_bytes()[:60])
     os.truncate(folder / "validation/class2/1.png", 40)
-    flip(folder / "validation/class3/4.png")
+    picture = folder / "validation/class3/4.png"
+    flip(picture, picture.stat().st_size // 2)
     # A picture of another kind under a wrong name is a picture.
     Image.new("RGB", (16, 16)).save(folder / "train/class2/0.png", format="JPEG")
     return folder

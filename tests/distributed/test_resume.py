@@ -166,7 +166,7 @@ def test_odd_lines_of_a_summary_are_dropped(tmp_path, line):
 
 def test_a_summary_with_a_column_twice_is_refused(tmp_path):
     (tmp_path / "summary.csv").write_text("epoch,lr,lr\n0,1.0,2.0\n")
-    with pytest.raises(InputError, match=r"summary\.csv' has the column 'lr' twice; remove one of the two"):
+    with pytest.raises(InputError, match=r"summary\.csv' has the column 'lr' twice; remove one"):
         read_summary(tmp_path)
 
 

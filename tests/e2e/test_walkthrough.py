@@ -125,13 +125,19 @@ def test_every_command_in_the_documents_is_one():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     shown = [[*commands(path.read_text())] for path in DOCUMENTS]
     assert all(shown)
+    begun = {}  # the flags of each experiment, which its run writes to args.yaml
     for words in itertools.chain(*shown):
         if words[0] == "make":
             assert set(words[1:]) <= targets, words
         elif words[0] == "./distributed_train.sh" or words[:2] == ["stitchkit", "train"]:
+            flags = words[2:]
+            if flags[0] == "-c" and flags[1].startswith("outputs/"):
+                flags = [*begun[flags[1].removesuffix("/args.yaml")], *flags[2:]]
             parser = argparse.ArgumentParser()
             add_flags(parser)
-            resolve(vars(parser.parse_args(words[2:])))
+            given = vars(parser.parse_args(flags))
+            begun[f"outputs/{given.get('experiment')}"] = flags
+            resolve(given)
         else:
             assert words[0] in ("source", "stitchkit", "cp", "cd", "git", "python3"), words
             assert words[0] != "stitchkit" or not _parser().parse_known_args(words[1:])[1], words

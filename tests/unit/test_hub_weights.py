@@ -179,10 +179,3 @@ def test_a_misspelt_argument_is_named_with_the_nearest_one(pretrained):
         stitchkit.create_snnet({"anchors": anchors}, pretrained=False)
     with pytest.raises(stitchkit.InputError, match="unknown levit_128s argument 'num_head'; did you mean 'num_heads'"):
         stitchkit.create_model("levit_128s", pretrained=pretrained, num_head=4)
-
-
-def test_a_class_that_is_no_anchor_is_sent_to_what_takes_it():
-    with pytest.raises(
-        stitchkit.InputError, match=r"can stitch: .*; stitchkit job and stitchkit compose take a ConvNeXt"
-    ):
-        stitchkit.create_anchor(stitchkit.AnchorSpec("convnext_atto"), pretrained=False)
