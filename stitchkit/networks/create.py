@@ -155,6 +155,12 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
     model, size = create_network(spec, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     anchor = anchor_of(model, label=spec.label, input_size=size)
     asked = to_2tuple(overrides.get("img_size") or spec.kwargs.get("img_size"))
+    embedding: Any = getattr(model, "patch_embed", None)
+    if 0 in (getattr(embedding, "grid_size", None) or ()):
+        raise InputError(
+            f"anchor '{anchor.label}': images of {asked} are smaller than a patch of {embedding.patch_size}; choose a "
+            "larger img_size"
+        )
     if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
         raise InputError(
             f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
