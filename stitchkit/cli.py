@@ -73,7 +73,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         if rest and rest[0].startswith("-"):
             raise unknown_flag(parser, rest[0].split("=")[0])
         if rest:
-            raise InputError(f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and a value after each flag")
+            raise InputError(
+                f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and one value after each flag (several as A,B)"
+            )
         command.run(flags)
     except InputError as error:
         _report(error)

@@ -36,8 +36,12 @@ def unknown_name(what: str, name: str) -> InputError:
 
     names = short_names()
     others = [f"torchvision/{other}" for other in torchvision.models.list_models(torchvision.models)]
-    close = get_close_matches(name.partition(".")[0], [*names, *list_models(), *others], n=1)
-    if not close:
+    stem = name.partition(".")[0]
+    longer = [f"'{other}'" for other in names if other != stem and other.startswith(stem)]
+    close = get_close_matches(stem, [*names, *list_models(), *others], n=1)
+    if longer:
+        hint = f"the stitch configurations that begin so are {', '.join(longer)}"
+    elif not close:
         hint = f"no name of ours, such as {next(iter(names))}, or of timm's models is close; check the spelling"
     elif close[0] in names:
         hint = f"did you mean the stitch configuration '{close[0]}' (--stitch_config {close[0]})?"

@@ -49,6 +49,7 @@ def test_what_has_a_folder_or_a_suffix_is_a_path(path, tmp_path, monkeypatch):
     [
         ("deit_ti_s_d", "did you mean the stitch configuration 'deit_ti_s_b'"),
         ("convnxt_tiny", r"did you mean timm's model 'convnext_tiny' \(--anchors convnext_tiny"),
+        ("tiny", r"the stitch configurations that begin so are 'tiny_vit'"),
         ("resnet50", "did you mean timm's model 'resnet50'"),
         ("zzzzz", "check the spelling"),
     ],
