@@ -74,7 +74,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise unknown_flag(parser, rest[0].split("=")[0])
         if rest:
             raise InputError(
-                f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and one value after each flag (several as A,B)"
+                f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and one value after each flag "
+                "(several as A,B)"
             )
         command.run(flags)
     except InputError as error:

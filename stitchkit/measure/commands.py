@@ -74,9 +74,9 @@ def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
 def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
-    from stitchkit.measure.ledger import nouns_of, read_rows
+    from stitchkit.measure.ledger import COSTS, nouns_of, read_rows
     from stitchkit.measure.overlay import read_overlay, verdict
-    from stitchkit.measure.pareto import COSTS, pareto_front, plot, table
+    from stitchkit.measure.pareto import pareto_front, plot, table
 
     if flags.plot:
         check_plot(flags.plot)

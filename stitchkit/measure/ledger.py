@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+COSTS = {"flops": "flops", "params": "params", "latency": "latency_ms"}
+"""What accuracy is weighed against, and its figure in a row."""
 _NUMBERS = (
     *("flops", "params", "activations", "acc1", "acc5", "balanced_acc1", "loss", "latency_ms", "images_per_s"),
     *("latency_spread_percent", "latency_batch_size", "latency_threads", "recalibrate_bn"),

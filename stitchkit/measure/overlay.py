@@ -10,7 +10,7 @@ from typing import NamedTuple
 from stitchkit.display import counted, listed
 from stitchkit.errors import InputError, printable
 from stitchkit.files import read_table
-from stitchkit.measure.ledger import Row, figure_text, nouns_of
+from stitchkit.measure.ledger import COSTS, Row, figure_text, nouns_of
 
 # Names of columns in the order in which they are looked for, with the factor that makes their values ours. fvcore, timm
 # and this project count a multiply-add as one FLOP.
@@ -211,7 +211,7 @@ def comparison(best: Row, model: Row | None, overlay: Overlay) -> str:
     """The line that says which single model, if any, is better than the stitch that was picked."""
     if model is None:
         return f"no single model of such a cost is more accurate {overlay.remark}"
-    costs = " and ".join(figure_text(cost, model[cost]) for cost in ("flops", "params", "latency_ms") if cost in model)
+    costs = " and ".join(figure_text(cost, model[cost]) for cost in COSTS.values() if cost in model)
     figures = f"{model['name']} with {costs} has {model['acc1']:.2f} %, {_points(best, model)} more"
     return f"a single model is better: {figures} {overlay.remark}"
 

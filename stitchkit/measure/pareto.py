@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 _FIGURES = {"latency_ms": 2, "images_per_s": 1, "acc1": 2, "balanced_acc1": 2, "acc5": 2, "loss": 4}
 """Measured figures in a table, and their number of digits."""
-COSTS = {"flops": "flops", "params": "params", "latency": "latency_ms"}
-"""What accuracy is weighed against, and its figure in a row."""
 _AXES = {
     "flops": "FLOPs of one image (multiply-adds)",
     "params": "parameters",

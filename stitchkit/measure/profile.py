@@ -80,8 +80,7 @@ class Profiler:
     def _input_of(self, step: Step) -> torch.Tensor:
         """The input of a step, for a blank image."""
         anchor = self._model.views[step.anchor]
-        weights = next(anchor.model.parameters())
-        images = torch.zeros(1, *anchor.input_size, device=weights.device, dtype=weights.dtype)
+        images = anchor.blank_image()
         if step.kind == "stem":
             return images
         if step.anchor not in self._entering:

@@ -150,11 +150,9 @@ def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
 
 def _cost(anchor: Anchor) -> int:
     """Floating-point operations for one image, in torch's count, which orders anchors as well as any."""
-    weights = next(anchor.model.parameters())
-    images = torch.zeros(1, *anchor.input_size, device=weights.device, dtype=weights.dtype)
     counter = FlopCounterMode(display=False)
     with evaluating(anchor.model), unfused_attention(anchor.model), torch.no_grad(), counter:
-        anchor.model(images)
+        anchor.model(anchor.blank_image())
     return int(counter.get_total_flops())
 
 

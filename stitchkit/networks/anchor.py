@@ -103,6 +103,11 @@ class Anchor(Steps, ABC):
     def input_size(self) -> tuple[int, int, int]:
         """Size of an input image, `(C, H, W)`."""
 
+    def blank_image(self) -> torch.Tensor:
+        """Zeros `[1, C, H, W]`, of the weights' type and where these are."""
+        weights = next(self.model.parameters())
+        return torch.zeros(1, *self.input_size, device=weights.device, dtype=weights.dtype)
+
     @property
     @abstractmethod
     def bare_head(self) -> Slice:

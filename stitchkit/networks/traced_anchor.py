@@ -73,7 +73,7 @@ class TracedAnchor(Anchor):
 
     @property
     def stitched_stages(self) -> tuple[int, ...]:
-        """The stages of several blocks, without the last of several stages, as in the published families."""
+        """The stages of several blocks, without the last of several stages, as in the published families but ResNet."""
         inner = range(max(len(self.depths) - 1, 1))
         return tuple(stage for stage in inner if self.depths[stage] > 1)
 

@@ -106,7 +106,7 @@ class SlidingWindow:
 
     def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch], dict[Joint, LayerPath]]:
         """The stitches that follow the anchors, in the published order, and the layer of each joint."""
-        staged = self.stages is not None or any(len(anchor.depths) > 1 for anchor in anchors)
+        staged = any(len(anchor.depths) > 1 for anchor in anchors)
         stages = self._stages_of(anchors) if staged else self._whole(anchors)
         # Only from a cheaper anchor into a costlier one: the paper's fast-to-slow direction.
         couples = list(pairwise(anchors) if self.nearest else combinations(anchors, 2))
@@ -132,6 +132,7 @@ class SlidingWindow:
 
     def _whole(self, anchors: Sequence[Shape]) -> tuple[int, ...]:
         """The only stage of anchors that the window fits as a whole."""
+        stages_to_stitch(anchors, self.stages)
         depth = anchors[0].depths[0]
         if any(anchor.depths != (depth,) for anchor in anchors):
             raise InputError(

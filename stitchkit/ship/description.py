@@ -49,8 +49,7 @@ def output_of(model: SNNet, stitch: Stitch | int) -> dict[str, object]:
     """The name and the width of a stitch's output: `logits` of classes, or the pooled `feature` of its end anchor."""
     if model.num_classes:
         return {"name": "logits", "width": model.num_classes}
-    weights = next(model.parameters())
-    blank = torch.zeros(1, *model.input_size, device=weights.device, dtype=weights.dtype)
+    blank = next(iter(model.views.values())).blank_image()
     with evaluating(model), torch.no_grad():
         return {"name": FEATURE, "width": model(blank, stitch).shape[1]}
 

@@ -18,7 +18,7 @@ from stitchkit.display import plural
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, read_table
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
-from stitchkit.measure.ledger import Row, check_figures, difference, nouns_of, read_rows, strict_json
+from stitchkit.measure.ledger import COSTS, Row, check_figures, difference, nouns_of, read_rows, strict_json
 from stitchkit.measure.ledger_origin import origin_file
 from stitchkit.measure.overlay import Overlay, read_overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
@@ -52,8 +52,6 @@ _RUN = "stitches_res"
 _OURS = b'<meta name="generator" content="stitchkit report">'
 """What the head of every report has."""
 _MOST_BLOCKS = 1000
-_COSTS = ("flops", "params", "latency_ms")
-"""The figures over which the page draws accuracy, each with its own front."""
 
 
 def read_ledgers(
@@ -99,7 +97,7 @@ def _read_ledger(
             f"ledger '{path}' has a stitch of an anchor of {most} blocks; at most {_MOST_BLOCKS} are drawn"
         )
     commands = export_commands(path, [row["cfg_id"] for row in rows], stitch_config)
-    costed = {cost: [row for row in rows if cost in row] for cost in _COSTS}
+    costed = {cost: [row for row in rows if cost in row] for cost in COSTS.values()}
     fronts = {cost: pareto_front(some, cost) for cost, some in costed.items() if some}
     return {
         "name": name,
@@ -198,13 +196,13 @@ def _number(text: str) -> float | None:
 
 def overlay_for(contents: Sequence[Content], paths: Sequence[str]) -> Overlay:
     """Other models with any of the costs that the ledgers have."""
-    return read_overlay(paths, [cost for cost in _COSTS if any(cost in row for row in _rows(contents))])
+    return read_overlay(paths, [cost for cost in COSTS.values() if any(cost in row for row in _rows(contents))])
 
 
 def overlay_verdicts(contents: Sequence[Content], overlay: Overlay) -> dict[str, str]:
     """Where a single model beats the stitches of each ledger, by the costs that ledgers and models have."""
     found = {}
-    for cost in (cost for cost in _COSTS if any(cost in model for model in overlay.models)):
+    for cost in (cost for cost in COSTS.values() if any(cost in model for model in overlay.models)):
         fronts = {content["name"]: [row for row in content["rows"] if cost in row["front"]] for content in contents}
         said = {name: verdict(front, overlay.models, cost) for name, front in fronts.items() if front}
         if said:

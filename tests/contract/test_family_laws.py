@@ -179,7 +179,7 @@ def test_the_closed_form_fit_finds_an_exact_map(model):
     """Fronts and ends are one anchor, so the best map of a straight joint is the identity, in every layout."""
     first = list(model.views.values())[-1]
     anchors = [anchor_of(copy.deepcopy(first.model), label="a"), anchor_of(copy.deepcopy(first.model), label="b")]
-    rule = SlidingWindow(stride=2, stages=first.stitched_stages)  # no two joints share a layer
+    rule = Proportional(stages=first.stitched_stages)  # no two joints share a layer
     twins = SNNet(anchors, StitchSpace.build(anchors, rule)).eval()
     residuals = fit_stitching_layers(twins, [pico_images(64, size=first.input_size[-1])])
     straight = [residual for joint, residual in residuals.items() if joint.front_block + 1 == joint.end_block]

@@ -64,6 +64,12 @@ def test_neighbouring_joints_share_a_layer_and_pairs_of_anchors_do_not():
     assert len(set(layers.values())) == 22
 
 
+def test_naming_the_only_stage_changes_nothing():
+    assert StitchSpace.build(anchors(), SlidingWindow(stages=(0,))) == StitchSpace.build(anchors(), SlidingWindow())
+    with pytest.raises(InputError, match=r"stages is \[1\], but the anchors have the stages 0 to 0 in common"):
+        StitchSpace.build(anchors(), SlidingWindow(stages=(1,)))
+
+
 def test_a_space_is_a_pure_function():
     assert StitchSpace.build(anchors(), SlidingWindow()) == StitchSpace.build(anchors(), SlidingWindow())
 
