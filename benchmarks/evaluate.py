@@ -19,7 +19,7 @@ def measure(options: Options) -> Result:
         return torch.stack(list(model.forward_all(images).values()))
 
     def one_by_one() -> torch.Tensor:
-        return torch.stack([model(images, cfg_id) for cfg_id in range(len(model.space))])
+        return torch.stack([model(images, cfg_id) for cfg_id in model.space.ids])
 
     def reference() -> torch.Tensor:
         with unfused_attention(model):

@@ -59,6 +59,7 @@ def _maps(model: SNNet) -> Maps:
     maps = {}
     for joint, layer in model.space.layers.items():
         transform = model.layer(joint).transform
+        assert isinstance(transform, torch.nn.Linear | torch.nn.Conv2d)
         assert transform.bias is not None
         maps[layer] = torch.cat([transform.weight.flatten(1).T, transform.bias[None]])
     return maps

@@ -39,7 +39,7 @@ def measure(config: StitchConfig) -> ZooFacts:
     with torch.device("meta"):
         model = create_snnet(config, checkpoints=False)
     profiler = Profiler(model)
-    flops = [profiler.cost(cfg_id).flops for cfg_id in range(len(model.space))]
+    flops = [profiler.cost(cfg_id).flops for cfg_id in model.space.ids]
     return ZooFacts(
         stitches=len(flops),
         flops=(min(flops), max(flops)),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
@@ -49,3 +52,8 @@ class VisionTransformerAnchor(View):
         x = model.patch_drop(model._pos_embed(model.patch_embed(x)))
         x = model.norm_pre(x)
         return x
+
+    @staticmethod
+    def own_names(weights: Mapping[str, torch.Tensor], depths: Sequence[int]) -> dict[str, torch.Tensor]:  # noqa: ARG004
+        """Weights under timm's names: released files of DeiT-3 and SN-Netv2 name layer scale otherwise."""
+        return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name): value for name, value in weights.items()}

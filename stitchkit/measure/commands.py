@@ -46,7 +46,7 @@ def _profile(flags: argparse.Namespace) -> None:
     with nullcontext() if flags.latency else torch.device("meta"):
         model = create_snnet(flags.stitch_config, anchors=flags.anchors or (), checkpoints=False, **overrides)
     profiler = Profiler(model)
-    rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in range(len(model.space))]
+    rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in model.space.ids]
     if flags.latency:
         from stitchkit.measure.latency import add_latencies  # slow to import
 

@@ -162,7 +162,7 @@ class Ledger:
     def missing(self) -> list[int]:
         """The `cfg_id`s that have no row yet."""
         done = {row["cfg_id"] for row in self.rows}
-        return [cfg_id for cfg_id in range(len(self._space)) if cfg_id not in done]
+        return [cfg_id for cfg_id in self._space.ids if cfg_id not in done]
 
     def append(self, cfg_id: int, figures: Mapping[str, object]) -> None:
         """Append the row of a stitch, with its costs and these figures, and flush it to the disk."""
@@ -182,8 +182,8 @@ class Ledger:
 def difference(row: Row, space: StitchSpace, cost: Callable[[int], Cost] | None) -> str:
     """The contradiction between a row, ours or published, and these stitches and costs; empty if there is none."""
     cfg_id = row["cfg_id"]
-    if not 0 <= cfg_id < len(space):
-        return f"it has cfg_id {cfg_id}, this space has 0 to {len(space) - 1}"
+    if cfg_id not in space.ids:
+        return f"it has cfg_id {cfg_id}, this space has {space.ids_text}"
     # Published rows have no 'stitch', and their 'params' leave some parameters out.
     expected: Row = {"stitch": space[cfg_id].name} | ({"flops": cost(cfg_id).flops} if cost else {})
     wrong = [key for key in expected if key in row and row[key] != expected[key]]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from stitchkit.model.snnet import SNNet
+from stitchkit.model.snnet import SNNet, folded
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.networks.slices import extract
 from stitchkit.routes import Step, Stitch
@@ -67,7 +67,7 @@ class Profiler:
         # Joints that share a stitching layer pay the same for it.
         key = step if step.joint is None else self._model.space.layers[step.joint]
         if key not in self._costs:
-            self._costs[key] = self._measure(self._model.module_of(step), self._input_of(step))
+            self._costs[key] = self._measure(folded(self._model.module_of(step)), self._input_of(step))
         return self._costs[key]
 
     def _measure(self, step: nn.Module, x: torch.Tensor) -> Cost:

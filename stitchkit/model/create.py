@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 
 from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anchor
+from stitchkit.model.layer import StitchLayer
 from stitchkit.model.plan import Plan, plan_anchors
 from stitchkit.model.snnet import SNNet
+from stitchkit.model.transforms import LowRank, Mlp
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import given_data_config
@@ -85,4 +88,12 @@ def _of_plan(plan: Plan, **options: Any) -> SNNet:
 
 def _assemble(config: StitchConfig, **options: Any) -> SNNet:
     parts = anchors_and_space(config, **options)
-    return SNNet(*parts, stitched_final_norm=config.stitched_final_norm, image=given_data_config(config.recipe))
+    return SNNet(*parts, **snnet_options(config), image=given_data_config(config.recipe))
+
+
+def snnet_options(config: StitchConfig) -> dict[str, Any]:
+    """Arguments of `SNNet` that a configuration gives beside its anchors and space."""
+    transforms = {"linear": None, "lowrank": partial(LowRank, rank=config.lora_r or 0), "mlp": Mlp}
+    assert config.layer is not None
+    layer = partial(StitchLayer, transform=transforms[config.layer])
+    return {"stitched_final_norm": config.stitched_final_norm, "layer": layer}

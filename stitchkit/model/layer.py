@@ -3,46 +3,57 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from stitchkit.errors import InputError
+from stitchkit.model.transforms import LowRank, Mlp
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Layout, convert, grids_between, with_prefix_tokens
 from stitchkit.routes import Joint
 
 
 class StitchLayer(nn.Module):
-    """A linear map with bias from the channels of a front anchor to those of an end anchor, at each position.
+    """A map from the channels of a front anchor to those of an end anchor, at each position.
 
-    Maps with channels first get a 1x1 convolution, others a linear layer; both are the same map. Positions are resized
-    bilinearly if the end has another grid. The first prefix tokens stay, surplus ones are dropped, and missing ones are
-    the mean of the positions.
+    By default, it is linear with a bias: maps with channels first get a 1x1 convolution, others a linear layer.
+    Positions are resized bilinearly if the end has another grid. The first prefix tokens stay, surplus ones are
+    dropped, and missing ones are the mean of the positions.
 
     Args:
         source: The full layout of the front's output.
         target: The full layout of the end's input.
+        transform: Makes another map of `[..., in_channels]` to `[..., out_channels]`, given both numbers.
 
     Source: SN-Net, section 3.2; between different grids and prefix tokens, ours.
     """
 
-    def __init__(self, source: Layout, target: Layout):
+    def __init__(self, source: Layout, target: Layout, transform: Callable[[int, int], LowRank | Mlp] | None = None):
         super().__init__()
         self.layouts = source, target
         self._grids = grids_between(source, target)
         # A linear map and an interpolation commute: the map, by far the costlier, runs on the smaller grid.
         self._fits_first = self._grids is not None and math.prod(self._grids[1]) < math.prod(self._grids[0])
-        self.transform: nn.Conv2d | nn.Linear
-        if (target if self._fits_first else source).kind == "NCHW":
+        self._is_channels_first = (target if self._fits_first else source).kind == "NCHW"
+        self.transform: nn.Conv2d | nn.Linear | Mlp
+        if transform is not None:
+            self.transform = transform(source.width, target.width)
+        elif self._is_channels_first:
             self.transform = nn.Conv2d(source.width, target.width, kernel_size=1)
         else:
             self.transform = nn.Linear(source.width, target.width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Activations of the front to those of the end, e.g. `[B, in_channels, H, W]` to `[B, H, W, out_channels]`."""
-        return self.transform(self.fit(x)) if self._fits_first else self.fit(self.transform(x))
+        return self._map(self.fit(x)) if self._fits_first else self.fit(self._map(x))
+
+    def _map(self, x: torch.Tensor) -> torch.Tensor:
+        is_moved = self._is_channels_first and not isinstance(self.transform, nn.Conv2d)
+        y: torch.Tensor = self.transform(x.movedim(1, -1) if is_moved else x)
+        return y.movedim(-1, 1) if is_moved else y
 
     def fit(self, x: torch.Tensor) -> torch.Tensor:
         """Activations of the front with the positions and prefix tokens of the end; their channels are the same."""
@@ -60,9 +71,22 @@ class StitchLayer(nn.Module):
     @torch.no_grad()
     def set_map(self, matrix: torch.Tensor) -> None:
         """Set the linear map `[in_channels + 1, out_channels]`; its last row is the bias."""
+        if isinstance(self.transform, LowRank | Mlp):
+            self.transform.set_map(matrix.to(next(self.transform.parameters())))
+            return
         self.transform.weight.copy_(matrix[:-1].T.reshape(self.transform.weight.shape))
         assert self.transform.bias is not None
         self.transform.bias.copy_(matrix[-1])
+
+    @torch.no_grad()
+    def folded(self) -> StitchLayer:
+        """This layer as it is exported: an update of low rank becomes a part of the weight."""
+        if not isinstance(self.transform, LowRank):
+            return self
+        weight = self.transform.weight
+        layer = StitchLayer(*self.layouts).to(weight.device, weight.dtype).train(self.training)
+        layer.set_map(self.transform.matrix())
+        return layer
 
 
 def layouts_at(joint: Joint, front: Anchor, end: Anchor) -> tuple[Layout, Layout]:

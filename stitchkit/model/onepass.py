@@ -70,7 +70,7 @@ class OnePass:
     """
 
     def __init__(self, model: _Stitchable, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
-        chosen = range(len(model.space)) if cfg_ids is None else cfg_ids
+        chosen = model.space.ids if cfg_ids is None else cfg_ids
         self._model = model
         self._visits = shared_visits({cfg_id: model.steps(cfg_id) for cfg_id in chosen})
         if not self._visits:

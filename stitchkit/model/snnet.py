@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count
@@ -20,6 +20,7 @@ from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.model.onepass import OnePass
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.data_config import data_config_of
+from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import without_statistics
 from stitchkit.networks.slices import Slice, extract
 from stitchkit.networks.timm_model import as_timm
@@ -37,6 +38,7 @@ class SNNet(nn.Module):
         space: The stitches, with the layer of each joint.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation; uncut anchors
             always do. The released DeiT code does not.
+        layer: Makes the stitching layer between two layouts.
         image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
 
     Raises:
@@ -54,6 +56,7 @@ class SNNet(nn.Module):
         space: StitchSpace,
         *,
         stitched_final_norm: bool = True,
+        layer: Callable[[Layout, Layout], StitchLayer] = StitchLayer,
         image: Mapping[str, Any] | None = None,
     ):
         super().__init__()
@@ -71,9 +74,9 @@ class SNNet(nn.Module):
         self.anchors = nn.ModuleList(anchor.model for anchor in anchors)
         self.stitch_layers = nn.ModuleDict()
         for joint, path in space.layers.items():
-            self._add_layer(joint, path)
+            self._add_layer(joint, path, layer)
 
-    def _add_layer(self, joint: Joint, path: tuple[int, ...]) -> None:
+    def _add_layer(self, joint: Joint, path: tuple[int, ...], make: Callable[[Layout, Layout], StitchLayer]) -> None:
         table = self.stitch_layers
         for number in path[:-1]:
             inner = table[str(number)] if str(number) in table else nn.ModuleDict()
@@ -81,7 +84,7 @@ class SNNet(nn.Module):
             table[str(number)] = table = inner
         layouts = layouts_at(joint, self.views[joint.front], self.views[joint.end])
         if str(path[-1]) not in table:
-            table[str(path[-1])] = StitchLayer(*layouts)
+            table[str(path[-1])] = make(*layouts)
         elif layouts != (shared := self.layer(joint).layouts):
             raise InputError(
                 f"{joint} joins {layouts[0]} to {layouts[1]}, but shares its stitching layer with joints of "
@@ -142,7 +145,7 @@ class SNNet(nn.Module):
         def is_trainable(step: Step) -> bool:
             return any(parameter.requires_grad for parameter in self.module_of(step).parameters())
 
-        return [cfg_id for cfg_id in range(len(self.space)) if any(map(is_trainable, self.steps(cfg_id)))]
+        return [cfg_id for cfg_id in self.space.ids if any(map(is_trainable, self.steps(cfg_id)))]
 
     def reset_stitch_id(self, cfg_id: int) -> None:
         """Choose the stitch that `forward` runs by default.
@@ -225,10 +228,16 @@ class SNNet(nn.Module):
         errors are those of `forward`.
         """
         steps = self.steps(stitch)
-        net = nn.Sequential(OrderedDict(zip(_names(steps), map(_named, map(self.module_of, steps)), strict=True)))
+        modules = (_named(folded(self.module_of(step))) for step in steps)
+        net = nn.Sequential(OrderedDict(zip(_names(steps), modules, strict=True)))
         net = extract(net).train(self.training)
         as_timm(net).pretrained_cfg = dict(self.pretrained_cfg)
         return net
+
+
+def folded(module: nn.Module) -> nn.Module:
+    """The module of a step as it is exported."""
+    return module.folded() if isinstance(module, StitchLayer) else module
 
 
 def _names(steps: Iterable[Step]) -> Iterator[str]:

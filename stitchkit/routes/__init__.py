@@ -4,5 +4,6 @@ from stitchkit.routes.proportional import Proportional
 from stitchkit.routes.rules import SlidingWindow
 from stitchkit.routes.space import StitchSpace
 from stitchkit.routes.stitch import Joint, Segment, Step, Stitch
+from stitchkit.routes.two_way import TwoWay
 
-__all__ = ["Joint", "Proportional", "Segment", "SlidingWindow", "Step", "Stitch", "StitchSpace"]
+__all__ = ["Joint", "Proportional", "Segment", "SlidingWindow", "Step", "Stitch", "StitchSpace", "TwoWay"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import Literal
+from typing import ClassVar, Literal
 
 from stitchkit.errors import InputError
 from stitchkit.routes.rules import (
@@ -45,6 +45,8 @@ class Proportional:
     joint; stages, and depths that are no multiples of each other, are ours.
     """
 
+    name: ClassVar[str] = "proportional"
+
     directions: Directions = "up"
     nearest: bool = True
     stages: tuple[int, ...] | None = None
@@ -52,7 +54,7 @@ class Proportional:
     def __post_init__(self) -> None:
         check_stages(self.stages)
 
-    def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch], dict[Joint, LayerPath]]:
+    def plan(self, anchors: Sequence[Shape]) -> tuple[Sequence[Stitch], dict[Joint, LayerPath]]:
         """The stitches that follow the anchors, in the order above, and the layer of each joint."""
         stages = stages_to_stitch(anchors, self.stages)
         couples: list[tuple[Shape, ...]] = list(pairwise(anchors) if self.nearest else combinations(anchors, 2))
@@ -60,41 +62,49 @@ class Proportional:
         stitches: list[Stitch] = []
         layers: dict[Joint, LayerPath] = {}
         cuts: dict[tuple[str, str], list[BlockPair]] = {}
-        for number, (front, end) in enumerate(self._directed(couples)):
-            cuts[front.label, end.label] = list(_cuts(front, end, stages))
+        for number, (front, end) in enumerate(directed(couples, self.directions)):
+            cuts[front.label, end.label] = cuts_between(front, end, stages)
             for pair in cuts[front.label, end.label]:
                 stitches.append(route((front, end), [pair]))
                 layers[stitches[-1].joints[0]] = (number, pair.layer)
         # Longer routes need no further weights: they use the layers of their pairs of anchors.
-        for chain in self._directed(chain for size in longer for chain in combinations(anchors, size)):
+        for chain in directed((c for size in longer for c in combinations(anchors, size)), self.directions):
             windows = [cuts[front.label, end.label] for front, end in pairwise(chain)]
             stitches += [route(chain, pairs) for pairs in chained(windows)]
         return stitches, layers
 
-    def _directed(self, chains: Iterable[tuple[Shape, ...]]) -> Iterator[tuple[Shape, ...]]:
-        """Chains of anchors, from cheap to costly, in the directions of this rule."""
-        for chain in chains:
-            if self.directions != "down":
-                yield chain
-            if self.directions != "up":
-                yield chain[::-1]
+
+def directed(chains: Iterable[tuple[Shape, ...]], directions: Directions) -> Iterator[tuple[Shape, ...]]:
+    """Chains of anchors, from cheap to costly, in some directions."""
+    for chain in chains:
+        if directions != "down":
+            yield chain
+        if directions != "up":
+            yield chain[::-1]
 
 
-def _cuts(front: Shape, end: Shape, stages: Sequence[int]) -> Iterator[BlockPair]:
-    """The last block before and the first block after every cut, counted over all stages."""
-    found = []
+def every_cut(front: Shape, end: Shape, stages: Sequence[int]) -> list[BlockPair]:
+    """The last block before and the first block after every cut, counted over all stages.
+
+    After the last cut, no block may follow: its first block is then the depth of the end.
+    """
+    found: list[BlockPair] = []
     for stage in stages:
         shares = min(front.depths[stage], end.depths[stage])
         for share in range(1, shares + 1):
             leave, enter = (
                 sum(anchor.depths[:stage]) + -(-share * anchor.depths[stage] // shares) for anchor in (front, end)
             )
-            if enter < sum(end.depths):
-                found.append((leave - 1, enter))
-    if not found:
+            found.append(BlockPair(leave - 1, enter, len(found)))
+    return found
+
+
+def cuts_between(front: Shape, end: Shape, stages: Sequence[int]) -> list[BlockPair]:
+    """The cuts at which a route can enter the end."""
+    cuts = [cut for cut in every_cut(front, end, stages) if cut.end < sum(end.depths)]
+    if not cuts:
         raise InputError(
             f"nothing can be joined in the stages {list(stages)} of {blocks_of((front, end))}: after a joint at least "
             "one block must follow; name more stages in 'stages', or choose other anchors"
         )
-    for layer, (leave, enter) in enumerate(found):
-        yield BlockPair(leave, enter, layer)
+    return cuts

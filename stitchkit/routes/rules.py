@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from stitchkit.errors import InputError
 from stitchkit.routes.stitch import Joint, Segment, Stitch
@@ -40,8 +40,14 @@ class Shape(Protocol):
 class Rule(Protocol):
     """Where anchors may be joined."""
 
-    def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch], dict[Joint, LayerPath]]:
-        """The stitches that follow the anchors, in an order that never changes, and the layer of each joint."""
+    name: ClassVar[str]
+    """The value of the key `rule` in configurations."""
+
+    def plan(self, anchors: Sequence[Shape]) -> tuple[Sequence[Stitch | None], dict[Joint, LayerPath]]:
+        """The stitches that follow the anchors, in an order that never changes, and the layer of each joint.
+
+        None leaves out a `cfg_id`.
+        """
 
 
 class BlockPair(NamedTuple):
@@ -93,6 +99,8 @@ class SlidingWindow:
     Source: SN-Net, sections 3.2 and 3.3, and the released code for Swin, ResNet and LeViT.
     """
 
+    name: ClassVar[str] = "window"
+
     kernel_size: int = 2
     stride: int = 1
     nearest: bool = True
@@ -104,7 +112,7 @@ class SlidingWindow:
                 raise InputError(f"{key} is {value}; it must be at least 1 block")
         check_stages(self.stages)
 
-    def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch], dict[Joint, LayerPath]]:
+    def plan(self, anchors: Sequence[Shape]) -> tuple[Sequence[Stitch], dict[Joint, LayerPath]]:
         """The stitches that follow the anchors, in the published order, and the layer of each joint."""
         staged = any(len(anchor.depths) > 1 for anchor in anchors)
         stages = self._stages_of(anchors) if staged else self._whole(anchors)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import islice
 
 from stitchkit.display import aligned
 from stitchkit.errors import InputError, unknown
@@ -18,15 +19,16 @@ _SHOWN = 100
 
 @dataclass(frozen=True, repr=False)
 class StitchSpace:
-    """The ordered stitches of some anchors under a rule; a position in it is the published `cfg_id`.
+    """The ordered stitches of some anchors under a rule, by their published `cfg_id`.
 
     Args:
-        stitches: The anchors first, then the stitches in the order of the rule.
+        stitches: The anchors first, then the stitches in the order of the rule. Their `cfg_id`s ascend from 0; the
+            published numbering of a rule may leave one out.
         layers: The stitching layer of each joint.
         num_anchors: Number of uncut anchors, which come first.
     """
 
-    stitches: tuple[Stitch, ...]
+    stitches: Mapping[int, Stitch]
     layers: Mapping[Joint, LayerPath]
     num_anchors: int
 
@@ -47,7 +49,20 @@ class StitchSpace:
         # Anchors come first: ledgers, and the published tools that read them, rely on it.
         uncut = tuple(Stitch((Segment(a.label, 0, sum(a.depths)),)) for a in anchors)
         stitches, layers = rule.plan(anchors)
-        return cls((*uncut, *stitches), layers, len(uncut))
+        numbered = enumerate((*uncut, *stitches))
+        return cls({cfg_id: stitch for cfg_id, stitch in numbered if stitch is not None}, layers, len(uncut))
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The `cfg_id` of every stitch, ascending."""
+        return tuple(self.stitches)
+
+    @property
+    def ids_text(self) -> str:
+        """The `cfg_id`s in words, such as `0 to 134, without 13`."""
+        last = self.ids[-1]
+        missing = ", ".join(str(cfg_id) for cfg_id in range(last) if cfg_id not in self.stitches)
+        return f"0 to {last}" + (f", without {missing}" if missing else "")
 
     def select(self, text: str) -> list[int]:
         """The `cfg_id`s that a text such as `3,5,10-20` names, ascending.
@@ -61,10 +76,10 @@ class StitchSpace:
             if not found:
                 raise InputError(f"'{text}' does not choose stitches; list their cfg_id, such as 3,5,10-20")
             first, last = int(found[1]), int(found[2] or found[1])
-            _ = self[first], self[last]  # refuses ids that do not exist
+            _ = self[first], self[last]  # refuses numbers that no stitch has
             if last < first:
                 raise InputError(f"'{text}' holds the range {first}-{last}, which runs backwards; write {last}-{first}")
-            chosen.update(range(first, last + 1))
+            chosen.update(cfg_id for cfg_id in range(first, last + 1) if cfg_id in self.stitches)
         return sorted(chosen)
 
     def find(self, name: str | Stitch) -> int:
@@ -73,25 +88,27 @@ class StitchSpace:
         Raises:
             InputError: If no stitch of this space has the name.
         """
-        names = {stitch.name: cfg_id for cfg_id, stitch in enumerate(self)}
+        names = {stitch.name: cfg_id for cfg_id, stitch in self.stitches.items()}
         if str(name) not in names:
             raise unknown("stitch", name, names)
         return names[str(name)]
 
     def __repr__(self) -> str:
         """A line: how many stitches, of which anchors, and the first and last that are not anchors."""
-        anchors = ", ".join(map(str, self.stitches[: self.num_anchors]))
-        joined = self.stitches[self.num_anchors :]
+        stitches = list(self)
+        anchors = ", ".join(map(str, stitches[: self.num_anchors]))
+        joined = stitches[self.num_anchors :]
         ends = f"; {joined[0]} to {joined[-1]}" if joined else ""
         return f"<StitchSpace: {len(self)} stitches of {anchors}{ends}>"
 
     def __str__(self) -> str:
         """A line for each stitch."""
-        return aligned([(str(cfg_id), stitch.name) for cfg_id, stitch in enumerate(self)], left=[1])
+        return aligned([(str(cfg_id), stitch.name) for cfg_id, stitch in self.stitches.items()], left=[1])
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows; of a large space its first stitches."""
-        rows = [f"<tr><td>{i}</td><td>{escape(s.name)}</td></tr>" for i, s in enumerate(self.stitches[:_SHOWN])]
+        first = islice(self.stitches.items(), _SHOWN)
+        rows = [f"<tr><td>{cfg_id}</td><td>{escape(stitch.name)}</td></tr>" for cfg_id, stitch in first]
         more = f"<p>and {len(self) - _SHOWN} more</p>" if len(self) > _SHOWN else ""
         head = "<tr><th>cfg_id</th><th>stitch</th></tr>"
         return f"<p>{escape(repr(self))}</p><table>{head}{''.join(rows)}</table>{more}"
@@ -100,10 +117,10 @@ class StitchSpace:
         return len(self.stitches)
 
     def __iter__(self) -> Iterator[Stitch]:
-        return iter(self.stitches)
+        return iter(self.stitches.values())
 
     def __getitem__(self, cfg_id: int) -> Stitch:
         """The stitch with this `cfg_id`."""
-        if not 0 <= cfg_id < len(self.stitches):
-            raise InputError(f"cfg_id {cfg_id} does not exist; this space has 0 to {len(self.stitches) - 1}")
+        if cfg_id not in self.stitches:
+            raise InputError(f"cfg_id {cfg_id} does not exist; this space has {self.ids_text}")
         return self.stitches[cfg_id]

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError
-from stitchkit.routes import Proportional, SlidingWindow
+from stitchkit.routes import Proportional, SlidingWindow, TwoWay
 from stitchkit.routes.proportional import Directions
 from stitchkit.routes.rules import Rule, check_stages
 from stitchkit.settings.anchor_text import AnchorText
@@ -42,6 +42,7 @@ _PUBLISHED_RECIPE_KEYS = {
     "teacher_model": "teacher_model",
     "warmup_lr": "warmup_lr",
 }
+_RANK = 64
 # Whoever runs a configuration decides where output is written and to whom it is sent, not its author.
 _NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
 
@@ -93,14 +94,18 @@ class StitchConfig(Settings):
         source: The paper or person that the configuration comes from.
         model: A key of published files; ignored.
         rule: Where anchors are joined: "window" slides a window over their blocks, as published; "proportional" joins
-            anchors of any depths at the same relative heights.
-        directions: For "proportional": "up" stitches cheaper anchors into costlier ones, "down" the reverse, "both"
-            either.
+            anchors of any depths at the same relative heights; "two_way" does too, and its routes switch several times.
+        directions: For "proportional" and "two_way": "up" stitches cheaper anchors into costlier ones, "down" the
+            reverse, "both" either. By default "up", and for "two_way" "both".
+        max_switches: For "two_way": how often a route may switch between two anchors; by default 2, as published.
         stitch_kernel_size: For "window": how many neighbouring blocks a sliding window spans.
         stitch_stride: For "window": how many blocks the window advances.
         nearest_stitching: Stitch only anchors that are neighbours in the list.
         stages: Numbers of the stages to stitch; by default those that the anchors' families are stitched at.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
+        layer: The stitching layer: "linear"; "lowrank", whose fitted map stays and gets an update of low rank; or
+            "mlp", two linear layers. By default "linear", and "lowrank" if `lora_r` is given.
+        lora_r: Rank of the update of "lowrank"; by default 64. 0 means "linear", as in published files.
         recipe: Training settings by flag name; YAML files and flags override them.
         zoo: Of a configuration of the zoo, what `stitchkit zoo` lists; it does not change the network.
     """
@@ -108,29 +113,49 @@ class StitchConfig(Settings):
     anchors: tuple[AnchorSpec, ...] = Field(min_length=2)
     source: StrictStr = ""
     model: object = None
-    rule: Literal["window", "proportional"] = "window"
-    directions: Directions = "up"
+    rule: Literal["window", "proportional", "two_way"] = "window"
+    directions: Directions | None = None
+    max_switches: Annotated[StrictInt, Field(ge=1)] | None = None
     stitch_kernel_size: StrictInt = Field(default=2, ge=1)
     stitch_stride: StrictInt = Field(default=1, ge=1)
     nearest_stitching: StrictBool = True
     stages: Annotated[tuple[StrictInt, ...] | None, AfterValidator(check_stages)] = None
     # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
+    layer: Literal["linear", "lowrank", "mlp"] | None = None
+    lora_r: Annotated[StrictInt, Field(ge=0)] | None = None
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 
     further_keys: ClassVar[tuple[str, ...]] = tuple(_PUBLISHED_RECIPE_KEYS)
 
     def __post_init__(self) -> None:
+        defaults = {
+            "directions": "both" if self.rule == "two_way" else "up",
+            "max_switches": 2 if self.rule == "two_way" else None,
+            "layer": "lowrank" if self.lora_r else "linear",
+        }
+        for key, value in defaults.items():
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, value)
+        if self.layer == "lowrank" and self.lora_r is None:
+            object.__setattr__(self, "lora_r", _RANK)
+        if bool(self.lora_r) != (self.layer == "lowrank"):
+            raise InputError(
+                f"lora_r is {self.lora_r}, but layer is '{self.layer}'; a rank of at least 1 belongs to 'lowrank'"
+            )
         if self.rule == "window" and self.directions != "up":
             raise InputError(
                 f"directions is '{self.directions}', but windows join only cheaper anchors to costlier ones; set "
                 '"rule": "proportional", or leave it out'
             )
-        if self.rule == "proportional" and (self.stitch_kernel_size, self.stitch_stride) != (2, 1):
+        if self.rule != "two_way" and self.max_switches is not None:
+            raise InputError(f"max_switches belongs to the rule 'two_way', but rule is '{self.rule}'; leave it out")
+        if self.rule != "window" and (self.stitch_kernel_size, self.stitch_stride) != (2, 1):
             raise InputError(
-                "stitch_kernel_size and stitch_stride belong to windows, but rule is 'proportional'; leave them out"
+                f"stitch_kernel_size and stitch_stride belong to windows, but rule is '{self.rule}'; leave them out"
             )
+        self.make_rule()
 
     @classmethod
     def load(cls, path: str | Path) -> StitchConfig:
@@ -168,6 +193,10 @@ class StitchConfig(Settings):
 
     def make_rule(self) -> Rule:
         """Where the anchors may be joined."""
+        assert self.directions is not None
+        if self.rule == "two_way":
+            assert self.max_switches is not None
+            return TwoWay(self.max_switches, self.directions, self.nearest_stitching, self.stages)
         if self.rule == "proportional":
             return Proportional(self.directions, self.nearest_stitching, self.stages)
         return SlidingWindow(self.stitch_kernel_size, self.stitch_stride, self.nearest_stitching, self.stages)
@@ -179,11 +208,14 @@ class StitchConfig(Settings):
             "anchors": [asdict(anchor) for anchor in self.anchors],
             "rule": self.rule,
             "directions": self.directions,
+            **({} if self.max_switches is None else {"max_switches": self.max_switches}),
             "stitch_kernel_size": self.stitch_kernel_size,
             "stitch_stride": self.stitch_stride,
             "nearest_stitching": self.nearest_stitching,
             **({} if self.stages is None else {"stages": list(self.stages)}),
             "stitched_final_norm": self.stitched_final_norm,
+            **({} if self.layer == "linear" else {"layer": self.layer}),
+            **({"lora_r": self.lora_r} if self.lora_r else {}),
         }
 
 

@@ -79,7 +79,7 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"its description is damaged ({one_line(error)}); export it again") from error
     anchors = [create_anchor(spec, pretrained=False) for spec in specs]
-    space = StitchSpace((stitch,), {joint: (number,) for number, joint in enumerate(stitch.joints)}, 0)
+    space = StitchSpace({0: stitch}, {joint: (number,) for number, joint in enumerate(stitch.joints)}, 0)
     depths = {anchor.label: sum(anchor.depths) for anchor in anchors}
     if any(segment.stop > depths.get(segment.anchor, 0) for segment in stitch.segments):
         raise InputError(f"its route {stitch} does not fit its anchors of {depths} blocks; export it again")

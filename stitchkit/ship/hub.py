@@ -16,7 +16,7 @@ from stitchkit.files import refuse_link, replacing, write_text
 from stitchkit.measure.latency_verdict import latency_note, without_unreliable
 from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front, table
-from stitchkit.model.create import anchors_and_space, read_config
+from stitchkit.model.create import anchors_and_space, read_config, snnet_options
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.data_config import check_data_config, given_data_config, saved_data_config
 from stitchkit.networks.hub_weights import hub_fault
@@ -113,7 +113,7 @@ class HubSNNet(
         )
         given = given_data_config(self.config.recipe) | dict(image or {})
         check_data_config(given, parts[0][-1].input_size[0])
-        super().__init__(*parts, stitched_final_norm=self.config.stitched_final_norm, image=given)
+        super().__init__(*parts, **snnet_options(self.config), image=given)
         self.ledger = []
         self.classes = _checked_classes(classes or [], self.num_classes)
 

@@ -196,7 +196,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
     return {
         "format": FORMAT,
         "stitchkit": __version__,
-        "cfg_id": model.space.stitches.index(route),
+        "cfg_id": model.space.find(route),
         "stitch": route.name,
         "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
         "stitched_final_norm": model.stitched_final_norm,

@@ -168,7 +168,8 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
         trained = StitchConfig.parse(found).to_dict()
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
-    keys = ["rule", "directions", "stitch_kernel_size", "stitch_stride", "nearest_stitching", "stitched_final_norm"]
+    keys = ["rule", "directions", "max_switches", "stitch_kernel_size", "stitch_stride", "nearest_stitching"]
+    keys += ["stitched_final_norm", "layer", "lora_r"]
     keys += ["stages"] if "stages" in trained and "stages" in ours else []
     wrong = _changes(trained, ours, keys)
     for before, now in zip(trained["anchors"], ours["anchors"], strict=False):

@@ -92,7 +92,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
     origin, wanted = origin_of(recipe, digest, ranks=session.world.size), list[int]()
     if isinstance(model, SNNet):
         chosen = recipe.run.eval_stitches
-        wanted = [*range(len(model.space))] if chosen is None else model.space.select(chosen)
+        wanted = [*model.space.ids] if chosen is None else model.space.select(chosen)
     else:
         origin |= {key: recipe.flat()[key] for key in _OF_A_MODEL}
 

@@ -71,7 +71,7 @@ def _of_network(session: Session) -> Iterator[str]:
     params = quantity(sum(weight.numel() for weight in model.parameters()))
     if isinstance(model, SNNet):
         costs = Profiler(model)
-        flops = [costs.cost(cfg_id).flops for cfg_id in range(len(model.space))]
+        flops = [costs.cost(cfg_id).flops for cfg_id in model.space.ids]
         for cfg_id, label in enumerate(model.views):
             yield f"anchor {label}: {quantity(flops[cfg_id])} FLOPs, {quantity(costs.cost(cfg_id).params)} parameters"
         what = f"{len(flops)} stitches, {quantity(min(flops))} to {quantity(max(flops))} FLOPs"

@@ -29,7 +29,7 @@ from tests.fuzz.readers.base import JSON, LINES, ROWS, SETTINGS, Reader, argumen
 from tests.support import ROOT, pico_snnet
 
 _LEDGER = "stitches_res.txt"
-_SPACE = StitchSpace(tuple(map(Stitch.parse, ["ti[0:3]", "s[0:3]", "b[0:3]", "ti[0:1] > s[1:3]"])), {}, 3)
+_SPACE = StitchSpace(dict(enumerate(map(Stitch.parse, ["ti[0:3]", "s[0:3]", "b[0:3]", "ti[0:1] > s[1:3]"]))), {}, 3)
 
 
 def _read_ledger(path: Path) -> object:

@@ -1,0 +1,106 @@
+"""The rule of SN-Netv2: routes that change between two anchors and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, cycle, islice, pairwise
+from math import comb
+from typing import ClassVar
+
+from stitchkit.errors import InputError
+from stitchkit.routes.proportional import Directions, cuts_between, directed, every_cut
+from stitchkit.routes.rules import (
+    BlockPair,
+    LayerPath,
+    Shape,
+    blocks_of,
+    chained,
+    check_stages,
+    route,
+    stages_to_stitch,
+)
+from stitchkit.routes.stitch import Joint, Stitch
+
+_MOST_ROUTES = 100_000
+
+
+@dataclass(frozen=True)
+class TwoWay:
+    """Routes between two anchors that switch at several cuts, which lie as in `Proportional`.
+
+    Stitches are ordered pair of anchors by pair, then by the number of switches; of one number, those that end in the
+    costlier anchor come first, both in the order of their cuts. Routes through three or more anchors follow; they keep
+    to one direction.
+
+    The published numbering counts a route that does not exist: after all blocks of the cheaper anchor, it would enter
+    the costlier one before its head. No stitch has its `cfg_id`, but its stitching layer exists: in dense prediction it
+    maps the last features of the cheaper anchor.
+
+    Args:
+        max_switches: Most switches between the two anchors of a route.
+        directions: `both`; or `up`, only into the costlier, or `down`, only into the cheaper anchor, at one switch.
+        nearest: Join only neighbouring anchors; otherwise every pair of anchors, with routes through three or more.
+        stages: The stages to stitch, ascending; by default those of the anchors' families.
+
+    Source: Stitched ViTs are Flexible Vision Backbones, and its released code for numbers and layers. Other numbers of
+    switches or anchors, stages, and depths that are no multiples of each other, are ours.
+    """
+
+    name: ClassVar[str] = "two_way"
+
+    max_switches: int = 2
+    directions: Directions = "both"
+    nearest: bool = True
+    stages: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages)
+        if self.max_switches < 1:
+            raise InputError(f"max_switches is {self.max_switches}; it must be at least 1")
+        if self.max_switches > 1 and self.directions != "both":
+            raise InputError(
+                f"directions is '{self.directions}', but routes of {self.max_switches} switches go both ways; set "
+                "'max_switches' to 1, or leave 'directions' out"
+            )
+
+    def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch | None], dict[Joint, LayerPath]]:
+        """The stitches that follow the anchors, in the order above, and the layer of each joint."""
+        stages = stages_to_stitch(anchors, self.stages)
+        couples: list[tuple[Shape, ...]] = list(pairwise(anchors) if self.nearest else combinations(anchors, 2))
+        chains = [] if self.nearest else [c for size in range(3, len(anchors) + 1) for c in combinations(anchors, size)]
+        ways: dict[tuple[str, str], list[BlockPair]] = {}
+        layers: dict[Joint, LayerPath] = {}
+        for number, (front, end) in enumerate(directed(couples, self.directions)):
+            ways[front.label, end.label] = cuts = cuts_between(front, end, stages)
+            # Published weights have a layer at every cut into the costlier anchor, even if no block follows.
+            for cut in every_cut(front, end, stages) if (front, end) in couples else cuts:
+                layers[Joint(front.label, cut.front, end.label, cut.end)] = (number, cut.layer)
+        stitches: list[Stitch | None] = []
+        for cheap, costly in couples:
+            stitches += self._between(cheap, costly, len(every_cut(cheap, costly, stages)), ways)
+        for chain in directed(chains, self.directions):
+            windows = [ways[front.label, end.label] for front, end in pairwise(chain)]
+            stitches += [route(chain, cuts) for cuts in chained(windows)]
+        return stitches, layers
+
+    def _between(
+        self, cheap: Shape, costly: Shape, num_cuts: int, ways: Mapping[tuple[str, str], Sequence[BlockPair]]
+    ) -> Iterator[Stitch | None]:
+        """The routes between two anchors in the order of their numbers; None stands for the one that does not exist."""
+        count = sum(2 * comb(num_cuts, switches) for switches in range(1, self.max_switches + 1))
+        if count > _MOST_ROUTES:
+            raise InputError(
+                f"max_switches is {self.max_switches}, which gives more than {_MOST_ROUTES:,} routes between "
+                f"{blocks_of((cheap, costly))}; choose a smaller number"
+            )
+        for switches in range(1, self.max_switches + 1):
+            for ending, other in ((costly, cheap), (cheap, costly)):
+                chain = (*islice(cycle((ending, other)), switches + 1),)[::-1]
+                tables = [ways.get((front.label, end.label), ()) for front, end in pairwise(chain)]
+                for chosen in combinations(range(num_cuts), switches):
+                    cuts = [table[cut] for table, cut in zip(tables, chosen, strict=True) if cut < len(table)]
+                    if len(cuts) == switches:
+                        yield route(chain, cuts)
+                    elif switches == 1 and tables[0] and ending is costly:
+                        yield None
