@@ -28,7 +28,7 @@ class Importance(CostBins):
         super().__init__(cfg_ids, cost, settings, seed)
         self._places = {cfg_id: place for place, cfg_id in enumerate(cfg_ids)}
         self._sums = torch.zeros(len(cfg_ids), dtype=torch.float64)
-        self._counts = torch.zeros(len(cfg_ids), dtype=torch.int64)
+        self._counts = torch.zeros_like(self._sums)
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """One route."""
