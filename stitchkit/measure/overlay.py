@@ -180,12 +180,15 @@ def beaten(rows: Sequence[Row], models: Sequence[Row], cost: str) -> list[tuple[
     return found
 
 
+_NOUNS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "latency"}
+
+
 def verdict(front: Sequence[Row], models: Sequence[Row], cost: str) -> str:
     """How many rows of a front a single model beats, and where by most."""
     number = counted(len(front), nouns_of(front)[0])
     pairs = beaten(front, models, cost)
     if not pairs:
-        return f"none of {number} on the front is beaten by a single model of the same or a lower cost"
+        return f"none of {number} on the front is beaten by a single model of the same or a lower cost in {_NOUNS[cost]}"
     row, model = max(pairs, key=lambda pair: pair[1]["acc1"] - pair[0]["acc1"])
     name = f" ({row['stitch']})" if "stitch" in row else ""
     are = "is" if len(pairs) == 1 else "are"

@@ -151,7 +151,8 @@ def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
 def _cost(anchor: Anchor) -> int:
     """Floating-point operations for one image, in torch's count, which orders anchors as well as any."""
     counter = FlopCounterMode(display=False)
-    with evaluating(anchor.model), unfused_attention(anchor.model), torch.no_grad(), counter:
+    # With gradients: without them, the counter fails on a module whose input is a parameter, such as a learned query.
+    with evaluating(anchor.model), unfused_attention(anchor.model), torch.enable_grad(), counter:
         anchor.model(anchor.blank_image())
     return int(counter.get_total_flops())
 

@@ -155,18 +155,27 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
     model, size = create_network(spec, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     anchor = anchor_of(model, label=spec.label, input_size=size)
     asked = to_2tuple(overrides.get("img_size") or spec.kwargs.get("img_size"))
-    embedding: Any = getattr(model, "patch_embed", None)
-    if 0 in (getattr(embedding, "grid_size", None) or ()):
-        raise InputError(
-            f"anchor '{anchor.label}': images of {asked} are smaller than a patch of {embedding.patch_size}; choose a "
-            "larger img_size"
-        )
+    _check_patches(anchor)
     if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
         raise InputError(
             f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
             "strides as img_size"
         )
     return anchor
+
+
+def _check_patches(anchor: Anchor) -> None:
+    """Refuse images that a patch embedding does not cut into patches: timm builds such a network, and it fails later."""
+    embedding: Any = getattr(anchor.model, "patch_embed", None)
+    if not getattr(embedding, "grid_size", None):
+        return
+    sides, patch = embedding.img_size, embedding.patch_size
+    is_exact = not (getattr(embedding, "strict_img_size", True) or embedding.dynamic_img_pad)
+    if 0 in embedding.grid_size or (is_exact and any(side % length for side, length in zip(sides, patch, strict=True))):
+        raise InputError(
+            f"anchor '{anchor.label}': images of {sides} cannot be cut into patches of {patch}; choose a multiple as "
+            "img_size"
+        )
 
 
 def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: object = None) -> nn.Module:

@@ -168,6 +168,17 @@ def test_networks_without_a_view_are_traced_at_the_given_size():
     assert model(x, len(model.space) - 1).shape == (2, 4)
 
 
+def test_anchors_whose_head_attends_from_a_learned_query_are_ordered_too():
+    """torch's counter of FLOPs fails on a module whose input is a parameter, unless gradients are on."""
+    assert list(stitchkit.create_snnet(anchors=["test_vit3", "test_vit2"]).views) == ["test_vit2", "test_vit3"]
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 8), ("test_vit2", 20)])
+def test_images_that_patches_do_not_fill_are_refused(name, size):
+    with pytest.raises(InputError, match=rf"anchor '{name}': images of \({size}, {size}\) cannot be cut into patches"):
+        stitchkit.create_snnet(anchors=[name, "vit_small_patch16_224"], img_size=size)
+
+
 def test_own_networks_and_names_may_be_mixed():
     own = timm.create_model("resnet34")
     model = stitchkit.create_snnet(anchors=["resnet18", own])

@@ -113,7 +113,7 @@ def test_the_verdict_names_the_widest_gap():
     )
     assert verdict(ROWS, models[1:], "flops").startswith("1 of 3 stitches on the front is beaten by a single model;")
     assert verdict(ROWS, [{"name": "low", "flops": 1e9, "acc1": 5.0}], "flops") == (
-        "none of 3 stitches on the front is beaten by a single model of the same or a lower cost"
+        "none of 3 stitches on the front is beaten by a single model of the same or a lower cost in FLOPs"
     )
 
 
