@@ -15,10 +15,9 @@ from stitchkit.errors import InputError, prefixed
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.families import anchor_of
-from stitchkit.networks.hub_weights import is_architecture, published_config
+from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.anchor_text import AnchorText, read_anchor
-from stitchkit.settings.short_names import unknown_name
 from stitchkit.settings.stitch_config import AnchorSpec
 
 AnchorSource = AnchorSpec | nn.Module
@@ -40,8 +39,6 @@ def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> An
     text = read_anchor(str(given))
     with prefixed(f"anchor '{given}': "):
         name, kwargs = (text.name, {}) if text.name else _model_of(text.file)
-        if ":" not in name and not is_architecture(name):
-            raise unknown_name("no model has this name", name)
         if (config := published_config(name)) is not None and "." not in name and config.tag and not text.file:
             name = f"{name}.{config.tag}"  # another version of timm may have another default
     label = AnchorText(name, text.file).label
