@@ -118,6 +118,7 @@ def create_network(
     checkpoint = spec.checkpoint if checkpoints else None
     kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
     with prefixed(f"anchor '{spec.label}': "):
+        parse(ModelArguments, kwargs, "kwargs")
         if (own := torchvision_name(spec.name)) is None:
             return create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs), None
         published_config(spec.name)  # refuses a name that torchvision does not have

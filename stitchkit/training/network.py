@@ -21,7 +21,7 @@ from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.classifier import classifier_layers
 from stitchkit.networks.create import create_model
-from stitchkit.networks.data_config import set_data_config
+from stitchkit.networks.data_config import set_data_config, unlike_normalisation
 from stitchkit.networks.families import anchor_of, has_view
 from stitchkit.networks.hub_weights import check_fit, published_config
 from stitchkit.networks.timm_model import as_timm
@@ -124,16 +124,8 @@ def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
     """Warn if anchors were trained on differently normalised images: a run normalises in one way."""
     if recipe.data.mean and recipe.data.std:
         return
-    configs = {label: anchor.pretrained_cfg for label, anchor in model.views.items()}
-    ways = {label: (config["mean"], config["std"]) for label, config in configs.items()}
-    if len(set(ways.values())) > 1:
-        listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
-        _logger.warning(
-            "anchors expect images with different mean and std (%s); those of %s are used for all, unless --mean and "
-            "--std are set",
-            listed,
-            [*ways][-1],
-        )
+    if words := unlike_normalisation(model.views):
+        _logger.warning("%s", words)
 
 
 def _warn_of_order(model: SNNet) -> None:
