@@ -72,7 +72,7 @@ def unlike_normalisation(anchors: Mapping[str, Anchor]) -> str:
     listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
     return (
         f"anchors expect images with different mean and std ({listed}); those of {[*ways][-1]} are used for all, "
-        "unless --mean and --std are set"
+        "unless stitchkit train gets --mean and --std"
     )
 
 

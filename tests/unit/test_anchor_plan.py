@@ -274,12 +274,13 @@ def test_a_plan_without_windows_says_why():
 def test_anchors_that_expect_other_images_are_pointed_out(caplog):
     own = [Own(8), Own(16)]
     own[1].pretrained_cfg = {"input_size": (3, 16, 16), "mean": [0.5] * 3, "std": [0.5] * 3}
-    message = "anchors expect images with different mean and std (Own (0.485, 0.456, 0.406) (0.229, 0.224, 0.225); "
     stitchkit.create_snnet(anchors=[own[0], Own(16)], img_size=16)
     assert "different mean and std" not in caplog.text
     stitchkit.create_snnet(anchors=own, img_size=16)
-    message += (
-        "Own_2 (0.5, 0.5, 0.5) (0.5, 0.5, 0.5)); those of Own_2 are used for all, unless --mean and --std are set"
+    message = (
+        "anchors expect images with different mean and std (Own (0.485, 0.456, 0.406) (0.229, 0.224, 0.225); Own_2 "
+        "(0.5, 0.5, 0.5) (0.5, 0.5, 0.5)); those of Own_2 are used for all, unless stitchkit train gets --mean and "
+        "--std"
     )
     assert caplog.messages == [message]
 
