@@ -209,7 +209,8 @@ def verdict(front: Sequence[Row], models: Sequence[Row], cost: str) -> str:
     number = counted(len(front), nouns_of(front)[0])
     pairs = beaten(front, models, cost)
     if not pairs:
-        return f"none of {number} on the front is beaten by a single model of the same or a lower cost in {_NOUNS[cost]}"
+        what = f"a single model of the same or a lower cost in {_NOUNS[cost]}"
+        return f"none of {number} on the front is beaten by {what}"
     row, model = max(pairs, key=lambda pair: pair[1]["acc1"] - pair[0]["acc1"])
     name = f" ({row['stitch']})" if "stitch" in row else ""
     are = "is" if len(pairs) == 1 else "are"

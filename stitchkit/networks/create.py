@@ -152,7 +152,7 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
 
 
 def _check_patches(anchor: Anchor) -> None:
-    """Refuse images that a patch embedding does not cut into patches: timm builds such a network, and it fails later."""
+    """Refuse images that a patch embedding does not cut into patches: timm builds such a network, but it fails."""
     embedding: Any = getattr(anchor.model, "patch_embed", None)
     if not getattr(embedding, "grid_size", None):
         return
