@@ -18,7 +18,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.transforms import LowRank, Mlp
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
-from stitchkit.networks.data_config import given_data_config
+from stitchkit.networks.data_config import given_data_config, unlike_normalisation
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_config import StitchConfig
 
@@ -59,7 +59,10 @@ def create_snnet(
         plan = plan_anchors([anchor_source(given) for given in anchors], **overrides)
         for line in plan.lines:
             _logger.info("%s", line)
-        return _of_plan(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
+        model = _of_plan(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
+        if words := unlike_normalisation(model.views):
+            _logger.warning("%s", words)
+        return model
     assert config is not None
     config = read_config(config)
     if pretrained or (checkpoints and any(spec.checkpoint for spec in config.anchors)):

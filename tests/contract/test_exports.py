@@ -20,6 +20,7 @@ from stitchkit.ship.description import portable
 from stitchkit.ship.export import export
 from stitchkit.ship.stitch_files import FORMATS
 from stitchkit.ship.trained_snnet import Trained, describe, open_trained, sample_images
+from tests.networks import TRACED
 from tests.results import pareto_like
 from tests.support import (
     FAMILIES,
@@ -34,13 +35,13 @@ from tests.support import (
     write_images,
 )
 
-# One of each published family, and of networks that are traced, for the formats that take seconds to write.
+# One of each published family, and all paths of networks that are traced, for the formats that take seconds to write.
 SLOW_FORMATS = [
     (family, suffix)
     for family in (
         *("vit without final norm, all pairs", "swin", "resnet", "resnet to swin", "levit"),
         *("vits of other grids and tokens, both ways", "resnet and vit, both ways"),
-        *("NLC, 5 prefix tokens", "NHWC", "NCHW, layer norm"),
+        *TRACED,
     )
     for suffix in (".onnx", ".pt2")
 ]
@@ -92,6 +93,7 @@ def test_safetensors_of_every_family_equal_the_snnet(family, tmp_path):
         quick=[
             *(("vit without final norm, all pairs", ".onnx"), ("resnet", ".pt2")),
             *(("vits of other grids and tokens, both ways", ".onnx"), ("NLC, 5 prefix tokens", ".onnx")),
+            ("NCHW, batch norm", ".onnx"),
         ],
     ),
 )

@@ -19,9 +19,19 @@ from stitchkit.ship.serve import Demonstration
 from stitchkit.ship.stitch_files import FORMATS, open_exported
 from stitchkit.ship.trained_snnet import Trained, describe
 from tests.results import pareto_like
-from tests.support import DEPTH, FAMILIES, FLAGS, family_snnet, mostly_full, pico_config, pico_images, pico_snnet
+from tests.support import (
+    DEPTH,
+    FAMILIES,
+    FLAGS,
+    SPACES,
+    family_snnet,
+    mostly_full,
+    pico_config,
+    pico_images,
+    pico_snnet,
+)
 
-HEADLESS = [family for family in FAMILIES if family.startswith("headless")]
+HEADLESS = [family for family in SPACES if family.startswith("headless")]
 
 pytestmark = pytest.mark.usefixtures("short_timing")
 
@@ -90,7 +100,7 @@ def test_the_weights_of_an_anchor_may_have_a_head_or_not(tmp_path):
 
 
 def trained(family):
-    return Trained(family_snnet(family), stitchkit.StitchConfig.parse(FAMILIES[family]), Recipe(), ())
+    return Trained(family_snnet(family), stitchkit.StitchConfig.parse(SPACES[family]), Recipe(), ())
 
 
 EXPORTS = [(family, suffix) for family in HEADLESS for suffix in FORMATS]

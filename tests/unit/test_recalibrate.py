@@ -179,3 +179,13 @@ def test_calibration_batches_make_no_step(trained):
     """A recipe that accumulates gradients over more batches than are asked for says nothing about an evaluation."""
     _, command = trained
     assert main([*command, "--experiment", "one", "--recalibrate-bn", "1", "--grad-accum-steps", "8"]) == 0
+
+
+def test_an_export_with_more_loader_processes_than_cores_says_nothing_of_them(tmp_path, images, monkeypatch):
+    """Warnings are errors in tests."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    config, checkpoint = tmp_path / "resnet.json", tmp_path / "last.pth.tar"
+    write_config(config, **FAMILIES["resnet"] | {"recipe": {"img_size": 32, "batch_size": 8, "workers": 2}})
+    torch.save({"state_dict": family_snnet("resnet").state_dict()}, checkpoint)
+    flags = ["--stitch_config", str(config), "--resume", str(checkpoint), "--recalibrate-bn", "1", "--cfg_id", "4"]
+    assert main(["export", *flags, "--data", str(images), "-o", str(tmp_path / "net.safetensors")]) == 0
