@@ -33,7 +33,7 @@ def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
     torch.manual_seed(0)
     ours = create_snnet(DIGITS if options.quick else DEIT, checkpoints=False).train()
     reference = DistributedDataParallel(copy.deepcopy(ours), find_unused_parameters=True)
-    reducer, sampler = GradientReducer(ours), Sampler(range(len(ours.space)), seed=0, shared=options.shared)
+    reducer, sampler = GradientReducer(ours), Sampler(ours.space.ids, seed=0, shared=options.shared)
     ways: dict[str, tuple[nn.Module, Callable[[], None]]] = {
         "ours": (ours, reducer.reduce), "reference": (reference, lambda: None)
     }  # fmt: skip

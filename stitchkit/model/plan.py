@@ -48,7 +48,7 @@ class Plan:
         return StitchConfig(
             anchors=tuple(cast(AnchorSpec, source) for source in self.sources.values()),
             source="Chosen from the structure of the anchors.",
-            rule="proportional" if isinstance(self.rule, Proportional) else "window",
+            rule=self.rule.name,
             stages=self.rule.stages,
             recipe=dict(RECIPE),
         )
@@ -182,7 +182,7 @@ def _assembled(anchors: Sequence[Anchor], space: StitchSpace) -> SNNet:
 
 def _lines(model: SNNet, rule: Rule, *, reordered: bool) -> Iterator[str]:
     """The anchors, the rule, and where each pair of anchors is joined."""
-    anchors, kind = model.views, "proportional" if isinstance(rule, Proportional) else "window"
+    anchors, kind = model.views, rule.name
     yield f"blocks of the anchors, from cheap to costly: {blocks_of([*anchors.values()])}" + (
         "; they were given in another order" if reordered else ""
     )

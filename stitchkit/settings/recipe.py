@@ -123,7 +123,7 @@ class StitchRecipe(Settings):
         "per_rank", "draw of each step's stitch: by each rank (published), or one for all"
     )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
-    ls_method: Literal["truncated", "damped", "exact"] = flag(
+    ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(
         "truncated", "kind of least squares: as published, regularised, or without truncation"
     )
     ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")

@@ -202,6 +202,8 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
         "stitch": route.name,
         "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
         "stitched_final_norm": model.stitched_final_norm,
+        # Updates of low rank are folded, so that the layer is linear.
+        "layer": "mlp" if trained.config.layer == "mlp" else "linear",
         "bn_eps": settings.bn_eps,
         "input": trained.data_config,
         "output": output_of(model, route),

@@ -47,7 +47,7 @@ def test_the_output_is_the_pooled_feature_of_the_end_anchor(family):
         assert torch.equal(model(x, cfg_id), network.forward_head(network.forward_features(x), pre_logits=True))
     widths = {label: anchor.model.num_features for label, anchor in model.views.items()}
     assert len(set(widths.values())) > 1, "routes differ in width"
-    ends = {cfg_id: stitch.segments[-1].anchor for cfg_id, stitch in enumerate(model.space)}
+    ends = {cfg_id: stitch.segments[-1].anchor for cfg_id, stitch in model.space.stitches.items()}
     assert {cfg_id: found.shape for cfg_id, found in model.forward_all(x).items()} == {
         cfg_id: (2, widths[end]) for cfg_id, end in ends.items()
     }
@@ -138,7 +138,7 @@ def test_a_folder_of_the_hub_there_and_back(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "hub")
     found = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub").eval()
     x = pico_images(size=64)
-    for cfg_id in (0, len(model.space) - 1):
+    for cfg_id in (0, model.space.ids[-1]):
         assert torch.equal(found(x, cfg_id), model(x, cfg_id))
     card = (tmp_path / "hub/README.md").read_text()
     assert "features = model(images" in card

@@ -352,7 +352,7 @@ def test_equal_networks_of_tokens_are_stitched_on_images_that_are_not_square(fam
         assert {place.layout.positions for place in anchor.boundaries} == {(10,)}
         assert {place.layout.num_prefix_tokens for place in anchor.boundaries} == {prefix}
     x = torch.randn(2, 3, 16, 40)
-    assert model(x, len(model.space) - 1).shape == (2, 4)
+    assert model(x, model.space.ids[-1]).shape == (2, 4)
 
 
 @torch.no_grad()

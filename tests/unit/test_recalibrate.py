@@ -138,7 +138,7 @@ def test_an_evaluation_without_training_images_says_what_to_do(trained, images, 
 
 def test_routes_without_batch_norms_share_one_pass():
     model = family_snnet("resnet to swin")
-    assert [cfg_id for cfg_id in range(len(model.space)) if has_own_statistics(model, cfg_id)] == [2, 3, 4, 5]
+    assert [cfg_id for cfg_id in model.space.ids if has_own_statistics(model, cfg_id)] == [2, 3, 4, 5]
     assert not any(has_own_statistics(pico_snnet(), cfg_id) for cfg_id in range(17))
 
 
