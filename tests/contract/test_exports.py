@@ -104,7 +104,7 @@ def test_slow_formats_of_every_family_agree_with_the_snnet(family, suffix, tmp_p
     cfg_id, path = shortest(subject.model), tmp_path / f"net{suffix}"
     report = exported(subject, cfg_id, path)
     assert report.largest_difference <= 1e-4
-    assert report.same_top1 == 5
+    assert report.same_top1 == (5 if subject.model.num_classes else None)
     net = FORMATS[suffix].read(path)
     for number in (1, 2, 7):
         images = images_for(subject.model, number)
