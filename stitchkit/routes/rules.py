@@ -42,9 +42,6 @@ class Shape(Protocol):
 class Rule(Protocol):
     """Where anchors may be joined."""
 
-    name: ClassVar[RuleName]
-    """The value of the key `rule` in configurations."""
-
     def plan(self, anchors: Sequence[Shape]) -> tuple[Sequence[Stitch | None], dict[Joint, LayerPath]]:
         """The stitches that follow the anchors, in an order that never changes, and the layer of each joint.
 
