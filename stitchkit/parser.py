@@ -20,7 +20,25 @@ DATA_FLAGS = ("--data", "--data-dir", "--data_dir", "--data-path", "--data_path"
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"a name is missing in '{text}'; write one comma between two names")
+    return names
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag whose value is a whole number with a limit."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"it is '{text}', which is not a whole number") from error
+        if value < least:
+            raise argparse.ArgumentTypeError(f"it is {value}; it must be at least {least}")
+        return value
+
+    return number
 
 
 ANCHORS_FLAG: dict[str, Any] = {"nargs": None, "type": _names, "metavar": "A,B"}
@@ -94,10 +112,10 @@ def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False
     """Add the flags that define the SN-Net and its images; `config` is the help of its configuration."""
     about = config or "stitch configuration: a file, or a short name such as deit_ti_s_b"
     parser.add_argument("--stitch_config", "--stitch-config", required=required, metavar="CONFIG", help=about)
-    parser.add_argument("--num-classes", type=int, metavar="N", help="number of classes; by default as in the models")
-    parser.add_argument(
-        "--img-size", type=int, metavar="N", help="side of the input image; by default as in the models"
-    )
+    about = "number of classes; by default as in the models"
+    parser.add_argument("--num-classes", type=_at_least(0), metavar="N", help=about)
+    about = "side of the input image; by default as in the models"
+    parser.add_argument("--img-size", type=_at_least(1), metavar="N", help=about)
 
 
 def add_anchors_flag(parser: argparse.ArgumentParser) -> None:

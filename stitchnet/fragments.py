@@ -109,35 +109,39 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
     depends on no other tensor; and the borders of blocks between which tokens, or maps with their channels last, pass.
     The takers of a boundary are the layers into which a joint can be folded.
     """
-    found = list(_between_blocks(Steps(model, example)))
+    found = list(_between_blocks(Steps(model, example), example))
     with contextlib.suppress(InputError):  # some networks cannot be traced inside all blocks
         layers = Steps(model, example, deep=True)
-        every = [*found, *_before_layers(layers)]
+        every = [*found, *_before_layers(layers, example)]
         # If both graphs have a place, that of the layers is used: a joint can be folded into them.
         by_position = {layers.position(place): place for place in every}
         found = [by_position[position] for position in sorted(by_position)]
     return found
 
 
-def _between_blocks(steps: Steps) -> Iterator[Boundary]:
+def _between_blocks(steps: Steps, example: torch.Tensor) -> Iterator[Boundary]:
     """The places at the border of a block; convolutional networks are cut only at layers, as published."""
-    for place, takers in _known_places(steps):
+    for place, takers in _known_places(steps, example):
         is_block = len(takers) == 1 and list(takers[0].children())
         if is_block and place.layout.channel_dim == -1:
             yield replace(place, takers=())
 
 
-def _before_layers(steps: Steps) -> Iterator[Boundary]:
+def _before_layers(steps: Steps, example: torch.Tensor) -> Iterator[Boundary]:
     """The places before layers into which a joint can be folded."""
-    return (place for place, takers in _known_places(steps) if takers and all(map(_is_reader, takers)))
+    return (place for place, takers in _known_places(steps, example) if takers and all(map(_is_reader, takers)))
 
 
-def _known_places(steps: Steps) -> Iterator[tuple[Boundary, list[nn.Module]]]:
-    """The places of known layout, with the modules that take the tensor there."""
+def _known_places(steps: Steps, example: torch.Tensor) -> Iterator[tuple[Boundary, list[nn.Module]]]:
+    """The places of known rows and columns, or of none, with the modules that take the tensor there."""
+    is_square = example.shape[-2] == example.shape[-1]  # only then is the grid of tokens known
     readers = (path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path)))
     first = next(readers, None)  # there is no cut before it, even if its input is a normalised image
     for place in steps.boundaries:
-        if place.found is not None and place.found.is_by_row and first not in place.takers:
+        found = place.found
+        if found is None or not found.is_by_row or (found.kind == "NLC" and not is_square):
+            continue
+        if first not in place.takers:
             yield place, [steps.model.get_submodule(path) for path in place.takers]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.networks.create import classifier_of
+from stitchkit.networks.classifier import classifier_of
 from stitchnet.net import Net
 
 

@@ -17,10 +17,11 @@ from torchvision.models import get_model_weights
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.create import create_model, create_torchvision
-from stitchkit.networks.hub_weights import published_config, torchvision_names
+from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.timm_model import TimmModel
 from stitchkit.networks.weights import load_checkpoint
 from stitchkit.paths import check_file
+from stitchkit.settings.short_names import torchvision_names
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.settings import PUBLISHED
 

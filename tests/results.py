@@ -18,7 +18,7 @@ def pareto_like(model: SNNet, **changes: object) -> list[dict[str, Any]]:
     profiler = Profiler(model)
     rows: list[dict[str, Any]] = [
         {"cfg_id": cfg_id, "stitch": stitch.name, **profiler.cost(cfg_id)._asdict()}
-        for cfg_id, stitch in enumerate(model.space)
+        for cfg_id, stitch in model.space.stitches.items()
     ]
     for place, row in enumerate(sorted(rows, key=lambda row: float(row["flops"]))):
         row["acc1"] = 50.0 + place

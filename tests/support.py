@@ -136,6 +136,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         **_BOTH_WAYS,
         "stages": [0],
     },
+    "vits, two-way, of low rank": {
+        "anchors": [_vit("s", depth=3), _vit("b", depth=6, embed_dim=24)],
+        "rule": "two_way",
+        "lora_r": 2,
+    },
+    "resnets and swins, two-way, of two layers": {
+        "anchors": [_resnet("r18", "resnet18", 1, 2, 2, 1), _swin("ti", 8, 2, 2, 3, 2), _swin("b", 16, 2, 2, 4, 2)],
+        "rule": "two_way",
+        "nearest_stitching": False,
+        "layer": "mlp",
+    },
     "resnets of a deeper front": {
         "anchors": [_resnet("front", "resnet18", 2, 3, 2, 1), _resnet("end", "resnet50", 1, 2, 2, 2)],
         "rule": "proportional",

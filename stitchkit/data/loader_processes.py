@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +25,18 @@ _logger = logging.getLogger(__name__)
 def usable_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def more_than_cores() -> Iterator[None]:
+    """Without torch's warning of more loader processes than cores.
+
+    Their number decides the augmentation, so it must not depend on the machine. torch warns where a loader is created
+    and where it is read.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield
 
 
 def workers_for(images: object, wanted: int, world: World) -> int:

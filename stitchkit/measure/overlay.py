@@ -33,6 +33,13 @@ _SINGLE = {
     "params": "give single parameters, or name the column 'param_count' if it counts millions",
 }
 """What to do if a column must be in another unit."""
+_LARGE = {
+    1e9: "give billions of multiply-adds, or name the column 'flops' if it counts single ones",
+    1e6: "give millions, or name the column 'params' if it counts single parameters",
+}
+"""The same for columns that count billions or millions, by the unit."""
+_MOST = 1e5
+"""No model has more billions of multiply-adds, or millions of parameters."""
 _SAME = 1.01
 """Costs up to this ratio are the same: published tables are rounded to three digits and less."""
 
@@ -74,7 +81,7 @@ def read_overlay(paths: Sequence[str | Path], costs: Sequence[str], *, every: bo
     the model and the image size; the one with the costs leaves the tag of the weights out of the name.
     """
     places = [Path(path) for path in paths]
-    tables = [(place, {key.strip().lower(): column for key, column in read_table(place).items()}) for place in places]
+    tables = [(place, _columns_of(place)) for place in places]
     _check_columns(tables, [["acc1"], *([[cost] for cost in costs] if every else [costs])])
     lines = {place: list(_lines(place, table)) for place, table in tables}
     measured = [line for place, table in tables if _column(table, "acc1") for line in lines[place]]
@@ -93,6 +100,18 @@ def read_overlay(paths: Sequence[str | Path], costs: Sequence[str], *, every: bo
     missing, number = len(models) - len(complete), counted(len(models), "model")
     left_out = f"left out {missing} of {number}, which lack an accuracy or {needed}" if missing else ""
     return Overlay(printable(", ".join(place.name for place in places)), complete, left_out)
+
+
+def _columns_of(place: Path) -> dict[str, list[str]]:
+    """The columns of a file by their names, whose case and margins do not matter."""
+    found, written = dict[str, list[str]](), dict[str, str]()
+    for key, column in read_table(place).items():
+        name = key.strip().lower()
+        if name in found:
+            pair = f"'{written[name][:30]}' and '{key[:30]}'"
+            raise InputError(f"'{place}' has the columns {pair}, which are the same; remove one, or rename it")
+        found[name], written[name] = column, key
+    return found
 
 
 def _check_columns(tables: Sequence[tuple[Path, Mapping[str, object]]], needs: Sequence[Sequence[str]]) -> None:
@@ -154,6 +173,8 @@ def _values(place: Path, figure: str, name: str, cells: Sequence[str]) -> list[f
         raise InputError(f"'{place}' has accuracies of at most 1; give percent, such as 80 for 0.8")
     if name == figure and figure in _SINGLE and largest < 1000:
         raise InputError(f"'{place}' has at most {largest:g} in its column '{name}'; {_SINGLE[figure]}")
+    if (unit := _COLUMNS[figure][name]) in _LARGE and _MOST * unit < largest < math.inf:
+        raise InputError(f"'{place}' has {largest / unit:g} in its column '{name}'; {_LARGE[unit]}")
     return values
 
 
@@ -180,12 +201,16 @@ def beaten(rows: Sequence[Row], models: Sequence[Row], cost: str) -> list[tuple[
     return found
 
 
+_NOUNS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "latency"}
+
+
 def verdict(front: Sequence[Row], models: Sequence[Row], cost: str) -> str:
     """How many rows of a front a single model beats, and where by most."""
     number = counted(len(front), nouns_of(front)[0])
     pairs = beaten(front, models, cost)
     if not pairs:
-        return f"none of {number} on the front is beaten by a single model of the same or a lower cost"
+        what = f"a single model of the same or a lower cost in {_NOUNS[cost]}"
+        return f"none of {number} on the front is beaten by {what}"
     row, model = max(pairs, key=lambda pair: pair[1]["acc1"] - pair[0]["acc1"])
     name = f" ({row['stitch']})" if "stitch" in row else ""
     are = "is" if len(pairs) == 1 else "are"

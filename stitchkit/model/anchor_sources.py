@@ -15,14 +15,17 @@ from stitchkit.errors import InputError, prefixed
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.families import anchor_of
-from stitchkit.networks.hub_weights import is_architecture, published_config
+from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.anchor_text import AnchorText, read_anchor
-from stitchkit.settings.short_names import unknown_name
+from stitchkit.settings.schema import ModelArguments, parse
 from stitchkit.settings.stitch_config import AnchorSpec
 
 AnchorSource = AnchorSpec | nn.Module
 """What an anchor is made of: the specification of a model, or a network of one's own."""
+_OF_WEIGHTS = ("pretrained", "checkpoints")
+_HEEDED = ("img_size", "in_chans", "num_classes")
+"""Options that do not change a network, but say how it is used."""
 
 
 def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> AnchorSource:
@@ -35,13 +38,16 @@ def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> An
         return AnchorSpec.parse(given)
     if isinstance(given, type):
         raise InputError(f"{given.__name__} is a class; give a network, such as {given.__name__}(...)")
-    if not isinstance(given, str | Path):
+    if isinstance(given, AnchorSpec | nn.Module):
         return given
+    if not isinstance(given, str | Path):
+        raise InputError(
+            f"an anchor is {given!r:.60}, of type {type(given).__name__}; give a name, the file of a checkpoint, a "
+            "specification or a network"
+        )
     text = read_anchor(str(given))
     with prefixed(f"anchor '{given}': "):
         name, kwargs = (text.name, {}) if text.name else _model_of(text.file)
-        if ":" not in name and not is_architecture(name):
-            raise unknown_name("no model has this name", name)
         if (config := published_config(name)) is not None and "." not in name and config.tag and not text.file:
             name = f"{name}.{config.tag}"  # another version of timm may have another default
     label = AnchorText(name, text.file).label
@@ -49,12 +55,27 @@ def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> An
 
 
 def make_anchor(source: AnchorSource, label: str, **options: Any) -> Anchor:
-    """The anchor of a source; options as in `create_anchor`, of which networks heed size and classes."""
+    """The anchor of a source; options as in `create_anchor`, of which networks heed size, channels and classes."""
     if isinstance(source, AnchorSpec):
         return create_anchor(source, **options)
-    sides = to_2tuple(options.get("img_size"))
-    size = None if sides[0] is None else (options.get("in_chans") or 3, *sides)
-    return anchor_of(source, label=label, input_size=size, num_classes=options.get("num_classes"))
+    given = {name: value for name, value in options.items() if value is not None and name not in _OF_WEIGHTS}
+    if unheeded := [name for name in given if name not in _HEEDED]:
+        raise InputError(
+            f"anchor '{label}' is a network, which {', '.join(unheeded)} cannot change; leave them out, or create it so"
+        )
+    with prefixed(f"anchor '{label}': "):
+        parse(ModelArguments, given, "options")
+    return anchor_of(source, label=label, input_size=_input_size(source, given), num_classes=given.get("num_classes"))
+
+
+def _input_size(network: nn.Module, given: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    """The size of images that options give a network; None if they leave it to the network."""
+    if not given.keys() & {"img_size", "in_chans"}:
+        return None
+    known: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
+    channels, *sides = known.get("input_size", (3, 224, 224))
+    height, width = to_2tuple(given.get("img_size", sides))
+    return given.get("in_chans", channels), height, width
 
 
 def _model_of(path: str) -> tuple[str, dict[str, Any]]:

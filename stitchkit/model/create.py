@@ -15,10 +15,10 @@ from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anc
 from stitchkit.model.layer import StitchLayer
 from stitchkit.model.plan import Plan, plan_anchors
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.transforms import LowRank, Mlp
+from stitchkit.model.transforms import transform_of
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
-from stitchkit.networks.data_config import given_data_config
+from stitchkit.networks.data_config import given_data_config, unlike_normalisation
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_config import StitchConfig
 
@@ -59,7 +59,10 @@ def create_snnet(
         plan = plan_anchors([anchor_source(given) for given in anchors], **overrides)
         for line in plan.lines:
             _logger.info("%s", line)
-        return _of_plan(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
+        model = _of_plan(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
+        if words := unlike_normalisation(model.views):
+            _logger.warning("%s", words)
+        return model
     assert config is not None
     config = read_config(config)
     if pretrained or (checkpoints and any(spec.checkpoint for spec in config.anchors)):
@@ -93,7 +96,8 @@ def _assemble(config: StitchConfig, **options: Any) -> SNNet:
 
 def snnet_options(config: StitchConfig) -> dict[str, Any]:
     """Arguments of `SNNet` that a configuration gives beside its anchors and space."""
-    transforms = {"linear": None, "lowrank": partial(LowRank, rank=config.lora_r or 0), "mlp": Mlp}
     assert config.layer is not None
-    layer = partial(StitchLayer, transform=transforms[config.layer])
-    return {"stitched_final_norm": config.stitched_final_norm, "layer": layer}
+    return {
+        "stitched_final_norm": config.stitched_final_norm,
+        "layer": partial(StitchLayer, transform=transform_of(config.layer, config.lora_r or 0)),
+    }

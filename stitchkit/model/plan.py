@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from stitchkit.display import counted
@@ -47,7 +48,7 @@ class Plan:
         return StitchConfig(
             anchors=tuple(cast(AnchorSpec, source) for source in self.sources.values()),
             source="Chosen from the structure of the anchors.",
-            rule="proportional" if isinstance(self.rule, Proportional) else "window",
+            rule=self.rule.name,
             stages=self.rule.stages,
             recipe=dict(RECIPE),
         )
@@ -74,7 +75,8 @@ def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
     anchors, labels = [anchors[number] for number in order], _numbered([_label(sources[number]) for number in order])
     for anchor, label in zip(anchors, labels, strict=True):
         anchor.label = label
-    rule, refused = choose_rule(anchors, lambda space: _assembled(anchors, space))
+    has_networks = any(isinstance(source, nn.Module) for source in sources)
+    rule, refused = choose_rule(anchors, lambda space: _assembled(anchors, space), has_file=not has_networks)
     model = _assembled(anchors, StitchSpace.build(anchors, rule))
     ordered = (sources[number] for number in order)
     named = {
@@ -85,14 +87,17 @@ def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
     return Plan(named, rule, lines)
 
 
-def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]) -> tuple[Rule, list[str]]:
-    """The rule and the stages for anchors from cheap to costly, and in words the stages it left out, with the reason.
+def choose_rule(
+    anchors: Sequence[Shape], build: Callable[[StitchSpace], object], *, has_file: bool = True
+) -> tuple[Rule, list[str]]:
+    """The rule and the stages for anchors from cheap to costly, and in words what was left out, with the reason.
 
     Windows, the published rule, wherever they fit: not for plain networks of unequal depth, nor if a stage of the front
     is deeper than that of the end, or joints of different tensors would share a stitching layer.
 
     Args:
         build: Raises an `InputError` if the joints of a space cannot be built.
+        has_file: Whether a configuration can hold the anchors.
     """
 
     def fault(rule: Rule) -> str:
@@ -105,15 +110,19 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
     single = [len(anchor.depths) == 1 for anchor in anchors]
     if all(single):
         # The window needs equal depths, and one layout for all joints that share a stitching layer.
-        rule: Rule = PROPORTIONAL if fault(WINDOW) else WINDOW
+        no_window = fault(WINDOW)
+        rule: Rule = PROPORTIONAL if no_window else WINDOW
         if why := fault(rule):
             raise InputError(why)
-        return rule, []
+        return rule, _without_windows(no_window)
     if any(single):
+        way = (
+            ', or write a configuration with "rule": "proportional", "stages": [0], which joins the first stage of one '
+            "to the other"
+        )
         raise InputError(
             f"anchors with one stage and with several have no stages in common; the blocks are: {blocks_of(anchors)}; "
-            'choose anchors of one kind, or write a configuration with "rule": "proportional", "stages": [0], which '
-            "joins the first stage of one to the other"
+            f"choose anchors of one kind{way if has_file else ''}"
         )
     common = stages_to_stitch(anchors, None)
     windows, shares = (
@@ -121,15 +130,24 @@ def choose_rule(anchors: Sequence[Shape], build: Callable[[StitchSpace], object]
     )
     # A stage of one block each has no place for a window, and is not worth another rule for all stages.
     large = [stage for stage in common if any(anchor.depths[stage] > 1 for anchor in anchors)]
-    is_beyond = any(windows[stage] and not shares[stage] for stage in large) or all(windows.values())
+    beyond = [stage for stage in large if windows[stage] and not shares[stage]]
+    is_beyond = bool(beyond) or all(windows.values())
     rule, faults = (PROPORTIONAL, shares) if is_beyond else (WINDOW, windows)
+    no_window = windows[(beyond or common)[0]] if is_beyond else ""
     stages = tuple(stage for stage, why in faults.items() if not why)
     if not stages:
         raise InputError("; ".join(dict.fromkeys(faults.values())))
     usual = "it is not among those at which all of the anchors are usually stitched"
     left = {stage: usual for stage in range(max(len(anchor.depths) for anchor in anchors)) if stage not in common}
     left |= {stage: why for stage, why in faults.items() if why}
-    return replace(rule, stages=stages), [f"stage {stage} is left out: {left[stage]}" for stage in sorted(left)]
+    lines = [f"stage {stage} is left out: {left[stage]}" for stage in sorted(left)]
+    return replace(rule, stages=stages), _without_windows(no_window) + lines
+
+
+def _without_windows(fault: str) -> list[str]:
+    """The line that says why windows do not fit, without what their error advises."""
+    why = fault.partition("; ")[0].replace("windows join", "they join")
+    return [f"no windows: {why}"] if fault else []
 
 
 def _label(source: AnchorSource) -> str:
@@ -151,7 +169,8 @@ def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
 def _cost(anchor: Anchor) -> int:
     """Floating-point operations for one image, in torch's count, which orders anchors as well as any."""
     counter = FlopCounterMode(display=False)
-    with evaluating(anchor.model), unfused_attention(anchor.model), torch.no_grad(), counter:
+    # With gradients: without them, the counter fails on a module whose input is a parameter, such as a learned query.
+    with evaluating(anchor.model), unfused_attention(anchor.model), torch.enable_grad(), counter:
         anchor.model(anchor.blank_image())
     return int(counter.get_total_flops())
 
@@ -163,7 +182,7 @@ def _assembled(anchors: Sequence[Anchor], space: StitchSpace) -> SNNet:
 
 def _lines(model: SNNet, rule: Rule, *, reordered: bool) -> Iterator[str]:
     """The anchors, the rule, and where each pair of anchors is joined."""
-    anchors, kind = model.views, "proportional" if isinstance(rule, Proportional) else "window"
+    anchors, kind = model.views, rule.name
     yield f"blocks of the anchors, from cheap to costly: {blocks_of([*anchors.values()])}" + (
         "; they were given in another order" if reordered else ""
     )

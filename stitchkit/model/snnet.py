@@ -258,7 +258,11 @@ def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractConte
 
 
 def _check_inputs(anchors: Sequence[Anchor]) -> None:
-    for kind, flag in {"input_size": "--img-size (img_size)", "num_classes": "--num-classes (num_classes)"}.items():
+    flags = {
+        "input_size": "--img-size (img_size)",
+        "num_classes": "--num-classes (num_classes); num_classes=0 is for networks that give features",
+    }
+    for kind, flag in flags.items():
         values = {anchor.label: getattr(anchor, kind) for anchor in anchors}
         if len(set(values.values())) > 1:
             listed = ", ".join(f"{label} {value}" for label, value in values.items())

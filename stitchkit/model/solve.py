@@ -19,7 +19,7 @@ from stitchkit.routes import Joint
 
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
 _FLOAT64_EPS = torch.finfo(torch.float64).eps
-METHODS = ("truncated", "damped", "exact")
+METHODS = ("truncated", "damped", "exact", "procrustes")
 
 _Front = tuple[str, int, Layout]
 """What rows `x` depend on: label and block of the front, and the positions and prefix tokens of the end."""
@@ -58,16 +58,29 @@ class Gram:
             method: `truncated`: minimum norm without the singular values under `max(rows, columns) x float32 eps` of
                 the largest, as PyTorch's pseudo-inverse of the rows themselves; `exact`: without only those that are
                 noise of float64; `rounded`: without those that are noise of features in float32, however many rows
-                there are; `damped`: ridge regression.
+                there are; `damped`: ridge regression; `procrustes`: the rotation or projection that fits centred rows
+                best, times the scale that does, plus the difference of the means.
             damping: For `damped`: the amount added to the squared singular values, as a share of their mean.
 
         Source: SN-Net, equation 4; the threshold of `truncated` is the released code's.
         """
+        if method == "procrustes":
+            return self._rotation(cross)
         if self._solver is None:  # kept, because many joints leave the same block and share its sums
             squares, vectors = torch.linalg.eigh(self.product)
             # Rounding can make the smallest eigenvalues slightly negative; those of a Gram matrix are not.
             self._solver = vectors * self._inverse(squares.clamp_min(0), method, damping) @ vectors.T
         return self._solver @ cross
+
+    def _rotation(self, cross: torch.Tensor) -> torch.Tensor:
+        """The scaled map with orthonormal rows or columns, and the bias."""
+        mean_x, mean_y = self.product[-1, :-1] / self.num_rows, cross[-1] / self.num_rows
+        spread = self.product[:-1, :-1] - self.num_rows * mean_x.outer(mean_x)
+        u, values, v = torch.linalg.svd(cross[:-1] - self.num_rows * mean_x.outer(mean_y), full_matrices=False)
+        turn = u @ v
+        energy = (turn * (spread @ turn)).sum()
+        matrix = turn * (values.sum() / energy if energy > 0 else 0.0)
+        return torch.cat([matrix, (mean_y - mean_x @ matrix)[None]])
 
     def _inverse(self, squares: torch.Tensor, method: str, damping: float) -> torch.Tensor:
         """The inverse of each squared singular value, or what replaces it."""
@@ -110,7 +123,7 @@ def fit_stitching_layers(
     Args:
         model: An SN-Net; features are taken in evaluation mode, then its mode is restored.
         batches: Images `[B, C, H, W]`; each anchor runs once per batch, and memory does not grow with their number.
-        method: `truncated`, the published one, `exact` or `damped`; see `Gram.solve`.
+        method: `truncated`, the published one, `exact`, `damped` or `procrustes`; see `Gram.solve`.
         damping: For `damped`.
 
     Returns:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from stitchkit.settings.stitch_config import LayerKind
 
 
 class LowRank(nn.Linear):
@@ -69,3 +73,8 @@ class Mlp(nn.Module):
         self.fc1.bias.zero_()
         self.fc2.weight.copy_(torch.cat([matrix[:-1], -matrix[:-1]]).T)
         self.fc2.bias.copy_(matrix[-1])
+
+
+def transform_of(kind: LayerKind, rank: int) -> Callable[[int, int], LowRank | Mlp] | None:
+    """What makes the map of a kind of stitching layer; None for the linear one."""
+    return {"linear": None, "lowrank": partial(LowRank, rank=rank), "mlp": Mlp}[kind]

@@ -15,6 +15,7 @@ from torch import nn
 from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.classifier import classifier_of, resize_classifier
 from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import (
@@ -23,13 +24,13 @@ from stitchkit.networks.hub_weights import (
     check_reachable,
     published_config,
     torchvision_name,
-    torchvision_names,
     unknown_argument,
 )
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
 from stitchkit.settings.schema import ModelArguments, parse
+from stitchkit.settings.short_names import TORCHVISION, torchvision_names
 from stitchkit.settings.stitch_config import AnchorSpec
 
 
@@ -49,6 +50,8 @@ def create_model(
         InputError: If timm has no such model, rejects an argument, or cannot download the weights.
     """
     known = published_config(name)
+    if torchvision_name(name) is not None:
+        raise InputError(f"'{name}' is not a model of timm; choose one of timm's here")
     kwargs = parse(ModelArguments, {key: value for key, value in kwargs.items() if value is not None}, "kwargs")
     img_size = kwargs.get("img_size")
     if known is not None and not known.fixed_input_size:
@@ -92,34 +95,17 @@ def load_any_classes(
     weights, classifier = own_names(model, weights_of(content)), classifier_of(model)
     weight = weights.get(f"{classifier}.weight")
     found = len(weight) if weight is not None and weight.ndim else None
-    if num_classes and hasattr(model, "reset_classifier") and not any(name.startswith(classifier) for name in weights):
+    is_bare = num_classes is not None and not any(name.startswith(classifier) for name in weights)
+    if is_bare and (hasattr(model, "reset_classifier") or not num_classes):
         found = 0  # the file is of a network without classifier
     if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
-        _resize_classifier(model, found)
+        resize_classifier(model, found)
     load_content(model, content, path)
     set_data_config(model, trained_data_config(content))
     if found is None or num_classes in (None, found):
         note_origin(model, content, path)
     if num_classes is not None:
-        _resize_classifier(model, num_classes)
-
-
-def classifier_of(model: nn.Module) -> str:
-    """Name of the classifier: timm's, of a distilled network the first; or the last linear layer; empty if none."""
-    if hasattr(model, "pretrained_cfg"):
-        return to_2tuple(as_timm(model).pretrained_cfg["classifier"])[0] or ""
-    return next((name for name, part in reversed([*model.named_modules()]) if isinstance(part, nn.Linear)), "")
-
-
-def _resize_classifier(model: nn.Module, num_classes: int) -> None:
-    """Re-initialise the classifier if it has another number of classes."""
-    if hasattr(model, "reset_classifier"):
-        if num_classes != as_timm(model).num_classes:
-            as_timm(model).reset_classifier(num_classes)
-        return
-    layer = model.get_submodule(classifier_of(model))
-    if isinstance(layer, nn.Linear) and layer.out_features != num_classes:
-        model.set_submodule(classifier_of(model), nn.Linear(layer.in_features, num_classes, layer.bias is not None))
+        resize_classifier(model, num_classes)
 
 
 def create_network(
@@ -132,6 +118,7 @@ def create_network(
     checkpoint = spec.checkpoint if checkpoints else None
     kwargs = {**spec.kwargs, **{key: value for key, value in overrides.items() if value is not None}}
     with prefixed(f"anchor '{spec.label}': "):
+        parse(ModelArguments, kwargs, "kwargs")
         if (own := torchvision_name(spec.name)) is None:
             return create_model(spec.name, checkpoint=checkpoint, pretrained=pretrained, **kwargs), None
         published_config(spec.name)  # refuses a name that torchvision does not have
@@ -155,18 +142,27 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
     model, size = create_network(spec, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     anchor = anchor_of(model, label=spec.label, input_size=size)
     asked = to_2tuple(overrides.get("img_size") or spec.kwargs.get("img_size"))
-    embedding: Any = getattr(model, "patch_embed", None)
-    if 0 in (getattr(embedding, "grid_size", None) or ()):
-        raise InputError(
-            f"anchor '{anchor.label}': images of {asked} are smaller than a patch of {embedding.patch_size}; choose a "
-            "larger img_size"
-        )
+    _check_patches(anchor)
     if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
         raise InputError(
             f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
             "strides as img_size"
         )
     return anchor
+
+
+def _check_patches(anchor: Anchor) -> None:
+    """Refuse images that a patch embedding does not cut into patches: timm builds such a network, but it fails."""
+    embedding: Any = getattr(anchor.model, "patch_embed", None)
+    if not getattr(embedding, "grid_size", None):
+        return
+    sides, patch = embedding.img_size, embedding.patch_size
+    is_exact = not (getattr(embedding, "strict_img_size", True) or embedding.dynamic_img_pad)
+    if 0 in embedding.grid_size or (is_exact and any(side % length for side, length in zip(sides, patch, strict=True))):
+        raise InputError(
+            f"anchor '{anchor.label}': images of {sides} cannot be cut into patches of {patch}; choose a multiple as "
+            "img_size"
+        )
 
 
 def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: object = None) -> nn.Module:
@@ -179,9 +175,13 @@ def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: obje
             model: nn.Module = torchvision.models.get_model(name, weights=weights, **arguments)
         model.to(torch.get_default_device())
     except Exception as error:  # torchvision, torch and the download raise many types
+        if (refusal := unknown_argument(TORCHVISION + name, arguments, error)) is not None:
+            raise refusal from error
+        reason = f"{_given(arguments)}: {one_line(error)}"
+        if weights is None:
+            raise InputError(f"torchvision cannot build '{name}'{reason}") from error
         raise InputError(
-            f"torchvision's '{name}' cannot be loaded{_given(arguments)}: {one_line(error)}; check the arguments "
-            f"and the network, {ADVICE}"
+            f"torchvision's '{name}' cannot be loaded{reason}; check the arguments and the network, {ADVICE}"
         ) from error
     return model
 
@@ -194,15 +194,16 @@ def _load_torchvision(
     num_classes: int | None = None,
     **arguments: object,
 ) -> nn.Module:
-    # Published weights fix the number of classes, so another number is set after they are loaded.
+    # Published weights fix the number of classes, so another number is set after they are loaded; so is 0, which
+    # constructors would take for a layer without outputs.
     weights = "DEFAULT" if pretrained and checkpoint is None else None
-    if weights is None and checkpoint is None and num_classes is not None:
+    if weights is None and checkpoint is None and num_classes:
         arguments["num_classes"] = num_classes
     model = create_torchvision(name, arguments, weights=weights)
     if checkpoint is not None:
         load_any_classes(model, read_checkpoint(checkpoint), checkpoint, num_classes)
     elif num_classes is not None:
-        _resize_classifier(model, num_classes)
+        resize_classifier(model, num_classes)
     return model
 
 
@@ -225,12 +226,14 @@ def load_model(
     """A model of a library, with its weights.
 
     Args:
-        backend: `timm`, or `torchvision`, also called `pytorch`.
+        backend: `timm`, or `torchvision`, also called `pytorch`; names behind `torchvision/` need none.
         pretrained: Download its weights, unless a `checkpoint` is given.
         arguments: Further arguments of the model; None for the model's default.
     """
     if backend not in LIBRARIES:
         raise unknown("backend", backend, LIBRARIES)
+    if (own := torchvision_name(name)) is not None:
+        backend, name = "torchvision", own
     return LIBRARIES[backend](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 

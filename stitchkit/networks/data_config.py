@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
+import numpy as np
 from timm.data import resolve_data_config
-from timm.data.loader import adapt_to_chs
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from stitchkit.errors import InputError, unknown
+from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.timm_model import as_timm
 
 
@@ -50,8 +51,29 @@ def data_config_of(
     """
     check_data_config(given, input_size[0])
     found = resolve_data_config({**given, "input_size": tuple(input_size)}, pretrained_cfg=dict(pretrained_cfg))
-    per_channel = {key: adapt_to_chs(tuple(found[key]), input_size[0]) for key in ("mean", "std")}
+    per_channel = {key: _per_channel(tuple(found[key]), input_size[0]) for key in ("mean", "std")}
     return cast(DataConfig, {key: found[key] for key in KEYS} | per_channel)
+
+
+def _per_channel(figures: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A figure for each channel: those given, or else their average, as timm takes it, which logs a line each time."""
+    return figures if len(figures) == channels else (float(np.mean(figures)),) * channels
+
+
+def unlike_normalisation(anchors: Mapping[str, Anchor]) -> str:
+    """What to say if anchors, by label, differ in mean or deviation; empty if they do not.
+
+    An SN-Net normalises all images as its last anchor does.
+    """
+    found = {label: resolve_data_config({}, pretrained_cfg=dict(one.pretrained_cfg)) for label, one in anchors.items()}
+    ways = {label: (tuple(config["mean"]), tuple(config["std"])) for label, config in found.items()}
+    if len({*ways.values()}) < 2:
+        return ""
+    listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
+    return (
+        f"anchors expect images with different mean and std ({listed}); those of {[*ways][-1]} are used for all, "
+        "unless stitchkit train gets --mean and --std"
+    )
 
 
 def check_data_config(given: Mapping[str, object], channels: int) -> None:

@@ -55,8 +55,10 @@ def anchor_of(
             "img_size"
         )
     if num_classes is not None and anchor.num_classes != num_classes:
+        advice = "replace its classifier by torch.nn.Identity() and its num_classes by 0"
         raise InputError(
-            f"anchor '{label}' has {anchor.num_classes} classes, not {num_classes}; give it another classifier"
+            f"anchor '{label}' has {anchor.num_classes} classes, not {num_classes}; "
+            + ("give it another classifier" if num_classes else advice)
         )
     return anchor
 

@@ -11,27 +11,20 @@ import torch
 import torchvision
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from timm.models import PretrainedCfg, is_model, list_models, list_pretrained
+from timm.models import PretrainedCfg, is_model, list_pretrained
 
 from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.settings.short_names import TORCHVISION, torchvision_names, unknown_name
 
 _ADAPTED = ("num_classes", "img_size", "in_chans", "patch_size", "window_size")
 """Arguments to which timm adapts published weights; those named `drop*` change no weight."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".npz")
-TORCHVISION = "torchvision/"
-"""Before the names of torchvision's classifiers, where timm's names stand."""
 ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
 
 
 def torchvision_name(name: str) -> str | None:
     """torchvision's own name of one that stands behind `torchvision/`; None for any other."""
     return name.removeprefix(TORCHVISION) if name.startswith(TORCHVISION) else None
-
-
-def torchvision_names() -> list[str]:
-    """Names of torchvision's classifiers; its models for other tasks are left out."""
-    names: list[str] = torchvision.models.list_models(torchvision.models)
-    return names
 
 
 def is_architecture(name: str) -> bool:
@@ -49,7 +42,7 @@ def published_config(name: str) -> PretrainedCfg | None:
         return None
     bare, _, tag = name.partition(".")
     if not is_model(name):
-        raise unknown("timm model", bare, list_models())
+        raise unknown_name(f"unknown timm model '{bare}'", name)
     try:
         config: PretrainedCfg = timm.get_pretrained_cfg(name)
     except RuntimeError as error:
@@ -93,7 +86,7 @@ def check_reachable(name: str) -> None:
 def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
     """Refuse arguments that change the architecture so much that the published weights of a name cannot fit."""
     adapted = {key: value for key, value in kwargs.items() if key in _ADAPTED or key.startswith("drop")}
-    if adapted.keys() == kwargs.keys():
+    if adapted.keys() == kwargs.keys() or torchvision_name(name) is not None:  # timm knows none of torchvision's
         return
     with torch.device("meta"):
         models = [timm.create_model(name, **options) for options in (kwargs, adapted)]
@@ -106,11 +99,16 @@ def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
 
 
 def unknown_argument(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError | None:
-    """The error for an argument that the class of a model does not take, if that is why timm could not build it."""
-    if not isinstance(error, TypeError) or published_config(name) is None:
+    """The error for an argument that the class of a model does not take, if that is why it could not be built."""
+    if not isinstance(error, TypeError):
         return None
-    with torch.device("meta"):
-        kinds = type(timm.create_model(name)).__mro__
+    if (own := torchvision_name(name)) is not None:
+        kinds = inspect.signature(torchvision.models.get_model_builder(own)).return_annotation.__mro__
+    elif published_config(name) is None:
+        return None
+    else:
+        with torch.device("meta"):
+            kinds = type(timm.create_model(name)).__mro__
     constructors = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)]
     known = {argument: None for constructor in constructors for argument in inspect.signature(constructor).parameters}
     strange = next((key for key in kwargs if key not in known and f"'{key}'" in str(error)), None)

@@ -300,17 +300,19 @@ def as_rows(x: torch.Tensor, channel_dim: int = 1) -> torch.Tensor:
 def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int]) -> Layout | None:
     """The full layout of a tensor inside a model, by its shape with the batch; None if it cannot be known.
 
-    `size` is the height and width of the images; unless they are square, the grid of tokens is unknown.
+    `size` is the height and width of the images, which tell how many tokens have a position.
     """
     found = None
     if len(shape) == 2:
         found = Layout("vector")
-    if len(shape) == 3 and size[0] == size[1]:
+    if len(shape) == 3:
         # timm's `unroll` changes the order of tokens.
         is_by_row = not hasattr(model, "unroll")
+        # Of a model that does not say its prefix, only a square tells it: other proportions fit too many lengths.
+        rest = shape[1] - _largest_grid(shape[1], size) if size[0] == size[1] else 0
         # Some models add their prefix tokens after some blocks.
-        for prefix in (getattr(model, "num_prefix_tokens", shape[1] - math.isqrt(shape[1]) ** 2), 0):
-            if found is None and math.isqrt(shape[1] - prefix) ** 2 == shape[1] - prefix > 0:
+        for prefix in (getattr(model, "num_prefix_tokens", rest), 0):
+            if found is None and _largest_grid(shape[1] - prefix, size) == shape[1] - prefix > 0:
                 found = Layout("NLC", num_prefix_tokens=prefix, is_by_row=is_by_row)
     if len(shape) == 4:
         # Maps have the proportions of the images, which shows where their channels are.
@@ -318,6 +320,12 @@ def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int])
         last = (leading and not trailing) or getattr(model, "output_fmt", None) == "NHWC"
         found = Layout("NHWC" if last and (leading or not trailing) else "NCHW")
     return found and found.sized(torch.empty(shape, device="meta"))
+
+
+def _largest_grid(length: int, size: tuple[int, int]) -> int:
+    """The most positions, at most `length`, of a grid with exactly the proportions of the images."""
+    smallest = math.prod(size) // math.gcd(*size) ** 2
+    return smallest * math.isqrt(max(length, 0) // smallest) ** 2
 
 
 def _is_proportional(sides: tuple[int, ...], size: tuple[int, int]) -> bool:

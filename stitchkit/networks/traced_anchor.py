@@ -14,6 +14,7 @@ from torch import fx, nn
 from stitchkit.errors import InputError, prefixed
 from stitchkit.networks.anchor import Anchor, AnchorStep
 from stitchkit.networks.blocks import find_blocks
+from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.slices import Code, Slice, hold_constants
 from stitchkit.networks.steps import Steps
 
@@ -32,7 +33,8 @@ class TracedAnchor(Anchor):
             output.
 
     Raises:
-        InputError: If it cannot be traced, or has no two blocks between which only one tensor passes.
+        InputError: If it cannot be traced, has no two blocks between which only one tensor passes, or ends in a
+            classifier though it should give features.
     """
 
     class_tokens = ("cls_token",)
@@ -54,6 +56,11 @@ class TracedAnchor(Anchor):
             result = whole.flow.result
             if not isinstance(result, fx.Node):
                 raise InputError("it returns several tensors; wrap it in a module that returns its logits")
+            if num_classes == 0 and result.target == classifier_of(model):
+                raise InputError(
+                    f"it ends in its classifier '{result.target}', and so gives no features; replace that by "
+                    "torch.nn.Identity(), or set num_classes of the network to 0 if it is no classifier"
+                )
             cuts, self._depths = find_blocks(whole)
         self.boundaries = tuple(whole.boundaries[number] for number in cuts)
         ends = [0, *(number + 1 for number in cuts), len(whole)]

@@ -11,6 +11,7 @@ from stitchkit.errors import InputError
 from stitchkit.routes.rules import (
     BlockPair,
     LayerPath,
+    RuleName,
     Shape,
     blocks_of,
     chained,
@@ -45,7 +46,7 @@ class Proportional:
     joint; stages, and depths that are no multiples of each other, are ours.
     """
 
-    name: ClassVar[str] = "proportional"
+    name: ClassVar[RuleName] = "proportional"
 
     directions: Directions = "up"
     nearest: bool = True

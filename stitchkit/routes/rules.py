@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from stitchkit.errors import InputError
 from stitchkit.routes.stitch import Joint, Segment, Stitch
@@ -17,6 +17,8 @@ LayerPath = tuple[int, ...]
 proportional rule counts the cuts of all stages together, so its places are (pair, layer) for all anchors.
 """
 
+
+RuleName = Literal["window", "proportional", "two_way"]
 
 _WAY_OUT = 'set "rule": "proportional", which joins any depths'
 
@@ -39,9 +41,6 @@ class Shape(Protocol):
 
 class Rule(Protocol):
     """Where anchors may be joined."""
-
-    name: ClassVar[str]
-    """The value of the key `rule` in configurations."""
 
     def plan(self, anchors: Sequence[Shape]) -> tuple[Sequence[Stitch | None], dict[Joint, LayerPath]]:
         """The stitches that follow the anchors, in an order that never changes, and the layer of each joint.
@@ -99,7 +98,7 @@ class SlidingWindow:
     Source: SN-Net, sections 3.2 and 3.3, and the released code for Swin, ResNet and LeViT.
     """
 
-    name: ClassVar[str] = "window"
+    name: ClassVar[RuleName] = "window"
 
     kernel_size: int = 2
     stride: int = 1

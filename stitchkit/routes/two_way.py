@@ -13,6 +13,7 @@ from stitchkit.routes.proportional import Directions, cuts_between, directed, ev
 from stitchkit.routes.rules import (
     BlockPair,
     LayerPath,
+    RuleName,
     Shape,
     blocks_of,
     chained,
@@ -47,7 +48,7 @@ class TwoWay:
     switches or anchors, stages, and depths that are no multiples of each other, are ours.
     """
 
-    name: ClassVar[str] = "two_way"
+    name: ClassVar[RuleName] = "two_way"
 
     max_switches: int = 2
     directions: Directions = "both"

@@ -136,7 +136,7 @@ class StitchRecipe(Settings):
         "kl", "loss of the stitches that --sampler sandwich teaches: Kullback-Leibler's, or AlphaNet's adaptive one"
     )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
-    ls_method: Literal["truncated", "damped", "exact"] = flag(
+    ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(
         "truncated", "kind of least squares: as published, regularised, or without truncation"
     )
     ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")

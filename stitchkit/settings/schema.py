@@ -175,13 +175,24 @@ _RESERVED = (
 # timm's arguments that count blocks, as a number or a list of numbers; it would build a million of them.
 _BLOCKS = ("depth", "depths", "layers", "num_layers", "block_config", "num_blocks", "num_stages")
 _MOST_BLOCKS = 1000
+_SMALLEST = {"num_classes": 0, "in_chans": 1, "img_size": 1}
+"""What timm's arguments of sizes must be at least; some of its models build anything."""
 
 
 def _argument_fault(arguments: dict[str, Any]) -> str | None:
     if found := next((key for key in arguments if key in _RESERVED), None):
         return f"sets {found}; choose weights by checkpoint, in a job by ckp_path, or by --pretrained-path"
     found = next((key for key in _BLOCKS if _total(arguments.get(key)) > _MOST_BLOCKS), None)
-    return found and f"sets {found} to more than {_MOST_BLOCKS} blocks; lower it"
+    if found:
+        return f"sets {found} to more than {_MOST_BLOCKS} blocks; lower it"
+    found = next((key for key, least in _SMALLEST.items() if not _is_from(least, arguments.get(key))), None)
+    return found and f"sets {found} to {arguments[found]!r}; it must be at least {_SMALLEST[found]}"
+
+
+def _is_from(least: int, value: object) -> bool:
+    """Whether a size, or each of several, is a number from `least` on; None is the model's own."""
+    sizes = value if isinstance(value, list | tuple) else (least if value is None else value,)
+    return all(isinstance(size, int) and size >= least for size in sizes)
 
 
 def _total(value: object) -> int:

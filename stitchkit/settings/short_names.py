@@ -1,4 +1,4 @@
-"""The stitch configurations that come with stitchkit, by short name."""
+"""Names of what comes with stitchkit and its libraries: stitch configurations, and models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from stitchkit.errors import InputError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-"""Their folder, installed as data of the package; in the repository, a link to the folder at its top."""
+"""The folder of stitch configurations, data of the package; in the repository, a link to the folder at its top."""
+TORCHVISION = "torchvision/"
+"""Before the names of torchvision's classifiers, where timm's names stand."""
 
 
 def short_names() -> dict[str, Path]:
@@ -25,27 +27,36 @@ def config_file(given: str | Path) -> Path:
     if path.is_file() or path.suffix or path.name != name:
         return path
     if (found := short_names().get(name)) is None:
-        raise unknown_name(f"unknown stitch configuration '{name}'", name)
+        what = f"unknown stitch configuration '{name}'"
+        if longer := [f"'{other}'" for other in short_names() if other.startswith(name)]:
+            raise InputError(f"{what}; the stitch configurations that begin so are {', '.join(longer)}")
+        raise unknown_name(what, name, flag=" (--anchors {},...)")
     return found
 
 
-def unknown_name(what: str, name: str) -> InputError:
-    """The error `what` for a name, with the nearest of our configurations and of timm's and torchvision's models."""
-    import torchvision  # slow to import, as timm is, and only needed here
-    from timm.models import list_models
+def torchvision_names() -> list[str]:
+    """Names of torchvision's classifiers; its models for other tasks are left out."""
+    import torchvision  # slow to import, and only needed for its names
+
+    names: list[str] = torchvision.models.list_models(torchvision.models)
+    return names
+
+
+def unknown_name(what: str, name: str, *, flag: str = "") -> InputError:
+    """The error `what` for a name, with the nearest of our configurations and of timm's and torchvision's models.
+
+    Args:
+        flag: What to add to the name of a model, `{}`, where a model is not what is asked for.
+    """
+    from timm.models import list_models  # as slow
 
     names = short_names()
-    others = [f"torchvision/{other}" for other in torchvision.models.list_models(torchvision.models)]
-    stem = name.partition(".")[0]
-    longer = [f"'{other}'" for other in names if other != stem and other.startswith(stem)]
-    close = get_close_matches(stem, [*names, *list_models(), *others], n=1)
-    if longer:
-        hint = f"the stitch configurations that begin so are {', '.join(longer)}"
-    elif not close:
+    models = [*list_models(), *(TORCHVISION + other for other in torchvision_names())]
+    close = get_close_matches(name.partition(".")[0], [*names, *models], n=1)
+    if not close:
         hint = f"no name of ours, such as {next(iter(names))}, or of timm's models is close; check the spelling"
     elif close[0] in names:
         hint = f"did you mean the stitch configuration '{close[0]}' (--stitch_config {close[0]})?"
     else:
-        kind = "the model" if close[0] in others else "timm's model"
-        hint = f"did you mean {kind} '{close[0]}' (--anchors {close[0]},...)?"
+        hint = f"did you mean {'the model ' if flag else ''}'{close[0]}'{flag.format(close[0])}?"
     return InputError(f"{what}; {hint}")

@@ -14,7 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 from stitchkit.errors import InputError
 from stitchkit.routes import Proportional, SlidingWindow, TwoWay
 from stitchkit.routes.proportional import Directions
-from stitchkit.routes.rules import Rule, check_stages
+from stitchkit.routes.rules import Rule, RuleName, check_stages
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
@@ -45,6 +45,10 @@ _PUBLISHED_RECIPE_KEYS = {
     "warmup_lr": "warmup_lr",
 }
 _RANK = 64
+
+LayerKind = Literal["linear", "lowrank", "mlp"]
+"""The kinds of stitching layer."""
+
 # Whoever runs a configuration decides where output is written and to whom it is sent, not its author.
 _NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
 
@@ -115,7 +119,7 @@ class StitchConfig(Settings):
     anchors: tuple[AnchorSpec, ...] = Field(min_length=2)
     source: StrictStr = ""
     model: object = None
-    rule: Literal["window", "proportional", "two_way"] = "window"
+    rule: RuleName = "window"
     directions: Directions | None = None
     max_switches: Annotated[StrictInt, Field(ge=1)] | None = None
     stitch_kernel_size: StrictInt = Field(default=2, ge=1)
@@ -124,7 +128,7 @@ class StitchConfig(Settings):
     stages: Annotated[tuple[StrictInt, ...] | None, AfterValidator(check_stages)] = None
     # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
-    layer: Literal["linear", "lowrank", "mlp"] | None = None
+    layer: LayerKind | None = None
     lora_r: Annotated[StrictInt, Field(ge=0)] | None = None
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None

@@ -35,7 +35,7 @@ def zoo(*, max_flops: float | None = None, licence: str | None = None) -> dict[s
     facts = {name: facts_of(config) for name, config in every.items()}
     names = sorted(every, key=lambda name: (facts[name].flops, name))
     if licence is not None:
-        names = [name for name in names if facts[name].licence == licence]
+        names = [name for name in names if facts[name].licence == licence.lower()]
         if not names:
             raise unknown("licence", licence, sorted({fact.licence for fact in facts.values()}))
     if max_flops is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.errors import InputError, one_line
+from stitchkit.model.layer import StitchLayer
 from stitchkit.model.snnet import SNNet
+from stitchkit.model.transforms import transform_of
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import check_data_config, given_data_config
 from stitchkit.networks.hub_weights import is_architecture
@@ -78,6 +81,8 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
         final_norm, eps, image = bool(about["stitched_final_norm"]), about["bn_eps"], given_data_config(about["input"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"its description is damaged ({one_line(error)}); export it again") from error
+    if (kind := about.get("layer", "linear")) not in ("linear", "mlp"):
+        raise InputError(f"its stitching layers are {kind!r}, not 'linear' or 'mlp'; export it again")
     anchors = [create_anchor(spec, pretrained=False) for spec in specs]
     space = StitchSpace({0: stitch}, {joint: (number,) for number, joint in enumerate(stitch.joints)}, 0)
     depths = {anchor.label: sum(anchor.depths) for anchor in anchors}
@@ -85,7 +90,8 @@ def build(about: Mapping[str, Any]) -> nn.Sequential:
         raise InputError(f"its route {stitch} does not fit its anchors of {depths} blocks; export it again")
     # A space of only this stitch, from which the network is extracted like any other, with the same parameter names.
     check_data_config(image, anchors[-1].input_size[0])
-    net = SNNet(anchors, space, stitched_final_norm=final_norm, image=image).extract(0)
+    layer = partial(StitchLayer, transform=transform_of(kind, 0))
+    net = SNNet(anchors, space, stitched_final_norm=final_norm, layer=layer, image=image).extract(0)
     for norm in net.modules():
         if isinstance(norm, _BatchNorm) and eps is not None:
             norm.eps = eps

@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
+from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.distributed import init_world
@@ -176,12 +177,13 @@ def calibrated(trained: Trained, stitch: int) -> nn.Module | None:
     net = model.extract(stitch).cpu()
     world = init_world("cpu")
     try:
-        loaders = create_loaders(
-            trained.datasets, recipe, world,
-            input_size=model.input_size, model_config=model.pretrained_cfg, num_classes=model.num_classes,
-        )  # fmt: skip
-        assert loaders.train is not None, "recalibration opens the training split"
-        recalibrate(net, (images for images, _ in islice(loaders.train, recipe.run.recalibrate_bn)))
+        with more_than_cores():
+            loaders = create_loaders(
+                trained.datasets, recipe, world,
+                input_size=model.input_size, model_config=model.pretrained_cfg, num_classes=model.num_classes,
+            )  # fmt: skip
+            assert loaders.train is not None, "recalibration opens the training split"
+            recalibrate(net, (images for images, _ in islice(loaders.train, recipe.run.recalibrate_bn)))
     finally:
         dist.destroy_process_group()
     return net
@@ -200,6 +202,8 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
         "stitch": route.name,
         "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
         "stitched_final_norm": model.stitched_final_norm,
+        # Updates of low rank are folded, so that the layer is linear.
+        "layer": "mlp" if trained.config.layer == "mlp" else "linear",
         "bn_eps": settings.bn_eps,
         "input": trained.data_config,
         "output": output_of(model, route),

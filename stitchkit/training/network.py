@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from stitchkit.engine.checkpoint_files import start_from
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.classifier import classifier_layers
 from stitchkit.networks.create import create_model
-from stitchkit.networks.data_config import set_data_config
+from stitchkit.networks.data_config import set_data_config, unlike_normalisation
 from stitchkit.networks.families import anchor_of, has_view
 from stitchkit.networks.hub_weights import check_fit, published_config
 from stitchkit.networks.timm_model import as_timm
@@ -103,25 +105,16 @@ def _check_origins(model: nn.Module, classes: Sequence[str], *, strict: bool) ->
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
     """Set options that timm's models have no argument for: initial classifiers, and batch norms."""
     wanted = (settings.head_init_scale, settings.head_init_bias) != (None, None)
-    for linear in _classifiers(model) if wanted else []:
+    networks = model.anchors if isinstance(model, SNNet) else [model]
+    for layer in chain.from_iterable(map(classifier_layers, networks)) if wanted else []:
         if settings.head_init_scale is not None:
-            for parameter in linear.parameters():
+            for parameter in layer.parameters():
                 parameter.data.mul_(settings.head_init_scale)
-        if settings.head_init_bias is not None and linear.bias is not None:
-            nn.init.constant_(linear.bias, settings.head_init_bias)
+        if settings.head_init_bias is not None and layer.bias is not None:
+            nn.init.constant_(layer.bias, settings.head_init_bias)
     for norm in _batch_norms(model):
         norm.momentum = norm.momentum if settings.bn_momentum is None else settings.bn_momentum
         norm.eps = norm.eps if settings.bn_eps is None else settings.bn_eps
-
-
-def _classifiers(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers that give the logits; a distilled network has two."""
-    linears = []
-    for network in model.anchors if isinstance(model, SNNet) else [model]:
-        heads = as_timm(network).get_classifier()
-        for head in heads if isinstance(heads, tuple | list) else [heads]:
-            linears += [part for part in head.modules() if isinstance(part, nn.Linear)]
-    return linears
 
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -132,16 +125,8 @@ def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
     """Warn if anchors were trained on differently normalised images: a run normalises in one way."""
     if recipe.data.mean and recipe.data.std:
         return
-    configs = {label: anchor.pretrained_cfg for label, anchor in model.views.items()}
-    ways = {label: (config["mean"], config["std"]) for label, config in configs.items()}
-    if len(set(ways.values())) > 1:
-        listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
-        _logger.warning(
-            "anchors expect images with different mean and std (%s); those of %s are used for all, unless --mean and "
-            "--std are set",
-            listed,
-            [*ways][-1],
-        )
+    if words := unlike_normalisation(model.views):
+        _logger.warning("%s", words)
 
 
 def _warn_of_order(model: SNNet) -> None:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from dataclasses import replace
 
+from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
 from stitchkit.settings.recipe import Recipe
@@ -32,9 +33,7 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     # An evaluation and a training write different files, so they may run at the same time.
     lock = recipe.folder / (".eval.lock" if run.eval else TRAIN_LOCK)
     entry = joined(run.device) if run.dry_run else entered(lock, run.device, flag="--output")
-    with warnings.catch_warnings(), entry as world:
-        # Of more processes than cores. Their number decides the augmentation, so it must not depend on the machine.
-        warnings.filterwarnings("ignore", "This DataLoader will create")
+    with more_than_cores(), warnings.catch_warnings(), entry as world:
         # Of DistributedDataParallel, about 1x1 convolutions behind a permutation, as ConvNeXt's: a copy more, no error.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         check_device(recipe, world)

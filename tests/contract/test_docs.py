@@ -8,6 +8,7 @@ import yaml
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.cli import _parser
+from stitchkit.model.snnet import SNNet
 from tests.pages import commands
 from tests.support import ROOT
 
@@ -33,6 +34,21 @@ def test_pages_name_files_that_are_there():
         named += [page.parent / link for link in re.findall(r"\]\(([^)#]+)", prose) if "://" not in link]
         named += [ROOT / path for path in re.findall(r"(?<!\w/)\b(?:configs|results)/[\w/.-]+\.\w+", text)]
     assert not [path for path in named if not path.exists()]
+
+
+def test_the_rule_of_ones_own_in_the_page_works(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/rules.md").read_text(), re.DOTALL)
+    assert len(code.splitlines()) < 40
+    found: dict[str, object] = {}
+    with torch.no_grad():
+        exec(code, found)
+    logits, model = found["logits"], found["model"]
+    assert isinstance(logits, torch.Tensor)
+    assert isinstance(model, SNNet)
+    x = torch.zeros(1, 3, 224, 224)
+    stitch = model.space.find("deit_tiny_patch16_224[0:6] > deit_small_patch16_224[6:12]")
+    assert torch.equal(logits, model.extract(stitch)(x))
+    assert capsys.readouterr().out.count("\n") == len(model.space) == 7
 
 
 def test_the_job_in_the_page_builds():

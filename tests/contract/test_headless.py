@@ -19,9 +19,19 @@ from stitchkit.ship.serve import Demonstration
 from stitchkit.ship.stitch_files import FORMATS, open_exported
 from stitchkit.ship.trained_snnet import Trained, describe
 from tests.results import pareto_like
-from tests.support import DEPTH, FAMILIES, FLAGS, family_snnet, mostly_full, pico_config, pico_images, pico_snnet
+from tests.support import (
+    DEPTH,
+    FAMILIES,
+    FLAGS,
+    SPACES,
+    family_snnet,
+    mostly_full,
+    pico_config,
+    pico_images,
+    pico_snnet,
+)
 
-HEADLESS = [family for family in FAMILIES if family.startswith("headless")]
+HEADLESS = [family for family in SPACES if family.startswith("headless")]
 
 pytestmark = pytest.mark.usefixtures("short_timing")
 
@@ -37,7 +47,7 @@ def test_the_output_is_the_pooled_feature_of_the_end_anchor(family):
         assert torch.equal(model(x, cfg_id), network.forward_head(network.forward_features(x), pre_logits=True))
     widths = {label: anchor.model.num_features for label, anchor in model.views.items()}
     assert len(set(widths.values())) > 1, "routes differ in width"
-    ends = {cfg_id: stitch.segments[-1].anchor for cfg_id, stitch in enumerate(model.space)}
+    ends = {cfg_id: stitch.segments[-1].anchor for cfg_id, stitch in model.space.stitches.items()}
     assert {cfg_id: found.shape for cfg_id, found in model.forward_all(x).items()} == {
         cfg_id: (2, widths[end]) for cfg_id, end in ends.items()
     }
@@ -90,7 +100,7 @@ def test_the_weights_of_an_anchor_may_have_a_head_or_not(tmp_path):
 
 
 def trained(family):
-    return Trained(family_snnet(family), stitchkit.StitchConfig.parse(FAMILIES[family]), Recipe(), ())
+    return Trained(family_snnet(family), stitchkit.StitchConfig.parse(SPACES[family]), Recipe(), ())
 
 
 EXPORTS = [(family, suffix) for family in HEADLESS for suffix in FORMATS]
@@ -128,7 +138,7 @@ def test_a_folder_of_the_hub_there_and_back(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "hub")
     found = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub").eval()
     x = pico_images(size=64)
-    for cfg_id in (0, len(model.space) - 1):
+    for cfg_id in (0, model.space.ids[-1]):
         assert torch.equal(found(x, cfg_id), model(x, cfg_id))
     card = (tmp_path / "hub/README.md").read_text()
     assert "features = model(images" in card

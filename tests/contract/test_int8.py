@@ -29,7 +29,7 @@ def brightness(model, number, seed=0):
 def test_a_stitch_of_every_family_in_int8_predicts_as_the_snnet(family, tmp_path):
     model = family_snnet(family)
     subject = Trained(model, stitchkit.StitchConfig.parse(FAMILIES[family]), Recipe(), ())
-    path, cfg_id = tmp_path / "net.onnx", len(model.space) - 1
+    path, cfg_id = tmp_path / "net.onnx", model.space.ids[-1]
     images, calibration = brightness(model, 40), brightness(model, 32, seed=1)
     report = export(model, cfg_id, path, images, describe(subject, cfg_id), calibration=calibration)
     assert (

@@ -342,6 +342,27 @@ def test_views_and_networks_of_ones_own_take_the_size_and_the_classes_that_are_g
         anchor_of(resnet, label="r", num_classes=7)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", [family for family in TRACED if family.startswith("NLC")])
+def test_equal_networks_of_tokens_are_stitched_on_images_that_are_not_square(family):
+    torch.manual_seed(0)
+    model = stitchkit.create_snnet(TRACED[family], img_size=(16, 40)).eval()
+    prefix = {"NLC, no prefix": 0, "NLC, class token": 1, "NLC, 5 prefix tokens": 5}[family]
+    for anchor in model.views.values():
+        assert {place.layout.positions for place in anchor.boundaries} == {(10,)}
+        assert {place.layout.num_prefix_tokens for place in anchor.boundaries} == {prefix}
+    x = torch.randn(2, 3, 16, 40)
+    assert model(x, model.space.ids[-1]).shape == (2, 4)
+
+
+@torch.no_grad()
+def test_prefix_tokens_that_come_late_are_not_counted_before_on_images_that_are_not_square():
+    anchor = create("xcit_nano_12_p8_224", {**VIT, "cls_attn_layers": 1, "img_size": (16, 40)})
+    assert anchor.model.num_prefix_tokens == 1
+    layouts = {(place.layout.positions, place.layout.num_prefix_tokens) for place in anchor.boundaries}
+    assert layouts == {((10,), 0)}
+
+
 def test_torchvision_anchors_of_a_plan_need_no_memory_for_weights():
     model = stitchkit.create_snnet(anchors=["torchvision/regnet_y_400mf", "torchvision/regnet_y_800mf"], img_size=64)
     assert [*model.views] == ["torchvision_regnet_y_400mf", "torchvision_regnet_y_800mf"]

@@ -17,7 +17,7 @@ from stitchkit.engine.gradients import GradientReducer
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.training.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
-from tests.support import FLAGS, ROOT, launch, pico_snnet, weights, write_config, write_images
+from tests.support import FLAGS, ROOT, launch, mostly_full, pico_snnet, weights, write_config, write_images
 
 # Nothing random in the data, one stitch for all ranks, an optimizer that shows every error of a gradient.
 EXACT = ["--no-aug", "--smoothing", "0", "--sampling", "shared", "--opt", "sgd", "--lr", "0.05", "--sched", "none"]
@@ -136,8 +136,12 @@ def test_the_effective_settings_are_saved_beside_the_results(images, config, fol
     assert json.loads(json.dumps(saved)) == saved
 
 
-ROUTES = (5, 12)
-"""The stitches that two ranks draw in one step; they share only the middle anchor."""
+SPACES = {
+    "window": ({}, (5, 12)),
+    "two-way, of low rank": ({"rule": "two_way", "lora_r": 2}, (9, 16)),
+    "two-way, of two layers": ({"rule": "two_way", "layer": "mlp"}, (8, 15)),
+}
+"""Spaces, and the stitches that two ranks draw in one step; they share only the middle anchor."""
 
 
 def gradients(task, routes, reducer=None):
@@ -152,27 +156,28 @@ def gradients(task, routes, reducer=None):
     return {name.removeprefix("module."): p.grad for name, p in task.trainable_module.named_parameters()}
 
 
-def one_of_two(rank, folder, ours):
+def one_of_two(rank, folder, ours, keys, routes):
     """A rank of two, which draws its own stitch for both batches of a step."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    task = StitchTask(pico_snnet().train(), torch.nn.CrossEntropyLoss())
+    task = StitchTask(pico_snnet(**keys).train(), torch.nn.CrossEntropyLoss())
     reducer = GradientReducer(task.trainable_module) if ours else None
     if not ours:
         task.prepare_distributed(find_unused_parameters=True)
-    found = gradients(task, [ROUTES[rank]] * 2, reducer)
+    found = gradients(task, [routes[rank]] * 2, reducer)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     dist.destroy_process_group()
 
 
+@pytest.mark.parametrize("space", mostly_full(SPACES, quick=["window", "two-way, of low rank"]))
 @pytest.mark.parametrize("ours", [True, False], ids=["ours", "torch"])
-def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, tmp_path):
+def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, space, tmp_path):
     """The published sampling: what one rank did not use counts as zero, what no rank used has no gradient."""
-    in_two_processes(one_of_two, str(tmp_path), ours)
+    keys, routes = SPACES[space]
+    in_two_processes(one_of_two, str(tmp_path), ours, keys, routes)
     found = torch.load(tmp_path / "found.pt")
-    alone = [
-        gradients(StitchTask(pico_snnet().train(), torch.nn.CrossEntropyLoss()), [cfg_id] * 2) for cfg_id in ROUTES
-    ]
+    tasks = [StitchTask(pico_snnet(**keys).train(), torch.nn.CrossEntropyLoss()) for _ in routes]
+    alone = [gradients(task, [cfg_id] * 2) for task, cfg_id in zip(tasks, routes, strict=True)]
     unused = 0
     for name, gradient in found.items():
         parts = [part[name] for part in alone if part[name] is not None]

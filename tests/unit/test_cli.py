@@ -115,3 +115,19 @@ def test_the_help_says_defaults_that_files_may_replace(command, line, capsys):
 def test_an_unknown_flag_is_answered_by_one_that_looks_like_it(flag, hint, capsys):
     assert refused(capsys, "train", flag) == f"stitchkit: error: {hint}"
     assert refused(capsys, "--verison") == "stitchkit: error: unknown flag '--verison'; did you mean '--version'?"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--img-size", "0"], "argument --img-size: it is 0; it must be at least 1"),
+        (["--num-classes", "-1"], "argument --num-classes: it is -1; it must be at least 0"),
+        (["--num-classes", "ten"], "argument --num-classes: it is 'ten', which is not a whole number"),
+        (["--anchors", "resnet18,"], "argument --anchors: a name is missing in 'resnet18,'"),
+        (["--anchors", "resnet18,,resnet34"], "argument --anchors: a name is missing in 'resnet18,,resnet34'"),
+    ],
+)
+def test_flags_of_networks_are_refused_by_name(flags, says, capsys):
+    assert says in refused(capsys, "profile", *flags)
+    if "--anchors" in flags:
+        assert says in refused(capsys, "train", *flags)

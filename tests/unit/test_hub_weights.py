@@ -169,6 +169,25 @@ def test_more_or_fewer_weights_than_the_published_are_refused_before_a_download(
     stitchkit.create_model(name, **kwargs)
 
 
+def test_the_arguments_of_torchvision_anchors_do_not_keep_weights_from_fitting():
+    check_fit("torchvision/resnet18", {"zero_init_residual": True})
+
+
+def test_an_argument_that_torchvision_lacks_is_named_without_advice_on_weights():
+    anchors = ["torchvision/resnet18", "torchvision/resnet34"]
+    message = r"^anchor '\S+': unknown torchvision/resnet18 argument 'drop_rate'; allowed: .*norm_layer"
+    with pytest.raises(stitchkit.InputError, match=message):
+        stitchkit.create_snnet({"anchors": anchors}, drop_rate=0.1)
+    with pytest.raises(stitchkit.InputError, match=r"torchvision cannot build 'resnet18' with .*norm_layer.*: ") as no:
+        stitchkit.create_snnet({"anchors": anchors}, norm_layer=3)
+    assert "pretrained" not in str(no.value)
+
+
+def test_a_torchvision_name_is_no_model_of_timm():
+    with pytest.raises(stitchkit.InputError, match="'torchvision/resnet18' is not a model of timm; choose one"):
+        stitchkit.create_model("torchvision/resnet18")
+
+
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_a_misspelt_argument_is_named_with_the_nearest_one(pretrained):
     anchors = [pico_anchor("a", 8), pico_anchor("b", 16, embed_dm=3)]

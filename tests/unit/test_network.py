@@ -245,7 +245,7 @@ def test_routes_share_what_is_compiled():
     x = pico_images()
     for train in (False, True):
         before = backend.count
-        for cfg_id in range(len(model.space)):
+        for cfg_id in model.space.ids:
             logits = model.train(train)(x, cfg_id)
             torch.testing.assert_close(logits, plain.train(train)(x, cfg_id))
             logits.sum().backward()
@@ -263,7 +263,7 @@ def test_blocks_that_were_seen_once_are_compiled_for_all_stitches(family):
         model(x, cfg_id).sum().backward()
     seen = backend.count
     assert seen > 0
-    for cfg_id in range(len(model.space)):
+    for cfg_id in model.space.ids:
         model(x, cfg_id).sum().backward()
     assert backend.count == seen
 

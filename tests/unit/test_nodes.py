@@ -67,7 +67,10 @@ def test_the_command_lists_them(capsys):
 )
 def test_the_command_lists_those_of_torchvision_models(name, backend, capsys):
     assert main(["nodes", name, "--backend", backend]) == 0
-    assert "1x3x224x224" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "1x3x224x224" in listed
+    assert main(["nodes", f"torchvision/{name}"]) == 0
+    assert capsys.readouterr().out == listed
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,10 @@ def test_without_image_sizes_costs_are_joined_by_name(file):
         ("name,flops,acc1\nn,5e9,80\nm,-1,80\n", "line 3 has flops '-1', which is not a number from 0"),
         ("name,flops,acc1\nm,inf,80\n", "line 2 has flops 'inf', which is not a number from 0"),
         ("name,flops,acc1\nm,5e9,0.8\nn,6e9,1\n", "has accuracies of at most 1; give percent, such as 80 for 0.8"),
+        ("name,gmacs,acc1\nm,2e9,80\n", "has 2e+09 in its column 'gmacs'; give billions of multiply-adds, or na"),
+        ("name,flops,acc1,param_count\nm,2e9,80,5e6\n", "has 5e+06 in its column 'param_count'; give millions, or na"),
+        ("name,Flops,acc1,flops\nm,2e9,80,3e9\n", "has the columns 'Flops' and 'flops', which are the same; remove o"),
+        ("name,acc1, acc1,flops\nm,2e9,80,3e9\n", "has the columns 'acc1' and ' acc1', which are the same; remove o"),
         ("name,flops,acc1\nm,17.6,80\n", "has at most 17.6 in its column 'flops'; give single FLOPs, or na"),
     ],
 )  # fmt: skip
@@ -113,7 +117,7 @@ def test_the_verdict_names_the_widest_gap():
     )
     assert verdict(ROWS, models[1:], "flops").startswith("1 of 3 stitches on the front is beaten by a single model;")
     assert verdict(ROWS, [{"name": "low", "flops": 1e9, "acc1": 5.0}], "flops") == (
-        "none of 3 stitches on the front is beaten by a single model of the same or a lower cost"
+        "none of 3 stitches on the front is beaten by a single model of the same or a lower cost in FLOPs"
     )
 
 

@@ -287,7 +287,7 @@ def test_pieces_of_torchvision_models_are_the_models(backend, tmp_path):
             {"model_name": "resnet18", "block_input": ["x"]},
             r"block_input is \['x'\], but Net is a whole model; use Subnet for a slice of it",
         ),
-        ({"model_name": "resnet18", "backend": "pytorch", "size": 3}, "torchvision's 'resnet18' cannot be loaded with"),
+        ({"model_name": "resnet18", "backend": "pytorch", "size": 3}, "unknown torchvision/resnet18 argument 'size'"),
         ({"model_name": "resnet18", "ckp_path": "nowhere.pth"}, "checkpoint 'nowhere.pth' does not exist"),
     ],
 )

@@ -138,7 +138,7 @@ def test_an_evaluation_without_training_images_says_what_to_do(trained, images, 
 
 def test_routes_without_batch_norms_share_one_pass():
     model = family_snnet("resnet to swin")
-    assert [cfg_id for cfg_id in range(len(model.space)) if has_own_statistics(model, cfg_id)] == [2, 3, 4, 5]
+    assert [cfg_id for cfg_id in model.space.ids if has_own_statistics(model, cfg_id)] == [2, 3, 4, 5]
     assert not any(has_own_statistics(pico_snnet(), cfg_id) for cfg_id in range(17))
 
 
@@ -179,3 +179,13 @@ def test_calibration_batches_make_no_step(trained):
     """A recipe that accumulates gradients over more batches than are asked for says nothing about an evaluation."""
     _, command = trained
     assert main([*command, "--experiment", "one", "--recalibrate-bn", "1", "--grad-accum-steps", "8"]) == 0
+
+
+def test_an_export_with_more_loader_processes_than_cores_says_nothing_of_them(tmp_path, images, monkeypatch):
+    """Warnings are errors in tests."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    config, checkpoint = tmp_path / "resnet.json", tmp_path / "last.pth.tar"
+    write_config(config, **FAMILIES["resnet"] | {"recipe": {"img_size": 32, "batch_size": 8, "workers": 2}})
+    torch.save({"state_dict": family_snnet("resnet").state_dict()}, checkpoint)
+    flags = ["--stitch_config", str(config), "--resume", str(checkpoint), "--recalibrate-bn", "1", "--cfg_id", "4"]
+    assert main(["export", *flags, "--data", str(images), "-o", str(tmp_path / "net.safetensors")]) == 0

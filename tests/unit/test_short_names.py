@@ -48,15 +48,33 @@ def test_what_has_a_folder_or_a_suffix_is_a_path(path, tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("deit_ti_s_d", "did you mean the stitch configuration 'deit_ti_s_b'"),
-        ("convnxt_tiny", r"did you mean timm's model 'convnext_tiny' \(--anchors convnext_tiny"),
+        ("convnxt_tiny", r"did you mean the model 'convnext_tiny' \(--anchors convnext_tiny"),
         ("tiny", r"the stitch configurations that begin so are 'tiny_vit'"),
-        ("resnet50", "did you mean timm's model 'resnet50'"),
+        ("resnet50", "did you mean the model 'resnet50'"),
         ("zzzzz", "check the spelling"),
     ],
 )
 def test_a_misspelt_name_gets_the_nearest(name, message):
     with pytest.raises(InputError, match=f"unknown stitch configuration '{name}'; .*{message}"):
         StitchConfig.load(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "convnext_in12k",
+            r"did you mean the stitch configuration 'convnext_in12k' \(--stitch_config convnext_in12k\)",
+        ),
+        ("torchvison/resnet50", r"did you mean 'torchvision/resnet50'\?$"),
+        ("resnt50", r"did you mean 'resnet50'\?$"),
+        ("zzzzz", "check the spelling"),
+    ],
+)
+def test_a_misspelt_anchor_gets_the_nearest_wherever_it_is_named(name, message):
+    for given in ({"config": {"anchors": ["resnet18", name]}}, {"anchors": ["resnet18", name]}):
+        with pytest.raises(InputError, match=f"anchor '[^']+': unknown timm model '{name}'; .*{message}"):
+            stitchkit.create_snnet(**given)
 
 
 def test_the_folder_of_a_run_keeps_its_name_for_name_and_file(tmp_path):

@@ -85,12 +85,6 @@ def test_window_and_stages_are_free():
     ]
 
 
-def test_stages_are_asked_for_even_of_anchors_with_one():
-    plain = [Anchor("a", (3,), (0,)), Anchor("b", (3,), (0,))]
-    assert len(StitchSpace.build(plain, SlidingWindow())) == 2 + 7
-    assert len(StitchSpace.build(plain, SlidingWindow(stages=(0,)))) == 2 + 2
-
-
 @pytest.mark.parametrize(
     ("anchors", "rule", "message"),
     [

@@ -15,7 +15,8 @@ from stitchkit.assembly.parts.part import Part
 from stitchkit.assembly.parts.weight_names import is_of_job, model_names
 from stitchkit.classes import carry_origin
 from stitchkit.errors import InputError
-from stitchkit.networks.create import classifier_of, load_any_classes, load_model
+from stitchkit.networks.classifier import classifier_of
+from stitchkit.networks.create import load_any_classes, load_model
 from stitchkit.networks.families import steps_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.weights import read_checkpoint, weights_of

@@ -109,7 +109,8 @@ class SizedTracer(Tracer):
             size = list(self._images.shape[1:])
             return InputError(
                 f"it does not accept images of {size}, or cannot run without their values: '{path}', a "
-                f"{kind.__name__}, gives {reason(error)}"
+                f"{kind.__name__}, gives {reason(error)}; if the images are at fault, choose a larger img_size, or the "
+                "in_chans that it takes"
             )
         return super().failure(path, error)
 

@@ -1,4 +1,4 @@
-"""Law 8 for networks that are traced: two ranks train, are killed and resumed, and end as two that were not."""
+"""Law 8 for traced networks and two-way routes: two ranks are killed and resumed, and end as two that were not."""
 
 import json
 import signal
@@ -10,15 +10,15 @@ from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
 from tests.distributed.subjects import BUSY, equal
 from tests.networks import TRACED
-from tests.support import FLAGS, mostly_full
+from tests.support import FLAGS, SPACES, mostly_full
 
-TRAINED = [family for family in TRACED if "headless" not in family]
+TRAINED = [family for family in SPACES if (family in TRACED or "two-way" in family) and "headless" not in family]
 
 
-@pytest.mark.parametrize("family", mostly_full(TRAINED, quick=["NLC, 5 prefix tokens"]))
-def test_law_8_two_ranks_of_traced_anchors_killed_and_resumed(family, images, tmp_path):
-    config = tmp_path / "traced.json"
-    config.write_text(json.dumps(TRACED[family]))
+@pytest.mark.parametrize("family", mostly_full(TRAINED, quick=["NLC, 5 prefix tokens", "vits, two-way, of low rank"]))
+def test_law_8_two_ranks_killed_and_resumed(family, images, tmp_path):
+    config = tmp_path / "space.json"
+    config.write_text(json.dumps(SPACES[family]))
     common = ["train", images, "--stitch_config", config, *FLAGS, *BUSY, "--epochs", "3", "--output", tmp_path]
     last = tmp_path / "killed/last.pth.tar"
     killed = kill_once_there([*common, "--experiment", "killed"], last, ranks=2)
