@@ -96,4 +96,4 @@ def snnet_options(config: StitchConfig) -> dict[str, Any]:
     transforms = {"linear": None, "lowrank": partial(LowRank, rank=config.lora_r or 0), "mlp": Mlp}
     assert config.layer is not None
     layer = partial(StitchLayer, transform=transforms[config.layer])
-    return {"stitched_final_norm": config.stitched_final_norm, "layer": layer}
+    return {"stitched_final_norm": config.stitched_final_norm, "layer": layer, "updates": config.anchor_lora_r}

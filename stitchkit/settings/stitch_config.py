@@ -106,6 +106,8 @@ class StitchConfig(Settings):
         layer: The stitching layer: "linear"; "lowrank", whose fitted map stays and gets an update of low rank; or
             "mlp", two linear layers. By default "linear", and "lowrank" if `lora_r` is given.
         lora_r: Rank of the update of "lowrank"; by default 64. 0 means "linear", as in published files.
+        anchor_lora_r: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do
+            not; 0 for none. A run with `preserve: lora` sets it to its `preserve_rank`.
         recipe: Training settings by flag name; YAML files and flags override them.
         zoo: Of a configuration of the zoo, what `stitchkit zoo` lists; it does not change the network.
     """
@@ -124,6 +126,7 @@ class StitchConfig(Settings):
     stitched_final_norm: StrictBool = True
     layer: Literal["linear", "lowrank", "mlp"] | None = None
     lora_r: Annotated[StrictInt, Field(ge=0)] | None = None
+    anchor_lora_r: StrictInt = Field(default=0, ge=0)
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 
@@ -216,6 +219,7 @@ class StitchConfig(Settings):
             "stitched_final_norm": self.stitched_final_norm,
             **({} if self.layer == "linear" else {"layer": self.layer}),
             **({"lora_r": self.lora_r} if self.lora_r else {}),
+            **({"anchor_lora_r": self.anchor_lora_r} if self.anchor_lora_r else {}),
         }
 
 

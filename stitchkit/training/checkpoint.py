@@ -169,7 +169,7 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
     keys = ["rule", "directions", "max_switches", "stitch_kernel_size", "stitch_stride", "nearest_stitching"]
-    keys += ["stitched_final_norm", "layer", "lora_r"]
+    keys += ["stitched_final_norm", "layer", "lora_r", "anchor_lora_r"]
     keys += ["stages"] if "stages" in trained and "stages" in ours else []
     wrong = _changes(trained, ours, keys)
     for before, now in zip(trained["anchors"], ours["anchors"], strict=False):
