@@ -18,7 +18,7 @@ from stitchkit.routes.rules import Rule, check_stages
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.recipe import StitchRecipe, flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
 from stitchkit.settings.short_names import config_file
 from stitchkit.settings.timm_flags import REFUSED
@@ -203,6 +203,10 @@ class StitchConfig(Settings):
         if self.rule == "proportional":
             return Proportional(self.directions, self.nearest_stitching, self.stages)
         return SlidingWindow(self.stitch_kernel_size, self.stitch_stride, self.nearest_stitching, self.stages)
+
+    def with_updates(self, settings: StitchRecipe) -> StitchConfig:
+        """This configuration with the updates of anchors that `--preserve lora` needs."""
+        return replace(self, anchor_lora_r=settings.preserve_rank) if settings.preserve == "lora" else self
 
     def to_dict(self) -> dict[str, Any]:
         """The part that defines the network, as plain data from which `parse` makes the same network."""

@@ -15,7 +15,7 @@ from tests.support import SPACES, mostly_full, pico_images, randomize
 
 # Convolutions alone have no linear layers.
 CASES = [family for family in SPACES if family not in ("resnet", "resnets of a deeper front", "levit of convolutions")]
-CASES = [family for family in CASES if family not in ("NCHW, batch norm", "NCHW, no norm")]
+CASES = [family for family in CASES if family not in ("NCHW, batch norm", "NCHW, layer norm", "NCHW, no norm")]
 QUICK = ["vit", "resnet to swin", "levit", "NHWC, windows", "NLC, class token"]
 """Swin V2 and BEiT use the weights of layers that they do not call."""
 
