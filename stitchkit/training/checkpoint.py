@@ -177,6 +177,8 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
         wrong += _anchor_changes(before, now)
     if wrong:
         more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        if (rank := trained.get("anchor_lora_r")) != ours.get("anchor_lora_r"):
+            more += f"; {f'add --preserve lora --preserve-rank {rank}' if rank else 'leave --preserve lora out'}"
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from stitchkit.networks.slices import extract
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import StitchRecipe
 
+_logger = logging.getLogger(__name__)
+
 _SECOND = 1 << 40
 """Added to a step for its second draw; no training has so many steps."""
 
@@ -25,6 +28,18 @@ def freeze(model: SNNet, settings: StitchRecipe) -> None:
         model.freeze_anchors(class_tokens=False)
     elif not settings.fulltune:
         model.freeze_anchors()
+
+
+def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:
+    """Warn of anchors that are hardly better than guesses, such as those with a new classifier: they are kept so."""
+    guess = 100 / num_classes
+    if poor := [f"{label} {acc1:.2f} %" for label, acc1 in alone.items() if acc1 < 2 * guess]:
+        _logger.warning(
+            "--preserve keeps anchors as they are, but alone they are hardly better than a guess, which is right for "
+            "%.2f %%: %s; train them for these classes first, and name the weights as their 'checkpoint', or leave "
+            "--preserve out",
+            guess, ", ".join(poor),
+        )  # fmt: skip
 
 
 class Replay(nn.Module):

@@ -25,7 +25,7 @@ from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.optim import create_optimisation
-from stitchkit.training.preserve import Origin, Replay, freeze
+from stitchkit.training.preserve import Origin, Replay, freeze, warn_of_guesses
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import changes_of, cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.training.task import Sampler, create_task
@@ -195,6 +195,8 @@ def _accuracies_alone(session: Session, trainer: Trainer, model: SNNet) -> dict[
     scores = _validate(session, trainer, {label: (model, cfg_id) for cfg_id, label in enumerate(model.views)})
     accuracies = {label: found.acc1 for label, found in scores.items()}
     _logger.info("anchors alone  acc1  %s", "  ".join(f"{label} {acc1:.2f}" for label, acc1 in accuracies.items()))
+    if session.recipe.stitch.preserve != "none":
+        warn_of_guesses(accuracies, model.num_classes)
     return accuracies
 
 

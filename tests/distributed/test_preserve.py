@@ -32,7 +32,7 @@ def assert_same(one, other, *, start):
     assert any(not torch.equal(value, start[key]) for key, value in contents[0]["state_dict"].items())
 
 
-@pytest.mark.parametrize("mode", mostly_full(MODES, quick=["lora", "replay"]))
+@pytest.mark.parametrize("mode", mostly_full(MODES, quick=["lora"]))
 def test_law_8_a_resumed_run_equals_an_unbroken_one(mode, images, config, tmp_path):
     common = [*map(str, common_flags(images, config, tmp_path, mode)), "--mixup", "0.8", "--epochs", "3"]
     assert main([*common, "--experiment", "whole"]) == 0
@@ -65,7 +65,8 @@ def test_law_8_a_run_stopped_within_an_epoch_equals_an_unbroken_one(mode, images
     assert tables[0] == tables[1]
 
 
-@pytest.mark.parametrize("mode", mostly_full(MODES, quick=["lora"]))
+@pytest.mark.full
+@pytest.mark.parametrize("mode", MODES)
 def test_law_9_two_ranks_equal_one_with_twice_the_batch(mode, images, config, tmp_path):
     flags = ["--no-aug", "--smoothing", "0", "--sampling", "shared", "--opt", "sgd", "--lr", "0.05", "--sched", "none"]
     common = [*common_flags(images, config, tmp_path, mode), *flags]

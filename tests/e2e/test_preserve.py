@@ -61,7 +61,7 @@ def test_the_summary_shows_each_anchors_change(trained, mode):
         for label in ("ti", "s", "b"):
             assert float(row[f"eval_{label}_change"]) == float(row[f"eval_{label}_acc1"]) - alone[label]
             assert mode == "replay" or float(row[f"eval_{label}_change"]) == 0
-    log = (trained / mode / "train.log").read_text()
+    log = (trained / mode / "log.txt").read_text()
     said = "  ".join(f"{label} {float(rows[1][f'eval_{label}_change']):+.2f}" for label in ("ti", "s", "b"))
     assert f"against alone  {said}\n" in log
 
@@ -74,10 +74,16 @@ def test_a_checkpoint_with_updates_is_evaluated_exported_and_shared(images, trai
     common = ["--config", str(folder / "eval_args.yaml"), "--resume", str(folder / "last.pth.tar")]
     assert main(["export", *common, "--cfg-id", "4", "-o", str(file)]) == 0
     net = load_stitch(file)
-    model = stitchkit.HubSNNet.from_run(config=folder / "eval_args.yaml", resume=folder / "last.pth.tar")
+    model = stitchkit.HubSNNet.from_run(config=str(folder / "eval_args.yaml"), resume=str(folder / "last.pth.tar"))
     x = torch.randn(2, *model.input_size)
     torch.testing.assert_close(net(x), model(x, 4))
     assert rows[4]["params"] == sum(weight.numel() for weight in net.parameters())
     model.save_pretrained(tmp_path / "hub")
     again = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub").eval()
     assert torch.equal(again(x, 4), model(x, 4))
+
+
+def test_a_checkpoint_with_updates_says_what_it_needs(images, trained, capsys):
+    flags = ["--stitch_config", trained / "pico.json", *FLAGS, "--eval", "--resume", trained / "lora/last.pth.tar"]
+    assert main([*map(str, ["train", images, *flags, "--output", trained, "--experiment", "other"])]) != 0
+    assert "anchor_lora_r was 2 and is None; add --preserve lora --preserve-rank 2" in capsys.readouterr().err

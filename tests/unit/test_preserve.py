@@ -8,7 +8,7 @@ import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
-from stitchkit.training.preserve import Origin, Replay, freeze
+from stitchkit.training.preserve import Origin, Replay, freeze, warn_of_guesses
 from stitchkit.training.task import Sampler, create_task
 from tests.support import pico_config, pico_images, pico_snnet, randomize
 
@@ -107,3 +107,11 @@ def test_the_updates_are_part_of_the_configuration():
     assert stitchkit.StitchConfig.parse(config.to_dict()).anchor_lora_r == 16
     plain = stitchkit.StitchConfig.parse(pico_config()).with_updates(settings(preserve="frozen").stitch)
     assert "anchor_lora_r" not in plain.to_dict()
+
+
+def test_anchors_that_guess_are_warned_of(caplog):
+    warn_of_guesses({"ti": 26.0, "s": 90.0}, 4)
+    assert "a guess, which is right for 25.00 %: ti 26.00 %; train them for these classes first" in caplog.text
+    caplog.clear()
+    warn_of_guesses({"ti": 50.0, "s": 90.0}, 4)
+    assert not caplog.text
