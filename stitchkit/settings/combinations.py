@@ -83,6 +83,11 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError("--split-bn needs batches in splits; add --resplit or --aug-splits")
     if model.is_stitched and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
         raise InputError("--sync-bn waits for other ranks, which run different stitches; add --sampling shared")
+    if recipe.stitch.preserve != "none" and not recipe.stitch.fulltune:
+        raise InputError(
+            f"--no-fulltune trains class tokens, and --preserve {recipe.stitch.preserve} decides itself what of the "
+            "anchors trains; leave one out, or give --fulltune"
+        )
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
         raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
     if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:

@@ -128,12 +128,23 @@ class StitchRecipe(Settings):
     )
     ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
     stitch_init_bs: Count = flag(100, "number of images for the fit, over all ranks")
-    fulltune: bool = flag(True, "train the anchors too, not only the stitching layers")
+    fulltune: bool = flag(True, "train the anchors too, not only the stitching layers and class tokens")
+    preserve: Literal["none", "frozen", "lora", "replay"] = flag(
+        "none",
+        "keep the anchors' accuracy: train only stitching layers; or these, and updates of low rank that only stitched "
+        "routes have; or draw anchors more often, each taught by a copy of itself",
+    )
+    preserve_rank: Count = flag(16, "rank of the updates of --preserve lora")
     distillation_type: Literal["none", "hard", "soft"] = flag("none", "teaching: hard labels or soft probabilities")
     distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
     distillation_tau: AtLeastThousandth = flag(1.0, "temperature of soft distillation")
     teacher_model: str | None = flag(None, "timm name of the teacher")
     teacher_path: LocalPath | None = flag(None, "local weights of the teacher; by default timm's")
+
+    @property
+    def freezes_anchors(self) -> bool:
+        """Whether uncut anchors stay as they are, to the last bit."""
+        return self.preserve in ("frozen", "lora")
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from stitchkit.routes.rules import Rule, RuleName, check_stages
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.recipe import StitchRecipe, flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
 from stitchkit.settings.short_names import config_file
 from stitchkit.settings.timm_flags import REFUSED
@@ -110,6 +110,8 @@ class StitchConfig(Settings):
         layer: The stitching layer: "linear"; "lowrank", whose fitted map stays and gets an update of low rank; or
             "mlp", two linear layers. By default "linear", and "lowrank" if `lora_r` is given.
         lora_r: Rank of the update of "lowrank"; by default 64. 0 means "linear", as in published files.
+        anchor_lora_r: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do
+            not; 0 for none. A run with `preserve: lora` sets it to its `preserve_rank`.
         recipe: Training settings by flag name; YAML files and flags override them.
         zoo: Of a configuration of the zoo, what `stitchkit zoo` lists; it does not change the network.
     """
@@ -128,6 +130,7 @@ class StitchConfig(Settings):
     stitched_final_norm: StrictBool = True
     layer: LayerKind | None = None
     lora_r: Annotated[StrictInt, Field(ge=0)] | None = None
+    anchor_lora_r: StrictInt = Field(default=0, ge=0)
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 
@@ -205,6 +208,10 @@ class StitchConfig(Settings):
             return Proportional(self.directions, self.nearest_stitching, self.stages)
         return SlidingWindow(self.stitch_kernel_size, self.stitch_stride, self.nearest_stitching, self.stages)
 
+    def with_updates(self, settings: StitchRecipe) -> StitchConfig:
+        """This configuration with the updates of anchors that `--preserve lora` needs."""
+        return replace(self, anchor_lora_r=settings.preserve_rank) if settings.preserve == "lora" else self
+
     def to_dict(self) -> dict[str, Any]:
         """The part that defines the network, as plain data from which `parse` makes the same network."""
         return {
@@ -220,6 +227,7 @@ class StitchConfig(Settings):
             "stitched_final_norm": self.stitched_final_norm,
             **({} if self.layer == "linear" else {"layer": self.layer}),
             **({"lora_r": self.lora_r} if self.lora_r else {}),
+            **({"anchor_lora_r": self.anchor_lora_r} if self.anchor_lora_r else {}),
         }
 
 
