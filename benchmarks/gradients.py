@@ -23,7 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.frame import DEIT, DIGITS
 from stitchkit import create_snnet
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.training.task import Sampler
+from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.training.samplers.uniform import Uniform
 
 
 def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
@@ -33,7 +34,8 @@ def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
     torch.manual_seed(0)
     ours = create_snnet(DIGITS if options.quick else DEIT, checkpoints=False).train()
     reference = DistributedDataParallel(copy.deepcopy(ours), find_unused_parameters=True)
-    reducer, sampler = GradientReducer(ours), Sampler(ours.space.ids, seed=0, shared=options.shared)
+    settings = StitchRecipe(sampling="shared" if options.shared else "per_rank")
+    reducer, sampler = GradientReducer(ours), Uniform(ours.space.ids, lambda _: 0, settings, seed=0)
     ways: dict[str, tuple[nn.Module, Callable[[], None]]] = {
         "ours": (ours, reducer.reduce), "reference": (reference, lambda: None)
     }  # fmt: skip
@@ -41,7 +43,7 @@ def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
     sent, agree = [], True
     for step in range(options.steps + 1):
         x = torch.randn(options.batch, *ours.input_size)
-        cfg_id = sampler.draw(step, rank)
+        (cfg_id,) = sampler.draw(step, rank)
         for way in sorted(ways, reverse=bool(step % 2)):  # take turns: the second finds warm caches
             network, reduce = ways[way]
             network.zero_grad()

@@ -12,8 +12,8 @@ from pydantic.dataclasses import dataclass
 from stitchkit.display import count
 from stitchkit.parser import DATA_FLAGS
 from stitchkit.settings import recipe
+from stitchkit.settings.fields import flag
 from stitchkit.settings.flags import add_settings
-from stitchkit.settings.recipe import flag
 from stitchkit.settings.schema import Count, Settings, Share
 
 PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")

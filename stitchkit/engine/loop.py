@@ -154,9 +154,8 @@ class Trainer:
         what = f"epoch {epoch + 1}/{num_epochs}"
         with progress(rest, self.world, what, unit="steps", images=per_step) as bar:
             for step in bar:
-                route = self.task.draw(step, self.world.rank)
-                loss, images = self._step(batches, route)
-                position.add(step, route, loss, self.rate)
+                loss, images, routes = self._step(batches, step)
+                position.add(step, routes[0] if routes else None, loss, self.rate)
                 if self.task.has_ema():
                     self.task.update_ema(step=step + 1)
                 if self.schedule is not None:
@@ -217,9 +216,9 @@ class Trainer:
         if off and epoch >= off and getattr(self.loader, "mixup_enabled", False):
             self.loader.mixup_enabled = False
 
-    def _step(self, batches: Iterator[Batch], route: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Make one update from the batches of a step, all with the same route; return its mean loss and last images."""
-        total = torch.zeros((), device=self.world.device)
+    def _step(self, batches: Iterator[Batch], step: int) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+        """Make one update from the batches of a step; return its mean loss, its last images, and the routes of all."""
+        routes, total = self.task.draw(step, self.world.rank), torch.zeros((), device=self.world.device)
         accumulate = self.settings.grad_accum_steps
         if self.reducer is not None:
             self.reducer.broadcast_buffers()
@@ -230,23 +229,25 @@ class Trainer:
             # Gradients add up over the batches, so DistributedDataParallel needs to exchange them only with the last.
             with nullcontext() if number == accumulate else self.task.no_sync():
                 with self.autocast():
-                    loss = self.task(images, labels, route)["loss"] / accumulate
+                    routes = self.task.choose(routes, images, labels) if number == 1 else routes
+                    loss = self.task(images, labels, *routes)["loss"] / accumulate
                 scaled = loss if self.scaler is None else self.scaler.scale(loss)
                 torch.autograd.backward(scaled)
             total += loss.detach()
-        self._update()
+        self._update(step)
         self.optimizer.zero_grad(set_to_none=True)
         if self.settings.synchronize_step:
             wait_for(self.world.device)
-        return total, images
+        return total, images, routes
 
-    def _update(self) -> None:
+    def _update(self, step: int) -> None:
         """Exchange gradients, clip them, and move the parameters by them."""
         if self.reducer is not None:
             self.reducer.reduce()
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)  # neither the task nor the limit is for the scaled gradients
+        self.task.observe(step, self.world.size)
         if self.settings.clip_grad is not None:
-            if self.scaler is not None:
-                self.scaler.unscale_(self.optimizer)  # or the limit would apply to the scaled gradients
             # timm's agc leaves out the last two parameters, which are the head of a plain model, but not of a network
             # with routes.
             exclude_head = self.settings.clip_mode == "agc" and not self.task.num_routes

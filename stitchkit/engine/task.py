@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from timm.task import ClassificationTask
@@ -11,7 +12,7 @@ from torch import nn
 
 
 class Task(ClassificationTask):  # type: ignore[misc]
-    """A network with its loss; `task(images, labels, route)` returns a scalar `loss` and `output`.
+    """A network with its loss; `task(images, labels, *routes)` returns a scalar `loss` and `output`.
 
     Attributes:
         num_routes: Number of routes that `draw` chooses from; 0 if a step has no choice.
@@ -31,10 +32,24 @@ class Task(ClassificationTask):  # type: ignore[misc]
         average: nn.Module | None = getattr(self.get_trainable_module(ema=True), "module", None)
         return average
 
-    def draw(self, step: int, rank: int) -> int | None:  # noqa: ARG002
-        """The route that `rank` trains in `step`, a pure function of both; None if there is no choice."""
-        return None
+    def draw(self, step: int, rank: int) -> tuple[int, ...]:  # noqa: ARG002
+        """The routes of a step on a rank, a pure function of both and of `kept`; none if there is no choice."""
+        return ()
+
+    def choose(self, routes: tuple[int, ...], images: torch.Tensor, labels: Any) -> tuple[int, ...]:  # noqa: ARG002
+        """Which of the routes drawn are trained, now that the first batch of the step is known.
+
+        The loss of the step counts for the first.
+        """
+        return routes
+
+    def observe(self, step: int, ranks: int) -> None:
+        """Look at the gradients of a step, exchanged among the `ranks`, before they move the weights."""
+
+    def kept(self) -> Mapping[str, torch.Tensor]:
+        """Tensors on the CPU, by name, that `observe` changes in place, alike on all ranks; checkpoints hold them."""
+        return {}
 
     def counters(self) -> Mapping[str, torch.Tensor]:
-        """Tensors, by name, that steps change in place in addition to the network and its moving average."""
+        """Tensors, by name, that the steps of an epoch change in place on each rank separately."""
         return {}

@@ -19,6 +19,8 @@ from stitchkit.networks.weights import load_content
 
 _SCALER = "amp_scaler"
 """Key of the loss scaler in checkpoints, as timm has it."""
+_KEPT = "task"
+"""Key of what the task keeps."""
 MOST_EPOCHS = 10**6
 _CYCLES = ("OneCycleLR", "CyclicLR")
 """Schedules of torch that also change momentum and betas."""
@@ -32,6 +34,8 @@ def training_state(trainer: Trainer) -> dict[str, object]:
         state["state_dict_ema"] = task.average.state_dict()
     if scaler is not None:
         state[_SCALER] = scaler.state_dict()
+    if kept := task.kept():
+        state[_KEPT] = {name: value.clone() for name, value in kept.items()}
     return state
 
 
@@ -45,7 +49,7 @@ def check_saved(
     text, states = rules.text, rules.table(rules.text, rules.anything)
     epoch = rules.whole(-1, MOST_EPOCHS)
     always = {"format": text, "state_dict": states, "optimizer": states, "opt": text, "epoch": epoch}
-    common = {"state_dict_ema": states, "within": states, _SCALER: states}
+    common = {"state_dict_ema": states, "within": states, _SCALER: states, _KEPT: states}
     try:
         rules.fields({**always, **needed}, {**common, **optional})(content, "")
     except InputError as error:
@@ -84,6 +88,10 @@ def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *
             rules.check(saved, scaler.state_dict(), _SCALER)
             assert isinstance(saved, dict), "it was checked"
             scaler.load_state_dict(saved)
+        rules.check(kept := content.get(_KEPT, {}), trainer.task.kept(), _KEPT)
+        assert isinstance(kept, Mapping), "it was checked"
+        for name, value in trainer.task.kept().items():
+            value.copy_(kept[name])
     except InputError as error:
         raise InputError(
             f"checkpoint '{path}' does not fit this run: {error}; use the same settings, or {otherwise}"

@@ -94,7 +94,7 @@ class OnePass:
         found: dict[int, torch.Tensor] = {}
         done = 0
         for part in self._portions(x):
-            _put(self._run(part), found, slice(done, done + len(part)), len(x))
+            _put(self.at_once(part), found, slice(done, done + len(part)), len(x))
             done += len(part)
         return dict(sorted(found.items()))
 
@@ -104,7 +104,7 @@ class OnePass:
         if kind not in self._portion:
             # Measured, not estimated: the tensors that a block keeps alive depend on its kernels.
             with LiveBytes() as live:
-                self._run(x[:1])
+                self.at_once(x[:1])
             budget = self._memory
             if budget is None:
                 budget = torch.cuda.mem_get_info(x.device)[0] // 2 if x.device.type == "cuda" else 2**30
@@ -116,7 +116,8 @@ class OnePass:
             self._portion[kind] = budget // live.peak
         return torch.split(x, self._portion[kind])
 
-    def _run(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+    def at_once(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
+        """The output of every stitch for images that fit the memory, whatever that is and in whichever mode."""
         left: dict[tuple[Visit, int], torch.Tensor] = {}
         uses = self._uses.copy()  # counted down, so that activations are freed after their last use
         logits: dict[int, torch.Tensor] = {}

@@ -14,7 +14,17 @@ from pydantic import Field, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
+from stitchkit.settings.fields import (
+    Area,
+    AtLeastMillionth,
+    AtLeastThousandth,
+    AtMost99Percent,
+    NonNegative,
+    Positive,
+    flag,
+)
 from stitchkit.settings.schema import (
+    Budgets,
     ClassWeights,
     Count,
     DatasetName,
@@ -33,21 +43,6 @@ Anchors in a file make it a stitch configuration.
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
 """How timm can resize images."""
-
-NonNegative = Annotated[float, Field(strict=True, ge=0)]
-AtLeastThousandth = Annotated[float, Field(strict=True, ge=1e-3)]
-AtLeastMillionth = Annotated[float, Field(strict=True, ge=1e-6)]
-Area = Annotated[float, Field(strict=True, ge=1e-3, le=1)]
-AtMost99Percent = Annotated[float, Field(strict=True, ge=0, le=0.99)]
-
-
-def flag(default: Any, help: str, *, length: int | None = None, strict: bool | None = True) -> Any:
-    """A setting with its line for `--help`, and the number of its values if it is a list.
-
-    It is typed as pydantic's own `Field`, because it stands where a value of the field's type is expected.
-    """
-    strict = None if isinstance(default, str) else strict  # text needs no strictness: nothing else converts to it
-    return Field(default=default, description=help, min_length=length, max_length=length, strict=strict)
 
 
 @dataclass(frozen=True)
@@ -119,8 +114,26 @@ class ModelRecipe(Settings):
 class StitchRecipe(Settings):
     """Training of an SN-Net; these settings apply only with a stitch configuration."""
 
+    sampler: str = flag(
+        "cost_bins",
+        "which stitches a step trains: uniform (published for the first SN-Net), cost_bins, sandwich, best_of or "
+        "importance; docs/samplers.md compares them",
+    )
     sampling: Literal["per_rank", "shared"] = flag(
         "per_rank", "draw of each step's stitch: by each rank (published), or one for all"
+    )
+    flops_gap: Positive | None = flag(None, "GFLOPs that a cost bin spans; by default a twelfth of the range of costs")
+    flops_sampling_k: Positive | None = flag(
+        None, "draw costlier bins more often, the more the smaller this number; by default all alike"
+    )
+    budgets: Budgets | None = flag(
+        None, "train for these FLOPs, such as 2G,5G: a bin for each, of the costliest stitches within it"
+    )
+    sampler_routes: Count | None = flag(
+        None, "random stitches of a step; by default 2 for --sampler sandwich, beside the two ends, and 3 for best_of"
+    )
+    sandwich_divergence: Literal["kl", "adaptive"] = flag(
+        "kl", "loss of the stitches that --sampler sandwich teaches: Kullback-Leibler's, or AlphaNet's adaptive one"
     )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
     ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(

@@ -32,6 +32,8 @@ _PUBLISHED_RECIPE_KEYS = {
     "distillation_type": "distillation_type",
     "epochs": "epochs",
     "exp_name": "experiment",
+    "flops_gap": "flops_gap",
+    "flops_sampling_k": "flops_sampling_k",
     "fulltune": "fulltune",
     "input_size": "img_size",
     "ls_init": "ls_init",
@@ -245,6 +247,8 @@ def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
     made = checked_of_file(settings, names.__getitem__)
     # As published, where all routes share the statistics of batch norms. Only published files have this key.
     made |= {"recalibrate_bn": 0} if "data_set" in published else {}
+    # The first SN-Net draws all routes alike; the files of the second have a gap.
+    made |= {"sampler": "uniform"} if "data_set" in published and "flops_gap" not in published else {}
     return made | ({"lr_base_size": 512, "lr_base_scale": "linear"} if "lr" in published else {})
 
 
@@ -269,6 +273,7 @@ def stitch_config_schema() -> JsonSchemaValue:
         schema["properties"][key] = {**recipe[name], "description": f"Published key for {name} in recipe."}
     schema["properties"]["data_set"] = {
         "const": "IMNET",
-        "description": "Published key for an image folder. It sets recalibrate_bn to 0 too, as published.",
+        "description": "Published key for an image folder. It also sets recalibrate_bn to 0 and, without flops_gap, "
+        "sampler to uniform, as published.",
     }
     return schema

@@ -29,6 +29,7 @@ from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.data import check_preparation, preparation, weights_dtype
 from stitchkit.training.optim import check_optimizer
+from stitchkit.training.samplers import sampler_class
 
 _logger = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
     check_preparation(recipe)
     if not recipe.run.eval:
         check_optimizer(recipe.optim)
+        sampler_class(recipe.stitch.sampler)
     if recipe.model.torchcompile:
         _compile(nn.Identity(), recipe.model.torchcompile, recipe.model.torchcompile_mode)  # refuses what torch lacks
     if recipe.run.dry_run and config is not None and recipe.model.pretrained and not _starts_elsewhere(recipe):

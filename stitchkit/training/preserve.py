@@ -56,13 +56,13 @@ class Replay(nn.Module):
         self.anchors = {cfg_id: numbers[model.space[cfg_id].segments[0].anchor] for cfg_id in uncut}
         self.copies = nn.ModuleList(extract(anchor) for anchor in model.anchors).eval().requires_grad_(False)
 
-    def draw(self, draw: Callable[[int, int], int], step: int, rank: int) -> int:
-        """The route of a step, given the draws of a sampler: the first of two, or the second if only that is an anchor.
+    def draw(self, draw: Callable[[int, int], tuple[int, ...]], step: int, rank: int) -> tuple[int, ...]:
+        """The routes of a step, given the draws of a sampler: the first of two, or the second if only that has anchors.
 
-        A share p of anchors becomes 2p - p * p, whatever the sampler, and stays a function of the step.
+        A share p of draws with anchors becomes 2p - p * p, whatever the sampler, and stays a function of the step.
         """
         first, second = draw(step, rank), draw(step + _SECOND, rank)
-        return second if first not in self.anchors and second in self.anchors else first
+        return second if self.anchors.keys().isdisjoint(first) and not self.anchors.keys().isdisjoint(second) else first
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor, cfg_id: int) -> torch.Tensor:

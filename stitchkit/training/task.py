@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from timm.data.loader import adapt_to_chs
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task.distillation import DistillationTeacher
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.classes import check_classes, origin_of
+from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
+from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model
 from stitchkit.networks.hub_weights import published_config
+from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe, StitchRecipe
 from stitchkit.training.data import weights_dtype
 from stitchkit.training.preserve import Replay
+from stitchkit.training.samplers import Sampler
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Draws stitches uniformly, one per rank, as in the published training, or one `shared` by all ranks.
-
-    Source: SN-Net, section 3.3 and algorithm 1.
-    """
-
-    cfg_ids: Sequence[int]
-    seed: int
-    shared: bool = False
-
-    def draw(self, step: int, rank: int) -> int:
-        """The `cfg_id` that `rank` trains in `step`: a pure function of both, so that a resumed run repeats itself."""
-        stream = (self.seed, step, 0 if self.shared else rank)  # a generator with state would have to be in checkpoints
-        return self.cfg_ids[int(np.random.default_rng(stream).integers(len(self.cfg_ids)))]
 
 
 class StitchTask(Task):
@@ -51,7 +37,7 @@ class StitchTask(Task):
     Args:
         model: An SN-Net, or any model of images to logits.
         criterion: Loss function of logits and labels.
-        sampler: Draws the stitch of a step; None trains a plain model.
+        sampler: Draws the stitches of a step; None trains a plain model.
         teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
         replay: Draws anchors more often, and teaches them in place of the teacher.
         settings: Kind, share and temperature of the teacher's loss.
@@ -85,11 +71,56 @@ class StitchTask(Task):
                 buffer = torch.tensor(value, device=self.device, dtype=dtype).view(1, -1, 1, 1)
                 self.register_buffer(f"student_{name}", buffer, persistent=False)
 
-    def draw(self, step: int, rank: int) -> int | None:
-        """The `cfg_id` that the sampler draws; None for a plain model."""
+    def draw(self, step: int, rank: int) -> tuple[int, ...]:
+        """Each `cfg_id` that the sampler draws; none for a plain model."""
         if self.sampler is None:
-            return None
+            return ()
         return self.replay.draw(self.sampler.draw, step, rank) if self.replay else self.sampler.draw(step, rank)
+
+    def choose(self, routes: tuple[int, ...], images: torch.Tensor, labels: torch.Tensor) -> tuple[int, ...]:
+        """What the sampler takes of them; ranks that share a draw agree."""
+        if self.sampler is None:
+            return routes
+        return self.sampler.choose(routes, lambda chosen: self.losses(chosen, images, labels))
+
+    @torch.no_grad()
+    def losses(self, routes: Sequence[int], images: torch.Tensor, labels: torch.Tensor) -> list[float]:
+        """The loss of each of some stitches on the labels alone, without a trace in the network.
+
+        Dropout and stochastic depth are off: they would compare luck. Batch norms that learn use the statistics of the
+        batch, as in training; the stitches then run one by one, otherwise in one pass.
+        """
+        network = self.network
+        assert isinstance(network, SNNet), "it has routes"
+        learning = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
+        with evaluating(network), without_statistics(network):
+            for norm in learning:
+                norm.train()
+            if learning:
+                logits = {cfg_id: network(images, cfg_id) for cfg_id in routes}
+            else:
+                logits = OnePass(network, routes).at_once(images)
+            found = torch.stack([self.criterion(logits[cfg_id], labels).float() for cfg_id in routes])
+        assert self.sampler is not None
+        return (sum_over_ranks(found) if self.sampler.shared else found).tolist()
+
+    def observe(self, step: int, ranks: int) -> None:
+        """Show the sampler the gradients."""
+        if self.sampler is not None:
+            self.sampler.observe((self.draw(step, rank)[0] for rank in range(ranks)), self._sensitivity)
+
+    def _sensitivity(self, cfg_id: int) -> torch.Tensor:
+        network = self.network
+        assert isinstance(network, SNNet), "it has routes"
+        modules = (network.module_of(step) for step in network.steps(cfg_id))
+        weights = dict.fromkeys(weight for module in modules for weight in module.parameters())
+        pairs = [(weight.detach(), weight.grad) for weight in weights if weight.grad is not None]
+        total = torch.stack([(weight * gradient).abs().sum() for weight, gradient in pairs]).sum()
+        return total / sum(weight.numel() for weight, _ in pairs)
+
+    def kept(self) -> Mapping[str, torch.Tensor]:
+        """What the sampler keeps."""
+        return self.sampler.kept() if self.sampler else {}
 
     def train(self, mode: bool = True) -> StitchTask:
         """Set the mode; teachers stay in evaluation mode."""
@@ -99,14 +130,15 @@ class StitchTask(Task):
                 teacher.eval()
         return self
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None, *taught_by_it: int
+    ) -> dict[str, torch.Tensor]:
         """`loss` and `output`, logits `[B, num_classes]`, of one stitch, or with None of a plain model.
 
+        The losses of further stitches, which learn from these logits, are added.
         Labels of images `[B, C, H, W]` are class numbers `[B]`, or from mixup class probabilities `[B, num_classes]`.
         """
-        output = self.trainable_module(images) if cfg_id is None else self.trainable_module(images, cfg_id)
-        # Distilled networks return the logits for the labels and those for the teacher.
-        logits, taught = output if isinstance(output, tuple) else (output, output)
+        logits, taught = self._both_logits(images, cfg_id)
         loss, alpha = self.criterion(logits, labels), self.settings.distillation_alpha
         if self.replay is not None and cfg_id in self.replay.anchors:
             wanted = self.replay(images, cfg_id)
@@ -114,7 +146,17 @@ class StitchTask(Task):
             loss = (1 - alpha) * loss + alpha * self._divergence((logits + taught) / 2, wanted)
         elif self.teacher is not None:
             loss = (1 - alpha) * loss + alpha * self._teacher_loss(images, taught)
+        for other in taught_by_it:
+            assert self.sampler is not None, "it drew them"
+            has_copy = self.replay is not None and other in self.replay.anchors
+            wanted = self.replay(images, other) if self.replay and has_copy else logits.detach()
+            loss = loss + self.sampler.divergence(self._both_logits(images, other)[0], wanted)
         return {"loss": loss, "output": logits}
+
+    def _both_logits(self, images: torch.Tensor, cfg_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits for the labels and those for the teacher, which are others in distilled networks."""
+        output = self.trainable_module(images) if cfg_id is None else self.trainable_module(images, cfg_id)
+        return output if isinstance(output, tuple) else (output, output)
 
     def _teacher_loss(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         assert self.teacher is not None

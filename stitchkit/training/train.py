@@ -20,15 +20,19 @@ from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
+from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
+from stitchkit.settings.recipe import Recipe
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
+from stitchkit.training.network import uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import Origin, Replay, freeze, warn_of_guesses
+from stitchkit.training.samplers import Sampler, create_sampler
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import changes_of, cut_summaries, write_fit, write_losses, write_summary
-from stitchkit.training.task import Sampler, create_task
+from stitchkit.training.task import create_task
 
 _logger = logging.getLogger(__name__)
 
@@ -114,7 +118,7 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     sampler = None
     if isinstance(model, SNNet):
         _prepare_stitching(session, model, loader, is_fresh=content is None and not recipe.model.initial_checkpoint)
-        sampler = Sampler(model.trainable_stitches(), recipe.run.seed, shared=recipe.stitch.sampling == "shared")
+        sampler = _create_sampler(model, recipe)
     origin = Origin(Replay(model) if isinstance(model, SNNet) and recipe.stitch.preserve == "replay" else None)
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task = create_task(
@@ -125,7 +129,7 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),
         world=world, folder=session.folder,
     )  # fmt: skip
-    _distribute(trainer, session)
+    _distribute(trainer, session, sampler)
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start, position = restore(content, recipe, trainer)
@@ -144,11 +148,18 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     return trainer, range(start, how.epochs), position, origin
 
 
-def _distribute(trainer: Trainer, session: Session) -> None:
+def _create_sampler(model: SNNet, recipe: Recipe) -> Sampler:
+    """The sampler of the routes that have something to train, with their costs as fvcore counts them."""
+    cost = uncompiled(model)(Profiler(model).cost)
+    return create_sampler(model.trainable_stitches(), lambda cfg_id: cost(cfg_id).flops, recipe.stitch, recipe.run.seed)
+
+
+def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None) -> None:
     """Keep the network equal on all ranks, in the way that is faster according to benchmarks/gradients.py."""
     model, broadcast = session.model, not session.recipe.distributed.no_ddp_bb
     is_stitched = isinstance(model, SNNet)
-    if is_stitched and session.recipe.stitch.sampling == "shared":  # one route has a third of the bytes
+    # One route has a third of the bytes. If a step trains several, torch's wrapper would take each for the whole step.
+    if sampler is not None and (sampler.shared or sampler.trains_several):
         trainer.reducer = GradientReducer(model, buffers=broadcast) if trainer.world.size > 1 else None
     else:
         # A step uses only the parameters of its route. If each rank draws its own, most parameters have a gradient on

@@ -62,6 +62,7 @@ def test_the_published_keys_are_read_as_they_are():
         "distillation_type": "hard",
         "teacher_model": "regnety_160",
         "recalibrate_bn": 0,
+        "sampler": "uniform",
     }
 
 

@@ -8,11 +8,13 @@ from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
+from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.optim import create_optimizer, create_schedule
+from stitchkit.training.samplers import create_sampler
 from stitchkit.training.session import engine_settings
-from stitchkit.training.task import Sampler, StitchTask
+from stitchkit.training.task import StitchTask
 from tests.support import family_snnet
 
 CASES = {
@@ -43,7 +45,9 @@ def trainer(family, settings, *, scaled):
     model, device = family_snnet(family), torch.device("cpu")
     assert isinstance(model, SNNet)
     model.set_grad_checkpointing(recipe.model.grad_checkpointing)
-    task = StitchTask(model, torch.nn.CrossEntropyLoss(), sampler=Sampler(range(len(model.space)), seed=0))
+    costs = Profiler(model)
+    sampler = create_sampler(model.space.ids, lambda cfg_id: costs.cost(cfg_id).flops, recipe.stitch, seed=0)
+    task = StitchTask(model, torch.nn.CrossEntropyLoss(), sampler=sampler)
     size = model.input_size[1]
     loader = [(torch.randn(4, 3, size, size), torch.tensor([0, 3, 1, 2])) for _ in range(8)]
     loader = type("Batches", (list,), {"dataset": None, "sampler": None})(loader)
@@ -91,10 +95,10 @@ def test_losses_of_stitches_are_the_means_of_their_steps(monkeypatch):
     subject, position, found = trainer("vit", {"log_interval": 3}, scaled=False), Position(), []
     inner = subject._step
 
-    def step(batches, cfg_id):
-        loss, images = inner(batches, cfg_id)
-        found.append((cfg_id, loss.item()))
-        return loss, images
+    def step(batches, number):
+        loss, images, routes = inner(batches, number)
+        found.append((routes[0], loss.item()))
+        return loss, images, routes
 
     monkeypatch.setattr(subject, "_step", step)
     states = []

@@ -114,7 +114,7 @@ class JobTask(Task):
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
         self._loss_sums = torch.zeros_like(self.last["losses"], dtype=torch.float64)
 
-    def forward(self, images: torch.Tensor, labels: Labels, _route: int | None = None) -> dict[str, object]:
+    def forward(self, images: torch.Tensor, labels: Labels) -> dict[str, object]:
         """`loss` and `output`, the logits of each task, of images `[B, C, H, W]` ordered by task."""
         outputs = self.trainable_module(images)
         logits = [rows_of(outputs, labels, number) for number in range(len(labels))]

@@ -1,0 +1,102 @@
+"""The sampler `cost_bins`: every cost alike, whether many routes have it or few."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from stitchkit.display import counted, quantity
+from stitchkit.errors import InputError
+from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.settings.schema import budget_list
+from stitchkit.training.samplers.sampler import Sampler
+
+_logger = logging.getLogger(__name__)
+
+_GIGA = 1e9
+_SHARE_OF_RANGE = 12
+"""The gap by default, as a part of the range of costs: the published spaces have twelve units."""
+
+
+def cost_bins(costs: Mapping[int, float], gap: float) -> list[tuple[int, ...]]:
+    """Routes in bins from cheap to costly: one begins at its cheapest route and spans at most `gap` FLOPs from there.
+
+    Args:
+        costs: FLOPs by `cfg_id`.
+        gap: FLOPs.
+
+    Source: the resource-constrained sampler of SN-Netv2, as released: the first bin begins at 0 FLOPs.
+    """
+    bins: list[list[int]] = [[]]
+    start = 0.0
+    for cfg_id in sorted(costs, key=lambda cfg_id: costs[cfg_id]):
+        if costs[cfg_id] - start > gap:
+            start = costs[cfg_id]
+            bins.append([])
+        bins[-1].append(cfg_id)
+    return [tuple(members) for members in bins if members]
+
+
+def budget_bins(costs: Mapping[int, float], gap: float, budgets: Sequence[float]) -> list[tuple[int, ...]]:
+    """For each budget in FLOPs, the costliest route within it, and those that cost at most `gap` less.
+
+    Raises:
+        InputError: If no route is within a budget.
+    """
+    bins = []
+    for budget in budgets:
+        within = [cost for cost in costs.values() if cost <= budget]
+        if not within:
+            raise InputError(
+                f"--budgets: no route costs {quantity(budget)} FLOPs or less; the cheapest costs "
+                f"{quantity(min(costs.values()))}, so raise this budget or leave it out"
+            )
+        top = max(within)
+        bins.append(tuple(cfg_id for cfg_id, cost in costs.items() if top - gap <= cost <= top))
+    return bins
+
+
+class CostBins(Sampler):
+    """Draws a bin of similar costs, then a route of it: an anchor alone in its bin is trained as often as a whole bin.
+
+    Attributes:
+        costs: FLOPs by `cfg_id`.
+        bins: The routes of each bin; with `budgets`, of each budget.
+        shares: Probability of each bin.
+
+    Source: the resource-constrained sampler (ROS) of SN-Netv2.
+    """
+
+    def __init__(self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int):
+        super().__init__(cfg_ids, cost, settings, seed)
+        self.costs = costs = {cfg_id: cost(cfg_id) for cfg_id in cfg_ids}
+        gap = (max(costs.values()) - min(costs.values())) / _SHARE_OF_RANGE
+        if settings.flops_gap is not None:
+            gap = settings.flops_gap * _GIGA
+        if settings.budgets is not None:
+            self.bins = budget_bins(costs, gap, budget_list(settings.budgets))
+        else:
+            self.bins = cost_bins(costs, gap)
+        weights = np.full(len(self.bins), 1 / len(self.bins))
+        if settings.flops_sampling_k is not None and settings.budgets is None:
+            weights += np.arange(len(self.bins)) / settings.flops_sampling_k
+        self.shares = weights / weights.sum()
+        sizes = [*map(len, self.bins)]
+        span = str(sizes[0]) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+        kind = "cost bins" if settings.budgets is None else "bins at the budgets"
+        _logger.info("%s: %d of %s, at most %s FLOPs wide", kind, len(sizes), _routes(span), quantity(gap))
+
+    def draw(self, step: int, rank: int) -> tuple[int, ...]:
+        """One route."""
+        random = self.random(step, rank)
+        return (int(random.choice(self.bin(random))),)
+
+    def bin(self, random: np.random.Generator) -> tuple[int, ...]:
+        """A bin, drawn by `shares`."""
+        return self.bins[int(random.choice(len(self.bins), p=self.shares))]
+
+
+def _routes(span: str) -> str:
+    return counted(1, "route") if span == "1" else f"{span} routes"
