@@ -8,8 +8,11 @@ import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
+from stitchkit.settings.recipe import StitchRecipe
 from stitchkit.training.preserve import Origin, Replay, freeze, warn_of_guesses
-from stitchkit.training.task import Sampler, create_task
+from stitchkit.training.samplers import create_sampler
+from stitchkit.training.samplers.uniform import Uniform
+from stitchkit.training.task import create_task
 from tests.support import pico_config, pico_images, pico_snnet, randomize
 
 LABELS = torch.tensor([0, 3])
@@ -44,10 +47,10 @@ def test_the_front_of_a_frozen_network_keeps_no_graph():
 
 def test_anchors_are_drawn_almost_twice_as_often():
     model = pico_snnet()
-    sampler, replay = Sampler(model.space.ids, seed=3), Replay(model)
+    sampler, replay = Uniform(model.space.ids, lambda _: 0, StitchRecipe(), seed=3), Replay(model)
     steps = range(4000)
-    drawn = [replay.draw(sampler.draw, step, 1) for step in steps]
-    assert drawn == [replay.draw(sampler.draw, step, 1) for step in steps], "a pure function of the step"
+    drawn = [cfg_id for step in steps for cfg_id in replay.draw(sampler.draw, step, 1)]
+    assert drawn == [replay.draw(sampler.draw, step, 1)[0] for step in steps], "a pure function of the step"
     share = len(model.views) / len(model.space)
     found = sum(cfg_id in replay.anchors for cfg_id in drawn) / len(steps)
     assert found == pytest.approx(2 * share - share**2, abs=0.03)
@@ -78,6 +81,23 @@ def test_an_anchor_learns_from_its_copy_and_a_stitch_does_not():
     task(x, LABELS, 0)["loss"].backward()
     assert all(weight.grad is None for weight in replay.parameters())
     assert not any("copies" in name for name in task.trainable_module.state_dict())
+
+
+def test_an_anchor_that_a_sandwich_teaches_learns_from_its_copy_too():
+    model = pico_snnet()
+    recipe, replay = settings(preserve="replay", sampler="sandwich"), Replay(model)
+    sampler = create_sampler(model.space.ids, lambda cfg_id: cfg_id, recipe.stitch, 0)
+    task = create_task(
+        model, recipe, torch.device("cpu"), sides=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3,
+        sampler=sampler, replay=replay,
+    )  # fmt: skip
+    x, copy = pico_images(), model.views["ti"].model(pico_images()).detach()
+    randomize(model)
+    task.train()
+    logits = [model(x, cfg_id) for cfg_id in (5, 0, 6)]
+    parts = [sampler.divergence(logits[1], copy), sampler.divergence(logits[2], logits[0].detach())]
+    expected = F.cross_entropy(logits[0], LABELS) + sum(parts)
+    torch.testing.assert_close(task(x, LABELS, 5, 0, 6)["loss"], expected)
 
 
 def test_copies_come_back_from_a_checkpoint():
