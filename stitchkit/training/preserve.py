@@ -72,7 +72,7 @@ class Replay(nn.Module):
 
 
 @dataclass
-class Origin:
+class UntouchedAnchors:
     """The anchors as they were before the training; checkpoints have it, since a resumed run cannot find it out.
 
     Args:

@@ -28,7 +28,7 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.network import uncompiled
 from stitchkit.training.optim import create_optimisation
-from stitchkit.training.preserve import Origin, Replay, freeze, warn_of_guesses
+from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
 from stitchkit.training.samplers import Sampler, create_sampler
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import changes_of, cut_summaries, write_fit, write_losses, write_summary
@@ -45,10 +45,10 @@ _EMA = "_ema"
 def train(session: Session, checkpoints: Checkpoints) -> None:
     """Train from the start, or from `--resume`, to the last epoch."""
     recipe, world, folder = session.recipe, session.world, session.folder
-    trainer, epochs, position, origin = _prepare(session, checkpoints)
+    trainer, epochs, position, untouched = _prepare(session, checkpoints)
     from_primary(world, lambda: _tidy(session, checkpoints, epochs))
     tracking = open_tracking(session, epochs.start)
-    more = header(session) | origin.state()
+    more = header(session) | untouched.state()
 
     def save_within(epoch: int, _: Position, state: Mapping[str, object]) -> Path:
         return checkpoints.save_within({**state, **more}, epoch=epoch)
@@ -59,12 +59,12 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
         networks = _networks(session, trainer)
         scores = _validate(session, trainer, networks, trained.after_batch) if is_due else {}
         if scores:
-            _say_scores(trained.number + 1, epochs.stop, scores, origin)
+            _say_scores(trained.number + 1, epochs.stop, scores, untouched)
         check_finite(trainer, epoch, [found.loss for found in scores.values()])
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
             labels, rate = list(networks), trained.position.rate
-            write_summary(folder, epoch, loss=loss, rate=rate, scores=scores, labels=labels, alone=origin.alone)
+            write_summary(folder, epoch, loss=loss, rate=rate, scores=scores, labels=labels, alone=untouched.alone)
             if isinstance(session.model, SNNet):
                 write_losses(folder, epoch, session.model.space, stitches)
             state = training_state(trainer) | more
@@ -72,7 +72,7 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
         figures: dict[str, float] = {"train_loss": loss, "lr": trained.position.rate}
         for label, found in scores.items():
             figures |= {f"eval_{label}_{key}": value for key, value in found.figures.items()}
-        figures |= {f"eval_{label}_change": value for label, value in changes_of(scores, origin.alone).items()}
+        figures |= {f"eval_{label}_change": value for label, value in changes_of(scores, untouched.alone).items()}
         figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}
         tracking.log(figures, epoch=epoch)
 
@@ -108,7 +108,7 @@ def _metric(scores: Mapping[str, Score], name: str) -> float:
     return sum(own) / len(own) if own else float("-inf")
 
 
-def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range, Position | None, Origin]:
+def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range, Position | None, UntouchedAnchors]:
     """The trainer, the epochs to train, where in the first of them to resume, and the anchors before the training."""
     recipe, model, world, loaders = session.recipe, session.model, session.world, session.loaders
     loader, resume, content = loaders.train, recipe.run.resume or "", None
@@ -119,11 +119,13 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     if isinstance(model, SNNet):
         _prepare_stitching(session, model, loader, is_fresh=content is None and not recipe.model.initial_checkpoint)
         sampler = _create_sampler(model, recipe)
-    origin = Origin(Replay(model) if isinstance(model, SNNet) and recipe.stitch.preserve == "replay" else None)
+    untouched = UntouchedAnchors(
+        Replay(model) if isinstance(model, SNNet) and recipe.stitch.preserve == "replay" else None
+    )
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task = create_task(
         model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-        classes=session.classes, sampler=sampler, class_weights=session.class_weights, replay=origin.replay,
+        classes=session.classes, sampler=sampler, class_weights=session.class_weights, replay=untouched.replay,
     )  # fmt: skip
     trainer = Trainer(
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),
@@ -133,10 +135,10 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start, position = restore(content, recipe, trainer)
-        origin.restore(content, resume)
+        untouched.restore(content, resume)
         checkpoints.resumed(resume, content)
     elif isinstance(model, SNNet):
-        origin.alone = _accuracies_alone(session, trainer, model)
+        untouched.alone = _accuracies_alone(session, trainer, model)
     if recipe.schedule.start_epoch is not None:
         start = recipe.schedule.start_epoch
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
@@ -145,7 +147,7 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
         "%s of %s, %s, learning rate %.3g, into %s", counted(how.epochs, "epoch"),
         counted(how.updates_per_epoch, "step"), recipe.optim.opt, how.rate, session.folder,
     )  # fmt: skip
-    return trainer, range(start, how.epochs), position, origin
+    return trainer, range(start, how.epochs), position, untouched
 
 
 def _create_sampler(model: SNNet, recipe: Recipe) -> Sampler:
@@ -222,10 +224,10 @@ def _validate(
     return scores
 
 
-def _say_scores(number: int, count: int, scores: Mapping[str, Score], origin: Origin) -> None:
+def _say_scores(number: int, count: int, scores: Mapping[str, Score], untouched: UntouchedAnchors) -> None:
     """Log the accuracies of an epoch, and how each anchor's has changed since before the training."""
     said = "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items())
-    changes = "  ".join(f"{label} {change:+.2f}" for label, change in changes_of(scores, origin.alone).items())
+    changes = "  ".join(f"{label} {change:+.2f}" for label, change in changes_of(scores, untouched.alone).items())
     _logger.info("epoch %d/%d  acc1  %s%s", number, count, said, f"  against alone  {changes}" if changes else "")
 
 

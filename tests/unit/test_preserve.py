@@ -9,7 +9,7 @@ from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
 from stitchkit.settings.recipe import StitchRecipe
-from stitchkit.training.preserve import Origin, Replay, freeze, warn_of_guesses
+from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
 from stitchkit.training.samplers import create_sampler
 from stitchkit.training.samplers.uniform import Uniform
 from stitchkit.training.task import create_task
@@ -102,13 +102,13 @@ def test_an_anchor_that_a_sandwich_teaches_learns_from_its_copy_too():
 
 def test_copies_come_back_from_a_checkpoint():
     model = pico_snnet()
-    origin = Origin(Replay(model), {"ti": 50.0})
-    state = origin.state()
+    untouched = UntouchedAnchors(Replay(model), {"ti": 50.0})
+    state = untouched.state()
     randomize(model)
-    again = Origin(Replay(model))
+    again = UntouchedAnchors(Replay(model))
     again.restore(state, "a.pth")
     assert again.alone == {"ti": 50.0}
-    for key, value in origin.replay.copies.state_dict().items():
+    for key, value in untouched.replay.copies.state_dict().items():
         assert torch.equal(again.replay.copies.state_dict()[key], value)
     with pytest.raises(InputError, match=r"'a\.pth' was trained without --preserve replay, so it lacks"):
         again.restore({"alone": {}}, "a.pth")
