@@ -79,6 +79,10 @@ class ModelRecipe(Settings):
     drop: Share | None = flag(None, "dropout rate of the classifier")
     drop_path: AtMost99Percent | None = flag(None, "stochastic depth rate")
     drop_connect: AtMost99Percent | None = flag(None, "older name of --drop-path, which wins")
+    anchor_drop_path: list[AtMost99Percent] | None = flag(
+        None,
+        "stochastic depth rate of each anchor of an SN-Net, the same in all of its blocks; in place of --drop-path",
+    )
     drop_block: AtMost99Percent | None = flag(None, "DropBlock rate, for convolutional networks")
     head_init_scale: float | None = flag(None, "factor on the classifiers' initial weights")
     head_init_bias: float | None = flag(None, "initial bias of the classifiers")
@@ -176,8 +180,10 @@ class AugmentRecipe(Settings):
     """Augmentation of training images."""
 
     no_aug: bool = flag(False, "no augmentation at all")
-    train_crop_mode: Literal["rrc", "rkrc", "rkrr"] | None = flag(
-        None, "cropping of training images; by default rrc", strict=None
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr", "src"] | None = flag(
+        None,
+        "cropping of training images: timm's rrc (default), rkrc or rkrr, or DeiT-3's src, which keeps scale and aspect",
+        strict=None,
     )
     scale: list[Area] = flag([0.08, 1.0], "area of the crop", length=2)
     ratio: list[AtLeastThousandth] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
