@@ -182,7 +182,7 @@ class AugmentRecipe(Settings):
     no_aug: bool = flag(False, "no augmentation at all")
     train_crop_mode: Literal["rrc", "rkrc", "rkrr", "src"] | None = flag(
         None,
-        "cropping of training images: timm's rrc (default), rkrc or rkrr, or DeiT-3's src, which keeps scale and aspect",
+        "cropping of training images: rrc (default), rkrc, rkrr, or DeiT-3's src, which keeps scale and aspect",
         strict=None,
     )
     scale: list[Area] = flag([0.08, 1.0], "area of the crop", length=2)

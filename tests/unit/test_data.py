@@ -74,7 +74,7 @@ def test_the_crop_of_deit_3_keeps_the_scale_and_mirrors_a_border(settings, loade
     """Each crop is a window of the image with 4 mirrored pixels around it, shorter side 16, perhaps flipped."""
     made = loaders(**settings, train_crop_mode="src", color_jitter=0.0, train_interpolation="bicubic", max_unreadable=0)
     data, mean, std = made.train.dataset, torch.tensor(MODEL["mean"]), torch.tensor(MODEL["std"])
-    images, labels = first_batch(made.train)
+    images, _ = first_batch(made.train)
     crops = (images[:8].permute(0, 2, 3, 1) * std + mean).mul(255).round().numpy()
     originals = getattr(data, "dataset", data)
     originals = getattr(originals, "dataset", originals)
