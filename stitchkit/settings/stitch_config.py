@@ -15,22 +15,29 @@ from stitchkit.errors import InputError
 from stitchkit.routes import Proportional, SlidingWindow, TwoWay
 from stitchkit.routes.proportional import Directions
 from stitchkit.routes.rules import Rule, RuleName, check_stages
+from stitchkit.settings import published_v2
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.recipe import StitchRecipe, flag_of
+from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
 from stitchkit.settings.short_names import config_file
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.settings.timm_flags import REFUSED
 from stitchkit.settings.zoo_facts import ZooFacts
 
 # The flat keys of the published files and the recipe fields they stand for. A published `lr` is for 512 images.
 _PUBLISHED_RECIPE_KEYS = {
+    "anchor_drop_path": "anchor_drop_path",
     "batch_size": "batch_size",
+    "color_jitter": "color_jitter",
+    "cutmix": "cutmix",
     "data_path": "data_dir",
     "data_set": "dataset",
     "distillation_type": "distillation_type",
+    "drop": "drop",
     "epochs": "epochs",
+    "eval_crop_ratio": "crop_pct",
     "exp_name": "experiment",
     "flops_gap": "flops_gap",
     "flops_sampling_k": "flops_sampling_k",
@@ -39,10 +46,18 @@ _PUBLISHED_RECIPE_KEYS = {
     "ls_init": "ls_init",
     "lr": "lr_base",
     "min_lr": "min_lr",
+    "mixup": "mixup",
     "num_workers": "workers",
+    "opt": "opt",
+    "reprob": "reprob",
+    "sched": "sched",
+    "seed": "seed",
+    "smoothing": "smoothing",
     "stitch_init_bs": "stitch_init_bs",
     "teacher_model": "teacher_model",
+    "warmup_epochs": "warmup_epochs",
     "warmup_lr": "warmup_lr",
+    "weight_decay": "weight_decay",
 }
 _RANK = 64
 
@@ -136,7 +151,7 @@ class StitchConfig(Settings):
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 
-    further_keys: ClassVar[tuple[str, ...]] = tuple(_PUBLISHED_RECIPE_KEYS)
+    further_keys: ClassVar[tuple[str, ...]] = (*_PUBLISHED_RECIPE_KEYS, *published_v2.SCHEMA)
 
     def __post_init__(self) -> None:
         defaults = {
@@ -196,9 +211,11 @@ class StitchConfig(Settings):
         """
         if not isinstance(content, Mapping):
             raise InputError(f"a stitch configuration is a JSON object with 'anchors', not {type(content).__name__}")
+        content, of_v2 = published_v2.read_keys(content)
         published = {key: content[key] for key in _PUBLISHED_RECIPE_KEYS if key in content}
         config = parse(cls, {key: value for key, value in content.items() if key not in published})
-        return replace(config, recipe=_published_recipe(published) | _own_recipe(config.recipe))
+        recipe = checked_of_file(of_v2) | _published_recipe(published) | _own_recipe(config.recipe)
+        return replace(config, recipe=recipe)
 
     def make_rule(self) -> Rule:
         """Where the anchors may be joined."""
@@ -270,7 +287,10 @@ def stitch_config_schema() -> JsonSchemaValue:
     own = {key: value for key, value in recipe.items() if key not in ("$schema", *_NOT_ITS_AUTHORS)}
     schema["properties"]["recipe"] |= {"properties": own, "additionalProperties": False}
     for key, name in _PUBLISHED_RECIPE_KEYS.items():
+        if name not in recipe:
+            continue  # the samplers' settings come with them
         schema["properties"][key] = {**recipe[name], "description": f"Published key for {name} in recipe."}
+    schema["properties"] |= published_v2.SCHEMA
     schema["properties"]["data_set"] = {
         "const": "IMNET",
         "description": "Published key for an image folder. It also sets recalibrate_bn to 0 and, without flops_gap, "

@@ -14,7 +14,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.slices import extract
 from stitchkit.networks.weights import load_content
-from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 
 _logger = logging.getLogger(__name__)
 

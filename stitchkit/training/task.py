@@ -23,7 +23,8 @@ from stitchkit.networks.create import create_model
 from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.networks.timm_model import TimmModel, as_timm
-from stitchkit.settings.recipe import Recipe, StitchRecipe
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.data import weights_dtype
 from stitchkit.training.preserve import Replay
 from stitchkit.training.samplers import Sampler

@@ -8,7 +8,7 @@ import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
-from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
 from stitchkit.training.samplers import create_sampler
 from stitchkit.training.samplers.uniform import Uniform
