@@ -24,7 +24,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenJoints:
     """What was chosen, and why.
 
     Args:
@@ -74,7 +74,7 @@ def check_choosers(names: Sequence[str], *, has_labels: bool) -> None:
 def choose(
     model: SNNet, batches: Callable[[str], Batches], by: Sequence[str], *, buckets: int = 20, tau: float = 0.05,
     seed: int = 0,
-) -> Choice:  # fmt: skip
+) -> ChosenJoints:  # fmt: skip
     """Score the joints of an SN-Net, and keep the best at every cost.
 
     Args:
@@ -98,7 +98,7 @@ def choose(
         scores = {name: CHOOSERS[name].score(model, batches(name), seed=seed) for name in by}
     for values in scores.values():
         check_scores(given, values)
-    return Choice(given, scores, keep(given, scores[by[0]], tau))
+    return ChosenJoints(given, scores, keep(given, scores[by[0]], tau))
 
 
 def closest_pair(config: StitchConfig, model: SNNet, batches: Batches) -> tuple[StitchConfig, str]:

@@ -23,7 +23,7 @@ class Batches(Protocol):
         """Read them."""
 
 
-class Score(Protocol):
+class JointScore(Protocol):
     """Scores the joints of an SN-Net; lower is better, and 0 the best that can be."""
 
     def __call__(self, model: SNNet, batches: Batches, *, seed: int) -> dict[Joint, float]:
@@ -44,7 +44,7 @@ class Chooser(NamedTuple):
         needs_labels: Whether images without labels are refused.
     """
 
-    score: Score
+    score: JointScore
     needs_labels: bool = False
 
 

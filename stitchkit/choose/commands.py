@@ -91,7 +91,7 @@ def _write_choice(flags: argparse.Namespace) -> None:
     import torch
 
     from stitchkit.choose.choose import check_choosers, choose, closest_pair, write_config
-    from stitchkit.choose.images import SomeImages, open_some
+    from stitchkit.choose.images import SomeImages, has_labels, open_some
     from stitchkit.choose.scores_file import scores_file, write_scores
     from stitchkit.distributed import choose_device
     from stitchkit.model.create import create_snnet
@@ -100,14 +100,14 @@ def _write_choice(flags: argparse.Namespace) -> None:
 
     new_file(str(scores_file(output)))
     config, by, device = StitchConfig.load(flags.stitch_config), flags.by.split(","), choose_device(flags.device)
-    check_choosers(by, has_labels=True)
+    data = (flags.data or "", flags.dataset)
+    check_choosers(by, has_labels=has_labels(*data))
     options: dict[str, Any] = {"pretrained": not flags.no_pretrained}
     for key in ("num_classes", "img_size"):
         options[key] = config.recipe.get(key) if (given := getattr(flags, key)) is None else given
     torch.manual_seed(settings.seed)  # for weights that are random
     model = create_snnet(config, **options).to(device).eval()
-    images, has_labels = open_some(flags.data or "", flags.dataset, channels=model.in_chans)
-    check_choosers(by, has_labels=has_labels)
+    images = open_some(*data, channels=model.in_chans)
     prepared = data_config_of({}, model.input_size, model.pretrained_cfg)
 
     def batches(what: str) -> SomeImages:

@@ -26,7 +26,7 @@ from stitchkit.networks.data_config import DataConfig
 from stitchkit.progress import progress
 
 
-class _Files(Sequence[tuple[Image, int]]):
+class _UnlabelledFiles(Sequence[tuple[Image, int]]):
     """Image files without labels."""
 
     def __init__(self, paths: Sequence[str]):
@@ -39,18 +39,18 @@ class _Files(Sequence[tuple[Image, int]]):
         return open_image(self._paths[index]), NO_CLASS
 
 
-def open_some(data: str, dataset: str, *, channels: int) -> tuple[Images, bool]:
-    """The training split of a data set, or the images of a folder without splits, and whether they have labels.
+def has_labels(data: str, dataset: str) -> bool:
+    """Whether this is a data set, not a folder of images without splits; both are as in `stitchkit train`."""
+    folder = Path(data)
+    return bool(dataset) or not folder.is_dir() or any(is_split(folder / name) for name in names_of("train"))
 
-    Args:
-        data: The folder, as in `stitchkit train`.
-        dataset: The name of the data set, as in `stitchkit train`.
-        channels: Channels of an image.
-    """
-    mode, folder = "RGB" if channels == 3 else "L", Path(data)
-    if dataset or not folder.is_dir() or any(is_split(folder / name) for name in names_of("train")):
-        return open_dataset(Source(dataset, data, mode=mode), "train", is_training=True), True
-    return LabelledImages(_Files(image_files(folder)), (), mode, "images"), False
+
+def open_some(data: str, dataset: str, *, channels: int) -> Images:
+    """The training split of a data set, or all images of a folder without splits; images have so many channels."""
+    mode = "RGB" if channels == 3 else "L"
+    if has_labels(data, dataset):
+        return open_dataset(Source(dataset, data, mode=mode), "train", is_training=True)
+    return LabelledImages(_UnlabelledFiles(image_files(data)), (), mode, "images")
 
 
 class SomeImages:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from stitchkit.choose.choice import Candidate
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, prefixed
 from stitchkit.files import read_table, replacing
 from stitchkit.measure.ledger import Row, check_figures
 from stitchkit.routes import Joint
@@ -74,12 +74,12 @@ def read_scores(path: Path) -> StoredScores:
     names = [name for name in table if name not in _OWN]
     if not names or any(name not in table for name in _OWN):
         raise InputError(f"'{path}' has no scores of joints; give the .scores.csv that stitchkit choose wrote")
-    joints = map(Joint.parse, table["joint"])
+    with prefixed(f"'{path}': "):
+        joints = [*map(Joint.parse, table["joint"])]
     groups = [(joint.front, joint.end, bucket) for joint, bucket in zip(joints, table["bucket"], strict=True)]
-    try:
-        scores = {name: dict(zip(table["stitch"], map(float, table[name]), strict=True)) for name in names}
-    except ValueError as error:
-        raise InputError(f"'{path}' has a score that is no number: {error}; choose again") from error
+    scores = {name: dict(zip(table["stitch"], map(_number, table[name]), strict=True)) for name in names}
+    if wrong := next((name for name in names if any(map(math.isnan, scores[name].values()))), None):
+        raise InputError(f"'{path}' has a value of {wrong} that is not a finite number; choose again")
     return StoredScores(dict(zip(table["stitch"], groups, strict=True)), scores)
 
 
@@ -144,3 +144,12 @@ def write_correlations(path: Path, found: Sequence[Correlation], ledger: str) ->
     """Write correlations, which replace those with another ledger."""
     rows = [[one.score, one.stitches, one.spearman, one.in_buckets, ledger] for one in found]
     _write(path, ["score", "stitches", "spearman", "spearman_in_buckets", "ledger"], rows)
+
+
+def _number(text: str) -> float:
+    """The finite number that a text is; NaN for any other."""
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
