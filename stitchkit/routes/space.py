@@ -55,7 +55,7 @@ class StitchSpace:
     def through(self, joints: Collection[Joint]) -> StitchSpace:
         """The anchors, and the stitches that pass through no other joints, numbered anew from 0 in the same order.
 
-        Stitching layers keep their places, so that weights of the whole space fit them by name.
+        Stitching layers keep their places, and so their names among weights.
 
         Raises:
             InputError: If this space has no such joint.

@@ -1,7 +1,7 @@
 """Choosers: known cases of each score, the choice by FLOPs, and the correlation with accuracies."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -23,7 +23,17 @@ from stitchkit.model.similarity import linear_cka
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.routes import Joint
 from stitchkit.settings.stitch_config import StitchConfig
-from tests.support import FAMILIES, family_snnet, headless, pico_anchor, pico_config, pico_images, pico_snnet, randomize
+from tests.support import (
+    FAMILIES,
+    family_snnet,
+    headless,
+    mostly_full,
+    pico_anchor,
+    pico_config,
+    pico_images,
+    pico_snnet,
+    randomize,
+)
 
 
 def batches(count=32, size=8, image=16):
@@ -119,8 +129,12 @@ def test_the_task_loss_is_that_of_the_fitted_stitch_on_the_other_half():
             assert scores[joint] == pytest.approx(F.cross_entropy(other(x, cfg_id), y).item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("family", ["resnet and vit, both ways", "vits of other grids and tokens, both ways"])
-@pytest.mark.parametrize("name", [*CHOOSERS])
+_OTHERS = ["resnet and vit, both ways", "vits of other grids and tokens, both ways"]
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), mostly_full(product(CHOOSERS, _OTHERS), quick=[("klas", _OTHERS[0]), ("cka", _OTHERS[1])])
+)
 def test_choosers_score_every_joint_of_any_layouts_alike_twice(family, name):
     size = FAMILIES[family]["anchors"][-1]["kwargs"]["img_size"]
     first, again = (CHOOSERS[name].score(family_snnet(family), batches(8, 4, size), seed=1) for _ in range(2))
