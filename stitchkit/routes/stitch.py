@@ -12,6 +12,7 @@ from stitchkit.errors import InputError
 
 ARROW = " > "
 LABEL = re.compile(r"[A-Za-z0-9_.#-]+")  # no space, bracket or arrow, so that route names can be parsed
+_JOINT = re.compile(rf"({LABEL.pattern})\[(\d{{1,9}})\]{ARROW}({LABEL.pattern})\[(\d{{1,9}})\]")
 _SEGMENT = re.compile(rf"(?P<anchor>{LABEL.pattern})\[(?P<start>\d{{1,9}}):(?P<stop>\d{{1,9}})\]")
 
 
@@ -57,6 +58,18 @@ class Joint:
     front_block: int
     end: str
     end_block: int
+
+    @classmethod
+    def parse(cls, text: str) -> Joint:
+        """The joint that is written so, such as `tiny[5] > small[6]`.
+
+        Raises:
+            InputError: If `text` is not two blocks joined by ` > `.
+        """
+        found = _JOINT.fullmatch(text)
+        if found is None:
+            raise InputError(f"'{text}' is not a joint; write two blocks, as in 'tiny[5]{ARROW}small[6]'")
+        return cls(found[1], int(found[2]), found[3], int(found[4]))
 
     def __str__(self) -> str:
         return f"{self.front}[{self.front_block}]{ARROW}{self.end}[{self.end_block}]"

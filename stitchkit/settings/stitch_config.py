@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,9 +12,9 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError
-from stitchkit.routes import Proportional, SlidingWindow, TwoWay
+from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace, TwoWay
 from stitchkit.routes.proportional import Directions
-from stitchkit.routes.rules import Rule, RuleName, check_stages
+from stitchkit.routes.rules import Rule, RuleName, Shape, check_stages
 from stitchkit.settings import published_v2
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
@@ -104,6 +104,12 @@ class AnchorSpec(Settings):
         return parse(cls, value, "anchor")
 
 
+def _check_joints(joints: tuple[str, ...]) -> tuple[str, ...]:
+    for joint in joints:
+        Joint.parse(joint)
+    return joints
+
+
 @dataclass(frozen=True)
 class StitchConfig(Settings):
     """The file of a stitch configuration.
@@ -123,6 +129,8 @@ class StitchConfig(Settings):
         stitch_stride: For "window": how many blocks the window advances.
         nearest_stitching: Stitch only anchors that are neighbours in the list.
         stages: Numbers of the stages to stitch; by default those that the anchors' families are stitched at.
+        joints: The joints to keep, such as "ti[5] > s[6]", as `stitchkit choose` writes them; by default all of the
+            rule. Stitches that pass through others do not exist.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
         layer: The stitching layer: "linear"; "lowrank", whose fitted map stays and gets an update of low rank; or
             "mlp", two linear layers. By default "linear", and "lowrank" if `lora_r` is given.
@@ -143,6 +151,7 @@ class StitchConfig(Settings):
     stitch_stride: StrictInt = Field(default=1, ge=1)
     nearest_stitching: StrictBool = True
     stages: Annotated[tuple[StrictInt, ...] | None, AfterValidator(check_stages)] = None
+    joints: Annotated[tuple[StrictStr, ...], Field(min_length=1), AfterValidator(_check_joints)] | None = None
     # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
     layer: LayerKind | None = None
@@ -231,6 +240,11 @@ class StitchConfig(Settings):
         """This configuration with the updates of anchors that `--preserve lora` needs."""
         return replace(self, anchor_lora_r=settings.preserve_rank) if settings.preserve == "lora" else self
 
+    def space_of(self, anchors: Sequence[Shape]) -> StitchSpace:
+        """The stitches of the anchors under the rule, of which `joints` may keep some."""
+        space = StitchSpace.build(anchors, self.make_rule())
+        return space if self.joints is None else space.through([*map(Joint.parse, self.joints)])
+
     def to_dict(self) -> dict[str, Any]:
         """The part that defines the network, as plain data from which `parse` makes the same network."""
         return {
@@ -243,6 +257,7 @@ class StitchConfig(Settings):
             "stitch_stride": self.stitch_stride,
             "nearest_stitching": self.nearest_stitching,
             **({} if self.stages is None else {"stages": list(self.stages)}),
+            **({} if self.joints is None else {"joints": list(self.joints)}),
             "stitched_final_norm": self.stitched_final_norm,
             **({} if self.layer == "linear" else {"layer": self.layer}),
             **({"lora_r": self.lora_r} if self.lora_r else {}),
