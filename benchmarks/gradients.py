@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.frame import DEIT, DIGITS
 from stitchkit import create_snnet
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers.uniform import Uniform
 
 

@@ -20,8 +20,9 @@ import torch
 from stitchkit.display import quantity
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
+from stitchkit.settings.short_names import CONFIGS, short_names
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.settings.zoo import ZOO, facts_of
+from stitchkit.settings.zoo import facts_of, zoo
 from stitchkit.settings.zoo_facts import ZooFacts
 
 PAGE = Path(__file__).resolve().parent / "zoo.md"
@@ -64,15 +65,14 @@ def write_facts(path: Path) -> None:
 
 def table() -> str:
     """The table of the page, from the files."""
-    return HEAD + "".join(map(_row, sorted(ZOO.glob("*.json"))))
+    return HEAD + "".join(_row(name, config) for name, config in sorted(zoo().items()))
 
 
-def _row(path: Path) -> str:
-    config = StitchConfig.load(path)
-    facts = facts_of(config)
+def _row(name: str, config: StitchConfig) -> str:
+    facts, file = facts_of(config), short_names()[name].relative_to(CONFIGS)
     low, high = map(quantity, facts.flops)
     cells = (
-        f"[`{path.stem}`](../configs/zoo/{path.name})",
+        f"[`{name}`](../configs/{file})",
         "<br>".join(f"`{anchor.name}`" for anchor in config.anchors),
         str(facts.stitches),
         f"{low} to {high}",
@@ -86,9 +86,9 @@ def _row(path: Path) -> str:
 
 def main(names: list[str]) -> None:
     """Measure all configurations, or those named, and write the page."""
-    for path in [ZOO / f"{name}.json" for name in names] or sorted(ZOO.glob("*.json")):
-        write_facts(path)
-        print(path.stem, flush=True)
+    for name in names or sorted(zoo()):
+        write_facts(short_names()[name])
+        print(name, flush=True)
     PAGE.write_text(PAGE.read_text().partition(HEAD)[0] + table())
 
 

@@ -147,6 +147,18 @@ def visible_files(folder: str) -> Iterator[tuple[str, str]]:
         waiting += [(path, {own} if place == folder else seen) for path in sorted(inner)]
 
 
+def image_files(folder: str | Path) -> list[str]:
+    """The image files in a folder, at any depth; hidden ones and other files are left out."""
+    if not os.path.isdir(folder):
+        found = "is not a folder" if os.path.exists(folder) else "does not exist"
+        raise InputError(f"'{folder}' {found}; give a folder of images")
+    paths = (path for path, _ in visible_files(str(folder)))
+    images = sorted(path for path in paths if os.path.splitext(path)[1].lower() in image_suffixes())
+    if not images:
+        raise InputError(f"folder '{folder}' has no images; files must end with .jpg, .png or another image suffix")
+    return images
+
+
 def open_images(
     folder: Path, *, mode: str = "RGB", class_map: str = "", suffixes: frozenset[str] = frozenset()
 ) -> ImageDataset:

@@ -81,7 +81,7 @@ def read_config(config: StitchConfig | Mapping[str, object] | str | Path) -> Sti
 def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor], StitchSpace]:
     """The anchors and the stitch space of an SN-Net; options as in `create_anchor`."""
     anchors = [create_anchor(spec, **options) for spec in config.anchors]
-    return anchors, StitchSpace.build(anchors, config.make_rule())
+    return anchors, config.space_of(anchors)
 
 
 def _of_plan(plan: Plan, **options: Any) -> SNNet:
@@ -100,4 +100,5 @@ def snnet_options(config: StitchConfig) -> dict[str, Any]:
     return {
         "stitched_final_norm": config.stitched_final_norm,
         "layer": partial(StitchLayer, transform=transform_of(config.layer, config.lora_r or 0)),
+        "updates": config.anchor_lora_r,
     }

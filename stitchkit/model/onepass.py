@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -32,6 +32,13 @@ class _Stitchable(Protocol):
 
     def module_of(self, step: Step) -> nn.Module:
         """The module that runs a step."""
+
+
+class _Kind(NamedTuple):
+    """What visits must agree in to run as one batch: the type of their activations, and the weights of the blocks."""
+
+    dtype: torch.dtype
+    adapted: bool
 
 
 @dataclass
@@ -126,14 +133,16 @@ class OnePass:
             return entered
 
         for label, visits in self._visits:
-            batches: dict[torch.dtype, _Batch] = {}  # in mixed precision a stem may give another type than a layer
-            for number, block in enumerate(self._model.views[label].blocks):
+            # In mixed precision a stem may give another type than a layer.
+            batches: dict[_Kind, _Batch] = {}
+            for number in range(sum(self._model.views[label].depths)):
                 for visit in visits:
                     if visit.start == number:
                         _join(batches, visit, enter(visit))
-                for batch in batches.values():
-                    _step(batch, number, block, left)
-                batches = {dtype: batch for dtype, batch in batches.items() if batch.visits}
+                for kind, batch in batches.items():
+                    step = Step("block", label, number, adapted=kind.adapted)
+                    _step(batch, number, self._model.module_of(step), left)
+                batches = {kind: batch for kind, batch in batches.items() if batch.visits}
             for batch in batches.values():
                 logits |= self._finish(batch)
         return logits
@@ -152,11 +161,12 @@ class OnePass:
         return logits
 
 
-def _join(batches: dict[torch.dtype, _Batch], visit: Visit, state: torch.Tensor) -> None:
-    if state.dtype in batches:
-        batches[state.dtype].add(visit, state)
+def _join(batches: dict[_Kind, _Batch], visit: Visit, state: torch.Tensor) -> None:
+    kind = _Kind(state.dtype, visit.entry.adapted)
+    if kind in batches:
+        batches[kind].add(visit, state)
     else:
-        batches[state.dtype] = _Batch([visit], state)
+        batches[kind] = _Batch([visit], state)
 
 
 def _put(logits: dict[int, torch.Tensor], found: dict[int, torch.Tensor], place: slice, count: int) -> None:

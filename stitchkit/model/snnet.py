@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from stitchkit.errors import InputError
 from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.model.onepass import OnePass
+from stitchkit.model.updates import AdaptedBlock, AnchorUpdates, anchor_updates
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.layout import Layout
@@ -40,6 +41,8 @@ class SNNet(nn.Module):
             always do. The released DeiT code does not.
         layer: Makes the stitching layer between two layouts.
         image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
+        updates: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do not;
+            0 for none. Their parameters are `updates.<n>.<timm's path>.<lora_A or lora_B>`.
 
     Raises:
         InputError: If the anchors cannot be stitched: input sizes or classes differ, or a joint cannot be converted.
@@ -58,6 +61,7 @@ class SNNet(nn.Module):
         stitched_final_norm: bool = True,
         layer: Callable[[Layout, Layout], StitchLayer] = StitchLayer,
         image: Mapping[str, Any] | None = None,
+        updates: int = 0,
     ):
         super().__init__()
         # A plain dictionary, so that the anchors' modules are registered only once, under the published names.
@@ -72,6 +76,7 @@ class SNNet(nn.Module):
         prepared = data_config_of(image or {}, self.input_size, anchors[-1].pretrained_cfg)
         self.pretrained_cfg = {**prepared, "num_classes": self.num_classes}
         self.anchors = nn.ModuleList(anchor.model for anchor in anchors)
+        self.updates = anchor_updates(anchors, updates)
         self.stitch_layers = nn.ModuleDict()
         for joint, path in space.layers.items():
             self._add_layer(joint, path, layer)
@@ -116,16 +121,19 @@ class SNNet(nn.Module):
         """Recompute activations of blocks in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
-    def freeze_anchors(self) -> None:
-        """Train only the stitching layers and class tokens; batch norms of anchors keep their statistics.
+    def freeze_anchors(self, *, class_tokens: bool = True) -> None:
+        """Train only what is not the anchors'; their batch norms keep their statistics.
 
-        Source: the released configuration `"fulltune": false`.
+        Args:
+            class_tokens: Train the class tokens too, which changes what uncut anchors compute.
+
+        Source: the released configuration `"fulltune": false`, which trains the class tokens.
         """
         self._frozen = True
         self.train(self.training)
         for anchor in self.views.values():
             anchor.model.requires_grad_(False)
-            for name in anchor.class_tokens:
+            for name in anchor.class_tokens if class_tokens else ():
                 if (token := getattr(anchor.model, name, None)) is not None:
                     token.requires_grad_(True)
 
@@ -172,7 +180,8 @@ class SNNet(nn.Module):
 
     def steps(self, stitch: Stitch | int | None = None) -> list[Step]:
         """The steps of a stitch, with the final normalisation if this model applies it."""
-        return list(self.resolve(stitch).steps(stitched_final_norm=self.stitched_final_norm))
+        settings = {"stitched_final_norm": self.stitched_final_norm, "adapted": bool(self.updates)}
+        return list(self.resolve(stitch).steps(**settings))
 
     def module_of(self, step: Step) -> nn.Module:
         """The module that runs a step; it shares the model's weights."""
@@ -181,7 +190,12 @@ class SNNet(nn.Module):
         anchor = self.views[step.anchor]
         if step.kind == "bare head":
             return anchor.bare_head
-        return anchor.module(0 if step.kind == "stem" else step.index + 1)
+        module = anchor.module(0 if step.kind == "stem" else step.index + 1)
+        if step.kind != "block" or not step.adapted:
+            return module
+        updates = self.updates[[*self.views].index(step.anchor)]
+        assert isinstance(updates, AnchorUpdates)
+        return updates.applied_to(module, step.index)
 
     def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
         """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.
@@ -237,7 +251,7 @@ class SNNet(nn.Module):
 
 def folded(module: nn.Module) -> nn.Module:
     """The module of a step as it is exported."""
-    return module.folded() if isinstance(module, StitchLayer) else module
+    return module.folded() if isinstance(module, StitchLayer | AdaptedBlock) else module
 
 
 def _names(steps: Iterable[Step]) -> Iterator[str]:

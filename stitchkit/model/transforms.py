@@ -1,4 +1,7 @@
-"""What a stitching layer can be besides a linear map: maps `[..., in_channels]` to `[..., out_channels]`."""
+"""What a stitching layer can be besides a linear map: maps `[..., in_channels]` to `[..., out_channels]`.
+
+Also the update of low rank of a weight, which one of them has.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,39 @@ from torch.nn import functional as F
 from stitchkit.settings.stitch_config import LayerKind
 
 
-class LowRank(nn.Linear):
-    """A linear map of which only the bias and an update of low rank are trained; its weight stays as it was fitted.
-
-    The update adds `lora_B @ lora_A / rank` to the weight. It is zero until it is trained.
+class _Factors(nn.Module):
+    """The two factors of an update of low rank of a weight `[out_channels, in_channels]`.
 
     Source: Stitched ViTs are Flexible Vision Backbones, section 3.3; names and scale of the released code.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, rank: int):
-        super().__init__(in_channels, out_channels)
+    def add_factors(self, in_channels: int, out_channels: int, rank: int) -> None:
+        """Give the module its factors, whose product is zero until they are trained."""
         self.rank = rank
-        self.weight.requires_grad_(False)
         self.lora_A = nn.Parameter(torch.empty(rank, in_channels))
         self.lora_B = nn.Parameter(torch.zeros(out_channels, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def update(self) -> torch.Tensor:
+        """What is added to the weight."""
+        return self.lora_B @ self.lora_A / self.rank
+
+
+class WeightUpdate(_Factors):
+    """An update of low rank of a weight that another module has."""
+
+    def __init__(self, weight: torch.Tensor, rank: int):
+        super().__init__()
+        self.add_factors(weight.shape[1], weight.shape[0], rank)
+
+
+class LowRank(_Factors, nn.Linear):
+    """A linear map of which only the bias and an update of low rank are trained; its weight stays as it was fitted."""
+
+    def __init__(self, in_channels: int, out_channels: int, rank: int):
+        super().__init__(in_channels, out_channels)
+        self.weight.requires_grad_(False)
+        self.add_factors(in_channels, out_channels, rank)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The map; in training its two parts one after the other, because low precision would round the update away."""
@@ -36,7 +57,7 @@ class LowRank(nn.Linear):
         return F.linear(x, self._sum(), self.bias)
 
     def _sum(self) -> torch.Tensor:
-        return self.weight + self.lora_B @ self.lora_A / self.rank
+        return self.weight + self.update()
 
     def matrix(self) -> torch.Tensor:
         """The linear map `[in_channels + 1, out_channels]`, whose last row is the bias."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import islice
@@ -51,6 +51,22 @@ class StitchSpace:
         stitches, layers = rule.plan(anchors)
         numbered = enumerate((*uncut, *stitches))
         return cls({cfg_id: stitch for cfg_id, stitch in numbered if stitch is not None}, layers, len(uncut))
+
+    def through(self, joints: Collection[Joint]) -> StitchSpace:
+        """The anchors, and the stitches that pass through no other joints, numbered anew from 0 in the same order.
+
+        Stitching layers keep their places, and so their names among weights.
+
+        Raises:
+            InputError: If this space has no such joint.
+        """
+        for joint in joints:
+            if joint not in self.layers:
+                raise unknown("joint", joint, map(str, self.layers))
+        through = set(joints)
+        kept = [stitch for stitch in self if through.issuperset(stitch.joints)]
+        layers = {joint: path for joint, path in self.layers.items() if joint in through}
+        return StitchSpace(dict(enumerate(kept)), layers, self.num_anchors)
 
     @property
     def ids(self) -> tuple[int, ...]:

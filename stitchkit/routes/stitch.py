@@ -12,6 +12,7 @@ from stitchkit.errors import InputError
 
 ARROW = " > "
 LABEL = re.compile(r"[A-Za-z0-9_.#-]+")  # no space, bracket or arrow, so that route names can be parsed
+_JOINT = re.compile(rf"({LABEL.pattern})\[(\d{{1,9}})\]{ARROW}({LABEL.pattern})\[(\d{{1,9}})\]")
 _SEGMENT = re.compile(rf"(?P<anchor>{LABEL.pattern})\[(?P<start>\d{{1,9}}):(?P<stop>\d{{1,9}})\]")
 
 
@@ -58,6 +59,18 @@ class Joint:
     end: str
     end_block: int
 
+    @classmethod
+    def parse(cls, text: str) -> Joint:
+        """The joint that is written so, such as `tiny[5] > small[6]`.
+
+        Raises:
+            InputError: If `text` is not two blocks joined by ` > `.
+        """
+        found = _JOINT.fullmatch(text)
+        if found is None:
+            raise InputError(f"'{text}' is not a joint; write two blocks, as in 'tiny[5]{ARROW}small[6]'")
+        return cls(found[1], int(found[2]), found[3], int(found[4]))
+
     def __str__(self) -> str:
         return f"{self.front}[{self.front_block}]{ARROW}{self.end}[{self.end_block}]"
 
@@ -73,12 +86,14 @@ class Step:
         index: The place of these features: 0 is the input of the first block, `j` the output of block `j - 1`. A stem
             takes images.
         joint: The joint of a layer.
+        adapted: Whether updates of the anchors' weights are on, as on stitched routes of a network that has them.
     """
 
     kind: Literal["stem", "block", "layer", "head", "bare head"]
     anchor: str
     index: int = 0
     joint: Joint | None = None
+    adapted: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,18 +140,20 @@ class Stitch:
         """The joints on the way; none for an uncut anchor."""
         return tuple(Joint(a.anchor, a.stop - 1, b.anchor, b.start) for a, b in pairwise(self.segments))
 
-    def steps(self, *, stitched_final_norm: bool = True) -> Iterator[Step]:
+    def steps(self, *, stitched_final_norm: bool = True, adapted: bool = False) -> Iterator[Step]:
         """The steps in the order they run: a stem, blocks with a layer at each joint, a head.
 
         Args:
             stitched_final_norm: Whether stitched routes apply the final normalisation; uncut anchors always do.
+            adapted: Whether stitched routes run with updates of the anchors' weights; uncut anchors never do.
         """
-        yield Step("stem", self.segments[0].anchor)
+        adapted = adapted and not self.is_anchor
+        yield Step("stem", self.segments[0].anchor, adapted=adapted)
         for segment, joint in zip(self.segments, (None, *self.joints), strict=True):
             if joint is not None:
-                yield Step("layer", joint.front, joint.front_block + 1, joint)
+                yield Step("layer", joint.front, joint.front_block + 1, joint, adapted)
             for block in range(segment.start, segment.stop):
-                yield Step("block", segment.anchor, block)
+                yield Step("block", segment.anchor, block, adapted=adapted)
         last = self.segments[-1]
         # The released DeiT code skips the final normalisation on stitched routes; its weights were trained that way.
         yield Step("head" if self.is_anchor or stitched_final_norm else "bare head", last.anchor, last.stop)

@@ -31,6 +31,7 @@ _NEEDED = {
 ALTERNATIVES = (
     *(("stitch_config", "model"), ("stitch_config", "anchors"), ("anchors", "model")),
     *(("img_size", "input_size"), ("in_chans", "input_size")),
+    *(("drop_path", "anchor_drop_path"), ("drop_connect", "anchor_drop_path")),
 )
 """Settings that say one thing in two ways; the one from the stronger source replaces the other."""
 
@@ -79,10 +80,17 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError("--latency is for the stitches of an SN-Net and goes into their ledger; leave it out")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
+    if model.model and model.anchor_drop_path:
+        raise InputError("--anchor-drop-path is for the anchors of an SN-Net; use --drop-path for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):
         raise InputError("--split-bn needs batches in splits; add --resplit or --aug-splits")
     if model.is_stitched and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
         raise InputError("--sync-bn waits for other ranks, which run different stitches; add --sampling shared")
+    if recipe.stitch.preserve != "none" and not recipe.stitch.fulltune:
+        raise InputError(
+            f"--no-fulltune trains class tokens, and --preserve {recipe.stitch.preserve} decides itself what of the "
+            "anchors trains; leave one out, or give --fulltune"
+        )
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
         raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
     _check_sampler(recipe)

@@ -159,7 +159,8 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
         given.setdefault("experiment", "+".join(read_anchor(text).label for text in cast(list[str], anchors)))
     elif "pretrained" not in given:
         given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
-    return make_recipe(given), config
+    recipe = make_recipe(given)
+    return recipe, config and config.with_updates(recipe.stitch)
 
 
 def _network(settings: Mapping[str, object]) -> object:

@@ -20,11 +20,9 @@ from stitchkit.settings.fields import (
     AtLeastThousandth,
     AtMost99Percent,
     NonNegative,
-    Positive,
     flag,
 )
 from stitchkit.settings.schema import (
-    Budgets,
     ClassWeights,
     Count,
     DatasetName,
@@ -34,6 +32,7 @@ from stitchkit.settings.schema import (
     Settings,
     Share,
 )
+from stitchkit.settings.stitch_recipe import StitchRecipe
 
 COMMAND_ONLY = ("dataset_download", "dry_run", "anchors")
 """Settings that no file can switch on: its author would decide what is downloaded, or that nothing is trained.
@@ -74,6 +73,10 @@ class ModelRecipe(Settings):
     drop: Share | None = flag(None, "dropout rate of the classifier")
     drop_path: AtMost99Percent | None = flag(None, "stochastic depth rate")
     drop_connect: AtMost99Percent | None = flag(None, "older name of --drop-path, which wins")
+    anchor_drop_path: list[AtMost99Percent] | None = flag(
+        None,
+        "stochastic depth rate of each anchor of an SN-Net, the same in all of its blocks; in place of --drop-path",
+    )
     drop_block: AtMost99Percent | None = flag(None, "DropBlock rate, for convolutional networks")
     head_init_scale: float | None = flag(None, "factor on the classifiers' initial weights")
     head_init_bias: float | None = flag(None, "initial bias of the classifiers")
@@ -108,45 +111,6 @@ class ModelRecipe(Settings):
     def drop_path_rate(self) -> float | None:
         """Stochastic depth rate, by either name."""
         return self.drop_connect if self.drop_path is None else self.drop_path
-
-
-@dataclass(frozen=True)
-class StitchRecipe(Settings):
-    """Training of an SN-Net; these settings apply only with a stitch configuration."""
-
-    sampler: str = flag(
-        "cost_bins",
-        "which stitches a step trains: uniform (published for the first SN-Net), cost_bins, sandwich, best_of or "
-        "importance; docs/samplers.md compares them",
-    )
-    sampling: Literal["per_rank", "shared"] = flag(
-        "per_rank", "draw of each step's stitch: by each rank (published), or one for all"
-    )
-    flops_gap: Positive | None = flag(None, "GFLOPs that a cost bin spans; by default a twelfth of the range of costs")
-    flops_sampling_k: Positive | None = flag(
-        None, "draw costlier bins more often, the more the smaller this number; by default all alike"
-    )
-    budgets: Budgets | None = flag(
-        None, "train for these FLOPs, such as 2G,5G: a bin for each, of the costliest stitches within it"
-    )
-    sampler_routes: Count | None = flag(
-        None, "random stitches of a step; by default 2 for --sampler sandwich, beside the two ends, and 3 for best_of"
-    )
-    sandwich_divergence: Literal["kl", "adaptive"] = flag(
-        "kl", "loss of the stitches that --sampler sandwich teaches: Kullback-Leibler's, or AlphaNet's adaptive one"
-    )
-    ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
-    ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(
-        "truncated", "kind of least squares: as published, regularised, or without truncation"
-    )
-    ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
-    stitch_init_bs: Count = flag(100, "number of images for the fit, over all ranks")
-    fulltune: bool = flag(True, "train the anchors too, not only the stitching layers")
-    distillation_type: Literal["none", "hard", "soft"] = flag("none", "teaching: hard labels or soft probabilities")
-    distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
-    distillation_tau: AtLeastThousandth = flag(1.0, "temperature of soft distillation")
-    teacher_model: str | None = flag(None, "timm name of the teacher")
-    teacher_path: LocalPath | None = flag(None, "local weights of the teacher; by default timm's")
 
 
 @dataclass(frozen=True)
@@ -189,8 +153,10 @@ class AugmentRecipe(Settings):
     """Augmentation of training images."""
 
     no_aug: bool = flag(False, "no augmentation at all")
-    train_crop_mode: Literal["rrc", "rkrc", "rkrr"] | None = flag(
-        None, "cropping of training images; by default rrc", strict=None
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr", "src"] | None = flag(
+        None,
+        "cropping of training images: rrc (default), rkrc, rkrr, or DeiT-3's src, which keeps scale and aspect",
+        strict=None,
     )
     scale: list[Area] = flag([0.08, 1.0], "area of the crop", length=2)
     ratio: list[AtLeastThousandth] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)

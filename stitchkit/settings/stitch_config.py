@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,25 +12,32 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError
-from stitchkit.routes import Proportional, SlidingWindow, TwoWay
+from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace, TwoWay
 from stitchkit.routes.proportional import Directions
-from stitchkit.routes.rules import Rule, RuleName, check_stages
+from stitchkit.routes.rules import Rule, RuleName, Shape, check_stages
+from stitchkit.settings import published_v2
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
 from stitchkit.settings.short_names import config_file
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.settings.timm_flags import REFUSED
 from stitchkit.settings.zoo_facts import ZooFacts
 
 # The flat keys of the published files and the recipe fields they stand for. A published `lr` is for 512 images.
 _PUBLISHED_RECIPE_KEYS = {
+    "anchor_drop_path": "anchor_drop_path",
     "batch_size": "batch_size",
+    "color_jitter": "color_jitter",
+    "cutmix": "cutmix",
     "data_path": "data_dir",
     "data_set": "dataset",
     "distillation_type": "distillation_type",
+    "drop": "drop",
     "epochs": "epochs",
+    "eval_crop_ratio": "crop_pct",
     "exp_name": "experiment",
     "flops_gap": "flops_gap",
     "flops_sampling_k": "flops_sampling_k",
@@ -39,10 +46,18 @@ _PUBLISHED_RECIPE_KEYS = {
     "ls_init": "ls_init",
     "lr": "lr_base",
     "min_lr": "min_lr",
+    "mixup": "mixup",
     "num_workers": "workers",
+    "opt": "opt",
+    "reprob": "reprob",
+    "sched": "sched",
+    "seed": "seed",
+    "smoothing": "smoothing",
     "stitch_init_bs": "stitch_init_bs",
     "teacher_model": "teacher_model",
+    "warmup_epochs": "warmup_epochs",
     "warmup_lr": "warmup_lr",
+    "weight_decay": "weight_decay",
 }
 _RANK = 64
 
@@ -89,6 +104,12 @@ class AnchorSpec(Settings):
         return parse(cls, value, "anchor")
 
 
+def _check_joints(joints: tuple[str, ...]) -> tuple[str, ...]:
+    for joint in joints:
+        Joint.parse(joint)
+    return joints
+
+
 @dataclass(frozen=True)
 class StitchConfig(Settings):
     """The file of a stitch configuration.
@@ -108,10 +129,14 @@ class StitchConfig(Settings):
         stitch_stride: For "window": how many blocks the window advances.
         nearest_stitching: Stitch only anchors that are neighbours in the list.
         stages: Numbers of the stages to stitch; by default those that the anchors' families are stitched at.
+        joints: The joints to keep, such as "ti[5] > s[6]", as `stitchkit choose` writes them; by default all of the
+            rule. Stitches that pass through others do not exist.
         stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation.
         layer: The stitching layer: "linear"; "lowrank", whose fitted map stays and gets an update of low rank; or
             "mlp", two linear layers. By default "linear", and "lowrank" if `lora_r` is given.
         lora_r: Rank of the update of "lowrank"; by default 64. 0 means "linear", as in published files.
+        anchor_lora_r: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do
+            not; 0 for none. A run with `preserve: lora` sets it to its `preserve_rank`.
         recipe: Training settings by flag name; YAML files and flags override them.
         zoo: Of a configuration of the zoo, what `stitchkit zoo` lists; it does not change the network.
     """
@@ -126,14 +151,16 @@ class StitchConfig(Settings):
     stitch_stride: StrictInt = Field(default=1, ge=1)
     nearest_stitching: StrictBool = True
     stages: Annotated[tuple[StrictInt, ...] | None, AfterValidator(check_stages)] = None
+    joints: Annotated[tuple[StrictStr, ...], Field(min_length=1), AfterValidator(_check_joints)] | None = None
     # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
     layer: LayerKind | None = None
     lora_r: Annotated[StrictInt, Field(ge=0)] | None = None
+    anchor_lora_r: StrictInt = Field(default=0, ge=0)
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 
-    further_keys: ClassVar[tuple[str, ...]] = tuple(_PUBLISHED_RECIPE_KEYS)
+    further_keys: ClassVar[tuple[str, ...]] = (*_PUBLISHED_RECIPE_KEYS, *published_v2.SCHEMA)
 
     def __post_init__(self) -> None:
         defaults = {
@@ -193,9 +220,11 @@ class StitchConfig(Settings):
         """
         if not isinstance(content, Mapping):
             raise InputError(f"a stitch configuration is a JSON object with 'anchors', not {type(content).__name__}")
+        content, of_v2 = published_v2.read_keys(content)
         published = {key: content[key] for key in _PUBLISHED_RECIPE_KEYS if key in content}
         config = parse(cls, {key: value for key, value in content.items() if key not in published})
-        return replace(config, recipe=_published_recipe(published) | _own_recipe(config.recipe))
+        recipe = checked_of_file(of_v2) | _published_recipe(published) | _own_recipe(config.recipe)
+        return replace(config, recipe=recipe)
 
     def make_rule(self) -> Rule:
         """Where the anchors may be joined."""
@@ -206,6 +235,15 @@ class StitchConfig(Settings):
         if self.rule == "proportional":
             return Proportional(self.directions, self.nearest_stitching, self.stages)
         return SlidingWindow(self.stitch_kernel_size, self.stitch_stride, self.nearest_stitching, self.stages)
+
+    def with_updates(self, settings: StitchRecipe) -> StitchConfig:
+        """This configuration with the updates of anchors that `--preserve lora` needs."""
+        return replace(self, anchor_lora_r=settings.preserve_rank) if settings.preserve == "lora" else self
+
+    def space_of(self, anchors: Sequence[Shape]) -> StitchSpace:
+        """The stitches of the anchors under the rule, of which `joints` may keep some."""
+        space = StitchSpace.build(anchors, self.make_rule())
+        return space if self.joints is None else space.through([*map(Joint.parse, self.joints)])
 
     def to_dict(self) -> dict[str, Any]:
         """The part that defines the network, as plain data from which `parse` makes the same network."""
@@ -219,9 +257,11 @@ class StitchConfig(Settings):
             "stitch_stride": self.stitch_stride,
             "nearest_stitching": self.nearest_stitching,
             **({} if self.stages is None else {"stages": list(self.stages)}),
+            **({} if self.joints is None else {"joints": list(self.joints)}),
             "stitched_final_norm": self.stitched_final_norm,
             **({} if self.layer == "linear" else {"layer": self.layer}),
             **({"lora_r": self.lora_r} if self.lora_r else {}),
+            **({"anchor_lora_r": self.anchor_lora_r} if self.anchor_lora_r else {}),
         }
 
 
@@ -262,7 +302,10 @@ def stitch_config_schema() -> JsonSchemaValue:
     own = {key: value for key, value in recipe.items() if key not in ("$schema", *_NOT_ITS_AUTHORS)}
     schema["properties"]["recipe"] |= {"properties": own, "additionalProperties": False}
     for key, name in _PUBLISHED_RECIPE_KEYS.items():
+        if name not in recipe:
+            continue  # the samplers' settings come with them
         schema["properties"][key] = {**recipe[name], "description": f"Published key for {name} in recipe."}
+    schema["properties"] |= published_v2.SCHEMA
     schema["properties"]["data_set"] = {
         "const": "IMNET",
         "description": "Published key for an image folder. It also sets recalibrate_bn to 0 and, without flops_gap, "

@@ -1,4 +1,4 @@
-"""Flags of timm's training script that have no meaning here: why, and what to use instead.
+"""Flags of timm's and SN-Netv2's training scripts that have no meaning here: why, and what to use instead.
 
 The parser knows them, so that a command written for timm ends with a reason instead of "unknown flag". A settings file
 may state them with timm's own defaults, as every `args.yaml` that timm writes does.
@@ -91,5 +91,7 @@ REFUSED: dict[str, Refusal] = {
     "kd_student_feature_dim": Refusal(_FEATURES),
     "kd_teacher_feature_dim": Refusal(_FEATURES),
     "kd_token_distill_type": Refusal(_TOKENS, "soft"),
+    "dist_eval": Refusal("an evaluation always uses all ranks, and counts each image once; leave it out", False),
+    "get_flops": Refusal("FLOPs are counted whenever they are needed; use stitchkit profile to print them", False),
 }
 """Refusals by name of the setting in a file."""

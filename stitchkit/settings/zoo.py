@@ -7,11 +7,10 @@ from itertools import takewhile
 
 from stitchkit.display import quantity
 from stitchkit.errors import InputError, unknown
-from stitchkit.settings.short_names import CONFIGS
+from stitchkit.settings.short_names import short_names
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.zoo_facts import ZooFacts
 
-ZOO = CONFIGS / "zoo"
 HEAD = ("name", "anchors", "stitches", "FLOPs", "classes", "image", "licence")
 
 
@@ -31,7 +30,8 @@ def zoo(*, max_flops: float | None = None, licence: str | None = None) -> dict[s
     Raises:
         InputError: If none has the licence, or none is as cheap.
     """
-    every = {path.stem: StitchConfig.load(path) for path in ZOO.glob("*.json")}
+    configs = {name: StitchConfig.load(path) for name, path in short_names().items()}
+    every = {name: config for name, config in configs.items() if config.zoo is not None}
     facts = {name: facts_of(config) for name, config in every.items()}
     names = sorted(every, key=lambda name: (facts[name].flops, name))
     if licence is not None:

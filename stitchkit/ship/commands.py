@@ -230,9 +230,10 @@ def _predict(flags: argparse.Namespace) -> None:
     output = new_file(flags.output)
     if output.suffix.lower() != ".csv":
         raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv")
+    from stitchkit.data.folders import image_files
     from stitchkit.distributed import choose_device
     from stitchkit.ship.description import no_classes
-    from stitchkit.ship.predict import Predictor, image_files, predict
+    from stitchkit.ship.predict import Predictor, predict
     from stitchkit.ship.trained_snnet import calibrated
 
     paths, device = image_files(flags.folder), choose_device(flags.device)

@@ -19,7 +19,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from stitchkit.classes import trained_classes
-from stitchkit.data.folders import image_suffixes, visible_files
 from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
 from stitchkit.data.unreadable import open_image
 from stitchkit.display import counted, listed
@@ -110,18 +109,6 @@ class _Files(Dataset[tuple[int, torch.Tensor, str]]):
             # The cause alone, without the path, which the message names.
             cause = one_line(error.__cause__ or error).removeprefix("InputError: ")
             return index, self._blank, cause.replace(repr(path), "").rstrip(" :")
-
-
-def image_files(folder: str | Path) -> list[str]:
-    """The image files in a folder, at any depth; hidden ones and other files are left out."""
-    if not os.path.isdir(folder):
-        found = "is not a folder" if os.path.exists(folder) else "does not exist"
-        raise InputError(f"'{folder}' {found}; give a folder of images")
-    paths = (path for path, _ in visible_files(str(folder)))
-    images = sorted(path for path in paths if os.path.splitext(path)[1].lower() in image_suffixes())
-    if not images:
-        raise InputError(f"folder '{folder}' has no images; files must end with .jpg, .png or another image suffix")
-    return images
 
 
 @torch.inference_mode()

@@ -143,6 +143,7 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
         optional = {
             "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3,
             "image": _IMAGE_RULES, "model_kwargs": rules.table(rules.text, rules.plain),
+            "alone": rules.table(rules.text, rules.number()), "copies": rules.table(rules.text, rules.anything),
         }  # fmt: skip
         training_state.check_saved(content, path, needed, optional)
     if config is not None and isinstance(found := content.get("stitch_config"), Mapping):
@@ -169,13 +170,15 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
     keys = ["rule", "directions", "max_switches", "stitch_kernel_size", "stitch_stride", "nearest_stitching"]
-    keys += ["stitched_final_norm", "layer", "lora_r"]
+    keys += ["stitched_final_norm", "layer", "lora_r", "anchor_lora_r"]
     keys += ["stages"] if "stages" in trained and "stages" in ours else []
     wrong = _changes(trained, ours, keys)
     for before, now in zip(trained["anchors"], ours["anchors"], strict=False):
         wrong += _anchor_changes(before, now)
     if wrong:
         more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        if (rank := trained.get("anchor_lora_r")) != ours.get("anchor_lora_r"):
+            more += f"; {f'add --preserve lora --preserve-rank {rank}' if rank else 'leave --preserve lora out'}"
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
 
 

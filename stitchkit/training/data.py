@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, create_transform
 from torch.utils.data import IterableDataset, Subset
+from torchvision.transforms import Compose, InterpolationMode, RandomChoice, RandomCrop, Resize
 
 from stitchkit.data.batches import DirectLoader, Loader
 from stitchkit.data.folders import FolderReader, find_split
@@ -197,6 +198,8 @@ def _create_calibration_loader(
     return loader
 
 
+_SRC = "src"
+"""A crop that timm does not have."""
 # Arguments of timm's functions by our settings, where the names differ.
 _MIXING = {
     "mixup_alpha": "mixup", "cutmix_alpha": "cutmix", "cutmix_minmax": "cutmix_minmax", "prob": "mixup_prob",
@@ -222,7 +225,9 @@ def _create_train_loader(
         options = {name: getattr(augment, own) for name, own in _MIXING.items()}
         mix = (FastCollateMixup if prefetch else Mixup)(**options, num_classes=num_classes)
     options = {name: getattr(augment, own) for name, own in _AUGMENTATION.items()}
-    return _create_loader(
+    interpolation = prepared["interpolation"] if augment.no_aug else augment.train_interpolation
+    is_src = augment.train_crop_mode == _SRC and not augment.no_aug
+    loader = _create_loader(
         AugMixDataset(images, num_splits=augment.aug_splits) if augment.aug_splits else images,
         recipe,
         world,
@@ -232,9 +237,23 @@ def _create_train_loader(
         collate_fn=mix if prefetch else None,
         grayscale_prob=augment.grayscale_prob or 0.0,
         gaussian_blur_prob=augment.gaussian_blur_prob or 0.0,
-        **prepared | {"interpolation": prepared["interpolation"] if augment.no_aug else augment.train_interpolation},
-        **options,
+        **prepared | {"interpolation": interpolation},
+        **options | ({"train_crop_mode": None} if is_src else {}),
     )
+    if is_src:
+        assert isinstance(images.transform, Compose), "timm composes them, and the crop is the first"
+        images.transform.transforms[0] = _src_crop(prepared["input_size"][1:], interpolation)
+    return loader
+
+
+def _src_crop(size: Sequence[int], interpolation: str) -> Compose:
+    """The shorter side resized to that of the crop, a border of 4 mirrored pixels, and a crop at random.
+
+    Source: DeiT III, section 3.2, "simple random crop", as in its released code.
+    """
+    modes = ("bilinear", "bicubic") if interpolation == "random" else (interpolation,)
+    resize = RandomChoice([Resize(max(size), InterpolationMode(mode)) for mode in modes])
+    return Compose([resize, RandomCrop(tuple(size), padding=4, padding_mode="reflect")])
 
 
 def weights_dtype(recipe: Recipe) -> torch.dtype:

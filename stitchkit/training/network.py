@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
-from timm.layers import convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
+from timm.layers import DropPath, convert_splitbn_model, convert_sync_batchnorm, set_fast_norm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -32,6 +33,9 @@ from stitchkit.training.optim import check_optimizer
 from stitchkit.training.samplers import sampler_class
 
 _logger = logging.getLogger(__name__)
+
+_DROP_PATH = re.compile(r"(.+\.)?drop_path\d*")
+"""What timm calls the drop paths of a block."""
 
 
 def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequence[str] | None) -> nn.Module:
@@ -103,7 +107,7 @@ def _check_origins(model: nn.Module, classes: Sequence[str], *, strict: bool) ->
 
 
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
-    """Set options that timm's models have no argument for: initial classifiers, and batch norms."""
+    """Set options that timm's models have no argument for: initial classifiers, constant drop path, and batch norms."""
     wanted = (settings.head_init_scale, settings.head_init_bias) != (None, None)
     networks = model.anchors if isinstance(model, SNNet) else [model]
     for layer in chain.from_iterable(map(classifier_layers, networks)) if wanted else []:
@@ -112,9 +116,25 @@ def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
                 parameter.data.mul_(settings.head_init_scale)
         if settings.head_init_bias is not None and layer.bias is not None:
             nn.init.constant_(layer.bias, settings.head_init_bias)
+    if isinstance(model, SNNet) and settings.anchor_drop_path is not None:
+        _set_drop_path(model, settings.anchor_drop_path)
     for norm in _batch_norms(model):
         norm.momentum = norm.momentum if settings.bn_momentum is None else settings.bn_momentum
         norm.eps = norm.eps if settings.bn_eps is None else settings.bn_eps
+
+
+def _set_drop_path(model: SNNet, rates: Sequence[float]) -> None:
+    """Give all blocks of an anchor one rate of stochastic depth; those of timm grow from block to block."""
+    if len(rates) != len(model.views):
+        raise InputError(
+            f"--anchor-drop-path is {[*rates]}; give a rate for each of the anchors {', '.join(model.views)}"
+        )
+    for rate, (label, anchor) in zip(rates, model.views.items(), strict=True):
+        places = [name for name, _ in anchor.model.named_modules() if _DROP_PATH.fullmatch(name)]
+        if rate and not places:
+            raise InputError(f"anchor '{label}' has no drop path; set its rate in --anchor-drop-path to 0")
+        for name in places:
+            anchor.model.set_submodule(name, DropPath(rate))  # where timm's rate is 0, there is none to change
 
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:

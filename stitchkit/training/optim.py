@@ -86,7 +86,9 @@ def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
             param_groups_layer_decay, layer_decay=optim.layer_decay, min_scale=optim.layer_decay_min_scale,
             no_opt_scale=optim.layer_decay_no_opt_scale,
         )  # fmt: skip
-    groups = _times(param_groups_weight_decay(model.stitch_layers, optim.weight_decay), optim.stitch_lr_scale)
+    groups = []
+    for part in (model.stitch_layers, model.updates):  # all of them are new weights
+        groups += _times(param_groups_weight_decay(part, optim.weight_decay), optim.stitch_lr_scale)
     for anchor in model.anchors:
         groups += _times(of_anchor(anchor, optim.weight_decay), optim.base_lr_scale)
     return groups

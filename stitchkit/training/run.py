@@ -27,7 +27,7 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     With `--dry-run`, only say what the run would do. Nothing is overwritten if anything cannot be used.
     """
     plan = plan_network(recipe) if recipe.model.anchors else None
-    config = config if plan is None else plan.config
+    config = config if plan is None else plan.config.with_updates(recipe.stitch)
     check_names(recipe, config)
     run = recipe.run
     # An evaluation and a training write different files, so they may run at the same time.

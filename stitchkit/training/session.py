@@ -104,5 +104,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
 
 def engine_settings(recipe: Recipe) -> EngineSettings:
     """The settings of a recipe that the engine needs."""
-    dist_bn = "" if recipe.distributed.sync_bn else recipe.distributed.dist_bn  # synchronised batch norms agree
+    # Synchronised batch norms agree, and those of frozen anchors must not change, not even by the rounding of a mean.
+    is_settled = recipe.distributed.sync_bn or recipe.stitch.freezes_anchors
+    dist_bn = "" if is_settled else recipe.distributed.dist_bn
     return EngineSettings.pick(recipe.flat(), checkpoint_interval=recipe.run.recovery_interval, dist_bn=dist_bn)

@@ -18,15 +18,26 @@ _LOSSES = "losses.csv"
 
 
 def write_summary(
-    folder: Path, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score], labels: Sequence[str]
-) -> None:
+    folder: Path, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score], labels: Sequence[str],
+    alone: Mapping[str, float],
+) -> None:  # fmt: skip
     """Append an epoch: its mean training loss, the learning rate of its last step, and the scores of its validation.
 
-    Scores are by label; `labels` are all labels of this run, and those without a score stay empty.
+    Scores are by label; `labels` are all labels of this run, and those without a score stay empty. `alone` are the
+    accuracies of anchors before the training.
     """
-    figures = {f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in labels}
+    figures: dict[str, object] = {
+        f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in labels
+    }
+    changes = changes_of(scores, alone)
+    figures |= {f"eval_{label}_change": changes.get(label, "") for label in alone}
     row = {"epoch": epoch, "train_loss": loss, **figures, "lr": rate}
     _append(folder / _NAME, list(row), [row.values()])
+
+
+def changes_of(scores: Mapping[str, Score], alone: Mapping[str, float]) -> dict[str, float]:
+    """The change of each anchor's accuracy against itself alone, in points, by label."""
+    return {label: scores[label].acc1 - acc1 for label, acc1 in alone.items() if label in scores}
 
 
 def read_summary(folder: Path) -> list[dict[str, float | None]]:

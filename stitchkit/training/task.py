@@ -23,8 +23,10 @@ from stitchkit.networks.create import create_model
 from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.networks.timm_model import TimmModel, as_timm
-from stitchkit.settings.recipe import Recipe, StitchRecipe
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.data import weights_dtype
+from stitchkit.training.preserve import Replay
 from stitchkit.training.samplers import Sampler
 
 _logger = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class StitchTask(Task):
         criterion: Loss function of logits and labels.
         sampler: Draws the stitches of a step; None trains a plain model.
         teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
+        replay: Draws anchors more often, and teaches them in place of the teacher.
         settings: Kind, share and temperature of the teacher's loss.
         mean: Mean with which images are normalised for the student, and in the same way `std`; the teacher has its own.
 
@@ -51,6 +54,7 @@ class StitchTask(Task):
         *,
         sampler: Sampler | None = None,
         teacher: DistillationTeacher | None = None,
+        replay: Replay | None = None,
         settings: StitchRecipe | None = None,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
@@ -61,6 +65,7 @@ class StitchTask(Task):
         self.sampler = sampler
         self.num_routes = max(sampler.cfg_ids) + 1 if sampler else 0
         self.teacher = teacher
+        self.replay = replay
         self.settings = settings or StitchRecipe()
         if teacher is not None:
             for name, value in (("mean", mean), ("std", std)):
@@ -69,7 +74,9 @@ class StitchTask(Task):
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """Each `cfg_id` that the sampler draws; none for a plain model."""
-        return self.sampler.draw(step, rank) if self.sampler else ()
+        if self.sampler is None:
+            return ()
+        return self.replay.draw(self.sampler.draw, step, rank) if self.replay else self.sampler.draw(step, rank)
 
     def choose(self, routes: tuple[int, ...], images: torch.Tensor, labels: torch.Tensor) -> tuple[int, ...]:
         """What the sampler takes of them; ranks that share a draw agree."""
@@ -117,10 +124,11 @@ class StitchTask(Task):
         return self.sampler.kept() if self.sampler else {}
 
     def train(self, mode: bool = True) -> StitchTask:
-        """Set the mode; the teacher stays in evaluation mode."""
+        """Set the mode; teachers stay in evaluation mode."""
         super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
+        for teacher in (self.teacher, self.replay):
+            if teacher is not None:
+                teacher.eval()
         return self
 
     def forward(
@@ -132,13 +140,18 @@ class StitchTask(Task):
         Labels of images `[B, C, H, W]` are class numbers `[B]`, or from mixup class probabilities `[B, num_classes]`.
         """
         logits, taught = self._both_logits(images, cfg_id)
-        loss = self.criterion(logits, labels)
-        if self.teacher is not None:
-            alpha = self.settings.distillation_alpha
+        loss, alpha = self.criterion(logits, labels), self.settings.distillation_alpha
+        if self.replay is not None and cfg_id in self.replay.anchors:
+            wanted = self.replay(images, cfg_id)
+            # A copy in evaluation mode gives the mean of both if the network is a distilled one.
+            loss = (1 - alpha) * loss + alpha * self._divergence((logits + taught) / 2, wanted)
+        elif self.teacher is not None:
             loss = (1 - alpha) * loss + alpha * self._teacher_loss(images, taught)
         for other in taught_by_it:
             assert self.sampler is not None, "it drew them"
-            loss = loss + self.sampler.divergence(self._both_logits(images, other)[0], logits.detach())
+            has_copy = self.replay is not None and other in self.replay.anchors
+            wanted = self.replay(images, other) if self.replay and has_copy else logits.detach()
+            loss = loss + self.sampler.divergence(self._both_logits(images, other)[0], wanted)
         return {"loss": loss, "output": logits}
 
     def _both_logits(self, images: torch.Tensor, cfg_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,6 +165,9 @@ class StitchTask(Task):
             wanted = self.teacher(self.teacher.normalize_input(images, self.student_mean, self.student_std))
         if self.settings.distillation_type == "hard":
             return F.cross_entropy(logits, wanted.argmax(1))
+        return self._divergence(logits, wanted)
+
+    def _divergence(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         # tau squared keeps the size of the gradient independent of tau (Hinton et al., section 2)
         tau = self.settings.distillation_tau
         given, wanted = (F.log_softmax(x / tau, dim=1) for x in (logits, wanted))
@@ -161,7 +177,7 @@ class StitchTask(Task):
 def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
     std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
-    class_weights: torch.Tensor | None = None,
+    class_weights: torch.Tensor | None = None, replay: Replay | None = None,
 ) -> StitchTask:  # fmt: skip
     """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`."""
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
@@ -175,8 +191,8 @@ def create_task(
     if class_weights is not None:
         class_weights = class_weights.to(device, dtype)
     return StitchTask(
-        model, _create_criterion(recipe, class_weights), sampler=sampler, teacher=teacher, settings=stitch, mean=mean,
-        std=std, device=device, dtype=dtype,
+        model, _create_criterion(recipe, class_weights), sampler=sampler, teacher=teacher, replay=replay,
+        settings=stitch, mean=mean, std=std, device=device, dtype=dtype,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -28,9 +28,10 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.network import uncompiled
 from stitchkit.training.optim import create_optimisation
+from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
 from stitchkit.training.samplers import Sampler, create_sampler
 from stitchkit.training.session import Session, engine_settings
-from stitchkit.training.summary import cut_summaries, write_fit, write_losses, write_summary
+from stitchkit.training.summary import changes_of, cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.training.task import create_task
 
 _logger = logging.getLogger(__name__)
@@ -44,29 +45,34 @@ _EMA = "_ema"
 def train(session: Session, checkpoints: Checkpoints) -> None:
     """Train from the start, or from `--resume`, to the last epoch."""
     recipe, world, folder = session.recipe, session.world, session.folder
-    trainer, epochs, position = _prepare(session, checkpoints)
+    trainer, epochs, position, untouched = _prepare(session, checkpoints)
     from_primary(world, lambda: _tidy(session, checkpoints, epochs))
     tracking = open_tracking(session, epochs.start)
+    more = header(session) | untouched.state()
 
     def save_within(epoch: int, _: Position, state: Mapping[str, object]) -> Path:
-        return checkpoints.save_within({**state, **header(session)}, epoch=epoch)
+        return checkpoints.save_within({**state, **more}, epoch=epoch)
 
     def finish(trained: TrainedEpoch) -> None:
         epoch, loss, stitches = trained.number, trained.loss, trained.position.route_losses
         is_due = epoch + 1 == epochs.stop or (epoch + 1) % recipe.run.val_interval == 0
         networks = _networks(session, trainer)
-        scores = _validate(session, trainer, networks, epochs, trained) if is_due else {}
+        scores = _validate(session, trainer, networks, trained.after_batch) if is_due else {}
+        if scores:
+            _say_scores(trained.number + 1, epochs.stop, scores, untouched)
         check_finite(trainer, epoch, [found.loss for found in scores.values()])
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
-            write_summary(folder, epoch, loss=loss, rate=trained.position.rate, scores=scores, labels=list(networks))
+            labels, rate = list(networks), trained.position.rate
+            write_summary(folder, epoch, loss=loss, rate=rate, scores=scores, labels=labels, alone=untouched.alone)
             if isinstance(session.model, SNNet):
                 write_losses(folder, epoch, session.model.space, stitches)
-            state = training_state(trainer) | header(session)
+            state = training_state(trainer) | more
             checkpoints.save(state, epoch=epoch, metric=_metric(scores, recipe.run.eval_metric))
         figures: dict[str, float] = {"train_loss": loss, "lr": trained.position.rate}
         for label, found in scores.items():
             figures |= {f"eval_{label}_{key}": value for key, value in found.figures.items()}
+        figures |= {f"eval_{label}_change": value for label, value in changes_of(scores, untouched.alone).items()}
         figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}
         tracking.log(figures, epoch=epoch)
 
@@ -102,8 +108,8 @@ def _metric(scores: Mapping[str, Score], name: str) -> float:
     return sum(own) / len(own) if own else float("-inf")
 
 
-def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range, Position | None]:
-    """The trainer, the epochs to train, and where in the first of them to resume."""
+def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range, Position | None, UntouchedAnchors]:
+    """The trainer, the epochs to train, where in the first of them to resume, and the anchors before the training."""
     recipe, model, world, loaders = session.recipe, session.model, session.world, session.loaders
     loader, resume, content = loaders.train, recipe.run.resume or "", None
     assert loader is not None, "training opens the training split"
@@ -113,10 +119,13 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     if isinstance(model, SNNet):
         _prepare_stitching(session, model, loader, is_fresh=content is None and not recipe.model.initial_checkpoint)
         sampler = _create_sampler(model, recipe)
+    untouched = UntouchedAnchors(
+        Replay(model) if isinstance(model, SNNet) and recipe.stitch.preserve == "replay" else None
+    )
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task = create_task(
         model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-        classes=session.classes, sampler=sampler, class_weights=session.class_weights,
+        classes=session.classes, sampler=sampler, class_weights=session.class_weights, replay=untouched.replay,
     )  # fmt: skip
     trainer = Trainer(
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),
@@ -126,7 +135,10 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start, position = restore(content, recipe, trainer)
+        untouched.restore(content, resume)
         checkpoints.resumed(resume, content)
+    elif isinstance(model, SNNet):
+        untouched.alone = _accuracies_alone(session, trainer, model)
     if recipe.schedule.start_epoch is not None:
         start = recipe.schedule.start_epoch
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
@@ -135,7 +147,7 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
         "%s of %s, %s, learning rate %.3g, into %s", counted(how.epochs, "epoch"),
         counted(how.updates_per_epoch, "step"), recipe.optim.opt, how.rate, session.folder,
     )  # fmt: skip
-    return trainer, range(start, how.epochs), position
+    return trainer, range(start, how.epochs), position, untouched
 
 
 def _create_sampler(model: SNNet, recipe: Recipe) -> Sampler:
@@ -174,8 +186,7 @@ def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fre
             "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)",
             len(residuals), mean,
         )  # fmt: skip
-    if not settings.fulltune:
-        model.freeze_anchors()
+    freeze(model, settings)
 
 
 def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, int | None]]:
@@ -192,17 +203,32 @@ def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, 
     }
 
 
+def _accuracies_alone(session: Session, trainer: Trainer, model: SNNet) -> dict[str, float]:
+    """The accuracy of each anchor before the training, by label, in percent."""
+    scores = _validate(session, trainer, {label: (model, cfg_id) for cfg_id, label in enumerate(model.views)})
+    accuracies = {label: found.acc1 for label, found in scores.items()}
+    _logger.info("anchors alone  acc1  %s", "  ".join(f"{label} {acc1:.2f}" for label, acc1 in accuracies.items()))
+    if session.recipe.stitch.preserve != "none":
+        warn_of_guesses(accuracies, model.num_classes)
+    return accuracies
+
+
 def _validate(
-    session: Session, trainer: Trainer, networks: Mapping[str, tuple[nn.Module, int | None]], epochs: range,
-    trained: TrainedEpoch,
+    session: Session, trainer: Trainer, networks: Mapping[str, tuple[nn.Module, int | None]],
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Score]:  # fmt: skip
     world, scores = session.world, {}
     for label, (network, cfg_id) in networks.items():
-        batches = batches_of(session.loaders.validation, world, label, trained.after_batch)
+        batches = batches_of(session.loaders.validation, world, label, after_batch)
         scores[label] = evaluate_stitch(network, cfg_id, batches, device=world.device, autocast=trainer.autocast)
-    said = "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items())
-    _logger.info("epoch %d/%d  acc1  %s", trained.number + 1, epochs.stop, said)
     return scores
+
+
+def _say_scores(number: int, count: int, scores: Mapping[str, Score], untouched: UntouchedAnchors) -> None:
+    """Log the accuracies of an epoch, and how each anchor's has changed since before the training."""
+    said = "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items())
+    changes = "  ".join(f"{label} {change:+.2f}" for label, change in changes_of(scores, untouched.alone).items())
+    _logger.info("epoch %d/%d  acc1  %s%s", number, count, said, f"  against alone  {changes}" if changes else "")
 
 
 def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool) -> None:

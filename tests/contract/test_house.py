@@ -34,6 +34,7 @@ FLOORS = {
     "stitchkit/model": 4,
     "stitchkit/data": 4,
     "stitchkit/measure": 5,
+    "stitchkit/choose": 6,
     "stitchkit/engine": 6,
     "stitchkit/training": 7,
     "stitchkit/ship": 8,

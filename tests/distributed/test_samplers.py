@@ -8,7 +8,7 @@ from torch import nn
 from stitchkit.cli import main
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.measure.profile import Profiler
-from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers import SAMPLERS, create_sampler
 from stitchkit.training.task import StitchTask
 from tests.distributed.forks import end, kill_once_there

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers import SAMPLERS, best_of, cost_bins, importance, sandwich
 from tests.support import ROOT, demo_folder
 

@@ -1,4 +1,4 @@
-"""Laws 3, 4 and 5 for the five published configurations: their spaces, FLOPs and logits."""
+"""Laws 3, 4 and 5 for the published configurations: their spaces, FLOPs and logits."""
 
 import argparse
 import importlib.util
@@ -18,7 +18,10 @@ from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchkit.settings.stitch_config import StitchConfig
 from tests.support import ROOT, mostly_full
 
-PUBLISHED = {"deit_ti_s_b": 71, "swin_ti_s_b": 41, "resnet18_resnet50": 10, "resnet18_swin_ti": 8, "levit_192_256": 8}
+PUBLISHED = {
+    **{"deit_ti_s_b": 71, "swin_ti_s_b": 41, "resnet18_resnet50": 10, "resnet18_swin_ti": 8, "levit_192_256": 8},
+    "deit3_s_l": 134,
+}
 SMALL = ("resnet18_resnet50", "resnet18_swin_ti", "levit_192_256")
 
 
@@ -28,9 +31,10 @@ class Reference:
     def __init__(self, name, shared):
         self.name = name
         self.config = ROOT / f"configs/{name}.json"
-        self.file = shared / f"golden/{name}.json"
+        version = "snnetv2_" if name.startswith("deit3") else ""
+        self.file = shared / f"golden/{version}{name}.json"
         self.content = json.loads(self.file.read_text())
-        self.ledger = read_rows(shared / f"published/{name}.jsonl")
+        self.ledger = read_rows(shared / f"published/{version}{name}.jsonl")
         spec = importlib.util.spec_from_file_location("fill", shared / "golden/fill.py")
         self.fill = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.fill)
@@ -60,10 +64,11 @@ def released(reference, tmp_path_factory):
 
 
 def test_law_3_published_space(model, reference):
-    labels = list(model.views)
-    assert len(model.space) == reference.content["num_stitches"] == PUBLISHED[reference.name]
-    for cfg_id, expected in reference.content["stitch_configs"].items():
-        stitch = model.space[int(cfg_id)]
+    labels, stitches = list(model.views), reference.content["stitch_configs"]
+    assert len(model.space) == PUBLISHED[reference.name]
+    assert [*model.space.ids] == reference.content.get("all_cfgs", [*range(len(stitches))])
+    for cfg_id, stitch in model.space.stitches.items():
+        expected = stitches[str(cfg_id)]
         assert [labels.index(segment.anchor) for segment in stitch.segments] == expected["comb_id"]
         blocks, layers = [], []
         for joint in stitch.joints:
@@ -71,7 +76,9 @@ def test_law_3_published_space(model, reference):
             skipped = [sum(model.views[label].depths[:stage]) for label in (joint.front, joint.end)]
             blocks.append([joint.front_block - skipped[0], joint.end_block - skipped[1]])
             layers.append(model.space.layers[joint][-1])
-        assert (blocks, layers) == (expected["stitch_cfgs"], expected["stitch_layers"])
+        # SN-Netv2 names them otherwise, and ends the list with the layer after the last part, which does nothing.
+        numbers = expected.get("stitch_layers", expected.get("stitch_layer_ids", [])[:-1])
+        assert (blocks, layers) == (expected.get("stitch_cfgs", []), numbers)
 
 
 @pytest.mark.parametrize("reference", mostly_full(PUBLISHED, quick=["deit_ti_s_b", *SMALL]), indirect=True)
@@ -84,6 +91,7 @@ def test_law_4_published_flops(reference, tmp_path):
     assert list(ours[0]) == ["cfg_id", "stitch", "flops", "params", "activations"]
 
 
+@pytest.mark.parametrize("reference", mostly_full([*PUBLISHED][:-1], quick=SMALL), indirect=True)
 def test_law_5_published_weights_give_the_published_logits(model, reference, released):
     assert stitchkit.load_checkpoint(model, released)["epoch"] == 49
     x = reference.fill.images()
@@ -91,6 +99,20 @@ def test_law_5_published_weights_give_the_published_logits(model, reference, rel
         for cfg_id, published in reference.content["logits"].items():
             model.reset_stitch_id(int(cfg_id))
             torch.testing.assert_close(model(x)[:, :8], torch.tensor(published), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("reference", ["deit3_s_l"], indirect=True)
+@pytest.mark.parametrize("some", mostly_full([True, False], quick=[True]))
+def test_law_5_published_logits_of_snnetv2(some, model, reference, released):
+    """An anchor and a route of each kind, or all of them; in one pass, which shares their work, of one image."""
+    stitchkit.load_checkpoint(model, released)
+    cfg_ids = [0, 2, 24, 79, 80] if some else model.space.ids
+    published = {cfg_id: torch.tensor(reference.content["logits"][str(cfg_id)]) for cfg_id in cfg_ids}
+    with torch.inference_mode():
+        logits = model.forward_all(reference.fill.images()[:1], cfg_ids)
+    assert logits.keys() == published.keys()
+    for cfg_id, found in logits.items():
+        torch.testing.assert_close(found[:, :8], published[cfg_id], rtol=1e-3, atol=1e-3)
 
 
 def test_released_names_and_shapes_become_ours(model, reference, released):

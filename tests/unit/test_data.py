@@ -69,6 +69,41 @@ def test_probabilities_of_colour_changes_reach_the_images(loaders):
     assert asked["RandomGrayscale"].p == 0.3
 
 
+@pytest.mark.parametrize("settings", [{}, {"no_prefetcher": True}, {"aug_splits": 2}])
+def test_the_crop_of_deit_3_keeps_the_scale_and_mirrors_a_border(settings, loaders):
+    """Each crop is a window of the image with 4 mirrored pixels around it, shorter side 16, perhaps flipped."""
+    made = loaders(**settings, train_crop_mode="src", color_jitter=0.0, train_interpolation="bicubic", max_unreadable=0)
+    data, mean, std = made.train.dataset, torch.tensor(MODEL["mean"]), torch.tensor(MODEL["std"])
+    images, _ = first_batch(made.train)
+    crops = (images[:8].permute(0, 2, 3, 1) * std + mean).mul(255).round().numpy()
+    originals = getattr(data, "dataset", data)
+    originals = getattr(originals, "dataset", originals)
+    paths = [originals.reader.filename(index, absolute=True) for index in range(len(originals))]
+    padded = [np.pad(np.asarray(Image.open(path)), ((4, 4), (4, 4), (0, 0)), "reflect") for path in paths]
+    assert padded[0].shape == (24, 24, 3), "the images have the size of the crop"
+    places = set()
+    for crop in crops:
+        places |= {
+            (top, left)
+            for one in padded for top in range(9) for left in range(9) for flip in (1, -1)
+            if np.array_equal(one[top : top + 16, left : left + 16][:, ::flip], crop)
+        }  # fmt: skip
+    assert len(places) >= 5, places
+
+
+def test_three_augment_is_the_policy_of_timm(loaders):
+    """One of grey, solarised or blurred for each image, and colour jitter after it, which other policies switch off."""
+    steps = transforms(loaders(aa="3a", color_jitter=0.3, train_crop_mode="src").train)
+    (solarize,), (grey,), (blur,) = steps["AutoAugment"].policy
+    assert [(op.name, op.prob, op.level_fn(op.magnitude, {})[0]) for op in (solarize, grey, blur)] == [
+        ("Solarize", 1.0, 128), ("Desaturate", 1.0, 1.0), ("GaussianBlurRand", 1.0, 1.0),
+    ]  # fmt: skip
+    assert steps["ColorJitter"].brightness == (0.7, 1.3)
+    assert [*steps].index("AutoAugment") < [*steps].index("ColorJitter")
+    assert steps["RandomCrop"].size == (16, 16)
+    assert "RandomResizedCropAndInterpolation" not in steps
+
+
 def test_channels_choose_how_an_image_is_read(loaders):
     images, _ = first_batch(loaders((1, 16, 16), in_chans=1, no_aug=True).train)
     assert images.shape == (8, 1, 16, 16)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from timm.layers import DropBlock2d, LayerNorm
+from timm.layers import DropBlock2d, DropPath, LayerNorm
 from timm.layers.split_batchnorm import SplitBatchNorm2d
 from torch import nn
 from torch._dynamo import register_backend
@@ -14,7 +14,7 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.network import check_device, check_names, create_network, input_size, place_network, uncompiled
-from tests.support import family_snnet, pico_anchor, pico_config, pico_images, pico_snnet, randomize
+from tests.support import SPACES, family_snnet, pico_anchor, pico_config, pico_images, pico_snnet, randomize
 
 # torch looks at gradients where there are none while it compiles.
 COMPILES = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -323,7 +323,7 @@ def test_a_compiler_that_is_not_there_is_named(backend, mode):
     ("settings", "said"),
     [
         ({"interpolation": "bicubik"}, "interpolation: unknown value 'bicubik'; did you mean 'bicubic'"),
-        ({"train_crop_mode": "foo"}, "train_crop_mode: unknown value 'foo'; allowed: rrc, rkrc, rkrr"),
+        ({"train_crop_mode": "foo"}, "train_crop_mode: unknown value 'foo'; allowed: rrc, rkrc, rkrr, src"),
         ({"mean": [0.1, 0.2]}, r"--mean is \[0.1, 0.2\]; set one value, or one for each of 3 channels"),
         ({"torchcompile": "nonsense"}, "cannot compile with backend 'nonsense'"),
     ],
@@ -331,6 +331,38 @@ def test_a_compiler_that_is_not_there_is_named(backend, mode):
 def test_values_that_do_not_fit_are_found_before_the_data_are_opened(settings, said):
     with pytest.raises(InputError, match=said):
         check_names(make_recipe({"model": "resnet18", **settings}), None)
+
+
+def rates(anchor):
+    return [part.drop_prob for part in anchor.model.modules() if isinstance(part, DropPath)]
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "NCHW, layer norm", "NLC, class token"])
+def test_each_anchor_has_one_rate_of_drop_path_in_all_blocks(family):
+    """timm's rate grows from 0 at the first block; in DeiT-3 and SN-Netv2 it is constant."""
+    config = StitchConfig.parse(SPACES[family])
+    given = [0.05, 0.4, 0.0][: len(config.anchors)]
+    model = create_network(make_recipe({"pretrained": False, "anchor_drop_path": given}), config, None)
+    plain = create_network(make_recipe({"pretrained": False}), config, None)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    plain.load_state_dict(model.state_dict())
+    x = pico_images(8, model.input_size[-1])
+    for cfg_id, (rate, anchor) in enumerate(zip(given, model.views.values(), strict=True)):
+        assert set(rates(anchor)) == {rate}
+        assert len(rates(anchor)) >= sum(anchor.depths), "the first block too"
+        assert torch.equal(model.eval()(x, cfg_id), plain.eval()(x, cfg_id))
+    randomize(model)
+    assert not torch.equal(model.train()(x, 1), model.eval()(x, 1)), "it drops paths when it trains"
+
+
+def test_rates_of_drop_path_that_do_not_fit_are_refused():
+    with pytest.raises(
+        InputError, match=r"--anchor-drop-path is \[0.1\]; give a rate for each of the anchors ti, s, b"
+    ):
+        snnet(anchor_drop_path=[0.1])
+    resnets = [{"name": "torchvision/resnet18", "label": label} for label in "ab"]
+    with pytest.raises(InputError, match="anchor 'b' has no drop path; set its rate in --anchor-drop-path to 0"):
+        snnet(resnets, anchor_drop_path=[0.0, 0.1], img_size=32)
 
 
 @pytest.mark.parametrize("key", ["pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"])

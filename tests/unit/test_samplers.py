@@ -12,9 +12,9 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.profile import Profiler
 from stitchkit.settings.flags import resolve
-from stitchkit.settings.recipe import StitchRecipe
 from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.network import check_names
 from stitchkit.training.samplers import SAMPLERS, create_sampler
 from stitchkit.training.samplers.cost_bins import budget_bins, cost_bins

@@ -15,8 +15,8 @@ from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.timm_flags import REFUSED
 from tests.support import ROOT, write_config
 
-# timm's launcher of old gives it to each process; it is not in the list of flags.
-UNLISTED = {("--local-rank",)}
+# timm's launcher of old gives the first to each process; the others are of the released command of SN-Netv2.
+UNLISTED = {("--local-rank",), ("--dist-eval",), ("--get-flops",)}
 
 # Our own spellings of timm's flags stand beside them.
 OURS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from stitchkit.errors import unknown
-from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers.best_of import BestOf
 from stitchkit.training.samplers.cost_bins import CostBins
 from stitchkit.training.samplers.importance import Importance

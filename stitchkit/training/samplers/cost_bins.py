@@ -9,8 +9,8 @@ import numpy as np
 
 from stitchkit.display import counted, quantity
 from stitchkit.errors import InputError
-from stitchkit.settings.recipe import StitchRecipe
 from stitchkit.settings.schema import budget_list
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers.sampler import Sampler
 
 _logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers.cost_bins import CostBins
 
 _DECAY = 0.9

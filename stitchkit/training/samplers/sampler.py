@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from stitchkit.settings.recipe import StitchRecipe
+from stitchkit.settings.stitch_recipe import StitchRecipe
 
 
 class Sampler(ABC):

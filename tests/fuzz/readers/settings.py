@@ -120,7 +120,9 @@ _FLAGS = [
 READERS = {
     "stitch configuration": Reader("fuzzed.yml", shipped("*.json"), stitchkit.StitchConfig.load),
     "stitch configuration, JSON": Reader("fuzzed.json", shipped("*.json", JSON), stitchkit.StitchConfig.load),
-    "network of a stitch configuration": Reader("fuzzed.yml", [Seed(pico_config(), SETTINGS)], _create_snnet),
+    "network of a stitch configuration": Reader(
+        "fuzzed.yml", [Seed(pico_config(joints=["ti[0] > s[1]", "s[2] > b[2]"]), SETTINGS)], _create_snnet
+    ),
     "recipe": Reader("fuzzed.yml", _recipes(), lambda path: check(gather({"config": str(path)})[0])),
     "job": Reader("fuzzed.yml", shipped("assembly/*.yml"), _load_job),
     "network of a job": Reader(

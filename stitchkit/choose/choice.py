@@ -1,0 +1,76 @@
+"""The choice of joints by a score, at every cost."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stitchkit.choose.chooser import joint_routes
+from stitchkit.errors import InputError
+from stitchkit.measure.profile import Profiler
+from stitchkit.model.snnet import SNNet
+from stitchkit.routes import Joint
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A joint to choose or to leave.
+
+    Args:
+        stitch: Name of the stitch that passes through it alone.
+        flops: Of this stitch.
+        bucket: Number of its part of the range of FLOPs between its anchors, from 0.
+    """
+
+    joint: Joint
+    stitch: str
+    flops: int
+    bucket: int
+
+
+def candidates(model: SNNet, buckets: int) -> list[Candidate]:
+    """All joints to choose from; between any two anchors, the range of FLOPs is split into equal buckets.
+
+    A joint whose stitch costs less or more than both anchors belongs to the first or the last one.
+    """
+    profiler = Profiler(model)
+    anchors = [model.space[cfg_id] for cfg_id in range(model.space.num_anchors)]
+    alone = {anchor.segments[0].anchor: profiler.cost(anchor).flops for anchor in anchors}
+    found = []
+    for joint, cfg_id in joint_routes(model).items():
+        low, high = sorted((alone[joint.front], alone[joint.end]))
+        flops = profiler.cost(cfg_id).flops
+        place = (flops - low) * buckets // max(high - low, 1)  # in whole numbers, so that limits are exact
+        bucket = min(max(place, 0), buckets - 1)
+        found.append(Candidate(joint, model.space[cfg_id].name, flops, bucket))
+    return found
+
+
+def least_scores(given: Sequence[Candidate], scores: Mapping[Joint, float]) -> dict[Joint, float]:
+    """For each joint the lowest score in its bucket between the same anchors, in the same direction."""
+    groups: dict[tuple[str, str, int], list[Joint]] = defaultdict(list)
+    for one in given:
+        groups[one.joint.front, one.joint.end, one.bucket].append(one.joint)
+    return {joint: min(scores[other] for other in group) for group in groups.values() for joint in group}
+
+
+def check_scores(given: Sequence[Candidate], scores: Mapping[Joint, float]) -> None:
+    """Refuse scores of which one is missing, negative or not finite."""
+    for one in given:
+        score = scores.get(one.joint, math.nan)
+        if not 0 <= score < math.inf:
+            raise InputError(
+                f"the score of {one.joint} is {score}, not a finite number from 0; check weights and images, or the "
+                "chooser"
+            )
+
+
+def keep(given: Sequence[Candidate], scores: Mapping[Joint, float], tau: float) -> list[Joint]:
+    """The joints whose score is at most 1 + `tau` times the lowest of their bucket, in the order given.
+
+    Source: KLAS, for Gamma.
+    """
+    least = least_scores(given, scores)
+    return [one.joint for one in given if scores[one.joint] <= (1 + tau) * least[one.joint]]

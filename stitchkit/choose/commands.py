@@ -1,0 +1,145 @@
+"""The command that chooses joints before training: `choose`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from stitchkit.display import aligned, counted
+from stitchkit.errors import InputError
+from stitchkit.parser import Command, add_device_flag, add_network_flags, new_file
+from stitchkit.settings.schema import Count, Natural, Settings, parse
+
+if TYPE_CHECKING:
+    from stitchkit.choose.images import SomeImages
+    from stitchkit.measure.ledger import Row
+
+
+@dataclass(frozen=True)
+class ChooseSettings(Settings):
+    """How joints are chosen; each setting is a flag of `stitchkit choose`."""
+
+    buckets: Count = 20
+    tau: Annotated[float, Field(ge=0)] = 0.05
+    images: Annotated[int, Field(strict=True, ge=2)] = 2048
+    seed: Natural = 0
+    batch_size: Count = 32
+    workers: Natural = 4
+
+
+def _add_choose_flags(parser: argparse.ArgumentParser) -> None:
+    about = "data set with a training split, as in stitchkit train, or a folder of images without labels"
+    parser.add_argument("data", nargs="?", metavar="DATA", help=about)
+    parser.add_argument("--dataset", default="", metavar="NAME", help="name of the data set, as in stitchkit train")
+    add_network_flags(parser)
+    about = "klas, klas-label-free, cka, residual or task-loss; of several (A,B) the first chooses, and all are stored"
+    parser.add_argument("--by", default="klas", metavar="NAME", help=about)
+    about = "equal parts of the FLOPs between two anchors, in each of which joints compete"
+    parser.add_argument("--buckets", type=int, metavar="N", help=about)
+    about = "keep joints with a score up to this share over the lowest of their bucket"
+    parser.add_argument("--tau", type=float, metavar="SHARE", help=about)
+    about = "first keep only the two anchors whose predictions agree most (Theta of KLAS)"
+    parser.add_argument("--pair", action="store_true", help=about)
+    parser.add_argument("--images", type=int, metavar="N", help="images to score on, drawn from the training split")
+    parser.add_argument("--seed", type=int, metavar="N", help="decides which images these are, and what choosers draw")
+    parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images at a time")
+    parser.add_argument("-j", "--workers", type=int, metavar="N", help="loader processes, at most one for each core")
+    parser.add_argument("--no-pretrained", action="store_true", help="random weights, without any download")
+    parser.add_argument("-o", "--output", metavar="FILE", help="configuration to write, e.g. chosen.json")
+    about = "ledger of a trained SN-Net of these anchors: rank correlation of each score with its accuracies"
+    parser.add_argument("--compare", metavar="LEDGER", help=about)
+    about = "with --compare: a .scores.csv of an earlier choice, in place of DATA and a configuration"
+    parser.add_argument("--scores", metavar="FILE", help=about)
+    parser.set_defaults(**asdict(ChooseSettings()))
+    add_device_flag(parser)
+
+
+def _choose(flags: argparse.Namespace) -> None:
+    from stitchkit.measure.ledger import read_rows
+
+    rows = read_rows(flags.compare) if flags.compare else []
+    if flags.scores:
+        if not flags.compare or flags.data or flags.stitch_config or flags.output:
+            raise InputError("--scores goes with --compare LEDGER alone; leave out DATA, --stitch_config and -o")
+        _compare(Path(flags.scores), rows, flags.compare)
+        return
+    if not (flags.data or flags.dataset) or not flags.stitch_config or not flags.output:
+        raise InputError(
+            "give DATA, --stitch_config CONFIG and -o chosen.json, or --compare LEDGER with --scores FILE of a choice"
+        )
+    _write_choice(flags)
+    if flags.compare:
+        from stitchkit.choose.scores_file import scores_file
+
+        _compare(scores_file(Path(flags.output)), rows, flags.compare)
+
+
+def _write_choice(flags: argparse.Namespace) -> None:
+    settings = parse(
+        ChooseSettings,
+        {field.name: getattr(flags, field.name) for field in fields(ChooseSettings)},
+        name=lambda key: f"--{key.replace('_', '-')}",
+    )
+    output = new_file(flags.output)
+    if output.suffix != ".json":
+        raise InputError(f"'{output}' must be a JSON file; give a name that ends with .json")
+    import torch
+
+    from stitchkit.choose.choose import check_choosers, choose, closest_pair, write_config
+    from stitchkit.choose.images import SomeImages, has_labels, open_some
+    from stitchkit.choose.scores_file import scores_file, write_scores
+    from stitchkit.distributed import choose_device
+    from stitchkit.model.create import create_snnet
+    from stitchkit.networks.data_config import data_config_of
+    from stitchkit.settings.stitch_config import StitchConfig
+
+    new_file(str(scores_file(output)))
+    config, by, device = StitchConfig.load(flags.stitch_config), flags.by.split(","), choose_device(flags.device)
+    data = (flags.data or "", flags.dataset)
+    check_choosers(by, has_labels=has_labels(*data))
+    options: dict[str, Any] = {"pretrained": not flags.no_pretrained}
+    for key in ("num_classes", "img_size"):
+        options[key] = config.recipe.get(key) if (given := getattr(flags, key)) is None else given
+    torch.manual_seed(settings.seed)  # for weights that are random
+    model = create_snnet(config, **options).to(device).eval()
+    images = open_some(*data, channels=model.in_chans)
+    prepared = data_config_of({}, model.input_size, model.pretrained_cfg)
+
+    def batches(what: str) -> SomeImages:
+        given = asdict(settings)
+        sampling = {key: given[key] for key in ("batch_size", "seed", "workers")}
+        return SomeImages(images, prepared, count=settings.images, device=device, what=what, **sampling)
+
+    if flags.pair:
+        config, table = closest_pair(config, model, batches("anchors"))
+        print(f"{table}\nkept: {' and '.join(anchor.label for anchor in config.anchors)}, whose predictions agree most")
+        model = create_snnet(config, **options).to(device).eval()
+    choice = choose(model, batches, by, buckets=settings.buckets, tau=settings.tau, seed=settings.seed)
+    chosen = write_config(output, config, choice.kept)
+    write_scores(scores_file(output), choice.candidates, choice.scores, choice.kept)
+    left = len(chosen.space_of([*model.views.values()]))
+    print(
+        f"{choice.table}\n"
+        f"{len(choice.kept)} of {counted(len(choice.candidates), 'joint')} kept by {by[0]}, and {left} of "
+        f"{counted(len(model.space), 'stitch')}; * marks the lowest score of a bucket\n"
+        f"the configuration is {output}, all scores are in {scores_file(output)}"
+    )
+
+
+def _compare(scores: Path, rows: list[Row], ledger: str) -> None:
+    from stitchkit.choose.scores_file import correlate, correlations_file, read_scores, write_correlations
+
+    found = correlate(read_scores(scores), rows)
+    write_correlations(correlations_file(scores), found, ledger)
+    head = ["score", "stitches", "Spearman", "in buckets"]
+    body = [[one.score, str(one.stitches), f"{one.spearman:.3f}", f"{one.in_buckets:.3f}"] for one in found]
+    print(aligned([head, *body], left={0}))
+    print(f"rank correlation with acc1 of {ledger}; low scores are good, so -1 is best: {correlations_file(scores)}")
+
+
+choose = Command(_choose, "choose the joints of a configuration before training", _add_choose_flags)

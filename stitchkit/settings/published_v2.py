@@ -1,0 +1,83 @@
+"""Keys that only the released files of SN-Netv2 have, in the words of our configurations.
+
+Source: the released code of Stitched ViTs are Flexible Vision Backbones, classification/config and main.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from pydantic.json_schema import JsonSchemaValue
+
+from stitchkit.errors import InputError
+
+_logger = logging.getLogger(__name__)
+
+_ANCHORS = {
+    f"deit_{size}_patch16_LS": f"deit3_{size}_patch16_224.fb_in22k_ft_in1k" for size in ("small", "base", "large")
+}
+"""timm's names of the anchors."""
+_DEFAULTS = {"amp": True, "aug_repeats": 3.0, "min_lr": 1e-5, "opt_eps": 1e-8, "train_interpolation": "bicubic"}
+"""What the released files leave to the released code, where it differs from timm."""
+_SWITCHES: dict[str, tuple[dict[str, object], str]] = {
+    "ThreeAugment": ({"aa": "3a"}, "sets aa to 3a: each image is made grey, solarised or blurred"),
+    "src": ({"train_crop_mode": "src"}, "sets train_crop_mode to src"),
+    "low_rank": ({"stitch_lr_scale": 0.0}, "sets stitch_lr_scale to 0, so that stitching layers stay as fitted"),
+    "unscale_lr": ({}, "the learning rate is lr, whatever the batch"),
+    "no_repeated_aug": ({"aug_repeats": 3.0}, "has no effect, as in the released code: aug_repeats is 3"),
+}
+"""Keys that are true or false: what true sets in the recipe, and what it means."""
+_NO_EFFECT = {
+    "no_repeated_aug": "as in the released code, which repeats each image 3 times; set aug_repeats in 'recipe'",
+    "pretrained_deit": "timm has the weights of these files; give an anchor a 'checkpoint' for your own",
+}
+
+SCHEMA: dict[str, JsonSchemaValue] = {
+    "snnet_name": {
+        "const": "snnet_v2",
+        "description": "Published key: rule two_way, lora_r 64, and what the released code sets by default.",
+    },
+    "pretrained_deit": {"type": "string", "description": "Published key without effect: timm has these weights."},
+    **{key: {"type": "boolean", "description": f"Published key; {text}."} for key, (_, text) in _SWITCHES.items()},
+}
+"""The keys, as an editor checks and explains them."""
+
+
+def read_keys(content: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """The content of a configuration without these keys, and the settings of a recipe that they stand for.
+
+    Raises:
+        InputError: If one of them is not valid, or of the network `snnet_v1`.
+    """
+    content, recipe = dict(content), dict[str, object]()
+    if (network := content.pop("snnet_name", None)) is not None:
+        _check_network(network)
+        anchors, recipe = content.get("anchors"), dict(_DEFAULTS)
+        if isinstance(anchors, list):
+            names = [_ANCHORS.get(name, name) if isinstance(name, str) else name for name in anchors]
+            content = {"rule": "two_way", "lora_r": 64, **content, "anchors": names}
+    if content.get("opt") == "fusedlamb":
+        content["opt"] = "lamb"  # the same updates, without NVIDIA apex
+    for key, reason in _NO_EFFECT.items():
+        if content.get(key):
+            _logger.warning("%s has no effect: %s", key, reason)
+    content.pop("pretrained_deit", None)
+    for key, (settings, _) in _SWITCHES.items():
+        if not isinstance(value := content.pop(key, False), bool):
+            raise InputError(f"{key} is {value!r}; it must be true or false")
+        recipe |= settings if value else {}
+        if value and key == "unscale_lr" and "lr" in content:
+            recipe["lr"] = content.pop("lr")
+    return content, recipe
+
+
+def _check_network(name: object) -> None:
+    if name == "snnet_v1":
+        raise InputError(
+            "snnet_name is 'snnet_v1', whose cheapest route enters the costlier anchor after its last block, which no "
+            'rule does here; for its other routes and both anchors, set "rule": "two_way", "max_switches": 1, '
+            '"directions": "up" instead'
+        )
+    if name != "snnet_v2":
+        raise InputError(f"snnet_name is {name!r}; it must be 'snnet_v2'")

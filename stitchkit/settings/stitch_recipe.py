@@ -1,0 +1,60 @@
+"""The group of a recipe that only SN-Nets have: which stitches are trained, how they begin, and who teaches them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from stitchkit.settings.fields import AtLeastThousandth, NonNegative, Positive, flag
+from stitchkit.settings.schema import Budgets, Count, LocalPath, Settings, Share
+
+
+@dataclass(frozen=True)
+class StitchRecipe(Settings):
+    """Training of an SN-Net; these settings apply only with a stitch configuration."""
+
+    sampler: str = flag(
+        "cost_bins",
+        "which stitches a step trains: uniform (published for the first SN-Net), cost_bins, sandwich, best_of or "
+        "importance; docs/samplers.md compares them",
+    )
+    sampling: Literal["per_rank", "shared"] = flag(
+        "per_rank", "draw of each step's stitch: by each rank (published), or one for all"
+    )
+    flops_gap: Positive | None = flag(None, "GFLOPs that a cost bin spans; by default a twelfth of the range of costs")
+    flops_sampling_k: Positive | None = flag(
+        None, "draw costlier bins more often, the more the smaller this number; by default all alike"
+    )
+    budgets: Budgets | None = flag(
+        None, "train for these FLOPs, such as 2G,5G: a bin for each, of the costliest stitches within it"
+    )
+    sampler_routes: Count | None = flag(
+        None, "random stitches of a step; by default 2 for --sampler sandwich, beside the two ends, and 3 for best_of"
+    )
+    sandwich_divergence: Literal["kl", "adaptive"] = flag(
+        "kl", "loss of the stitches that --sampler sandwich teaches: Kullback-Leibler's, or AlphaNet's adaptive one"
+    )
+    ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
+    ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(
+        "truncated", "kind of least squares: as published, regularised, or without truncation"
+    )
+    ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
+    stitch_init_bs: Count = flag(100, "number of images for the fit, over all ranks")
+    fulltune: bool = flag(True, "train the anchors too, not only the stitching layers and class tokens")
+    preserve: Literal["none", "frozen", "lora", "replay"] = flag(
+        "none",
+        "keep the anchors' accuracy: train only stitching layers; or these, and updates of low rank that only stitched "
+        "routes have; or draw anchors more often, each taught by a copy of itself",
+    )
+    preserve_rank: Count = flag(16, "rank of the updates of --preserve lora")
+    distillation_type: Literal["none", "hard", "soft"] = flag("none", "teaching: hard labels or soft probabilities")
+    distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
+    distillation_tau: AtLeastThousandth = flag(1.0, "temperature of soft distillation")
+    teacher_model: str | None = flag(None, "timm name of the teacher")
+    teacher_path: LocalPath | None = flag(None, "local weights of the teacher; by default timm's")
+
+    @property
+    def freezes_anchors(self) -> bool:
+        """Whether uncut anchors stay as they are, to the last bit."""
+        return self.preserve in ("frozen", "lora")

@@ -1,0 +1,103 @@
+"""Keeping the anchors, `--preserve`: docs/preserve.md compares the ways."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from stitchkit.errors import InputError
+from stitchkit.model.snnet import SNNet
+from stitchkit.networks.slices import extract
+from stitchkit.networks.weights import load_content
+from stitchkit.settings.stitch_recipe import StitchRecipe
+
+_logger = logging.getLogger(__name__)
+
+_SECOND = 1 << 40
+"""Added to a step for its second draw; no training has so many steps."""
+
+
+def freeze(model: SNNet, settings: StitchRecipe) -> None:
+    """Freeze what the settings do not train of the anchors."""
+    if settings.freezes_anchors:
+        model.freeze_anchors(class_tokens=False)
+    elif not settings.fulltune:
+        model.freeze_anchors()
+
+
+def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:
+    """Warn of anchors that are hardly better than guesses, such as those with a new classifier: they are kept so."""
+    guess = 100 / num_classes
+    if poor := [f"{label} {acc1:.2f} %" for label, acc1 in alone.items() if acc1 < 2 * guess]:
+        _logger.warning(
+            "--preserve keeps anchors as they are, but alone they are hardly better than a guess, which is right for "
+            "%.2f %%: %s; train them for these classes first, and name the weights as their 'checkpoint', or leave "
+            "--preserve out",
+            guess, ", ".join(poor),
+        )  # fmt: skip
+
+
+class Replay(nn.Module):
+    """Draws anchors about twice as often, and teaches each by a copy of itself as it was before the training.
+
+    Attributes:
+        anchors: The copy of each uncut anchor, by `cfg_id`.
+    """
+
+    def __init__(self, model: SNNet):
+        super().__init__()
+        numbers = {label: number for number, label in enumerate(model.views)}
+        uncut = [cfg_id for cfg_id in model.space.ids if model.space[cfg_id].is_anchor]
+        self.anchors = {cfg_id: numbers[model.space[cfg_id].segments[0].anchor] for cfg_id in uncut}
+        self.copies = nn.ModuleList(extract(anchor) for anchor in model.anchors).eval().requires_grad_(False)
+
+    def draw(self, draw: Callable[[int, int], tuple[int, ...]], step: int, rank: int) -> tuple[int, ...]:
+        """The routes of a step, given the draws of a sampler: the first of two, or the second if only that has anchors.
+
+        A share p of draws with anchors becomes 2p - p * p, whatever the sampler, and stays a function of the step.
+        """
+        first, second = draw(step, rank), draw(step + _SECOND, rank)
+        return second if self.anchors.keys().isdisjoint(first) and not self.anchors.keys().isdisjoint(second) else first
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor, cfg_id: int) -> torch.Tensor:
+        """Logits `[B, num_classes]` of the copy of an uncut anchor for images `[B, C, H, W]`."""
+        logits: torch.Tensor = self.copies[self.anchors[cfg_id]](images)
+        return logits
+
+
+@dataclass
+class UntouchedAnchors:
+    """The anchors as they were before the training; checkpoints have it, since a resumed run cannot find it out.
+
+    Args:
+        alone: Accuracy of each anchor in percent, by label; empty in runs that older versions began.
+        replay: Has the copies of the anchors; None without `--preserve replay`.
+    """
+
+    replay: Replay | None = None
+    alone: dict[str, float] = field(default_factory=dict)
+
+    def state(self) -> dict[str, object]:
+        """The part of a checkpoint."""
+        copies = {} if self.replay is None else {"copies": self.replay.copies.state_dict()}
+        return {"alone": dict(self.alone), **copies}
+
+    def restore(self, content: Mapping[str, object], path: str | Path) -> None:
+        """Take the part of a checkpoint, whose schema has been checked."""
+        alone = content.get("alone", {})
+        assert isinstance(alone, dict), "it was checked"
+        self.alone = alone
+        if self.replay is None:
+            return
+        if "copies" not in content:
+            raise InputError(
+                f"checkpoint '{path}' was trained without --preserve replay, so it lacks the anchors' copies; use the "
+                "same --preserve, or start anew from its weights with --initial-checkpoint"
+            )
+        load_content(self.replay.copies, {"state_dict": content["copies"]}, path)

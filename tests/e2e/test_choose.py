@@ -1,0 +1,163 @@
+"""`stitchkit choose`: from images to a configuration that trains, and its scores against a ledger."""
+
+import json
+import re
+import runpy
+import shutil
+import sys
+
+import pytest
+import timm
+import torch
+
+import stitchkit
+from stitchkit.choose.choosers import CHOOSERS
+from stitchkit.cli import main
+from stitchkit.files import read_table
+from stitchkit.measure.ledger import read_rows, write_rows
+from stitchkit.settings.stitch_config import StitchConfig
+from tests.commands import refused
+from tests.pages import commands
+from tests.support import FLAGS, ROOT, demo_folder, pico_config, weights, write_config
+
+QUICK = ["--no-pretrained", "--images", "32", "-b", "8", "-j", "0", "--buckets", "3", "--device", "cpu"]
+PAGE = ROOT / "docs/choose.md"
+
+
+def chosen(data, folder, *more, name="chosen.json"):
+    """Choose joints of the pico configuration; the file that is written."""
+    config = folder / "pico.json"
+    if not config.exists():
+        write_config(config, recipe={"lr": 0.01, "mean": [0.5, 0.5, 0.5]})
+    assert main([*map(str, ["choose", data, "--stitch_config", config, "-o", folder / name, *QUICK, *more])]) == 0
+    return folder / name
+
+
+def test_the_chosen_configuration_trains_resumes_and_is_compared(images, tmp_path, capsys):
+    file = chosen(images, tmp_path, "--by", "klas,cka")
+    said = capsys.readouterr().out
+    config, table = StitchConfig.load(file), read_table(tmp_path / "chosen.scores.csv")
+    kept = [joint for joint, is_kept in zip(table["joint"], table["kept"], strict=True) if is_kept == "1"]
+    assert list(config.joints) == kept
+    assert config.recipe == StitchConfig.load(tmp_path / "pico.json").recipe
+    assert f"{len(kept)} of 14 joints kept by klas, and {3 + len(kept)} of 17 stitches" in said
+    assert all(joint in said for joint in kept)
+    assert [*table][-2:] == ["klas", "cka"]
+
+    run = ["train", images, "--stitch_config", file, *FLAGS, "--output", tmp_path, "--experiment", "run"]
+    assert main([*map(str, [*run, "--epochs", "1"])]) == 0
+    last = tmp_path / "run" / "last.pth.tar"
+    layers = {name for name in weights(last) if name.startswith("stitch_layers")}
+    assert layers == {f"stitch_layers.{name}" for name in stitchkit.create_snnet(config).stitch_layers.state_dict()}
+    assert main([*map(str, [*run, "--resume", "auto"])]) == 0
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    assert main([*map(str, [*run, "--eval", "--resume", last])]) == 0
+    ledger = tmp_path / "run" / "stitches_res.txt"
+    rows = read_rows(ledger)
+    assert [row["cfg_id"] for row in rows] == [*range(3 + len(kept))]
+
+    write_rows(ledger, [row | {"acc1": float(row["cfg_id"])} for row in rows])  # so small a run leaves them equal
+    capsys.readouterr()
+    compare = ["choose", "--compare", ledger, "--scores", tmp_path / "chosen.scores.csv"]
+    assert main([*map(str, compare)]) == 0
+    found = read_table(tmp_path / "chosen.spearman.csv")
+    assert (found["score"], found["stitches"]) == (["klas", "cka"], [str(len(kept))] * 2)
+    assert all(-1 <= float(value) <= 1 for value in found["spearman"])
+    said = capsys.readouterr().out
+    assert all(f"{float(value):.3f}" in said for value in found["spearman"])
+
+
+def test_a_seed_decides_everything(images, tmp_path):
+    one, same, other = (
+        chosen(images, tmp_path, "--seed", seed, name=f"{name}.json")
+        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+    )
+    scores = [path.with_suffix(".scores.csv").read_text() for path in (one, same, other)]
+    assert scores[0] == scores[1]
+    assert scores[0] != scores[2]
+    assert one.read_text() == same.read_text()
+
+
+def test_a_folder_of_images_is_enough_without_labels(images, tmp_path, capsys):
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    for number, file in enumerate(sorted((images / "train").rglob("*.png"))):
+        shutil.copy(file, folder / f"{number}.png")
+    by = "klas-label-free,cka,residual"
+    config = StitchConfig.load(chosen(folder, tmp_path, "--by", by))
+    assert 2 <= len(config.joints) < 14
+    message = refused(capsys, "choose", folder, "--stitch_config", tmp_path / "pico.json", "-o", tmp_path / "x.json")
+    assert "klas needs labels, which these images have not; choose by klas-label-free, cka, residual" in message
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_a_pair_of_anchors_is_chosen(images, tmp_path, capsys):
+    config = StitchConfig.load(chosen(images, tmp_path, "--by", "cka", "--pair"))
+    labels = [anchor.label for anchor in config.anchors]
+    assert len(labels) == 2
+    said = capsys.readouterr().out
+    assert f"kept: {labels[0]} and {labels[1]}, whose predictions agree most" in said
+    assert set(re.findall(r"(\w+)\[\d+\] > (\w+)\[\d+\]", " ".join(config.joints))) == {tuple(labels)}
+
+
+def test_bad_input_is_one_line(images, tmp_path, capsys):
+    config, out = write_config(tmp_path / "pico.json"), tmp_path / "chosen.json"
+    run = ["choose", images, "--stitch_config", config, "-o", out, *QUICK]
+    for more, message in {
+        ("--by", "klass"): "unknown chooser 'klass'; did you mean 'klas'",
+        ("--buckets", "0"): "--buckets is 0; it must be at least 1",
+        ("--tau", "-1"): "--tau is -1.0; it must be at least 0",
+        ("--images", "1"): "--images is 1; it must be at least 2",
+        ("-o", "chosen.yaml"): "must be a JSON file",
+        ("-o", config): "exists; choose another file or remove it",
+        ("--compare", "none.txt"): "ledger 'none.txt' does not exist",
+        ("--scores", "none.csv"): "--scores goes with --compare LEDGER alone",
+    }.items():
+        assert message in refused(capsys, *run, *more)
+    assert "give DATA, --stitch_config CONFIG and -o chosen.json" in refused(capsys, "choose")
+    assert "does not exist" in refused(capsys, "choose", tmp_path / "none", *run[2:])
+    write_config(tmp_path / "two.json", anchors=pico_config()["anchors"][:2])
+    two = ["choose", images, "--stitch_config", tmp_path / "two.json", "-o", out, *QUICK, "--pair"]
+    assert "--pair chooses two of several anchors, but the configuration has 2 anchors" in refused(capsys, *two)
+    (tmp_path / "ledger.txt").write_text('{"cfg_id": 0, "acc1": 1.0}\n')
+    compare = ["choose", "--compare", tmp_path / "ledger.txt", "--scores"]
+    assert "does not exist; give the .scores.csv" in refused(capsys, *compare, tmp_path / "none.csv")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    assert "has no scores of joints" in refused(capsys, *compare, tmp_path / "other.csv")
+    head = "joint,stitch,flops,bucket,kept,cka\nti[0] > s[0],ti[0:1] > s[0:3],9,0,1,"
+    (tmp_path / "odd.csv").write_text(f"{head}low\n")
+    assert "has a value of cka that is not a finite number" in refused(capsys, *compare, tmp_path / "odd.csv")
+    (tmp_path / "good.csv").write_text(f"{head}0.5\n")
+    assert "the ledger has 0 of the 1 scored stitches" in refused(capsys, *compare, tmp_path / "good.csv")
+    assert not out.exists()
+
+
+@pytest.mark.full
+def test_the_page_runs_as_it_stands(tmp_path, monkeypatch):
+    """Its commands, and its chooser in less than 40 lines, on the demo's digits with anchors that are not trained."""
+    folder = demo_folder(tmp_path)
+    for anchor in json.loads((ROOT / "configs/digits_vit.json").read_text())["anchors"]:
+        place = folder / anchor["checkpoint"]
+        place.parent.mkdir()
+        torch.save({"state_dict": timm.create_model(anchor["name"], **anchor["kwargs"]).state_dict()}, place)
+    shutil.copy(ROOT / "results/digits_vit/stitches_res.txt", folder / "outputs/digits_vit")
+    monkeypatch.chdir(folder)
+    page = PAGE.read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) < 40
+    (folder / "mine.py").write_text(code)
+    done = []
+    for program, *words in commands(page):
+        if program == "stitchkit" and words[0] == "choose":
+            assert main(words) == 0, words
+        elif program == "python":
+            with monkeypatch.context() as patch:
+                patch.setitem(CHOOSERS, "disagreement", CHOOSERS["cka"])  # what the page adds goes when the test ends
+                patch.setattr(sys, "argv", words)
+                with pytest.raises(SystemExit, match=r"^0$"):
+                    runpy.run_path(words[0], run_name="__main__")
+        done.append(program)
+    assert done.count("python") == 1
+    written = {path.name for path in (folder / "outputs").glob("*.json")}
+    assert len(written) == sum("-o" in words for words in commands(page))
+    assert (folder / "outputs/chosen.spearman.csv").exists()
