@@ -21,6 +21,7 @@ from stitchkit.settings.schema import (
     LocalPath,
     ModelArguments,
     Natural,
+    Rank,
     Settings,
     Share,
 )
@@ -134,7 +135,7 @@ class StitchRecipe(Settings):
         "keep the anchors' accuracy: train only stitching layers; or these, and updates of low rank that only stitched "
         "routes have; or draw anchors more often, each taught by a copy of itself",
     )
-    preserve_rank: Count = flag(16, "rank of the updates of --preserve lora")
+    preserve_rank: Rank = flag(16, "rank of the updates of --preserve lora")
     distillation_type: Literal["none", "hard", "soft"] = flag("none", "teaching: hard labels or soft probabilities")
     distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
     distillation_tau: AtLeastThousandth = flag(1.0, "temperature of soft distillation")
