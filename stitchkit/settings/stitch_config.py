@@ -20,7 +20,7 @@ from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.recipe import flag_of
-from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
+from stitchkit.settings.schema import MOST_RANK, LocalPath, ModelArguments, Settings, json_schema, parse
 from stitchkit.settings.short_names import config_file
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.settings.timm_flags import REFUSED
@@ -155,8 +155,8 @@ class StitchConfig(Settings):
     # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
     layer: LayerKind | None = None
-    lora_r: Annotated[StrictInt, Field(ge=0)] | None = None
-    anchor_lora_r: StrictInt = Field(default=0, ge=0)
+    lora_r: Annotated[StrictInt, Field(ge=0, le=MOST_RANK)] | None = None
+    anchor_lora_r: StrictInt = Field(default=0, ge=0, le=MOST_RANK)
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 

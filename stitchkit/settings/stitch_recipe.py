@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from stitchkit.settings.fields import AtLeastThousandth, NonNegative, Positive, flag
-from stitchkit.settings.schema import Budgets, Count, LocalPath, Settings, Share
+from stitchkit.settings.schema import Budgets, Count, LocalPath, Rank, Settings, Share
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class StitchRecipe(Settings):
         "keep the anchors' accuracy: train only stitching layers; or these, and updates of low rank that only stitched "
         "routes have; or draw anchors more often, each taught by a copy of itself",
     )
-    preserve_rank: Count = flag(16, "rank of the updates of --preserve lora")
+    preserve_rank: Rank = flag(16, "rank of the updates of --preserve lora")
     distillation_type: Literal["none", "hard", "soft"] = flag("none", "teaching: hard labels or soft probabilities")
     distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
     distillation_tau: AtLeastThousandth = flag(1.0, "temperature of soft distillation")

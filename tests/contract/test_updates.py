@@ -109,3 +109,11 @@ def test_gradient_checkpointing_changes_no_gradient():
 def test_convolutions_alone_cannot_have_updates():
     with pytest.raises(InputError, match="the blocks of r18, r50 have no linear layers"):
         made("resnet")
+
+
+@torch.no_grad()
+def test_law_7_in_mixed_precision():
+    model, x = made("vit"), pico_images(3)
+    with torch.autocast("cpu", torch.bfloat16):
+        for cfg_id, logits in model.forward_all(x).items():
+            torch.testing.assert_close(logits, model(x, cfg_id), rtol=0.05, atol=0.05)

@@ -98,7 +98,9 @@ def test_checkpoints_within_an_epoch(subject, trained, unbroken, tmp_path, monke
     assert equal(subject.content(whole)["state_dict"], subject.content(tmp_path / "from")["state_dict"])
 
     def stopped(inner, *arguments, **options):
-        os.kill(os.getpid(), signal.SIGINT)
+        # Before it has files, an SN-Net measures its anchors alone, when there is nothing to save.
+        if inner is means or (tmp_path / "validation/args.yaml").exists():
+            os.kill(os.getpid(), signal.SIGINT)
         return inner(*arguments, **options)
 
     means = testing.Evaluator._means
