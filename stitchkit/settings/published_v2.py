@@ -57,6 +57,9 @@ def read_keys(content: Mapping[str, object]) -> tuple[dict[str, object], dict[st
         if isinstance(anchors, list):
             names = [_ANCHORS.get(name, name) if isinstance(name, str) else name for name in anchors]
             content = {"rule": "two_way", "lora_r": 64, **content, "anchors": names}
+        if content.get("data_set") == "IMNET":  # in files of SN-Net it stands for that system's defaults too
+            del content["data_set"]
+            recipe["dataset"] = ""
     if content.get("opt") == "fusedlamb":
         content["opt"] = "lamb"  # the same updates, without NVIDIA apex
     for key, reason in _NO_EFFECT.items():

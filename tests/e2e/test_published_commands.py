@@ -3,6 +3,7 @@
 timm fetches pretrained weights from the hub; here a cache of the hub with random weights stands in for its network.
 """
 
+import json
 import shlex
 from functools import partial
 
@@ -13,9 +14,10 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 
+from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
 from tests.distributed.forks import end, start
-from tests.support import launch, write_images
+from tests.support import ROOT, launch, write_images
 
 PUBLISHED = (
     "-b {batch} --stitch_config configs/{name}.json --sched cosine --epochs 1 --lr 0.05 --amp --remode pixel "
@@ -74,9 +76,32 @@ def test_a_published_command_trains_and_evaluates(name, stitches, launched, few_
 
 
 @pytest.mark.full
-def test_the_published_command_of_snnetv2_trains_and_evaluates(few_images, hub, tmp_path):
+def test_the_recipe_of_snnetv2_trains_and_evaluates_small_anchors(images, tmp_path):
+    """The published configuration as it is, but for the size of its anchors, the path, the epochs and the batch."""
+    content = json.loads((ROOT / "configs/deit3_s_l.json").read_text())
+    size = {"img_size": 32, "patch_size": 8, "num_heads": 2}
+    content["anchors"] = [
+        {"name": name, "kwargs": {**size, "embed_dim": 16 * number, "depth": 4 * number}}
+        for number, name in enumerate(content["anchors"], start=1)
+    ]
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps(content))
+    command = ["train", images, "--stitch_config", config, "-b", "8", "--epochs", "2", "--output", tmp_path]
+    command += ["--no-pretrained", "--device", "cpu", "-j", "0"]
+    assert main([*map(str, command)]) == 0
+    assert "8 steps, lamb, learning rate 3e-05" in (tmp_path / "small/log.txt").read_text()
+    weights = tmp_path / "small/last.pth.tar"
+    assert main([*map(str, command), "--eval", "--resume", str(weights)]) == 0
+    rows = read_rows(tmp_path / "small/stitches_res.txt")
+    assert [row["cfg_id"] for row in rows] == [*range(5), *range(6, 15)], "four blocks, so it is 5 that is left out"
+    assert {row["images"] for row in rows} == {20}
+
+
+@pytest.mark.full
+def test_the_published_command_of_snnetv2_trains_and_evaluates(hub, tmp_path):
     """Its configuration of the smallest anchors at their size; the images are a few, and the optimizer is LAMB."""
-    command = [few_images, "--stitch_config", "configs/deit3_s_b.json", "-b", "4", "--epochs", "1"]
+    images = write_images(tmp_path / "images", train=2, validation=1)
+    command = [images, "--stitch_config", "configs/deit3_s_b.json", "-b", "2", "--epochs", "1"]
     options = ["--output", tmp_path, "--device", "cpu"]
     output = tmp_path / "said"
     assert end(start(["train", *command, *options], first=partial(use, home=hub), said=output), limit=900) == [0]

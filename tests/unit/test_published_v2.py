@@ -41,7 +41,7 @@ RELEASED = {
     "pretrained_deit": "../pretrained_weights",
 }
 """config/deit_stitching_snnetv2_s_l.json of the released code."""
-OF_THE_AUTHORS = {"data_dir", "dataset", "experiment", "img_size", "recalibrate_bn"}
+OF_THE_AUTHORS = {"data_dir", "dataset", "experiment", "img_size"}
 """Settings that follow from keys about the authors' own machine, or that say what is so anyway."""
 SIZES = {"deit3_s_l": ("small", "large"), "deit3_s_b": ("small", "base"), "deit3_b_l": ("base", "large")}
 RATES = {"small": 0.05, "base": 0.15, "large": 0.4}
@@ -114,6 +114,10 @@ def test_the_name_of_the_network_means_rule_and_rank():
     [
         ({"snnet_name": "snnet_v1"}, '^snnet_name is \'snnet_v1\', whose cheapest route .*"directions": "up" instead$'),
         ({"snnet_name": "snnet"}, "^snnet_name is 'snnet'; it must be 'snnet_v2'$"),
+        (
+            {"snnet_name": "snnet_v2", "data_set": "CIFAR"},
+            "^data_set is 'CIFAR'; the only known published name is IMNET",
+        ),
         ({"src": 1}, "^src is 1; it must be true or false$"),
         ({"unscale_lr": True, "lr": "x"}, "^lr is 'x'; "),
         ({"anchor_drop_path": [1.0]}, r"^anchor_drop_path\[0\] is 1.0; it must be at most 0.99"),
