@@ -46,13 +46,13 @@ def main() -> None:
     cells = list(itertools.product(SAMPLERS, WAYS))
     images = len(open_images(Path(DATA, "train")))
     steps = images // BATCH
-    target = EPOCHS * steps * step_flops("uniform", "none")
-    epochs = {cell: max(1, round(target / steps / step_flops(*cell))) for cell in cells}
+    flops = {cell: step_flops(*cell) for cell in cells}
+    epochs = {cell: max(1, round(EPOCHS * flops[cells[0]] / flops[cell])) for cell in cells}
     rows = [(*cell, seed, epochs[cell]) for seed in SEEDS for cell in cells]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for name in pool.imap_unordered(train_and_judge, rows):
             print(name, flush=True)
-    write_tables(cells, epochs, {cell: epochs[cell] * steps * step_flops(*cell) for cell in cells})
+    write_tables(cells, epochs, {cell: epochs[cell] * steps * flops[cell] for cell in cells})
 
 
 def settings_of(sampler: str, way: str) -> dict[str, object]:

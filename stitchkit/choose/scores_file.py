@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from stitchkit.choose.choice import Candidate
 from stitchkit.errors import InputError, prefixed
@@ -128,16 +127,11 @@ def correlate(stored: StoredScores, rows: Sequence[Row]) -> list[Correlation]:
 
 def _spearman(scores: Mapping[str, float], rows: Sequence[Row]) -> float:
     """NaN if all scores or all accuracies are equal."""
-    pairs = [(scores[row["stitch"]], row["acc1"]) for row in rows]
-    if any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
-        return math.nan
-    return float(np.corrcoef([_ranks(values) for values in zip(*pairs, strict=True)])[0, 1])
+    from scipy.stats import ConstantInputWarning, spearmanr  # only here: its import takes a second
 
-
-def _ranks(values: Sequence[float]) -> np.ndarray:
-    """Ranks from 1; equal values have the mean of theirs."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((counts.cumsum() - (counts - 1) / 2)[places])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        return float(spearmanr([scores[row["stitch"]] for row in rows], [row["acc1"] for row in rows]).statistic)
 
 
 def write_correlations(path: Path, found: Sequence[Correlation], ledger: str) -> None:

@@ -84,8 +84,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The map."""
-        hidden: torch.Tensor = self.fc1(x).relu()
-        return F.linear(hidden, self.fc2.weight, self.fc2.bias)
+        y: torch.Tensor = self.fc2(self.fc1(x).relu())
+        return y
 
     def set_map(self, matrix: torch.Tensor) -> None:
         """Become a linear map: x is the difference of the positive parts of x and of -x."""
