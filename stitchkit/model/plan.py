@@ -48,7 +48,7 @@ class Plan:
         return StitchConfig(
             anchors=tuple(cast(AnchorSpec, source) for source in self.sources.values()),
             source="Chosen from the structure of the anchors.",
-            rule=self.rule.name,
+            rule=_name_of(self.rule),
             stages=self.rule.stages,
             recipe=dict(RECIPE),
         )
@@ -180,9 +180,13 @@ def _assembled(anchors: Sequence[Anchor], space: StitchSpace) -> SNNet:
         return SNNet(anchors, space)
 
 
+def _name_of(rule: Rule) -> str:
+    return "window" if isinstance(rule, SlidingWindow) else "proportional"
+
+
 def _lines(model: SNNet, rule: Rule, *, reordered: bool) -> Iterator[str]:
     """The anchors, the rule, and where each pair of anchors is joined."""
-    anchors, kind = model.views, rule.name
+    anchors, kind = model.views, _name_of(rule)
     yield f"blocks of the anchors, from cheap to costly: {blocks_of([*anchors.values()])}" + (
         "; they were given in another order" if reordered else ""
     )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 from stitchkit.errors import InputError
 from stitchkit.routes.rules import (
     BlockPair,
     LayerPath,
-    RuleName,
     Shape,
     blocks_of,
     chained,
@@ -45,8 +44,6 @@ class Proportional:
     Source: Stitched ViTs are Flexible Vision Backbones (two-way stitching), of which these are the routes with one
     joint; stages, and depths that are no multiples of each other, are ours.
     """
-
-    name: ClassVar[RuleName] = "proportional"
 
     directions: Directions = "up"
     nearest: bool = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from stitchkit.errors import InputError
 from stitchkit.routes.stitch import Joint, Segment, Stitch
@@ -17,8 +17,6 @@ LayerPath = tuple[int, ...]
 proportional rule counts the cuts of all stages together, so its places are (pair, layer) for all anchors.
 """
 
-
-RuleName = Literal["window", "proportional", "two_way"]
 
 _WAY_OUT = 'set "rule": "proportional", which joins any depths'
 
@@ -97,8 +95,6 @@ class SlidingWindow:
 
     Source: SN-Net, sections 3.2 and 3.3, and the released code for Swin, ResNet and LeViT.
     """
-
-    name: ClassVar[RuleName] = "window"
 
     kernel_size: int = 2
     stride: int = 1

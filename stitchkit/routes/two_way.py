@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, cycle, islice, pairwise
 from math import comb
-from typing import ClassVar
 
 from stitchkit.errors import InputError
 from stitchkit.routes.proportional import Directions, cuts_between, directed, every_cut
 from stitchkit.routes.rules import (
     BlockPair,
     LayerPath,
-    RuleName,
     Shape,
     blocks_of,
     chained,
@@ -47,8 +45,6 @@ class TwoWay:
     Source: Stitched ViTs are Flexible Vision Backbones, and its released code for numbers and layers. Other numbers of
     switches or anchors, stages, and depths that are no multiples of each other, are ours.
     """
-
-    name: ClassVar[RuleName] = "two_way"
 
     max_switches: int = 2
     directions: Directions = "both"

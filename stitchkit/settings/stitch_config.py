@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,11 +11,11 @@ from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr, mo
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, unknown
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace, TwoWay
 from stitchkit.routes.proportional import Directions
-from stitchkit.routes.rules import Rule, RuleName, Shape, check_stages
-from stitchkit.settings import published_v2
+from stitchkit.routes.rules import Rule, Shape, check_stages
+from stitchkit.settings import published_v1, published_v2
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.files import naming, read_settings_file
@@ -26,39 +26,6 @@ from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.settings.timm_flags import REFUSED
 from stitchkit.settings.zoo_facts import ZooFacts
 
-# The flat keys of the published files and the recipe fields they stand for. A published `lr` is for 512 images.
-_PUBLISHED_RECIPE_KEYS = {
-    "anchor_drop_path": "anchor_drop_path",
-    "batch_size": "batch_size",
-    "color_jitter": "color_jitter",
-    "cutmix": "cutmix",
-    "data_path": "data_dir",
-    "data_set": "dataset",
-    "distillation_type": "distillation_type",
-    "drop": "drop",
-    "epochs": "epochs",
-    "eval_crop_ratio": "crop_pct",
-    "exp_name": "experiment",
-    "flops_gap": "flops_gap",
-    "flops_sampling_k": "flops_sampling_k",
-    "fulltune": "fulltune",
-    "input_size": "img_size",
-    "ls_init": "ls_init",
-    "lr": "lr_base",
-    "min_lr": "min_lr",
-    "mixup": "mixup",
-    "num_workers": "workers",
-    "opt": "opt",
-    "reprob": "reprob",
-    "sched": "sched",
-    "seed": "seed",
-    "smoothing": "smoothing",
-    "stitch_init_bs": "stitch_init_bs",
-    "teacher_model": "teacher_model",
-    "warmup_epochs": "warmup_epochs",
-    "warmup_lr": "warmup_lr",
-    "weight_decay": "weight_decay",
-}
 _RANK = 64
 
 LayerKind = Literal["linear", "lowrank", "mlp"]
@@ -144,7 +111,7 @@ class StitchConfig(Settings):
     anchors: tuple[AnchorSpec, ...] = Field(min_length=2)
     source: StrictStr = ""
     model: object = None
-    rule: RuleName = "window"
+    rule: StrictStr = "window"
     directions: Directions | None = None
     max_switches: Annotated[StrictInt, Field(ge=1)] | None = None
     stitch_kernel_size: StrictInt = Field(default=2, ge=1)
@@ -160,9 +127,11 @@ class StitchConfig(Settings):
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 
-    further_keys: ClassVar[tuple[str, ...]] = (*_PUBLISHED_RECIPE_KEYS, *published_v2.SCHEMA)
+    further_keys: ClassVar[tuple[str, ...]] = (*published_v1.RECIPE_KEYS, *published_v2.SCHEMA)
 
     def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise unknown("rule", self.rule, RULES)
         defaults = {
             "directions": "both" if self.rule == "two_way" else "up",
             "max_switches": 2 if self.rule == "two_way" else None,
@@ -221,20 +190,14 @@ class StitchConfig(Settings):
         if not isinstance(content, Mapping):
             raise InputError(f"a stitch configuration is a JSON object with 'anchors', not {type(content).__name__}")
         content, of_v2 = published_v2.read_keys(content)
-        published = {key: content[key] for key in _PUBLISHED_RECIPE_KEYS if key in content}
+        published = {key: content[key] for key in published_v1.RECIPE_KEYS if key in content}
         config = parse(cls, {key: value for key, value in content.items() if key not in published})
-        recipe = checked_of_file(of_v2) | _published_recipe(published) | _own_recipe(config.recipe)
+        recipe = checked_of_file(of_v2) | published_v1.recipe_of(published) | _own_recipe(config.recipe)
         return replace(config, recipe=recipe)
 
     def make_rule(self) -> Rule:
         """Where the anchors may be joined."""
-        assert self.directions is not None
-        if self.rule == "two_way":
-            assert self.max_switches is not None
-            return TwoWay(self.max_switches, self.directions, self.nearest_stitching, self.stages)
-        if self.rule == "proportional":
-            return Proportional(self.directions, self.nearest_stitching, self.stages)
-        return SlidingWindow(self.stitch_kernel_size, self.stitch_stride, self.nearest_stitching, self.stages)
+        return RULES[self.rule](self)
 
     def with_updates(self, settings: StitchRecipe) -> StitchConfig:
         """This configuration with the updates of anchors that `--preserve lora` needs."""
@@ -265,23 +228,27 @@ class StitchConfig(Settings):
         }
 
 
-def _published_recipe(published: Mapping[str, object]) -> dict[str, object]:
-    """The settings for the flat keys of a published file."""
-    settings = {_PUBLISHED_RECIPE_KEYS[key]: value for key, value in published.items()}
-    if "data_set" in published:
-        if published["data_set"] != "IMNET":
-            raise InputError(
-                f"data_set is {published['data_set']!r}; the only known published name is IMNET, an image folder; "
-                "put a timm dataset into 'recipe' as 'dataset'"
-            )
-        settings["dataset"] = ""
-    names = {name: key for key, name in _PUBLISHED_RECIPE_KEYS.items()}
-    made = checked_of_file(settings, names.__getitem__)
-    # As published, where all routes share the statistics of batch norms. Only published files have this key.
-    made |= {"recalibrate_bn": 0} if "data_set" in published else {}
-    # The first SN-Net draws all routes alike; the files of the second have a gap.
-    made |= {"sampler": "uniform"} if "data_set" in published and "flops_gap" not in published else {}
-    return made | ({"lr_base_size": 512, "lr_base_scale": "linear"} if "lr" in published else {})
+def _window(config: StitchConfig) -> Rule:
+    return SlidingWindow(config.stitch_kernel_size, config.stitch_stride, config.nearest_stitching, config.stages)
+
+
+def _proportional(config: StitchConfig) -> Rule:
+    assert config.directions is not None
+    return Proportional(config.directions, config.nearest_stitching, config.stages)
+
+
+def _two_way(config: StitchConfig) -> Rule:
+    assert config.directions is not None
+    assert config.max_switches is not None
+    return TwoWay(config.max_switches, config.directions, config.nearest_stitching, config.stages)
+
+
+RULES: dict[str, Callable[[StitchConfig], Rule]] = {
+    "window": _window,
+    "proportional": _proportional,
+    "two_way": _two_way,
+}
+"""What makes the rule of a configuration, by the name that its key `rule` has; one of your own is added here."""
 
 
 def _own_recipe(settings: Mapping[str, object]) -> dict[str, object]:
@@ -301,10 +268,9 @@ def stitch_config_schema() -> JsonSchemaValue:
     anchors["items"] = {"anyOf": [anchors["items"], {"type": "string"}]}
     own = {key: value for key, value in recipe.items() if key not in ("$schema", *_NOT_ITS_AUTHORS)}
     schema["properties"]["recipe"] |= {"properties": own, "additionalProperties": False}
-    for key, name in _PUBLISHED_RECIPE_KEYS.items():
-        if name not in recipe:
-            continue  # the samplers' settings come with them
+    for key, name in published_v1.RECIPE_KEYS.items():
         schema["properties"][key] = {**recipe[name], "description": f"Published key for {name} in recipe."}
+    schema["properties"]["rule"]["enum"] = [*RULES]
     schema["properties"] |= published_v2.SCHEMA
     schema["properties"]["data_set"] = {
         "const": "IMNET",

@@ -5,7 +5,8 @@ import pytest
 from stitchkit.errors import InputError
 from stitchkit.settings import published_v2
 from stitchkit.settings.flags import resolve
-from stitchkit.settings.stitch_config import _PUBLISHED_RECIPE_KEYS, StitchConfig
+from stitchkit.settings.published_v1 import RECIPE_KEYS
+from stitchkit.settings.stitch_config import StitchConfig
 from tests.support import ROOT
 
 RELEASED = {
@@ -68,7 +69,7 @@ def test_the_released_files_are_our_configurations(name, caplog):
 
 def test_the_keys_of_the_sampler_have_their_settings_names():
     for key in ("flops_gap", "flops_sampling_k"):
-        assert _PUBLISHED_RECIPE_KEYS[key] == key
+        assert RECIPE_KEYS[key] == key
 
 
 def test_every_published_key_is_known():
