@@ -109,9 +109,9 @@ BUDGETS = [(family, images) for family in SPACES for images in (2, 5)]
 )
 def test_memory_stays_within_its_budget(model, images):
     x = pico_images(16, size=model.input_size[-1])
-    OnePass(model)._run(x[:1])  # the first pass also fills the caches of timm's LeViT, which then stay
+    OnePass(model).at_once(x[:1])  # the first pass also fills the caches of timm's LeViT, which then stay
     with LiveBytes() as one:
-        OnePass(model)._run(x[:1])
+        OnePass(model).at_once(x[:1])
     budget = images * one.peak
     with LiveBytes() as live:
         found = model.forward_all(x, memory=budget)

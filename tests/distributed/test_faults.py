@@ -568,14 +568,14 @@ def test_an_infinite_loss_names_its_stitch(subject, trained, tmp_path, monkeypat
     """In one route only; the run stops before it saves, and what was saved before stays."""
     inner, seen = Trainer._step, []
 
-    def step(trainer, batches, route):
-        loss, images = inner(trainer, batches, route)
-        seen.append(route)
-        return (loss * torch.inf if len(seen) == 10 else loss), images
+    def step(trainer, batches, number):
+        loss, images, routes = inner(trainer, batches, number)
+        seen.append(routes)
+        return (loss * torch.inf if len(seen) == 10 else loss), images, routes
 
     monkeypatch.setattr(Trainer, "_step", step)
     assert trained("infinite", *often(subject, 2)) == 2
-    stitch = "" if subject.name == "job" else f" with route {seen[9]}"
+    stitch = "" if subject.name == "job" else f" with route {seen[9][0]}"
     assert f"the loss is inf at step 9{stitch} on rank 0; stopped." in capsys.readouterr().err
     assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"
 
@@ -591,14 +591,14 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_p
     inner, count = Trainer._step, [0]
 
     def step(trainer, *arguments):
-        loss, images = inner(trainer, *arguments)
+        loss, images, routes = inner(trainer, *arguments)
         count[0] += 1
         if count[0] == 3 and what == "loss":
             loss = loss * torch.inf
         if count[0] == 3 and what == "buffer":
             for module in (trainer.task.get_trainable_module(), trainer.task.get_trainable_module(ema=True).module):
                 module.register_buffer("running_var", torch.tensor([1.0, torch.inf]))
-        return loss, images
+        return loss, images, routes
 
     flags = ("--checkpoint-interval", "2", *often(subject, 50))
     with monkeypatch.context() as patch:
