@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import logging
 import multiprocessing
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import stats
 from timm.data import create_loader
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,92 +26,120 @@ from stitchkit.data.folders import open_images
 from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.training.network import sampler_of
 from stitchkit.training.preserve import Replay, freeze
-from stitchkit.training.samplers import create_sampler
 from stitchkit.training.task import create_task
 
+Hits = NDArray[np.bool_]
+Figures = NDArray[np.float64]
+
 HERE = Path(__file__).parent
-DATA, CONFIG, OUTPUT = "data/digits", "configs/digits_vit.json", Path("outputs/digits_samplers")
+DATA, OUTPUT = "data/digits", Path("outputs/digits_samplers")
 SAMPLERS = ("uniform", "cost_bins", "sandwich", "best_of")
 WAYS = ("none", "frozen", "lora", "replay")
 SEEDS = (0, 1, 2)
 EPOCHS = 60
 """Of the reference, uniform sampling of anchors that nothing keeps; all others get its training FLOPs."""
+WARM_UP = 1 / 30
+"""Share of the epochs, as in the configuration."""
 BATCH = 32
-DRAWS = 150
+DRAWS = 2000
 """Steps whose FLOPs are counted for the mean of a sampler."""
+RANK = 2
+"""Of the updates of `lora`; the narrowest anchor has 8 channels."""
 BUDGETS = 20
-RESAMPLES = 2000
 
 
 def main() -> None:
-    """Train every row that has no result yet, two at a time, then write the tables."""
+    """Train every row that has no result yet, two at a time, then write the table."""
     logging.basicConfig(level=logging.WARNING)
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    for way in WAYS:
+        write_config(way)
     cells = list(itertools.product(SAMPLERS, WAYS))
-    images = len(open_images(Path(DATA, "train")))
-    steps = images // BATCH
     flops = {cell: step_flops(*cell) for cell in cells}
     epochs = {cell: max(1, round(EPOCHS * flops[cells[0]] / flops[cell])) for cell in cells}
     rows = [(*cell, seed, epochs[cell]) for seed in SEEDS for cell in cells]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for name in pool.imap_unordered(train_and_judge, rows):
             print(name, flush=True)
-    write_tables(cells, epochs, {cell: epochs[cell] * steps * flops[cell] for cell in cells})
+    images = len(open_images(Path(DATA, "train"))) // BATCH * BATCH
+    write_table(cells, epochs, {cell: epochs[cell] * images * flops[cell] for cell in cells})
 
 
-def settings_of(sampler: str, way: str) -> dict[str, object]:
-    """The settings of a cell, beside those of the configuration."""
-    return {"sampler": sampler, "preserve": way}
+def write_config(way: str) -> None:
+    """The demo's configuration, with updates of a rank that fits its anchors where they are trained."""
+    content = json.loads(Path("configs/digits_vit.json").read_text())
+    rank = {"anchor_lora_r": RANK} if way == "lora" else {}
+    config_of(way).write_text(json.dumps({**content, **rank}))
+
+
+def config_of(way: str) -> Path:
+    """The configuration of a way to keep the anchors."""
+    return OUTPUT / f"{way}.json"
 
 
 def step_flops(sampler: str, way: str) -> float:
     """Mean FLOPs, forward and backward, that a training step spends on an image, by torch's count."""
-    config = StitchConfig.load(CONFIG)
-    recipe = make_recipe({**config.recipe, **settings_of(sampler, way), "smoothing": 0.0})
+    config = StitchConfig.load(config_of(way))
+    recipe = make_recipe({**config.recipe, "sampler": sampler, "preserve": way, "stitch_config": str(config_of(way))})
     torch.manual_seed(0)
     model = stitchkit.create_snnet(config.with_updates(recipe.stitch), checkpoints=False).train()
     freeze(model, recipe.stitch)
-    profiler = Profiler(model)
-    found = create_sampler(model.trainable_stitches(), lambda cfg_id: profiler.cost(cfg_id).flops, recipe.stitch, 0)
-    replay = Replay(model) if way == "replay" else None
     task = create_task(
-        model, recipe, torch.device("cpu"), sides=model.input_size[1:], mean=(0.5,) * 3, std=(0.5,) * 3, sampler=found,
-        replay=replay,
+        model, recipe, torch.device("cpu"), sides=model.input_size[1:], mean=(0.5,) * 3, std=(0.5,) * 3,
+        sampler=sampler_of(model, recipe), replay=Replay(model) if way == "replay" else None,
     )  # fmt: skip
     task.train()
-    x, labels, known = torch.randn(2, *model.input_size), torch.tensor([0, 1]), {}
-    counts = []
+    x, labels = torch.randn(BATCH, *model.input_size), torch.arange(BATCH) % 10
+
+    @cache
+    def training(route: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            task(x, labels, route)["loss"].backward()
+        return counter.get_total_flops()
+
+    @cache
+    def choosing(drawn: tuple[int, ...]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            task.choose(drawn, x, labels)
+        return counter.get_total_flops()
+
+    total = 0.0
     for step in range(DRAWS):
         drawn = task.draw(step, 0)
-        if drawn not in known:
-            with FlopCounterMode(display=False) as counter:
-                task(x, labels, *task.choose(drawn, x, labels))["loss"].backward()
-            known[drawn] = counter.get_total_flops() / len(x)
-        counts.append(known[drawn])
-    return float(np.mean(counts))
+        trained = sum(map(training, drawn))
+        # Any of the routes that `best_of` compares may be the one that it trains.
+        total += choosing(tuple(sorted(drawn))) + trained / (len(drawn) if sampler == "best_of" else 1)
+    return total / DRAWS / BATCH
 
 
 def train_and_judge(row: tuple[str, str, int, int]) -> str:
     """Train one row and keep which validation images each of its stitches gets right."""
     sampler, way, seed, epochs = row
     torch.set_num_threads(1)
-    name = f"{sampler}-{way}-{seed}"
-    hits = OUTPUT / f"{name}.npy"
+    hits = hits_of(*row)
     if hits.exists():
-        return name
-    given = settings_of(sampler, way) | {"seed": seed, "epochs": epochs, "val_interval": epochs}
+        return hits.stem
     run = stitchkit.train(
-        DATA, stitch_config=CONFIG, output=str(OUTPUT), experiment=name, resume="auto", batch_size=BATCH, **given
-    )
-    config = StitchConfig.load(CONFIG).with_updates(make_recipe(given).stitch)
+        DATA, stitch_config=str(config_of(way)), output=str(OUTPUT), experiment=hits.stem, resume="auto", seed=seed,
+        sampler=sampler, preserve=way, epochs=epochs, warmup_epochs=epochs * WARM_UP, batch_size=BATCH,
+        val_interval=epochs,
+    )  # fmt: skip
+    config = StitchConfig.load(config_of(way)).with_updates(make_recipe({"preserve": way}).stitch)
     model = stitchkit.create_snnet(config, checkpoints=False).eval()
     stitchkit.load_checkpoint(model, run.checkpoint)
     np.save(hits, judge(model))
-    return name
+    return hits.stem
+
+
+def hits_of(sampler: str, way: str, seed: int, epochs: int) -> Path:
+    """The file of the images that the stitches of a row get right."""
+    return OUTPUT / f"{sampler}-{way}-{epochs}-epochs-{seed}.npy"
 
 
 @torch.inference_mode()
-def judge(model: stitchkit.SNNet) -> np.ndarray:
+def judge(model: stitchkit.SNNet) -> Hits:
     """Which validation images each stitch gets right `[stitches, images]`; the stitches in the order of the space."""
     parts = []
     for images, labels in validation(model):
@@ -128,47 +160,49 @@ def validation(model: stitchkit.SNNet) -> Iterator[tuple[torch.Tensor, torch.Ten
     )  # fmt: skip
 
 
-def best_within(hits: np.ndarray, flops: np.ndarray) -> np.ndarray:
+def best_within(hits: Hits, flops: Figures) -> Figures:
     """Accuracy in percent of the best stitch within each of `BUDGETS` budgets, evenly spaced in the logarithm.
 
+    Stitches are chosen on one half of the images and judged on the other, then the reverse.
+
     Args:
-        hits: `[..., stitches, images]`.
+        hits: Of one run, `[stitches, images]`.
         flops: Of each stitch.
     """
-    budgets = np.geomspace(flops.min(), flops.max(), BUDGETS)
-    budgets[-1] = flops.max()
-    accuracy = 100 * hits.mean(-1)
-    return np.stack([accuracy[..., flops <= budget].max(-1) for budget in budgets], -1)
+    halves = [hits[:, start::2].mean(1) for start in (0, 1)]
+    found = []
+    for budget in np.geomspace(flops.min(), flops.max(), BUDGETS):
+        within = flops <= budget * (1 + 1e-9)
+        found.append(np.mean([judged[within][chosen[within].argmax()] for chosen, judged in (halves, halves[::-1])]))
+    return 100 * np.array(found)
 
 
-def write_tables(
+def with_interval(values: Figures) -> tuple[float, float]:
+    """The mean over seeds, and half of its 95 % interval by Student's t."""
+    deviation = values.std(ddof=1) / len(values) ** 0.5
+    return values.mean(), stats.t.ppf(0.975, len(values) - 1) * deviation
+
+
+def write_table(
     cells: Sequence[tuple[str, str]], epochs: dict[tuple[str, str], int], spent: dict[tuple[str, str], float]
 ) -> None:
-    """Write `table.csv`: means over seeds, and 95 % intervals of differences to the first cell."""
-    model = stitchkit.create_snnet(CONFIG).eval()  # the anchors as they were
+    """Write `table.csv`: means over seeds; differences to the first cell are paired by seed."""
+    model = stitchkit.create_snnet(config_of("none")).eval()  # the anchors as they were
     profiler = Profiler(model)
     flops = np.array([profiler.cost(cfg_id).flops for cfg_id in model.space.ids])
-    alone = judge(model)[: model.space.num_anchors]
-    hits = {cell: np.stack([np.load(OUTPUT / f"{'-'.join(cell)}-{seed}.npy") for seed in SEEDS]) for cell in cells}
-    rng = np.random.default_rng(0)
-    means = {cell: best_within(found, flops).mean() for cell, found in hits.items()}
-    resampled: dict[tuple[str, str], list[float]] = {cell: [] for cell in cells}
-    for _ in range(RESAMPLES):  # the same seeds and images for all cells: paired
-        seeds, images = rng.integers(len(SEEDS), size=len(SEEDS)), rng.integers(alone.shape[1], size=alone.shape[1])
-        for cell, found in hits.items():
-            resampled[cell].append(best_within(found[seeds][..., images], flops).mean())
-    reference = cells[0]
+    labels = list(model.views)
+    alone = 100 * judge(model)[: len(labels)].mean(1)
+    hits = {cell: [np.load(hits_of(*cell, seed, epochs[cell])) for seed in SEEDS] for cell in cells}
+    means = {cell: np.array([best_within(run, flops).mean() for run in runs]) for cell, runs in hits.items()}
     with (HERE / "table.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        labels = list(model.views)
-        head = ["sampler", "preserve", "epochs", "training_gflops_per_image", "mean_acc1", "seed_std", "difference"]
-        writer.writerow([*head, "low", "high", *(f"drop_{label}" for label in labels)])
+        head = ["sampler", "preserve", "epochs", "training_gflops", "mean_acc1", "difference", "half_interval"]
+        writer.writerow([*head, *(f"drop_{label}{what}" for label in labels for what in ("", "_half_interval"))])
         for cell in cells:
-            low, high = np.percentile(np.subtract(resampled[cell], resampled[reference]), [2.5, 97.5])
-            drops = 100 * (alone.mean(1) - hits[cell][:, : len(labels)].mean((0, 2)))
-            figures = [means[cell], best_within(hits[cell], flops).mean(-1).std(ddof=1), means[cell] - means[reference]]
-            rounded = [f"{value:.2f}" for value in (*figures, low, high, *drops)]
-            writer.writerow([*cell, epochs[cell], f"{spent[cell] / 1e9:.3f}", *rounded])
+            drops = alone - 100 * np.stack([run[: len(labels)].mean(1) for run in hits[cell]])
+            figures = [means[cell].mean(), *with_interval(means[cell] - means[cells[0]])]
+            figures += [figure for drop in drops.T for figure in with_interval(drop)]
+            writer.writerow([*cell, epochs[cell], f"{spent[cell] / 1e9:.0f}", *(f"{value:.2f}" for value in figures)])
 
 
 if __name__ == "__main__":

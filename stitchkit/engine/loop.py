@@ -155,7 +155,7 @@ class Trainer:
         with progress(rest, self.world, what, unit="steps", images=per_step) as bar:
             for step in bar:
                 loss, images, routes = self._step(batches, step)
-                position.add(step, routes[0] if routes else None, loss, self.rate)
+                position.add(step, routes[0] if len(routes) == 1 else None, loss, self.rate)
                 if self.task.has_ema():
                     self.task.update_ema(step=step + 1)
                 if self.schedule is not None:

@@ -39,7 +39,7 @@ class Task(ClassificationTask):  # type: ignore[misc]
     def choose(self, routes: tuple[int, ...], images: torch.Tensor, labels: Any) -> tuple[int, ...]:  # noqa: ARG002
         """Which of the routes drawn are trained, now that the first batch of the step is known.
 
-        The loss of the step counts for the first.
+        If it is one, the loss of the step is recorded as its loss.
         """
         return routes
 

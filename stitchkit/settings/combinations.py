@@ -93,20 +93,8 @@ def _check_network(recipe: Recipe) -> None:
         )
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
         raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
-    _check_sampler(recipe)
     if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:
         raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
-
-
-def _check_sampler(recipe: Recipe) -> None:
-    """Refuse settings of other samplers; but published files may hold a gap, whichever sampler is chosen."""
-    stitch = recipe.stitch
-    if stitch.budgets and stitch.sampler == "uniform":
-        raise InputError("--budgets has no effect with --sampler uniform; choose cost_bins")
-    if stitch.sampler_routes and stitch.sampler not in ("sandwich", "best_of"):
-        raise InputError(f"--sampler-routes has no effect with --sampler {stitch.sampler}; choose sandwich or best_of")
-    if stitch.sandwich_divergence != "kl" and stitch.sampler != "sandwich":
-        raise InputError(f"--sandwich-divergence has no effect with --sampler {stitch.sampler}; choose sandwich")
 
 
 def _check_schedule(recipe: Recipe) -> None:

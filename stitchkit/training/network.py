@@ -18,6 +18,7 @@ from stitchkit.classes import check_classes, origin_of
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import start_from
 from stitchkit.errors import InputError, one_line, prefixed
+from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.classifier import classifier_layers
@@ -30,7 +31,7 @@ from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.data import check_preparation, preparation, weights_dtype
 from stitchkit.training.optim import check_optimizer
-from stitchkit.training.samplers import sampler_class
+from stitchkit.training.samplers import Sampler, check_sampler, create_sampler
 
 _logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
     check_preparation(recipe)
     if not recipe.run.eval:
         check_optimizer(recipe.optim)
-        sampler_class(recipe.stitch.sampler)
+        check_sampler(recipe.stitch)
     if recipe.model.torchcompile:
         _compile(nn.Identity(), recipe.model.torchcompile, recipe.model.torchcompile_mode)  # refuses what torch lacks
     if recipe.run.dry_run and config is not None and recipe.model.pretrained and not _starts_elsewhere(recipe):
@@ -228,6 +229,14 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
     finally:
         for part, call in compiled.items():
             part._compiled_call_impl = call
+
+
+def sampler_of(model: SNNet, recipe: Recipe) -> Sampler:
+    """The sampler of a run: of the routes that have something to train, with their costs as fvcore counts them."""
+    cost = uncompiled(model)(Profiler(model).cost)
+    routes = model.trainable_stitches()
+    anchors = [cfg_id for cfg_id in routes if model.space[cfg_id].is_anchor]
+    return create_sampler(routes, lambda cfg_id: cost(cfg_id).flops, recipe.stitch, recipe.run.seed, anchors)
 
 
 def _compile(model: nn.Module, backend: str, mode: str | None) -> None:

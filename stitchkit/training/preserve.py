@@ -57,12 +57,14 @@ class Replay(nn.Module):
         self.copies = nn.ModuleList(extract(anchor) for anchor in model.anchors).eval().requires_grad_(False)
 
     def draw(self, draw: Callable[[int, int], tuple[int, ...]], step: int, rank: int) -> tuple[int, ...]:
-        """The routes of a step, given the draws of a sampler: the first of two, or the second if only that has anchors.
+        """The routes of a step, given the draws of a sampler: the first of two, or the anchors of the second.
 
-        A share p of draws with anchors becomes 2p - p * p, whatever the sampler, and stays a function of the step.
+        These only if the first has none. A share p of draws with anchors becomes 2p - p * p, whatever the sampler, and
+        stays a function of the step.
         """
         first, second = draw(step, rank), draw(step + _SECOND, rank)
-        return second if self.anchors.keys().isdisjoint(first) and not self.anchors.keys().isdisjoint(second) else first
+        anchors = tuple(cfg_id for cfg_id in second if cfg_id in self.anchors)
+        return first if not anchors or not self.anchors.keys().isdisjoint(first) else anchors
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor, cfg_id: int) -> torch.Tensor:

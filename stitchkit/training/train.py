@@ -20,16 +20,14 @@ from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
-from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
-from stitchkit.settings.recipe import Recipe
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
-from stitchkit.training.network import uncompiled
+from stitchkit.training.network import sampler_of
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
-from stitchkit.training.samplers import Sampler, create_sampler
+from stitchkit.training.samplers import Sampler
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import changes_of, cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.training.task import create_task
@@ -117,8 +115,10 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
         content = load_run(session)
     sampler = None
     if isinstance(model, SNNet):
-        _prepare_stitching(session, model, loader, is_fresh=content is None and not recipe.model.initial_checkpoint)
-        sampler = _create_sampler(model, recipe)
+        freeze(model, recipe.stitch)
+        sampler = sampler_of(model, recipe)
+        if content is None and not recipe.model.initial_checkpoint and recipe.stitch.ls_init:
+            _fit(session, model, loader)
     untouched = UntouchedAnchors(
         Replay(model) if isinstance(model, SNNet) and recipe.stitch.preserve == "replay" else None
     )
@@ -150,12 +150,6 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
     return trainer, range(start, how.epochs), position, untouched
 
 
-def _create_sampler(model: SNNet, recipe: Recipe) -> Sampler:
-    """The sampler of the routes that have something to train, with their costs as fvcore counts them."""
-    cost = uncompiled(model)(Profiler(model).cost)
-    return create_sampler(model.trainable_stitches(), lambda cfg_id: cost(cfg_id).flops, recipe.stitch, recipe.run.seed)
-
-
 def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None) -> None:
     """Keep the network equal on all ranks, in the way that is faster according to benchmarks/gradients.py."""
     model, broadcast = session.model, not session.recipe.distributed.no_ddp_bb
@@ -169,24 +163,22 @@ def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None) -> 
         trainer.prepare_distributed(find_unused=is_stitched, broadcast_buffers=broadcast)
 
 
-def _prepare_stitching(session: Session, model: SNNet, loader: Loader, *, is_fresh: bool) -> None:
-    """Fit the stitching layers of a fresh SN-Net, and freeze the anchors unless they are trained."""
+def _fit(session: Session, model: SNNet, loader: Loader) -> None:
+    """Fit the stitching layers in closed form."""
     settings, world = session.recipe.stitch, session.world
-    if is_fresh and settings.ls_init:
-        seed_epoch(session.recipe.run.seed, world.rank, 0)
-        share = -(-settings.stitch_init_bs // world.size)
-        num_batches = -(-share // session.recipe.data.batch_size)
-        images = some_images(loader, share)
-        batches = progress(images, world, "fit of the stitching layers", unit="batches", total=num_batches)
-        residuals = fit_stitching_layers(model, batches, method=settings.ls_method, damping=settings.ls_damping)
-        if world.is_primary:
-            write_fit(session.folder, model.space, residuals)
-        mean = 100 * sum(residuals.values()) / len(residuals)
-        _logger.info(
-            "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)",
-            len(residuals), mean,
-        )  # fmt: skip
-    freeze(model, settings)
+    seed_epoch(session.recipe.run.seed, world.rank, 0)
+    share = -(-settings.stitch_init_bs // world.size)
+    num_batches = -(-share // session.recipe.data.batch_size)
+    images = some_images(loader, share)
+    batches = progress(images, world, "fit of the stitching layers", unit="batches", total=num_batches)
+    residuals = fit_stitching_layers(model, batches, method=settings.ls_method, damping=settings.ls_damping)
+    if world.is_primary:
+        write_fit(session.folder, model.space, residuals)
+    mean = 100 * sum(residuals.values()) / len(residuals)
+    _logger.info(
+        "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)",
+        len(residuals), mean,
+    )  # fmt: skip
 
 
 def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, int | None]]:

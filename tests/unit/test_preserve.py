@@ -58,6 +58,16 @@ def test_anchors_are_drawn_almost_twice_as_often():
     assert {*drawn} == {*model.space.ids}
 
 
+def test_an_anchor_drawn_again_is_trained_whatever_the_sampler_would_choose():
+    """`best_of` takes the route of the lowest loss, which need not be the anchor."""
+    model = pico_snnet()
+    replay, anchor = Replay(model), 1
+    drawn = {True: (7, 8), False: (6, anchor, 5)}
+    assert replay.draw(lambda step, _: drawn[step < 100], 3, 0) == (anchor,)
+    assert replay.draw(lambda *_: drawn[True], 3, 0) == (7, 8)
+    assert replay.draw(lambda *_: drawn[False], 3, 0) == (6, anchor, 5), "it had its turn"
+
+
 def test_an_anchor_learns_from_its_copy_and_a_stitch_does_not():
     model = pico_snnet()
     recipe = settings(preserve="replay", distillation_alpha=0.3, distillation_tau=2.0)

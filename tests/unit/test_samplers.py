@@ -27,8 +27,8 @@ IDS = (0, 1, 2, 4, 5, 6, 7, 8)
 """Numbers with a hole."""
 
 
-def sampler_of(name, *, seed=3, cfg_ids=IDS, cost=lambda cfg_id: 100 * cfg_id**2, **settings):
-    return create_sampler(cfg_ids, cost, StitchRecipe(sampler=name, **settings), seed)
+def sampler_of(name, *, seed=3, cfg_ids=IDS, cost=lambda cfg_id: 100 * cfg_id**2, anchors=(), **settings):
+    return create_sampler(cfg_ids, cost, StitchRecipe(sampler=name, **settings), seed, anchors)
 
 
 def draws(sampler, rank=0, steps=range(40)):
@@ -72,6 +72,7 @@ def test_published_bins_of_sn_net_v2(shared):
     costs = {row["cfg_id"]: row["flops"] for row in read_rows(shared / "published/snnetv2_deit3_s_l.jsonl")}
     bins = cost_bins(costs, 1e9)
     assert [len(members) for members in bins] == [1, *[12] * 11, 1]
+    assert sampler_of("cost_bins", cfg_ids=tuple(costs), cost=costs.__getitem__).bins == bins, "without a gap too"
     assert bins[0] == (0,)
     assert bins[-1] == (1,)
     assert sorted(cfg_id for members in bins for cfg_id in members) == sorted(costs)
@@ -102,7 +103,7 @@ def test_each_bin_is_as_likely_or_the_costlier_the_likelier(caplog):
     assert counts[2] == pytest.approx(1000, abs=150)
     assert counts[4] == pytest.approx(3000, abs=230)
     rising = sampler_of("cost_bins", flops_sampling_k=4.0, cfg_ids=tuple(costs), cost=costs.__getitem__)
-    assert len(rising.bins) == 3, "a twelfth of the range of costs, by default"
+    assert len(rising.bins) == 3, "half of a twelfth of the range of costs, by default"
     wanted = np.array([0 / 4 + 1 / 3, 1 / 4 + 1 / 3, 2 / 4 + 1 / 3])
     np.testing.assert_allclose(rising.shares, wanted / wanted.sum())
 
@@ -139,9 +140,19 @@ def test_odd_budgets_are_refused(budgets, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"sampler": "uniform", "budgets": "2G"}, "--budgets has no effect with --sampler uniform; choose cost_bins"),
-        ({"sampler_routes": 2}, "--sampler-routes has no effect with --sampler cost_bins; choose sandwich or best_of"),
+        (
+            {"sampler": "uniform", "budgets": "2G"},
+            "--sampler uniform; choose from cost_bins, sandwich, best_of, imp",
+        ),
+        (
+            {"sampler_routes": 2},
+            "--sampler-routes has no effect with .* choose from sandwich, best_of",
+        ),
         ({"sandwich_divergence": "adaptive"}, "--sandwich-divergence has no effect with --sampler cost_bins"),
+        (
+            {"sampler": "sandwhich", "sampler_routes": 3},
+            "'sandwhich'; did you mean 'sandwich'",
+        ),
         ({"flops_gap": 0.0}, "--flops-gap is 0.0; it must be above 0"),
         ({"sampler": "cost-bins"}, "unknown value of --sampler 'cost-bins'; did you mean 'cost_bins'"),
     ],
@@ -169,7 +180,8 @@ def task_of(name, model=None, **settings):
     model = pico_snnet() if model is None else model
     costs = Profiler(model)
     recipe = StitchRecipe(sampler=name, **settings)
-    sampler = create_sampler(model.trainable_stitches(), lambda cfg_id: costs.cost(cfg_id).flops, recipe, 0)
+    anchors = range(model.space.num_anchors)
+    sampler = create_sampler(model.trainable_stitches(), lambda cfg_id: costs.cost(cfg_id).flops, recipe, 0, anchors)
     return StitchTask(model, nn.CrossEntropyLoss(), sampler=sampler, settings=recipe)
 
 
@@ -178,7 +190,8 @@ def test_the_costliest_of_a_sandwich_teaches_the_others():
     model, x, routes = task.network, pico_images(), task.draw(5, 0)
     flops = {cfg_id: Profiler(model).cost(cfg_id).flops for cfg_id in model.space.ids}
     costliest, cheapest, *others = routes
-    assert flops[costliest] == max(flops.values())
+    assert costliest == model.space.num_anchors - 1
+    assert flops[costliest] < max(flops.values()), "an anchor, though a stitch costs more"
     assert flops[cheapest] == min(flops.values())
     assert 1 <= len(others) <= 3
     assert {len(task.draw(step, 0)) for step in range(40)} == {3, 4, 5}, "what is drawn twice is trained once"
@@ -195,6 +208,15 @@ def test_the_costliest_of_a_sandwich_teaches_the_others():
         strict=True,
     ):
         torch.testing.assert_close(found, given, rtol=1e-4, atol=1e-5)
+
+
+def test_a_sandwich_keeps_to_the_budgets_and_to_what_is_trained():
+    given = {"cost": lambda cfg_id: cfg_id * 10**9, "flops_gap": 1.0, "anchors": (0, 5)}
+    assert sampler_of("sandwich", **given).ends == (5, 0)
+    assert sampler_of("sandwich", **given | {"anchors": ()}).ends == (8, 0)
+    budgets = sampler_of("sandwich", **given, budgets="7G,2.5G")
+    assert budgets.ends == (7, 1)
+    assert {cfg_id for routes in draws(budgets) for cfg_id in routes} == {1, 2, 6, 7}
 
 
 def test_the_adaptive_divergence_has_the_gradient_of_the_larger_one():

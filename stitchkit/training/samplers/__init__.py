@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from stitchkit.errors import unknown
+from stitchkit.errors import InputError, unknown
+from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers.best_of import BestOf
 from stitchkit.training.samplers.cost_bins import CostBins
@@ -13,7 +14,7 @@ from stitchkit.training.samplers.sampler import Sampler
 from stitchkit.training.samplers.sandwich import Sandwich
 from stitchkit.training.samplers.uniform import Uniform
 
-__all__ = ["SAMPLERS", "Sampler", "create_sampler", "sampler_class"]
+__all__ = ["SAMPLERS", "Sampler", "check_sampler", "create_sampler"]
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "uniform": Uniform,
@@ -25,17 +26,20 @@ SAMPLERS: dict[str, type[Sampler]] = {
 """The samplers by the name that the setting `sampler` gives them; one of your own is added here."""
 
 
-def sampler_class(name: str) -> type[Sampler]:
-    """The sampler of this name.
-
-    Raises:
-        InputError: If there is none.
-    """
+def check_sampler(settings: StitchRecipe) -> None:
+    """Refuse an unknown sampler, and settings that it does not have."""
+    name, default = settings.sampler, StitchRecipe()
     if name not in SAMPLERS:
         raise unknown("value of --sampler", name, SAMPLERS)
-    return SAMPLERS[name]
+    for option in sorted(set().union(*(sampler.options for sampler in SAMPLERS.values())) - SAMPLERS[name].options):
+        if getattr(settings, option) != getattr(default, option):
+            having = ", ".join(other for other, sampler in SAMPLERS.items() if option in sampler.options)
+            raise InputError(f"{flag_of(option)} has no effect with --sampler {name}; choose from {having}")
 
 
-def create_sampler(cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int) -> Sampler:
+def create_sampler(
+    cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int, anchors: Collection[int] = ()
+) -> Sampler:
     """The sampler that the settings name; arguments as in `Sampler`."""
-    return sampler_class(settings.sampler)(cfg_ids, cost, settings, seed)
+    check_sampler(settings)
+    return SAMPLERS[settings.sampler](cfg_ids, cost, settings, seed, anchors)

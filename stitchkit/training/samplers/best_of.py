@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from stitchkit.training.samplers.cost_bins import CostBins
 
@@ -14,6 +15,8 @@ class BestOf(CostBins):
 
     Source: AttentiveNAS (Wang et al., 2021), its BestUp with the loss as the measure.
     """
+
+    options: ClassVar[frozenset[str]] = CostBins.options | {"sampler_routes"}
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """`sampler_routes` different routes of a bin, or all of a smaller one."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
@@ -16,8 +17,11 @@ from stitchkit.training.samplers.sampler import Sampler
 _logger = logging.getLogger(__name__)
 
 _GIGA = 1e9
-_SHARE_OF_RANGE = 12
-"""The gap by default, as a part of the range of costs: the published spaces have twelve units."""
+_SHARE_OF_RANGE = 24
+"""The gap by default, as a part of the range of costs.
+
+The published spaces have twelve steps of equal cost, and routes between these: half a step separates them.
+"""
 
 
 def cost_bins(costs: Mapping[int, float], gap: float) -> list[tuple[int, ...]]:
@@ -69,8 +73,13 @@ class CostBins(Sampler):
     Source: the resource-constrained sampler (ROS) of SN-Netv2.
     """
 
-    def __init__(self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int):
-        super().__init__(cfg_ids, cost, settings, seed)
+    options: ClassVar[frozenset[str]] = frozenset({"budgets"})
+
+    def __init__(
+        self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
+        anchors: Collection[int] = (),
+    ):  # fmt: skip
+        super().__init__(cfg_ids, cost, settings, seed, anchors)
         self.costs = costs = {cfg_id: cost(cfg_id) for cfg_id in cfg_ids}
         gap = (max(costs.values()) - min(costs.values())) / _SHARE_OF_RANGE
         if settings.flops_gap is not None:

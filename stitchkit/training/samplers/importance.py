@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -24,8 +24,11 @@ class Importance(CostBins):
     Source: ESTA (He et al., 2024) names the idea, SNIP (Lee et al., 2019) the score; decay and mixture are ours.
     """
 
-    def __init__(self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int):
-        super().__init__(cfg_ids, cost, settings, seed)
+    def __init__(
+        self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
+        anchors: Collection[int] = (),
+    ):  # fmt: skip
+        super().__init__(cfg_ids, cost, settings, seed, anchors)
         self._places = {cfg_id: place for place, cfg_id in enumerate(cfg_ids)}
         self._sums = torch.zeros(len(cfg_ids), dtype=torch.float64)
         self._counts = torch.zeros_like(self._sums)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -23,18 +23,25 @@ class Sampler(ABC):
         cost: FLOPs of a route, measured when it is called.
         settings: The settings of stitching.
         seed: Random seed of the run.
+        anchors: Which of the routes are uncut anchors.
 
     Attributes:
         trains_several: Whether a step trains more than one route of `draw`.
+        options: The settings that only some samplers have, by name, of which this one has these.
     """
 
     trains_several: ClassVar[bool] = False
+    options: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int):
+    def __init__(
+        self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
+        anchors: Collection[int] = (),
+    ):  # fmt: skip
         self.cfg_ids = cfg_ids
         self.cost = cost
         self.settings = settings
         self.seed = seed
+        self.anchors = anchors
 
     @property
     def shared(self) -> bool:

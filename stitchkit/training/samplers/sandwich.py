@@ -1,12 +1,15 @@
-"""The sampler `sandwich`: the costliest route learns from labels; the cheapest and some random ones learn from it."""
+"""The sampler `sandwich`: the costliest anchor learns from labels; the cheapest route and some random ones from it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
 
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers.cost_bins import CostBins
 
 _RANDOM = 2
@@ -15,20 +18,32 @@ _CLIP = 5.0
 
 
 class Sandwich(CostBins):
-    """Trains several routes in each step: the costliest by labels, the others by its logits.
+    """Trains several routes in each step: the costliest anchor by labels, the others by its logits.
+
+    A stitch may cost a little more than it; but its joint has yet to learn, so the anchor is the better teacher. The
+    costliest route takes its place where anchors are not trained, and with `budgets`, which may be below it.
 
     Source: the sandwich rule of universally slimmable networks (Yu and Huang, 2019) and AlphaNet (Wang et al., 2021).
     """
 
     trains_several: ClassVar[bool] = True
+    options: ClassVar[frozenset[str]] = CostBins.options | {"sampler_routes", "sandwich_divergence"}
+
+    def __init__(
+        self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
+        anchors: Collection[int] = (),
+    ):  # fmt: skip
+        super().__init__(cfg_ids, cost, settings, seed, anchors)
+        members = [*chain.from_iterable(self.bins)]
+        teachers = members if settings.budgets is not None else [*anchors] or members
+        self.ends = max(teachers, key=self.costs.__getitem__), min(members, key=self.costs.__getitem__)
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
-        """The costliest route, the cheapest, and `sampler_routes` random ones; each only once."""
+        """The teacher, the cheapest route, and `sampler_routes` random ones; each only once."""
         random = self.random(step, rank)
         count = self.settings.sampler_routes or _RANDOM
         others = [int(random.choice(self.bin(random))) for _ in range(count)]
-        ends = (max(self.costs, key=self.costs.__getitem__), min(self.costs, key=self.costs.__getitem__))
-        return tuple(dict.fromkeys((*ends, *others)))
+        return tuple(dict.fromkeys((*self.ends, *others)))
 
     def divergence(self, given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Kullback-Leibler divergence, or the adaptive one if the settings ask for it."""
