@@ -97,13 +97,13 @@ def step_flops(sampler: str, way: str) -> float:
     def training(route: int) -> int:
         with FlopCounterMode(display=False) as counter:
             task(x, labels, route)["loss"].backward()
-        return counter.get_total_flops()
+        return int(counter.get_total_flops())
 
     @cache
     def choosing(drawn: tuple[int, ...]) -> int:
         with FlopCounterMode(display=False) as counter:
             task.choose(drawn, x, labels)
-        return counter.get_total_flops()
+        return int(counter.get_total_flops())
 
     total = 0.0
     for step in range(DRAWS):
