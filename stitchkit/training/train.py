@@ -63,7 +63,7 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
             labels, rate = list(networks), trained.position.rate
             write_summary(folder, epoch, loss=loss, rate=rate, scores=scores, labels=labels, alone=untouched.alone)
-            if isinstance(session.model, SNNet):
+            if isinstance(session.model, SNNet) and stitches:  # no step of several routes tells the loss of one
                 write_losses(folder, epoch, session.model.space, stitches)
             state = training_state(trainer) | more
             checkpoints.save(state, epoch=epoch, metric=_metric(scores, recipe.run.eval_metric))
