@@ -67,7 +67,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
     )
     for said in (
         "anchor ti: ", "network: 17 stitches, ", "data: 64 training images, 20 validation images, 4 classes",
-        "training: 2 epochs of 4 steps, 8 steps in total, 16 images in a step", "learning rate: 0.001 by adamw",
+        "cost bins: ", "training: 2 epochs of 4 steps, 8 steps in total, 16 images in a step", "learning rate: 0.001 by adamw",
         "schedule cosine, 1 epoch of warm-up\n",
     ):  # fmt: skip
         assert said in caplog.text
@@ -102,6 +102,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "teacher.pth' belongs to another": ["--experiment", "new", *teacher],
         "was measured with mean None, now [0.5]": [*judged, "0", "--mean", "0.5"],
         "cfg_id 999": [*judged, "999"],
+        "--budgets: no route costs 1 FLOPs or less": ["--experiment", "new", "--budgets", "1"],
     }
     for said, more in mistakes.items():
         assert main([*dry, *map(str, more)]) == 2
