@@ -16,6 +16,7 @@ from stitchkit.training.checkpoint import check_header
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
 from stitchkit.training.samplers import create_sampler
 from stitchkit.training.samplers.uniform import Uniform
+from stitchkit.training.session import engine_settings
 from stitchkit.training.task import create_task
 from tests.support import pico_config, pico_images, pico_snnet, randomize, write_config
 
@@ -47,6 +48,12 @@ def test_the_front_of_a_frozen_network_keeps_no_graph():
     model(pico_images(), 3)
     place = next(number for number, (kind, _) in enumerate(seen) if kind == "layer")
     assert [requires for _, requires in seen] == [False] * place + [True] * (len(seen) - place)
+
+
+def test_statistics_that_stay_are_not_averaged_over_ranks():
+    """The mean of equal numbers on three ranks may be another number."""
+    ways = {way: engine_settings(settings(preserve=way)).dist_bn for way in ("none", "frozen", "lora", "replay")}
+    assert ways == {"none": "reduce", "frozen": "", "lora": "", "replay": "reduce"}
 
 
 def test_anchors_are_drawn_almost_twice_as_often():
