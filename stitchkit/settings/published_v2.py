@@ -18,20 +18,27 @@ _ANCHORS = {
     f"deit_{size}_patch16_LS": f"deit3_{size}_patch16_224.fb_in22k_ft_in1k" for size in ("small", "base", "large")
 }
 """timm's names of the anchors."""
-_DEFAULTS = {"amp": True, "aug_repeats": 3.0, "min_lr": 1e-5, "opt_eps": 1e-8, "train_interpolation": "bicubic"}
-"""What the released files leave to the released code, where it differs from timm."""
+_DEFAULTS = {
+    "amp": True, "aug_repeats": 3.0, "flops_gap": 1.0, "min_lr": 1e-5, "opt_eps": 1e-8, "train_interpolation": "bicubic"
+}  # fmt: skip
+"""What the released files leave to the released code, where it differs from our defaults."""
 _SWITCHES: dict[str, tuple[dict[str, object], str]] = {
     "ThreeAugment": ({"aa": "3a"}, "sets aa to 3a: each image is made grey, solarised or blurred"),
     "src": ({"train_crop_mode": "src"}, "sets train_crop_mode to src"),
     "low_rank": ({"stitch_lr_scale": 0.0}, "sets stitch_lr_scale to 0, so that stitching layers stay as fitted"),
     "unscale_lr": ({}, "the learning rate is lr, whatever the batch"),
-    "no_repeated_aug": ({"aug_repeats": 3.0}, "has no effect, as in the released code: aug_repeats is 3"),
+    "no_repeated_aug": ({}, "has no effect, as in the released code"),
 }
 """Keys that are true or false: what true sets in the recipe, and what it means."""
-_NO_EFFECT = {
-    "no_repeated_aug": "as in the released code, which repeats each image 3 times; set aug_repeats in 'recipe'",
-    "pretrained_deit": "timm has the weights of these files; give an anchor a 'checkpoint' for your own",
+_NOTES = {
+    "low_rank": "low_rank trains neither the stitching layers nor their updates of rank lora_r, as in the released "
+    "code; leave it out to train them",
+    "no_repeated_aug": "no_repeated_aug has no effect, as in the released code, which repeats each image 3 times; set "
+    "aug_repeats in 'recipe'",
+    "pretrained_deit": "pretrained_deit has no effect: timm has the weights of these files; give an anchor a "
+    "'checkpoint' for your own",
 }
+"""What the log says of keys that do not do what their names say."""
 
 SCHEMA: dict[str, JsonSchemaValue] = {
     "snnet_name": {
@@ -62,9 +69,9 @@ def read_keys(content: Mapping[str, object]) -> tuple[dict[str, object], dict[st
             recipe["dataset"] = ""
     if content.get("opt") == "fusedlamb":
         content["opt"] = "lamb"  # the same updates, without NVIDIA apex
-    for key, reason in _NO_EFFECT.items():
+    for key, note in _NOTES.items():
         if content.get(key):
-            _logger.warning("%s has no effect: %s", key, reason)
+            _logger.warning("%s", note)
     content.pop("pretrained_deit", None)
     for key, (settings, _) in _SWITCHES.items():
         if not isinstance(value := content.pop(key, False), bool):

@@ -37,7 +37,6 @@ Natural = Annotated[int, Field(strict=True, ge=0)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 # With a higher rank in a stranger's file, updates could take any amount of memory.
 MOST_RANK = 1024
-Rank = Annotated[int, Field(strict=True, ge=1, le=MOST_RANK)]
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 _EXPECTED = {

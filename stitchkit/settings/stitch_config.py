@@ -27,6 +27,7 @@ from stitchkit.settings.timm_flags import REFUSED
 from stitchkit.settings.zoo_facts import ZooFacts
 
 _RANK = 64
+_ANCHOR_RANK = 16
 
 LayerKind = Literal["linear", "lowrank", "mlp"]
 """The kinds of stitching layer."""
@@ -103,7 +104,7 @@ class StitchConfig(Settings):
             "mlp", two linear layers. By default "linear", and "lowrank" if `lora_r` is given.
         lora_r: Rank of the update of "lowrank"; by default 64. 0 means "linear", as in published files.
         anchor_lora_r: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do
-            not; 0 for none. A run with `preserve: lora` sets it to its `preserve_rank`.
+            not, of `--preserve lora`; by default 16 in such a run, and 0, for none, in any other.
         recipe: Training settings by flag name; YAML files and flags override them.
         zoo: Of a configuration of the zoo, what `stitchkit zoo` lists; it does not change the network.
     """
@@ -201,7 +202,7 @@ class StitchConfig(Settings):
 
     def with_updates(self, settings: StitchRecipe) -> StitchConfig:
         """This configuration with the updates of anchors that `--preserve lora` needs."""
-        return replace(self, anchor_lora_r=settings.preserve_rank) if settings.preserve == "lora" else self
+        return replace(self, anchor_lora_r=self.anchor_lora_r or _ANCHOR_RANK) if settings.preserve == "lora" else self
 
     def space_of(self, anchors: Sequence[Shape]) -> StitchSpace:
         """The stitches of the anchors under the rule, of which `joints` may keep some."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from stitchkit.settings.fields import AtLeastThousandth, NonNegative, Positive, flag
-from stitchkit.settings.schema import Budgets, Count, LocalPath, Rank, Settings, Share
+from stitchkit.settings.schema import Budgets, Count, LocalPath, Settings, Share
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,9 @@ class StitchRecipe(Settings):
     )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
     ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(
-        "truncated", "kind of least squares: as published, regularised, or without truncation"
+        "truncated",
+        "fit of the stitching layers: least squares truncated as published, regularised or exact; or procrustes, an "
+        "orthonormal map with a scale and a bias",
     )
     ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
     stitch_init_bs: Count = flag(100, "number of images for the fit, over all ranks")
@@ -47,7 +49,6 @@ class StitchRecipe(Settings):
         "keep the anchors' accuracy: train only stitching layers; or these, and updates of low rank that only stitched "
         "routes have; or draw anchors more often, each taught by a copy of itself",
     )
-    preserve_rank: Rank = flag(16, "rank of the updates of --preserve lora")
     distillation_type: Literal["none", "hard", "soft"] = flag("none", "teaching: hard labels or soft probabilities")
     distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
     distillation_tau: AtLeastThousandth = flag(1.0, "temperature of soft distillation")

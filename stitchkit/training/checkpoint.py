@@ -177,8 +177,9 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
         wrong += _anchor_changes(before, now)
     if wrong:
         more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        if (rank := trained.get("anchor_lora_r")) != ours.get("anchor_lora_r"):
-            more += f"; {f'add --preserve lora --preserve-rank {rank}' if rank else 'leave --preserve lora out'}"
+        if len(wrong) == 1 and (rank := trained.get("anchor_lora_r")) != ours.get("anchor_lora_r"):
+            set_it = f'"anchor_lora_r": {rank} in the stitch configuration'
+            more = f"; add --preserve lora, with {set_it}" if rank else "; leave --preserve lora and anchor_lora_r out"
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
 
 

@@ -7,9 +7,11 @@ from stitchkit.cli import main
 from stitchkit.engine.epochs import check_finite
 from stitchkit.errors import Stopped
 from tests.distributed.ranks import run_on_two_ranks
-from tests.support import FLAGS, mostly_full, weights, write_config
+from tests.support import FAMILIES, FLAGS, family_snnet, mostly_full, weights, write_config
 
 MODES = ("frozen", "lora", "replay")
+EXACT = ("frozen", "lora")
+"""Those under which anchors stay as they are, to the last bit."""
 
 
 @pytest.fixture
@@ -85,3 +87,42 @@ def test_ranks_with_stitches_of_their_own_stay_equal(mode, images, config, tmp_p
     run_on_two_ranks([[*common, "--torchcompile", "eager", "--grad-checkpointing", "--experiment", "own"]])
     content = torch.load(tmp_path / "own/last.pth.tar", weights_only=True)
     assert set(content["alone"]) == {"ti", "s", "b"}
+
+
+@pytest.fixture
+def norms(tmp_path):
+    """The weights and statistics of anchors with batch norms and linear layers, to which `norms.json` gives them."""
+    model, anchors = family_snnet("levit"), []
+    for number, anchor in enumerate(FAMILIES["levit"]["anchors"]):
+        file = tmp_path / f"{number}.pth"
+        torch.save(model.anchors[number].state_dict(), file)
+        anchors.append({**anchor, "checkpoint": str(file)})
+    write_config(tmp_path / "norms.json", anchors=anchors)
+    return {f"anchors.{name}": value for name, value in model.anchors.state_dict().items()}
+
+
+def flags_of_norms(images, tmp_path, mode):
+    return [*common_flags(images, tmp_path / "norms.json", tmp_path, mode), "--lr", "1e-2", "--experiment", "norms"]
+
+
+def assert_kept(path, given, mode):
+    """Everything of the anchors is as it was given, and something else has learned in the second epoch."""
+    first, last = (weights(path / f"checkpoint-{epoch}.pth.tar") for epoch in (0, 1))
+    assert any(name.endswith("running_var") for name in given)
+    assert {name for name in last if name.startswith("anchors.")} == given.keys()
+    assert not [name for name, value in given.items() if not torch.equal(last[name], value)]
+    learned = {name.partition(".")[0] for name, value in last.items() if not torch.equal(value, first[name])}
+    assert learned == {"stitch_layers"} | ({"updates"} if mode == "lora" else set())
+
+
+@pytest.mark.parametrize("mode", EXACT)
+def test_batch_norms_of_anchors_keep_their_statistics(mode, images, norms, tmp_path):
+    assert main([*map(str, flags_of_norms(images, tmp_path, mode))]) == 0
+    assert_kept(tmp_path / "norms", norms, mode)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", EXACT)
+def test_batch_norms_of_anchors_keep_their_statistics_on_two_ranks(mode, images, norms, tmp_path):
+    run_on_two_ranks([flags_of_norms(images, tmp_path, mode)])
+    assert_kept(tmp_path / "norms", norms, mode)

@@ -18,10 +18,11 @@ MODES = ("frozen", "lora", "replay")
 def trained(images, tmp_path_factory):
     """A run of each mode, with the weights at its start."""
     folder = tmp_path_factory.mktemp("preserve")
-    config = write_config(folder / "pico.json")
+    config, ranked = write_config(folder / "pico.json"), write_config(folder / "ranked.json", anchor_lora_r=2)
     for mode in MODES:
-        flags = ["--preserve", mode, "--preserve-rank", "2", "--lr", "1e-2", "--output", folder, "--experiment", mode]
-        assert main([*map(str, ["train", images, "--stitch_config", config, *FLAGS, *flags])]) == 0
+        flags = ["--preserve", mode, "--lr", "1e-2", "--output", folder, "--experiment", mode]
+        flags += ["--stitch_config", ranked if mode == "lora" else config]
+        assert main([*map(str, ["train", images, *FLAGS, *flags])]) == 0
     return folder
 
 
@@ -86,4 +87,8 @@ def test_a_checkpoint_with_updates_is_evaluated_exported_and_shared(images, trai
 def test_a_checkpoint_with_updates_says_what_it_needs(images, trained, capsys):
     flags = ["--stitch_config", trained / "pico.json", *FLAGS, "--eval", "--resume", trained / "lora/last.pth.tar"]
     assert main([*map(str, ["train", images, *flags, "--output", trained, "--experiment", "other"])]) != 0
-    assert "anchor_lora_r was 2 and is None; add --preserve lora --preserve-rank 2" in capsys.readouterr().err
+    advice = 'anchor_lora_r was 2 and is None; add --preserve lora, with "anchor_lora_r": 2 in the stitch configuration'
+    assert advice in capsys.readouterr().err
+    flags[1] = trained / "ranked.json"
+    flags += ["--preserve", "lora"]
+    assert main([*map(str, ["train", images, *flags, "--output", trained, "--experiment", "other"])]) == 0

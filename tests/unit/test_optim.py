@@ -173,15 +173,18 @@ def test_the_state_of_another_network_does_not_fit():
                 load_optimizer(one, two.state_dict())
 
 
-def test_anchors_and_stitching_layers_learn_at_their_own_rates():
-    model = pico_snnet()
+@pytest.mark.parametrize("rank", [0, 2])
+def test_anchors_and_stitching_layers_learn_at_their_own_rates(rank):
+    """Updates of anchors are new weights, and learn as stitching layers do."""
+    model = pico_snnet(anchor_lora_r=rank)
+    assert any(name.startswith("updates.") for name, _ in model.named_parameters()) == bool(rank)
     plain = by_name(model, create_optimizer(model, optim(weight_decay=0.05), lr=0.1))
     scaled = by_name(
         model, create_optimizer(model, optim(weight_decay=0.05, base_lr_scale=0.1, stitch_lr_scale=2.0), lr=0.1)
     )
     assert scaled.keys() == plain.keys() == dict(model.named_parameters()).keys()
     for name, group in scaled.items():
-        assert group["lr_scale"] == (2.0 if name.startswith("stitch_layers.") else 0.1)
+        assert group["lr_scale"] == (0.1 if name.startswith("anchors.") else 2.0)
         assert group["weight_decay"] == plain[name]["weight_decay"], "what decays does not change"
     assert {group["weight_decay"] for group in scaled.values()} == {0, 0.05}
 

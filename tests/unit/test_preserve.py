@@ -1,5 +1,7 @@
 """The parts of `--preserve`: what is frozen, what is drawn, and what an anchor learns from its copy."""
 
+import re
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,12 +10,15 @@ import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
+from stitchkit.settings.flags import resolve
 from stitchkit.settings.stitch_recipe import StitchRecipe
+from stitchkit.training.checkpoint import check_header
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
 from stitchkit.training.samplers import create_sampler
 from stitchkit.training.samplers.uniform import Uniform
+from stitchkit.training.session import engine_settings
 from stitchkit.training.task import create_task
-from tests.support import pico_config, pico_images, pico_snnet, randomize
+from tests.support import pico_config, pico_images, pico_snnet, randomize, write_config
 
 LABELS = torch.tensor([0, 3])
 
@@ -43,6 +48,12 @@ def test_the_front_of_a_frozen_network_keeps_no_graph():
     model(pico_images(), 3)
     place = next(number for number, (kind, _) in enumerate(seen) if kind == "layer")
     assert [requires for _, requires in seen] == [False] * place + [True] * (len(seen) - place)
+
+
+def test_statistics_that_stay_are_not_averaged_over_ranks():
+    """The mean of equal numbers on three ranks may be another number."""
+    ways = {way: engine_settings(settings(preserve=way)).dist_bn for way in ("none", "frozen", "lora", "replay")}
+    assert ways == {"none": "reduce", "frozen": "", "lora": "", "replay": "reduce"}
 
 
 def test_anchors_are_drawn_almost_twice_as_often():
@@ -131,12 +142,42 @@ def test_two_ways_to_freeze_are_one_too_many():
         check(settings(stitch_config="x", data_dir="y", preserve="lora", fulltune=False))
 
 
-def test_the_updates_are_part_of_the_configuration():
-    config = stitchkit.StitchConfig.parse(pico_config()).with_updates(settings(preserve="lora").stitch)
-    assert config.anchor_lora_r == config.to_dict()["anchor_lora_r"] == 16
-    assert stitchkit.StitchConfig.parse(config.to_dict()).anchor_lora_r == 16
-    plain = stitchkit.StitchConfig.parse(pico_config()).with_updates(settings(preserve="frozen").stitch)
-    assert "anchor_lora_r" not in plain.to_dict()
+@pytest.mark.parametrize(("given", "rank"), [(0, 16), (4, 4)])
+def test_the_updates_are_part_of_the_configuration(given, rank):
+    config = stitchkit.StitchConfig.parse(pico_config(anchor_lora_r=given))
+    assert config.with_updates(settings(preserve="frozen").stitch) == config
+    config = config.with_updates(settings(preserve="lora").stitch)
+    assert config.anchor_lora_r == config.to_dict()["anchor_lora_r"] == rank
+    assert stitchkit.StitchConfig.parse(config.to_dict()).anchor_lora_r == rank
+
+
+@pytest.mark.parametrize("preserve", ["none", "frozen", "replay"])
+def test_updates_that_would_not_be_kept_from_the_anchors_are_refused(preserve, tmp_path):
+    path = str(write_config(tmp_path / "pico.json", anchor_lora_r=4))
+    given = {"stitch_config": path, "data_dir": "x", "preserve": preserve}
+    message = f"^anchor_lora_r is 4, but --preserve is {preserve}; only --preserve lora trains updates of anchors: "
+    with pytest.raises(InputError, match=message):
+        resolve(given)
+    for changes in ({"preserve": "lora"}, {"eval": True, "resume": "last.pth.tar"}):
+        _, config = resolve(given | changes)
+        assert config is not None
+        assert config.anchor_lora_r == 4
+
+
+@pytest.mark.parametrize(
+    ("trained", "ours", "advice"),
+    [
+        (4, 0, 'was 4 and is None; add --preserve lora, with "anchor_lora_r": 4 in the stitch configuration'),
+        (4, 2, 'was 4 and is 2; add --preserve lora, with "anchor_lora_r": 4 in the stitch configuration'),
+        (0, 2, "was None and is 2; leave --preserve lora and anchor_lora_r out"),
+    ],
+)
+def test_another_rank_says_what_to_do_and_another_rule_that_it_is_not_enough(trained, ours, advice):
+    content = {"stitch_config": stitchkit.StitchConfig.parse(pico_config(anchor_lora_r=trained)).to_dict()}
+    for rule, end in (("window", f"configuration: anchor_lora_r {advice}"), ("proportional", advice.partition(";")[0])):
+        config = stitchkit.StitchConfig.parse(pico_config(anchor_lora_r=ours, rule=rule))
+        with pytest.raises(InputError, match=f"{re.escape(end)}$"):
+            check_header(content, config, "a.pth")
 
 
 def test_anchors_that_guess_are_warned_of(caplog):

@@ -1,13 +1,27 @@
 """Released files of SN-Netv2: each key works, or a line says why it does not."""
 
+from typing import NamedTuple
+
 import pytest
 
 from stitchkit.errors import InputError
-from stitchkit.settings import published_v2
+from stitchkit.measure.ledger import read_rows
+from stitchkit.model.create import read_config
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.flags import resolve
-from stitchkit.settings.published_v1 import RECIPE_KEYS
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.training.samplers import create_sampler
+from stitchkit.training.samplers.cost_bins import CostBins
 from tests.support import ROOT
+
+
+class Blocks(NamedTuple):
+    """As much of an anchor as a rule asks for."""
+
+    label: str
+    depths: tuple[int, ...]
+    stitched_stages: tuple[int, ...] = (0,)
+
 
 RELEASED = {
     "anchors": ["deit_small_patch16_LS", "deit_large_patch16_LS"],
@@ -60,16 +74,29 @@ def test_the_released_files_are_our_configurations(name, caplog):
     assert released.to_dict() | {"source": ours.source} == ours.to_dict()
     assert {key: value for key, value in released.recipe.items() if key not in OF_THE_AUTHORS} == ours.recipe
     assert [line.message for line in caplog.records] == [
-        "no_repeated_aug has no effect: as in the released code, which repeats each image 3 times; set aug_repeats in "
+        "no_repeated_aug has no effect, as in the released code, which repeats each image 3 times; set aug_repeats in "
         "'recipe'",
         "pretrained_deit has no effect: timm has the weights of these files; give an anchor a 'checkpoint' for your "
         "own",
     ]
 
 
-def test_the_keys_of_the_sampler_have_their_settings_names():
-    for key in ("flops_gap", "flops_sampling_k"):
-        assert RECIPE_KEYS[key] == key
+@pytest.mark.parametrize("published", [False, True])
+def test_the_configuration_draws_from_the_published_bins(published, shared):
+    content = RELEASED if published else ROOT / "configs/deit3_s_l.json"
+    config = read_config(content)
+    costs = {row["cfg_id"]: row["flops"] for row in read_rows(shared / "published/snnetv2_deit3_s_l.jsonl")}
+    sampler = create_sampler([*costs], costs.__getitem__, make_recipe(config.recipe).stitch, seed=0)
+    assert isinstance(sampler, CostBins)
+    assert [len(members) for members in sampler.bins] == [1, *[12] * 11, 1]
+
+
+def test_low_rank_says_that_the_updates_are_not_trained(caplog):
+    StitchConfig.parse(TWO | {"low_rank": True, "lora_r": 4})
+    assert [line.message for line in caplog.records] == [
+        "low_rank trains neither the stitching layers nor their updates of rank lora_r, as in the released code; leave "
+        "it out to train them"
+    ]
 
 
 def test_every_published_key_is_known():
@@ -78,6 +105,15 @@ def test_every_published_key_is_known():
 
 
 TWO = {"anchors": ["deit_tiny_patch16_224", "deit_small_patch16_224"]}
+BY_NAME = {
+    "amp": True,
+    "aug_repeats": 3.0,
+    "flops_gap": 1.0,
+    "min_lr": 1e-5,
+    "opt_eps": 1e-8,
+    "train_interpolation": "bicubic",
+}
+"""What the released code sets by default."""
 
 
 @pytest.mark.parametrize(
@@ -90,12 +126,14 @@ TWO = {"anchors": ["deit_tiny_patch16_224", "deit_small_patch16_224"]}
         ({"unscale_lr": True}, {}),
         ({"unscale_lr": False, "lr": 1e-3}, {"lr_base": 1e-3, "lr_base_size": 512, "lr_base_scale": "linear"}),
         ({"low_rank": True}, {"stitch_lr_scale": 0.0}),
-        ({"no_repeated_aug": True}, {"aug_repeats": 3.0}),
-        ({"no_repeated_aug": True, "recipe": {"aug_repeats": 0}}, {"aug_repeats": 0.0}),
+        ({"no_repeated_aug": True}, {}),
+        ({"no_repeated_aug": True, "recipe": {"aug_repeats": 2}}, {"aug_repeats": 2.0}),
+        ({"flops_gap": 2.0, "flops_sampling_k": 5.0}, {"flops_gap": 2.0, "flops_sampling_k": 5.0}),
         ({"opt": "fusedlamb"}, {"opt": "lamb"}),
         ({"opt": "adamw"}, {"opt": "adamw"}),
         ({"eval_crop_ratio": 0.875, "drop": 0.1}, {"crop_pct": 0.875, "drop": 0.1}),
-        ({"snnet_name": "snnet_v2", "min_lr": 0}, published_v2._DEFAULTS | {"min_lr": 0.0}),
+        ({"snnet_name": "snnet_v2"}, BY_NAME),
+        ({"snnet_name": "snnet_v2", "min_lr": 0, "flops_gap": 2.0}, BY_NAME | {"min_lr": 0.0, "flops_gap": 2.0}),
     ],
 )
 def test_a_key_sets_what_it_says(keys, recipe):
@@ -131,9 +169,11 @@ def test_a_key_that_cannot_be_is_refused_in_one_line(keys, message):
 
 
 def test_what_the_first_version_means_instead():
-    """As its refusal says: the same number of routes, with the cheaper anchor for the one that is left out."""
+    """As its refusal says: its 13 routes, but for the cheapest, in whose place is the cheaper anchor."""
     config = StitchConfig.parse(TWO | {"rule": "two_way", "max_switches": 1, "directions": "up"})
-    assert str(config.make_rule()).startswith("TwoWay(max_switches=1, directions='up'")
+    space = config.space_of([Blocks("s", (12,)), Blocks("l", (24,))])
+    routes = ["s[0:12]", "l[0:24]", *(f"s[0:{cut}] > l[{2 * cut}:24]" for cut in range(1, 12))]
+    assert sorted(stitch.name for stitch in space.stitches.values()) == sorted(routes)
 
 
 @pytest.mark.parametrize("flag", ["drop_path", "drop_connect"])
