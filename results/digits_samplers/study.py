@@ -109,8 +109,9 @@ def step_flops(sampler: str, way: str) -> float:
     for step in range(DRAWS):
         drawn = task.draw(step, 0)
         trained = sum(map(training, drawn))
-        # Any of the routes that `best_of` compares may be the one that it trains.
-        total += choosing(tuple(sorted(drawn))) + trained / (len(drawn) if sampler == "best_of" else 1)
+        if sampler == "best_of":  # it trains one of those that it compares
+            trained = trained / len(drawn) + choosing(tuple(sorted(drawn)))
+        total += trained
     return total / DRAWS / BATCH
 
 
