@@ -108,7 +108,7 @@ def step_flops(sampler: str, way: str) -> float:
     total = 0.0
     for step in range(DRAWS):
         drawn = task.draw(step, 0)
-        trained = sum(map(training, drawn))
+        trained: float = sum(map(training, drawn))
         if sampler == "best_of":  # it trains one of those that it compares
             trained = trained / len(drawn) + choosing(tuple(sorted(drawn)))
         total += trained
