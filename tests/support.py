@@ -42,19 +42,12 @@ def mostly_full(values: Iterable[_T], *, quick: Iterable[_T]) -> list[object]:
 
     A tuple gives a value to each of several arguments.
     """
-    return _marked(values, quick, pytest.mark.full)
-
-
-def mostly_nightly(values: Iterable[_T], *, quick: Iterable[_T]) -> list[object]:
-    """Parameters of a test: `make test` takes only the quick ones, and only `make nightly` every one."""
-    return _marked(values, quick, pytest.mark.nightly)
-
-
-def _marked(values: Iterable[_T], quick: Iterable[_T], mark: pytest.MarkDecorator) -> list[object]:
     chosen, every = list(quick), list(values)
     assert all(value in every for value in chosen), f"{chosen} are not all among {every}"
     return [
-        value if value in chosen else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=mark)
+        value
+        if value in chosen
+        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
         for value in every
     ]
 

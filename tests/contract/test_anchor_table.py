@@ -7,7 +7,6 @@ import timm
 from timm.models import model_entrypoint
 
 from docs.anchors_table import PAGE, all_names, measure, rows
-from tests.support import mostly_nightly
 
 ONE_OF_EACH = """
     beit_base_patch16_224 halonet26t repvgg_a0 cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32
@@ -28,6 +27,8 @@ ONE_OF_EACH = """
     torchvision/mobilenet_v3_small
 """.split()  # noqa: SIM905
 """A small model of each of timm's modules, and two of torchvision's."""
+QUICK = ("convnext_atto", "mvitv2_tiny", "tnt_s_legacy_patch16_224", "resnet18", "torchvision/swin_t")
+"""Of one feature map, of tokens, refused, with batch norms, and not timm's."""
 
 
 def test_the_page_has_a_row_for_every_model():
@@ -42,14 +43,23 @@ def test_models_can_be_anchors_exactly_or_have_a_reason():
     assert not [row for row in found if row not in exact and row.endswith("|  |")]
 
 
-def test_one_model_of_each_module_is_among_the_quick():
+def test_one_model_of_each_module_is_measured_before_a_change_lands():
+    assert {*QUICK} <= {*ONE_OF_EACH}
     timms = (name for name in ONE_OF_EACH if not name.startswith("torchvision/"))
     assert {model_entrypoint(name).__module__ for name in timms} == {
         model_entrypoint(name).__module__ for name in timm.list_models()
     }
 
 
-@pytest.mark.parametrize("name", mostly_nightly(all_names(), quick=ONE_OF_EACH))
+def cases():
+    """The quick ones, one of each module, and all others, each under its mark."""
+    mark = dict.fromkeys(ONE_OF_EACH, pytest.mark.full)
+    return [
+        pytest.param(name, marks=() if name in QUICK else mark.get(name, pytest.mark.nightly)) for name in all_names()
+    ]
+
+
+@pytest.mark.parametrize("name", cases())
 def test_rows_of_the_page_are_measured_again(name):
     assert str(measure(name)) == rows()[name]
 

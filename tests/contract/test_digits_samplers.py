@@ -89,6 +89,7 @@ def test_the_study_runs(study, tmp_path, monkeypatch):
     assert first["drop_b"] != "0.00"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", ["none", "frozen"])
 def test_flops_of_a_step_are_those_of_its_routes(study, way, tmp_path, monkeypatch):
     """Three times a route's, forward and backward, if all of it is trained; less if its anchors are not."""

@@ -78,6 +78,7 @@ def test_resuming_a_finished_run_changes_nothing(images, config, tmp_path, caplo
     assert "nothing is left to train" in caplog.text
 
 
+@pytest.mark.full
 def test_more_loader_processes_than_cores_are_not_warned_of(images, config, tmp_path):
     """torch's warning would be an error here."""
     run(images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "-j", usable_cores() + 1, "--epochs", "1")

@@ -174,6 +174,7 @@ def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, ca
     assert "is not enough for one image" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_two_ranks_resume_each_where_it_stood(trained):
     """Odd batches: the ranks have different numbers of images, and their sums are their own."""
     folder, evaluate = trained

@@ -81,6 +81,7 @@ def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.full
 @LOADER_DIES
 def test_a_loader_process_that_dies_ends_the_command_in_one_line(trained, tmp_path, monkeypatch):
     flags, images = trained
@@ -104,6 +105,7 @@ def test_an_exported_file_predicts_like_its_snnet(suffix, trained, tmp_path, sho
         )
 
 
+@pytest.mark.full
 def test_a_file_that_does_not_say_how_to_prepare_images_is_refused(trained, tmp_path, short_timing):
     flags, images = trained
     path = tmp_path / "net.onnx"

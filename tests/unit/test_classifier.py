@@ -49,6 +49,7 @@ def test_a_torchvision_anchor_without_classes_gives_the_feature_before_its_class
     torch.testing.assert_close(feature, expected)
 
 
+@pytest.mark.full
 def test_torchvision_anchors_without_classes_are_stitched():
     pair = ["torchvision/mobilenet_v3_small", "torchvision/mobilenet_v3_large"]
     model = stitchkit.create_snnet(anchors=pair, num_classes=0, img_size=64).eval()

@@ -99,6 +99,7 @@ def test_a_hub_that_answers_is_asked_by_timm(hub, monkeypatch):
     check_reachable(NAME)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("state", mostly_full(["answers", "offline", "closed"], quick=["answers"]))
 def test_libraries_print_nothing_of_their_own_when_weights_are_unavailable(state, hub, tmp_path):
     """In a process of its own, whose loggers are real."""

@@ -286,6 +286,7 @@ def test_the_same_compositions_in_the_same_order_as_the_plain_recursion(convnets
     np.testing.assert_allclose([score for score, _ in found], [score for score, _ in expected], rtol=1e-5)
 
 
+@pytest.mark.full
 def test_thresholds_depth_and_no_fragment_twice(nets):
     ours = search(nets, width=3, threshold=0.3, total_threshold=0.4)
     found = list(ours.compositions())

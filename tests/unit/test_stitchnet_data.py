@@ -62,6 +62,7 @@ def pico_nets():
     return {"a": convnet(6, 8), "b": convnet(5, 10, 12), "vit": timm.create_model("vit_tiny_patch16_224", **VIT)}
 
 
+@pytest.mark.full
 def test_the_published_example_runs_line_by_line(beans, offline, tmp_path):
     dataset_train, dataset_val = load_hf_dataset(
         str(beans), train_split="validation", val_split="test", label_column="label", seed=47, size=32
