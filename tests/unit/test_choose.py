@@ -123,15 +123,9 @@ def test_gamma_is_the_quotient_of_two_thetas(name, classes):
         targets = dict.fromkeys(outputs, F.one_hot(torch.from_numpy(codes).long()).float())
     predicted = train_probes(features, targets, held_out, seed=3)
     for joint in (Joint("ti", 0, "s", 1), Joint("s", 1, "b", 2)):
-        front, before, after = (
-            predicted[place]
-            for place in (
-                (joint.front, joint.front_block + 1),
-                (joint.end, joint.end_block),
-                (joint.end, joint.end_block + 1),
-            )
-        )
-        assert scores[joint] == pytest.approx(theta(front, before) / theta(before, after), rel=1e-3)
+        before, after = (predicted[joint.end, joint.end_block + run] for run in (0, 1))
+        apart = theta(predicted[joint.front, joint.front_block + 1], before)
+        assert scores[joint] == pytest.approx(apart / theta(before, after), rel=1e-3)
 
 
 def test_cka_of_one_batch_is_that_of_its_rows():
