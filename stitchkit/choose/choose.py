@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 from stitchkit.choose.choice import Candidate, candidates, check_scores, keep, least_scores
@@ -68,7 +69,10 @@ def check_choosers(names: Sequence[str], *, has_labels: bool) -> None:
             raise unknown("chooser", name, CHOOSERS)
         if CHOOSERS[name].needs_labels and not has_labels:
             free = [other for other, chooser in CHOOSERS.items() if not chooser.needs_labels]
-            raise InputError(f"{name} needs labels, which these images have not; choose by {', '.join(free)}")
+            raise InputError(
+                f"{name} needs labels, which these images do not have: the class folders in 'train' are labels; give "
+                f"DATA with a 'train' split, or choose by {', '.join(free)}"
+            )
 
 
 def choose(
@@ -118,8 +122,11 @@ def closest_pair(config: StitchConfig, model: SNNet, batches: Batches) -> tuple[
     lines = [["", "anchors", "Theta"]] + [
         ["*" if pair == best else "", " > ".join(pair), f"{value:.4g}"] for pair, value in thetas.items()
     ]
-    two = tuple(anchor for anchor in config.anchors if anchor.label in best)
-    return replace(config, anchors=two), aligned(lines, left={0, 1})
+    chosen = [anchor.label in best for anchor in config.anchors]
+    recipe = dict(config.recipe)
+    if isinstance(rates := recipe.get("anchor_drop_path"), list):  # one for each anchor
+        recipe["anchor_drop_path"] = [*compress(rates, chosen)]
+    return replace(config, anchors=(*compress(config.anchors, chosen),), recipe=recipe), aligned(lines, left={0, 1})
 
 
 def write_config(path: Path, config: StitchConfig, kept: Sequence[Joint]) -> StitchConfig:

@@ -72,14 +72,14 @@ def _choose(flags: argparse.Namespace) -> None:
         raise InputError(
             "give DATA, --stitch_config CONFIG and -o chosen.json, or --compare LEDGER with --scores FILE of a choice"
         )
-    _write_choice(flags)
+    _write_choice(flags, rows)
     if flags.compare:
         from stitchkit.choose.scores_file import scores_file
 
         _compare(scores_file(Path(flags.output)), rows, flags.compare)
 
 
-def _write_choice(flags: argparse.Namespace) -> None:
+def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
     settings = parse(
         ChooseSettings,
         {field.name: getattr(flags, field.name) for field in fields(ChooseSettings)},
@@ -91,8 +91,9 @@ def _write_choice(flags: argparse.Namespace) -> None:
     import torch
 
     from stitchkit.choose.choose import check_choosers, choose, closest_pair, write_config
+    from stitchkit.choose.chooser import joint_routes
     from stitchkit.choose.images import SomeImages, has_labels, open_some
-    from stitchkit.choose.scores_file import scores_file, write_scores
+    from stitchkit.choose.scores_file import rows_of, scores_file, write_scores
     from stitchkit.distributed import choose_device
     from stitchkit.model.create import create_snnet
     from stitchkit.networks.data_config import data_config_of
@@ -119,6 +120,8 @@ def _write_choice(flags: argparse.Namespace) -> None:
         config, table = closest_pair(config, model, batches("anchors"))
         print(f"{table}\nkept: {' and '.join(anchor.label for anchor in config.anchors)}, whose predictions agree most")
         model = create_snnet(config, **options).to(device).eval()
+    if flags.compare:
+        rows_of({model.space[cfg_id].name for cfg_id in joint_routes(model).values()}, rows)  # before all the work
     choice = choose(model, batches, by, buckets=settings.buckets, tau=settings.tau, seed=settings.seed)
     chosen = write_config(output, config, choice.kept)
     write_scores(scores_file(output), choice.candidates, choice.scores, choice.kept)

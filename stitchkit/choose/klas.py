@@ -136,9 +136,10 @@ def train_probes(
     """
     generator = torch.Generator().manual_seed(seed)
     probes: dict[Place, nn.Linear] = {}
+    inputs: dict[Place, torch.Tensor] = {}
     for (label, entry), x in features.items():
         spread, mean = torch.std_mean(x[~held_out], 0)  # of one scale at every block, so that one rate suits all
-        features[label, entry] = (x - mean) / spread.clamp_min(1e-6)
+        inputs[label, entry] = (x - mean) / spread.clamp_min(1e-6)
         probe = nn.Linear(x.shape[1], targets[label].shape[1], device=x.device)
         for parameter in probe.parameters():
             nn.init.zeros_(parameter)  # the problem is convex, so that nothing need be drawn
@@ -151,8 +152,8 @@ def train_probes(
             chosen = trained_on[order]
             for place, probe in probes.items():
                 optimizer.zero_grad()  # the others have no gradients, and stay as they are
-                loss = F.cross_entropy(probe(features[place][chosen]), targets[place[0]][chosen])
+                loss = F.cross_entropy(probe(inputs[place][chosen]), targets[place[0]][chosen])
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     with torch.no_grad():
-        return {place: probe(features[place][held_out]).double().log_softmax(1) for place, probe in probes.items()}
+        return {place: probe(inputs[place][held_out]).double().log_softmax(1) for place, probe in probes.items()}

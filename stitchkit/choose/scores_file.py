@@ -99,19 +99,29 @@ class Correlation:
     in_buckets: float
 
 
+def rows_of(stitches: Collection[str], rows: Sequence[Row]) -> list[Row]:
+    """The rows of a ledger that scores of some stitches can be compared with.
+
+    Raises:
+        InputError: If there are fewer than three, or one has no accuracy.
+    """
+    known = [row for row in rows if row.get("stitch") in stitches]
+    if len(known) < _FEWEST:
+        raise InputError(
+            f"the ledger has {len(known)} of the {len(stitches)} scored stitches, and a correlation needs {_FEWEST}; "
+            "give the ledger of an SN-Net of these anchors"
+        )
+    check_figures(known, ["acc1"])
+    return known
+
+
 def correlate(stored: StoredScores, rows: Sequence[Row]) -> list[Correlation]:
     """The correlation of each score with the accuracies of a ledger.
 
     Raises:
         InputError: If the ledger has fewer than three of the scored stitches.
     """
-    known = [row for row in rows if row.get("stitch") in stored.groups]
-    if len(known) < _FEWEST:
-        raise InputError(
-            f"the ledger has {len(known)} of the {len(stored.groups)} scored stitches, and a correlation needs "
-            f"{_FEWEST}; give the ledger of an SN-Net of these anchors"
-        )
-    check_figures(known, ["acc1"])
+    known = rows_of(stored.groups, rows)
     groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in known:
         groups[stored.groups[row["stitch"]]].append(row)

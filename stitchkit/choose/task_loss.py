@@ -21,7 +21,9 @@ def task_loss(model: SNNet, batches: Batches, *, seed: int) -> dict[Joint, float
     The layers are fitted on the first half of the batches, and the losses are those of the second half.
     """
     if not model.num_classes:
-        raise InputError("task-loss needs classifiers, which these anchors have not; choose by cka or klas-label-free")
+        raise InputError(
+            "task-loss needs classifiers, which these anchors do not have; choose by cka or klas-label-free"
+        )
     if len(batches) < 2:
         raise InputError(f"task-loss needs two batches, to fit and to judge, but there is {len(batches)}; give more")
     stream = iter(batches)

@@ -58,8 +58,9 @@ class Gram:
             method: `truncated`: minimum norm without the singular values under `max(rows, columns) x float32 eps` of
                 the largest, as PyTorch's pseudo-inverse of the rows themselves; `exact`: without only those that are
                 noise of float64; `rounded`: without those that are noise of features in float32, however many rows
-                there are; `damped`: ridge regression; `procrustes`: the rotation or projection that fits centred rows
-                best, times the scale that does, plus the difference of the means.
+                there are; `damped`: ridge regression; `procrustes`: the orthonormal factor of the cross-covariance,
+                with the scale and the bias that fit best for it. Into as many or more columns, no other map of
+                orthonormal rows fits better; into fewer, another of orthonormal columns may.
             damping: For `damped`: the amount added to the squared singular values, as a share of their mean.
 
         Source: SN-Net, equation 4; the threshold of `truncated` is the released code's.
@@ -73,7 +74,7 @@ class Gram:
         return self._solver @ cross
 
     def _rotation(self, cross: torch.Tensor) -> torch.Tensor:
-        """The scaled map with orthonormal rows or columns, and the bias."""
+        """The map of `procrustes`."""
         mean_x, mean_y = self.product[-1, :-1] / self.num_rows, cross[-1] / self.num_rows
         spread = self.product[:-1, :-1] - self.num_rows * mean_x.outer(mean_x)
         u, values, v = torch.linalg.svd(cross[:-1] - self.num_rows * mean_x.outer(mean_y), full_matrices=False)
@@ -115,7 +116,7 @@ class _Target:
 def fit_stitching_layers(
     model: SNNet, batches: Iterable[torch.Tensor], *, method: str = "truncated", damping: float = 1e-4
 ) -> dict[Joint, float]:
-    """Set every stitching layer to the best linear map between the features it joins.
+    """Set every stitching layer to a linear map between the features it joins, fitted by least squares.
 
     The map goes from the output of the front block to the input of the end block. A layer of several joints takes the
     mean of their maps. Every rank may bring its own batches; the sums are added up.

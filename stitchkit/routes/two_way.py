@@ -8,7 +8,7 @@ from itertools import combinations, cycle, islice, pairwise
 from math import comb
 
 from stitchkit.errors import InputError
-from stitchkit.routes.proportional import Directions, cuts_between, directed, every_cut
+from stitchkit.routes.cuts import Directions, cuts_between, directed, every_cut
 from stitchkit.routes.rules import (
     BlockPair,
     LayerPath,
@@ -26,7 +26,12 @@ _MOST_ROUTES = 100_000
 
 @dataclass(frozen=True)
 class TwoWay:
-    """Routes between two anchors that switch at several cuts, which lie as in `Proportional`.
+    """Routes between two anchors that switch at several cuts, wherever both have run the same share of a stage.
+
+    In each stitched stage, there is a cut after every block of the shallower anchor; in the deeper one it lies after
+    the same share of the blocks, rounded up. A route crosses between the anchors only at cuts, so it neither repeats
+    nor skips work. The end of a stage is a cut too, unless no block of the entered anchor follows. Every joint has a
+    stitching layer of its own.
 
     Stitches are ordered pair of anchors by pair, then by the number of switches; of one number, those that end in the
     costlier anchor come first, both in the order of their cuts. Routes through three or more anchors follow; they keep
@@ -85,13 +90,14 @@ class TwoWay:
         self, cheap: Shape, costly: Shape, num_cuts: int, ways: Mapping[tuple[str, str], Sequence[BlockPair]]
     ) -> Iterator[Stitch | None]:
         """The routes between two anchors in the order of their numbers; None stands for the one that does not exist."""
-        count = sum(2 * comb(num_cuts, switches) for switches in range(1, self.max_switches + 1))
+        numbers = range(1, min(self.max_switches, num_cuts) + 1)  # every switch takes a cut
+        count = sum(2 * comb(num_cuts, switches) for switches in numbers)
         if count > _MOST_ROUTES:
             raise InputError(
                 f"max_switches is {self.max_switches}, which gives more than {_MOST_ROUTES:,} routes between "
                 f"{blocks_of((cheap, costly))}; choose a smaller number"
             )
-        for switches in range(1, self.max_switches + 1):
+        for switches in numbers:
             for ending, other in ((costly, cheap), (cheap, costly)):
                 chain = (*islice(cycle((ending, other)), switches + 1),)[::-1]
                 tables = [ways.get((front.label, end.label), ()) for front, end in pairwise(chain)]

@@ -13,7 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace, TwoWay
-from stitchkit.routes.proportional import Directions
+from stitchkit.routes.cuts import Directions
 from stitchkit.routes.rules import Rule, Shape, check_stages
 from stitchkit.settings import published_v1, published_v2
 from stitchkit.settings.anchor_text import AnchorText

@@ -11,6 +11,7 @@ import timm
 import torch
 
 import stitchkit
+from stitchkit.choose.chooser import Chooser
 from stitchkit.choose.choosers import CHOOSERS
 from stitchkit.cli import main
 from stitchkit.files import read_table
@@ -87,20 +88,24 @@ def test_a_folder_of_images_is_enough_without_labels(images, tmp_path, capsys):
     config = StitchConfig.load(chosen(folder, tmp_path, "--by", by))
     assert 2 <= len(config.joints) < 14
     message = refused(capsys, "choose", folder, "--stitch_config", tmp_path / "pico.json", "-o", tmp_path / "x.json")
-    assert "klas needs labels, which these images have not; choose by klas-label-free, cka, residual" in message
+    assert "klas needs labels, which these images do not have: the class folders in 'train' are labels" in message
+    assert "or choose by klas-label-free, cka, residual" in message
     assert not (tmp_path / "x.json").exists()
 
 
 def test_a_pair_of_anchors_is_chosen(images, tmp_path, capsys):
+    rates = {"ti": 0.0, "s": 0.1, "b": 0.2}
+    write_config(tmp_path / "pico.json", recipe={"anchor_drop_path": [*rates.values()]})
     config = StitchConfig.load(chosen(images, tmp_path, "--by", "cka", "--pair"))
     labels = [anchor.label for anchor in config.anchors]
     assert len(labels) == 2
+    assert config.recipe["anchor_drop_path"] == [rates[label] for label in labels]
     said = capsys.readouterr().out
     assert f"kept: {labels[0]} and {labels[1]}, whose predictions agree most" in said
     assert set(re.findall(r"(\w+)\[\d+\] > (\w+)\[\d+\]", " ".join(config.joints))) == {tuple(labels)}
 
 
-def test_bad_input_is_one_line(images, tmp_path, capsys):
+def test_bad_input_is_one_line(images, tmp_path, capsys, monkeypatch):
     config, out = write_config(tmp_path / "pico.json"), tmp_path / "chosen.json"
     run = ["choose", images, "--stitch_config", config, "-o", out, *QUICK]
     for more, message in {
@@ -120,6 +125,10 @@ def test_bad_input_is_one_line(images, tmp_path, capsys):
     two = ["choose", images, "--stitch_config", tmp_path / "two.json", "-o", out, *QUICK, "--pair"]
     assert "--pair chooses two of several anchors, but the configuration has 2 anchors" in refused(capsys, *two)
     (tmp_path / "ledger.txt").write_text('{"cfg_id": 0, "acc1": 1.0}\n')
+    with monkeypatch.context() as patch:
+        patch.setitem(CHOOSERS, "klas", Chooser(None))  # nothing is scored in vain
+        message = refused(capsys, *run, "--compare", tmp_path / "ledger.txt")
+    assert "the ledger has 0 of the 14 scored stitches, and a correlation needs 3" in message
     compare = ["choose", "--compare", tmp_path / "ledger.txt", "--scores"]
     assert "does not exist; give the .scores.csv" in refused(capsys, *compare, tmp_path / "none.csv")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")

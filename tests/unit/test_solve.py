@@ -162,6 +162,34 @@ def test_procrustes_keeps_angles_and_fits_less_than_least_squares():
     assert left[0] < left[1] < (y - y.mean(0)).square().sum()
 
 
+@pytest.mark.parametrize(("into", "out"), [(4, 4), (3, 6), (6, 3)])
+def test_procrustes_is_the_orthonormal_factor_of_the_cross_covariance_with_the_best_scale_and_bias(into, out):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(50, width, generator=generator, dtype=torch.float64) for width in (into, out))
+    x *= torch.arange(1, into + 1)  # no direction like another
+    gram, cross = gram_of(x, y)
+    found = gram.solve(cross, "procrustes")
+    turn = found[:-1] / torch.linalg.matrix_norm(found[:-1], 2)
+    covariance = (x - x.mean(0)).T @ (y - y.mean(0))
+    square = turn @ turn.T if into <= out else turn.T @ turn
+    torch.testing.assert_close(square, torch.eye(min(into, out), dtype=torch.float64))
+    stretch = turn.T @ covariance  # the other factor: symmetric, without negative eigenvalues
+    torch.testing.assert_close(stretch, stretch.T)
+    assert torch.linalg.eigvalsh(stretch).min() > -1e-9
+
+    def left(matrix):
+        """What is left of the centred target by the best scale of a map."""
+        moved, wanted = (x - x.mean(0)) @ matrix, y - y.mean(0)
+        return wanted.square().sum() - (moved * wanted).sum() ** 2 / moved.square().sum()
+
+    torch.testing.assert_close((x @ found[:-1] + found[-1] - y).square().sum(), left(turn))
+    near = (turn + 0.1 * torch.randn(into, out, generator=generator, dtype=torch.float64) for _ in range(100))
+    factors = (torch.linalg.svd(matrix, full_matrices=False) for matrix in near)
+    assert all(left(turn) <= left(u @ v) for u, _, v in factors) == (into <= out), (
+        "into fewer columns, others fit better"
+    )
+
+
 def test_procrustes_of_features_that_never_change_is_their_shift():
     gram, cross = gram_of(torch.ones(5, 3, dtype=torch.float64), torch.full((5, 2), 4.0, dtype=torch.float64))
     found = gram.solve(cross, "procrustes")
