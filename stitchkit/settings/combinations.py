@@ -91,6 +91,11 @@ def _check_network(recipe: Recipe) -> None:
             f"--no-fulltune trains class tokens, and --preserve {recipe.stitch.preserve} decides itself what of the "
             "anchors trains; leave one out, or give --fulltune"
         )
+    if recipe.stitch.freezes_anchors and recipe.optim.stitch_lr_scale == 0 and not recipe.run.eval:
+        raise InputError(
+            f"--preserve {recipe.stitch.preserve} trains only what --stitch-lr-scale 0 stops, so nothing would be "
+            "trained; leave one out"
+        )
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
         raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
     if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:

@@ -142,6 +142,13 @@ def test_two_ways_to_freeze_are_one_too_many():
         check(settings(stitch_config="x", data_dir="y", preserve="lora", fulltune=False))
 
 
+def test_a_run_that_trains_nothing_is_refused():
+    given = {"stitch_config": "x", "data_dir": "y", "stitch_lr_scale": 0.0}
+    with pytest.raises(InputError, match="--preserve frozen trains only what --stitch-lr-scale 0 stops"):
+        check(settings(**given, preserve="frozen"))
+    check(settings(**given, preserve="replay"))
+
+
 @pytest.mark.parametrize(("given", "rank"), [(0, 16), (4, 4)])
 def test_the_updates_are_part_of_the_configuration(given, rank):
     config = stitchkit.StitchConfig.parse(pico_config(anchor_lora_r=given))
