@@ -234,8 +234,7 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 def sampler_of(model: SNNet, recipe: Recipe) -> Sampler:
     """The sampler of a run: of the routes that have something to train, with their costs as fvcore counts them."""
     cost = uncompiled(model)(Profiler(model).cost)
-    routes = model.trainable_stitches()
-    anchors = [cfg_id for cfg_id in routes if model.space[cfg_id].is_anchor]
+    routes, anchors = model.trainable_stitches(), range(model.space.num_anchors)
     return create_sampler(routes, lambda cfg_id: cost(cfg_id).flops, recipe.stitch, recipe.run.seed, anchors)
 
 

@@ -18,7 +18,7 @@ def test_the_page_names_every_sampler_and_its_numbers():
     help_text = StitchRecipe.__pydantic_fields__["sampler"].description
     assert all(name in help_text for name in SAMPLERS)
     assert StitchRecipe().sampler in TEXT.split("The default is `")[1]
-    assert (sandwich._RANDOM, best_of._ROUTES, cost_bins._SHARE_OF_RANGE) == (2, 3, 24)
+    assert (sandwich._RANDOM, best_of._ROUTES, cost_bins._PARTS) == (2, 3, 16)
     assert (sandwich._CLIP, importance._DECAY, importance._UNIFORM) == (5, 0.9, 0.2)
 
 

@@ -17,7 +17,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.network import check_names
 from stitchkit.training.samplers import SAMPLERS, create_sampler
-from stitchkit.training.samplers.cost_bins import budget_bins, cost_bins
+from stitchkit.training.samplers.cost_bins import budget_bins, cost_bins, gap_between
 from stitchkit.training.samplers.sandwich import adaptive_divergence
 from stitchkit.training.task import StitchTask
 from tests.support import ROOT, family_snnet, pico_config, pico_images, pico_snnet, write_config
@@ -70,9 +70,10 @@ def test_uniform_measures_no_costs():
 
 def test_published_bins_of_sn_net_v2(shared):
     costs = {row["cfg_id"]: row["flops"] for row in read_rows(shared / "published/snnetv2_deit3_s_l.jsonl")}
-    bins = cost_bins(costs, 1e9)
+    bins = cost_bins(costs, lambda _: 1e9)
     assert [len(members) for members in bins] == [1, *[12] * 11, 1]
-    assert sampler_of("cost_bins", cfg_ids=tuple(costs), cost=costs.__getitem__).bins == bins, "without a gap too"
+    by_default = sampler_of("cost_bins", cfg_ids=tuple(costs), cost=costs.__getitem__, anchors=(0, 1))
+    assert by_default.bins == bins
     assert bins[0] == (0,)
     assert bins[-1] == (1,)
     assert sorted(cfg_id for members in bins for cfg_id in members) == sorted(costs)
@@ -89,7 +90,17 @@ def test_published_bins_of_sn_net_v2(shared):
     ],
 )
 def test_a_bin_spans_at_most_the_gap(costs, bins):
-    assert cost_bins(dict(enumerate(costs)), 1) == bins
+    assert cost_bins(dict(enumerate(costs)), lambda _: 1) == bins
+
+
+def test_the_gap_by_default_follows_the_anchors_around_it():
+    """So a cheap pair of anchors has as many bins as a costly one, and no anchor is lost in a wide bin."""
+    gap = gap_between([320, 0, 32])
+    assert [gap(start) for start in (-5, 0, 31, 32, 100, 320, 900)] == [2, 2, 2, 18, 18, 18, 18]
+    assert gap_between([5, 5])(5) == 0, "routes of one cost"
+    costs = {0: 0, 1: 32, 2: 320} | {number: 4 * number for number in range(3, 8)} | {8: 33, 9: 51}
+    sampler = sampler_of("cost_bins", cfg_ids=tuple(costs), cost=costs.__getitem__, anchors=(0, 1, 2))
+    assert sampler.bins == [(0,), (3,), (4,), (5,), (6,), (7,), (1, 8), (9,), (2,)]
 
 
 def test_each_bin_is_as_likely_or_the_costlier_the_likelier(caplog):
@@ -97,13 +108,13 @@ def test_each_bin_is_as_likely_or_the_costlier_the_likelier(caplog):
     costs = {0: 1, 1: 5, 2: 5, 3: 5, 4: 9}
     even = sampler_of("cost_bins", cfg_ids=tuple(costs), cost=lambda cfg_id: costs[cfg_id] * 10**9, flops_gap=1.0)
     assert even.bins == [(0,), (1, 2, 3), (4,)]
-    assert "cost bins: 3 of 1 to 3 routes, at most 1G FLOPs wide" in caplog.text
+    assert "cost bins: 3 of 1 to 3 routes" in caplog.text
     counts = Counter(routes[0] for routes in draws(even, steps=range(9000)))
     assert counts[0] == pytest.approx(3000, abs=230)
     assert counts[2] == pytest.approx(1000, abs=150)
     assert counts[4] == pytest.approx(3000, abs=230)
     rising = sampler_of("cost_bins", flops_sampling_k=4.0, cfg_ids=tuple(costs), cost=costs.__getitem__)
-    assert len(rising.bins) == 3, "half of a twelfth of the range of costs, by default"
+    assert len(rising.bins) == 3
     wanted = np.array([0 / 4 + 1 / 3, 1 / 4 + 1 / 3, 2 / 4 + 1 / 3])
     np.testing.assert_allclose(rising.shares, wanted / wanted.sum())
 
@@ -118,9 +129,9 @@ def test_budgets_take_all_draws(name, caplog):
     assert counts.keys() == {1, 2, 6, 7}
     total = sum(counts.values())
     assert counts[1] + counts[2] == pytest.approx(total / 2, rel=0.3)
-    assert budget_bins({0: 3, 1: 5}, 0, [9]) == [(1,)]
+    assert budget_bins({0: 3, 1: 5}, lambda _: 0, [9]) == [(1,)]
     with pytest.raises(InputError, match="no route costs 500M FLOPs or less; the cheapest costs 2G"):
-        budget_bins({0: 2e9}, 1e9, [3e9, 5e8])
+        budget_bins({0: 2e9}, lambda _: 1e9, [3e9, 5e8])
 
 
 @pytest.mark.parametrize(

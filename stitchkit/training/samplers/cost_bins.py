@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar
 
@@ -17,34 +18,52 @@ from stitchkit.training.samplers.sampler import Sampler
 _logger = logging.getLogger(__name__)
 
 _GIGA = 1e9
-_SHARE_OF_RANGE = 24
-"""The gap by default, as a part of the range of costs.
+_PARTS = 16
+"""Between two neighbouring anchors, the gap by default is one of so many equal parts of their difference.
 
-The published spaces have twelve steps of equal cost, and routes between these: half a step separates them.
+Routes of the published spaces lie close to twelve steps of equal cost, so that a bin of a twelfth would reach from one
+into the next.
 """
 
 
-def cost_bins(costs: Mapping[int, float], gap: float) -> list[tuple[int, ...]]:
-    """Routes in bins from cheap to costly: one begins at its cheapest route and spans at most `gap` FLOPs from there.
+def cost_bins(costs: Mapping[int, float], gap: Callable[[float], float]) -> list[tuple[int, ...]]:
+    """Routes in bins from cheap to costly: one begins at its cheapest route and spans at most a gap from there.
 
     Args:
         costs: FLOPs by `cfg_id`.
-        gap: FLOPs.
+        gap: The FLOPs that a bin spans, given those at which it begins.
 
     Source: the resource-constrained sampler of SN-Netv2, as released: the first bin begins at 0 FLOPs.
     """
     bins: list[list[int]] = [[]]
     start = 0.0
     for cfg_id in sorted(costs, key=lambda cfg_id: costs[cfg_id]):
-        if costs[cfg_id] - start > gap:
+        if costs[cfg_id] - start > gap(start):
             start = costs[cfg_id]
             bins.append([])
         bins[-1].append(cfg_id)
     return [tuple(members) for members in bins if members]
 
 
-def budget_bins(costs: Mapping[int, float], gap: float, budgets: Sequence[float]) -> list[tuple[int, ...]]:
-    """For each budget in FLOPs, the costliest route within it, and those that cost at most `gap` less.
+def gap_between(anchors: Sequence[float]) -> Callable[[float], float]:
+    """The gap by default: cheap anchors lie closer together than costly ones, and so do the routes between them.
+
+    Args:
+        anchors: FLOPs of each anchor.
+    """
+    steps = sorted(set(anchors))
+
+    def gap(start: float) -> float:
+        place = min(max(bisect_right(steps, start), 1), len(steps) - 1)
+        return (steps[place] - steps[place - 1]) / _PARTS if len(steps) > 1 else 0.0
+
+    return gap
+
+
+def budget_bins(
+    costs: Mapping[int, float], gap: Callable[[float], float], budgets: Sequence[float]
+) -> list[tuple[int, ...]]:
+    """For each budget in FLOPs, the costliest route within it, and those that cost at most a gap less.
 
     Raises:
         InputError: If no route is within a budget.
@@ -58,7 +77,7 @@ def budget_bins(costs: Mapping[int, float], gap: float, budgets: Sequence[float]
                 f"{quantity(min(costs.values()))}, so raise this budget or leave it out"
             )
         top = max(within)
-        bins.append(tuple(cfg_id for cfg_id, cost in costs.items() if top - gap <= cost <= top))
+        bins.append(tuple(cfg_id for cfg_id, cost in costs.items() if top - gap(top) <= cost <= top))
     return bins
 
 
@@ -81,9 +100,8 @@ class CostBins(Sampler):
     ):  # fmt: skip
         super().__init__(cfg_ids, cost, settings, seed, anchors)
         self.costs = costs = {cfg_id: cost(cfg_id) for cfg_id in cfg_ids}
-        gap = (max(costs.values()) - min(costs.values())) / _SHARE_OF_RANGE
-        if settings.flops_gap is not None:
-            gap = settings.flops_gap * _GIGA
+        given = settings.flops_gap
+        gap = gap_between([*map(cost, anchors)]) if given is None else (lambda _: given * _GIGA)
         if settings.budgets is not None:
             self.bins = budget_bins(costs, gap, budget_list(settings.budgets))
         else:
@@ -95,7 +113,7 @@ class CostBins(Sampler):
         sizes = [*map(len, self.bins)]
         span = str(sizes[0]) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
         kind = "cost bins" if settings.budgets is None else "bins at the budgets"
-        _logger.info("%s: %d of %s, at most %s FLOPs wide", kind, len(sizes), _routes(span), quantity(gap))
+        _logger.info("%s: %d of %s", kind, len(sizes), _routes(span))
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """One route."""

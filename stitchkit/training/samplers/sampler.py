@@ -23,7 +23,7 @@ class Sampler(ABC):
         cost: FLOPs of a route, measured when it is called.
         settings: The settings of stitching.
         seed: Random seed of the run.
-        anchors: Which of the routes are uncut anchors.
+        anchors: The uncut anchors, also those that are not trained.
 
     Attributes:
         trains_several: Whether a step trains more than one route of `draw`.

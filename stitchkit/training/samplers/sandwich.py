@@ -35,7 +35,7 @@ class Sandwich(CostBins):
     ):  # fmt: skip
         super().__init__(cfg_ids, cost, settings, seed, anchors)
         members = [*chain.from_iterable(self.bins)]
-        teachers = members if settings.budgets is not None else [*anchors] or members
+        teachers = members if settings.budgets is not None else [*self.costs.keys() & {*anchors}] or members
         self.ends = max(teachers, key=self.costs.__getitem__), min(members, key=self.costs.__getitem__)
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
