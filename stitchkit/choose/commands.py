@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,7 @@ class ChooseSettings(Settings):
     """How joints are chosen; each setting is a flag of `stitchkit choose`."""
 
     buckets: Count = 20
-    tau: Annotated[float, Field(ge=0)] = 0.05
+    tau: Annotated[float, Field(ge=0, le=1)] = 0.05
     images: Annotated[int, Field(strict=True, ge=2)] = 2048
     seed: Natural = 0
     batch_size: Count = 32
@@ -143,6 +144,8 @@ def _compare(scores: Path, rows: list[Row], ledger: str) -> None:
     body = [[one.score, str(one.stitches), f"{one.spearman:.3f}", f"{one.in_buckets:.3f}"] for one in found]
     print(aligned([head, *body], left={0}))
     print(f"rank correlation with acc1 of {ledger}; low scores are good, so -1 is best: {correlations_file(scores)}")
+    if all(math.isnan(one.in_buckets) for one in found):
+        print("no bucket has three of these stitches, so none has a correlation; choose with fewer --buckets")
 
 
 choose = Command(_choose, "choose the joints of a configuration before training", _add_choose_flags)

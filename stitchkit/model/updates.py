@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import nn
+from torch.amp.autocast_mode import is_autocast_available
 from torch.func import functional_call
 
 from stitchkit.errors import InputError
@@ -81,7 +83,8 @@ class AdaptedBlock(nn.Module):
         weights = {}
         for name, update in zip(self._names, self.updates, strict=True):
             assert isinstance(update, WeightUpdate)
-            with torch.autocast(update.lora_A.device.type, enabled=False):
+            kind = update.lora_A.device.type
+            with torch.autocast(kind, enabled=False) if is_autocast_available(kind) else nullcontext():
                 weights[name] = self.block.get_parameter(name) + update.update()
         return weights
 

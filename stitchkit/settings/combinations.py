@@ -80,6 +80,8 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError("--latency is for the stitches of an SN-Net and goes into their ledger; leave it out")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
+    if model.model and recipe.stitch.preserve != "none":
+        raise InputError("--preserve keeps the anchors of an SN-Net; leave it out for a --model")
     if model.model and model.anchor_drop_path:
         raise InputError("--anchor-drop-path is for the anchors of an SN-Net; use --drop-path for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):

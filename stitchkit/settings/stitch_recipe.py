@@ -22,7 +22,9 @@ class StitchRecipe(Settings):
     sampling: Literal["per_rank", "shared"] = flag(
         "per_rank", "draw of each step's stitch: by each rank (published), or one for all"
     )
-    flops_gap: Positive | None = flag(None, "GFLOPs that a cost bin spans; by default a twelfth of the range of costs")
+    flops_gap: Positive | None = flag(
+        None, "GFLOPs that a cost bin spans; by default a 16th of the difference between neighbouring anchors"
+    )
     flops_sampling_k: Positive | None = flag(
         None, "draw costlier bins more often, the more the smaller this number; by default all alike"
     )

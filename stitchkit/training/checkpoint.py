@@ -112,6 +112,8 @@ def header(session: Session) -> dict[str, object]:
         "arch": session.recipe.model.model,
         "model_kwargs": _arguments(session) if session.recipe.model.model else {},
         "opt": session.recipe.optim.opt,
+        "sampler": session.recipe.stitch.sampler if session.config else "",
+        "preserve": session.recipe.stitch.preserve,
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
         "input_size": list(session.input_size),
@@ -143,6 +145,7 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
         optional = {
             "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3,
             "image": _IMAGE_RULES, "model_kwargs": rules.table(rules.text, rules.plain),
+            "sampler": rules.text, "preserve": rules.text,
             "alone": rules.table(rules.text, rules.number()), "copies": rules.table(rules.text, rules.anything),
         }  # fmt: skip
         training_state.check_saved(content, path, needed, optional)
@@ -178,8 +181,8 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
     if wrong:
         more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         if len(wrong) == 1 and (rank := trained.get("anchor_lora_r")) != ours.get("anchor_lora_r"):
-            set_it = f'"anchor_lora_r": {rank} in the stitch configuration'
-            more = f"; add --preserve lora, with {set_it}" if rank else "; leave --preserve lora and anchor_lora_r out"
+            set_it = f'-c with the args.yaml of its run, or write "anchor_lora_r": {rank} into the stitch configuration'
+            more = f"; give {set_it}" if rank else "; leave --preserve lora and anchor_lora_r out"
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
 
 
@@ -239,11 +242,15 @@ def load_run(session: Session) -> dict[str, Any]:
         return content
     if content.get("format") != FORMAT:
         raise InputError(f"checkpoint '{path}' contains weights but no state of a run of this trainer; {_START_ANEW}")
-    if content["opt"] != recipe.optim.opt:
-        raise InputError(
-            f"checkpoint '{path}' was trained with --opt {content['opt']}, not {recipe.optim.opt}; use the same, "
-            f"or {_START_ANEW}"
-        )
+    ours = {"opt": recipe.optim.opt}
+    if session.config:
+        ours |= {"sampler": recipe.stitch.sampler, "preserve": recipe.stitch.preserve}
+    for name, here in ours.items():
+        if content.get(name, here) != here:  # older checkpoints have only the optimizer's name
+            raise InputError(
+                f"checkpoint '{path}' was trained with --{name} {content[name]}, not {here}; use the same, or "
+                f"{_START_ANEW}"
+            )
     return content
 
 

@@ -33,6 +33,12 @@ def model(request):
     return made(request.param)
 
 
+def test_costs_are_counted_without_memory_for_weights():
+    with torch.device("meta"):
+        model = stitchkit.create_snnet({**SPACES["vit"], "anchor_lora_r": 2}, checkpoints=False)
+    assert Profiler(model).cost(4) == Profiler(made("vit")).cost(4)
+
+
 def images(model: SNNet, count: int = 2) -> torch.Tensor:
     return pico_images(count, size=model.input_size[-1])
 

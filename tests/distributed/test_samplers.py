@@ -79,7 +79,7 @@ def test_a_checkpoint_of_another_sampler_is_named(images, tmp_path, capsys):
     capsys.readouterr()
     resume = ["--resume", str(tmp_path / "pico/last.pth.tar"), "--epochs", "2"]
     assert main([*command(images, tmp_path, "importance"), *resume]) == 2
-    assert "does not fit this run: task" in capsys.readouterr().err
+    assert "was trained with --sampler cost_bins, not importance; use the same, or" in capsys.readouterr().err
 
 
 @pytest.mark.full

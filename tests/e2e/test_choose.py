@@ -112,6 +112,7 @@ def test_bad_input_is_one_line(images, tmp_path, capsys, monkeypatch):
         ("--by", "klass"): "unknown chooser 'klass'; did you mean 'klas'",
         ("--buckets", "0"): "--buckets is 0; it must be at least 1",
         ("--tau", "-1"): "--tau is -1.0; it must be at least 0",
+        ("--tau", "5"): "--tau is 5.0; it must be at most 1",
         ("--images", "1"): "--images is 1; it must be at least 2",
         ("-o", "chosen.yaml"): "must be a JSON file",
         ("-o", config): "exists; choose another file or remove it",

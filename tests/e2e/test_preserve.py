@@ -87,8 +87,7 @@ def test_a_checkpoint_with_updates_is_evaluated_exported_and_shared(images, trai
 def test_a_checkpoint_with_updates_says_what_it_needs(images, trained, capsys):
     flags = ["--stitch_config", trained / "pico.json", *FLAGS, "--eval", "--resume", trained / "lora/last.pth.tar"]
     assert main([*map(str, ["train", images, *flags, "--output", trained, "--experiment", "other"])]) != 0
-    advice = 'anchor_lora_r was 2 and is None; add --preserve lora, with "anchor_lora_r": 2 in the stitch configuration'
+    advice = 'anchor_lora_r was 2 and is None; give -c with the args.yaml of its run, or write "anchor_lora_r": 2 into'
     assert advice in capsys.readouterr().err
     flags[1] = trained / "ranked.json"
-    flags += ["--preserve", "lora"]
     assert main([*map(str, ["train", images, *flags, "--output", trained, "--experiment", "other"])]) == 0

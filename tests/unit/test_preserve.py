@@ -171,11 +171,14 @@ def test_updates_that_would_not_be_kept_from_the_anchors_are_refused(preserve, t
         assert config.anchor_lora_r == 4
 
 
+ADVICE = 'give -c with the args.yaml of its run, or write "anchor_lora_r": 4 into the stitch configuration'
+
+
 @pytest.mark.parametrize(
     ("trained", "ours", "advice"),
     [
-        (4, 0, 'was 4 and is None; add --preserve lora, with "anchor_lora_r": 4 in the stitch configuration'),
-        (4, 2, 'was 4 and is 2; add --preserve lora, with "anchor_lora_r": 4 in the stitch configuration'),
+        (4, 0, f"was 4 and is None; {ADVICE}"),
+        (4, 2, f"was 4 and is 2; {ADVICE}"),
         (0, 2, "was None and is 2; leave --preserve lora and anchor_lora_r out"),
     ],
 )

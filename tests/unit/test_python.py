@@ -67,7 +67,8 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
     )
     for said in (
         "anchor ti: ", "network: 17 stitches, ", "data: 64 training images, 20 validation images, 4 classes",
-        "cost bins: ", "training: 2 epochs of 4 steps, 8 steps in total, 16 images in a step",
+        "cost bins: ", "sampler cost_bins, anchors kept by: none",
+        "training: 2 epochs of 4 steps, 8 steps in total, 16 images in a step",
         "learning rate: 0.001 by adamw", "schedule cosine, 1 epoch of warm-up\n",
     ):  # fmt: skip
         assert said in caplog.text
@@ -94,6 +95,8 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "already contains a run": [],
         "belongs to another configuration: stitch_kernel_size": ["--resume", last, "--stitch_config", other],
         "was trained with --opt adamw, not sgd": ["--resume", last, "--opt", "sgd"],
+        "was trained with --sampler cost_bins, not sandwich; use": ["--resume", last, "--sampler", "sandwich"],
+        "was trained with --preserve none, not frozen; use": ["--resume", last, "--preserve", "frozen"],
         "--class-weights: '1,2' is not for 4 classes": ["--experiment", "new", "--class-weights", "1,2"],
         "teacher: unknown timm model": ["--teacher-model", "dei_tiny", "--distillation-type", "hard"],
         "--aa is 'foo', which timm cannot read": ["--aa", "foo"],

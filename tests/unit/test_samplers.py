@@ -16,7 +16,7 @@ from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.network import check_names
-from stitchkit.training.samplers import SAMPLERS, create_sampler
+from stitchkit.training.samplers import SAMPLERS, check_sampler, create_sampler
 from stitchkit.training.samplers.cost_bins import budget_bins, cost_bins, gap_between
 from stitchkit.training.samplers.sandwich import adaptive_divergence
 from stitchkit.training.task import StitchTask
@@ -108,7 +108,7 @@ def test_each_bin_is_as_likely_or_the_costlier_the_likelier(caplog):
     costs = {0: 1, 1: 5, 2: 5, 3: 5, 4: 9}
     even = sampler_of("cost_bins", cfg_ids=tuple(costs), cost=lambda cfg_id: costs[cfg_id] * 10**9, flops_gap=1.0)
     assert even.bins == [(0,), (1, 2, 3), (4,)]
-    assert "cost bins: 3 of 1 to 3 routes" in caplog.text
+    assert "cost bins: 3, of 1 to 3 routes each" in caplog.text
     counts = Counter(routes[0] for routes in draws(even, steps=range(9000)))
     assert counts[0] == pytest.approx(3000, abs=230)
     assert counts[2] == pytest.approx(1000, abs=150)
@@ -124,7 +124,7 @@ def test_budgets_take_all_draws(name, caplog):
     caplog.set_level("INFO")
     sampler = sampler_of(name, cost=lambda cfg_id: cfg_id * 10**9, flops_gap=1.0, budgets="2.5G,7G")
     assert sampler.bins == [(1, 2), (6, 7)]
-    assert "bins at the budgets: 2 of 2 routes" in caplog.text
+    assert "bins at the budgets: 2, of 2 routes each" in caplog.text
     counts = Counter(cfg_id for routes in draws(sampler, steps=range(400)) for cfg_id in routes)
     assert counts.keys() == {1, 2, 6, 7}
     total = sum(counts.values())
@@ -152,6 +152,10 @@ def test_odd_budgets_are_refused(budgets, message):
     ("flags", "message"),
     [
         (
+            {"model": "resnet18", "stitch_config": None, "preserve": "frozen"},
+            "--preserve keeps the anchors of an SN-Net",
+        ),
+        (
             {"sampler": "uniform", "budgets": "2G"},
             "--sampler uniform; choose from cost_bins, sandwich, best_of, imp",
         ),
@@ -171,6 +175,18 @@ def test_odd_budgets_are_refused(budgets, message):
 def test_settings_of_other_samplers_are_refused(flags, message, tmp_path):
     with pytest.raises(InputError, match=message):
         check_names(*resolve({"data_dir": "d", "stitch_config": str(write_config(tmp_path / "c.json")), **flags}))
+
+
+def test_a_gap_of_a_file_is_told_that_its_sampler_has_none(caplog):
+    check_sampler(StitchRecipe(sampler="uniform", flops_gap=1.0))
+    assert "--flops-gap has no effect with --sampler uniform; choose from cost_bins, sandwich, " in caplog.text
+
+
+def test_absurd_numbers_are_refused():
+    with pytest.raises(InputError, match="--budgets: 9G FLOPs allow the same routes as another budget"):
+        sampler_of("cost_bins", cost=lambda cfg_id: cfg_id * 10**9, flops_gap=1.0, budgets="8G,9G")
+    with pytest.raises(InputError, match="--sampler-routes is 9, but only 8 routes are trained"):
+        sampler_of("sandwich", sampler_routes=9)
 
 
 def test_the_default_is_published_measured_here_or_every_cost_alike():

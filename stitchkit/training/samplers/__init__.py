@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 
 from stitchkit.errors import InputError, unknown
@@ -16,6 +17,8 @@ from stitchkit.training.samplers.uniform import Uniform
 
 __all__ = ["SAMPLERS", "Sampler", "check_sampler", "create_sampler"]
 
+_logger = logging.getLogger(__name__)
+
 SAMPLERS: dict[str, type[Sampler]] = {
     "uniform": Uniform,
     "cost_bins": CostBins,
@@ -24,6 +27,8 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "importance": Importance,
 }
 """The samplers by the name that the setting `sampler` gives them; one of your own is added here."""
+_IN_PUBLISHED_FILES = ("flops_gap", "flops_sampling_k")
+"""Options that a file may have although the command line chooses another sampler."""
 
 
 def check_sampler(settings: StitchRecipe) -> None:
@@ -34,7 +39,10 @@ def check_sampler(settings: StitchRecipe) -> None:
     for option in sorted(set().union(*(sampler.options for sampler in SAMPLERS.values())) - SAMPLERS[name].options):
         if getattr(settings, option) != getattr(default, option):
             having = ", ".join(other for other, sampler in SAMPLERS.items() if option in sampler.options)
-            raise InputError(f"{flag_of(option)} has no effect with --sampler {name}; choose from {having}")
+            said = f"{flag_of(option)} has no effect with --sampler {name}; choose from {having}"
+            if option not in _IN_PUBLISHED_FILES:
+                raise InputError(said)
+            _logger.warning("%s", said)
 
 
 def create_sampler(

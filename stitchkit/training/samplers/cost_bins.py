@@ -68,7 +68,7 @@ def budget_bins(
     Raises:
         InputError: If no route is within a budget.
     """
-    bins = []
+    bins: list[tuple[int, ...]] = []
     for budget in budgets:
         within = [cost for cost in costs.values() if cost <= budget]
         if not within:
@@ -77,7 +77,12 @@ def budget_bins(
                 f"{quantity(min(costs.values()))}, so raise this budget or leave it out"
             )
         top = max(within)
-        bins.append(tuple(cfg_id for cfg_id, cost in costs.items() if top - gap(top) <= cost <= top))
+        members = tuple(cfg_id for cfg_id, cost in costs.items() if top - gap(top) <= cost <= top)
+        if members in bins:
+            raise InputError(
+                f"--budgets: {quantity(budget)} FLOPs allow the same routes as another budget; leave one out"
+            )
+        bins.append(members)
     return bins
 
 
@@ -92,7 +97,7 @@ class CostBins(Sampler):
     Source: the resource-constrained sampler (ROS) of SN-Netv2.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset({"budgets"})
+    options: ClassVar[frozenset[str]] = frozenset({"budgets", "flops_gap", "flops_sampling_k"})
 
     def __init__(
         self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
@@ -111,9 +116,9 @@ class CostBins(Sampler):
             weights += np.arange(len(self.bins)) / settings.flops_sampling_k
         self.shares = weights / weights.sum()
         sizes = [*map(len, self.bins)]
-        span = str(sizes[0]) if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
+        span = counted(sizes[0], "route") if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)} routes"
         kind = "cost bins" if settings.budgets is None else "bins at the budgets"
-        _logger.info("%s: %d of %s", kind, len(sizes), _routes(span))
+        _logger.info("%s: %d, of %s each", kind, len(sizes), span)
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """One route."""
@@ -123,7 +128,3 @@ class CostBins(Sampler):
     def bin(self, random: np.random.Generator) -> tuple[int, ...]:
         """A bin, drawn by `shares`."""
         return self.bins[int(random.choice(len(self.bins), p=self.shares))]
-
-
-def _routes(span: str) -> str:
-    return counted(1, "route") if span == "1" else f"{span} routes"

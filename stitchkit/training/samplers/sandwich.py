@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
+from stitchkit.errors import InputError
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers.cost_bins import CostBins
 
@@ -34,6 +35,10 @@ class Sandwich(CostBins):
         anchors: Collection[int] = (),
     ):  # fmt: skip
         super().__init__(cfg_ids, cost, settings, seed, anchors)
+        if (count := settings.sampler_routes or 0) > len(self.costs):
+            raise InputError(
+                f"--sampler-routes is {count}, but only {len(self.costs)} routes are trained; give at most so many"
+            )
         members = [*chain.from_iterable(self.bins)]
         teachers = members if settings.budgets is not None else [*self.costs.keys() & {*anchors}] or members
         self.ends = max(teachers, key=self.costs.__getitem__), min(members, key=self.costs.__getitem__)
