@@ -35,7 +35,7 @@ def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
     ours = create_snnet(DIGITS if options.quick else DEIT, checkpoints=False).train()
     reference = DistributedDataParallel(copy.deepcopy(ours), find_unused_parameters=True)
     settings = StitchRecipe(sampling="shared" if options.shared else "per_rank")
-    reducer, sampler = GradientReducer(ours), Uniform(ours.space.ids, lambda _: 0, settings, seed=0)
+    reducer, sampler = GradientReducer(ours), Uniform(ours.space.ids, lambda _: 0, settings, 0, ())
     ways: dict[str, tuple[nn.Module, Callable[[], None]]] = {
         "ours": (ours, reducer.reduce), "reference": (reference, lambda: None)
     }  # fmt: skip

@@ -1,6 +1,7 @@
 """Samplers and ways of keeping the anchors at the same training FLOPs: trains what is missing, then writes the table.
 
-Run it from the repository, after `make demo` has trained the anchors: `python results/digits_samplers/study.py`.
+Run it from the repository, after `make demo` has trained the anchors: `python results/digits_samplers/study.py`. Remove
+outputs/digits_samplers after a change of the code: finished runs are known by their names.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ DATA, OUTPUT = "data/digits", Path("outputs/digits_samplers")
 SAMPLERS = ("uniform", "cost_bins", "sandwich", "best_of")
 WAYS = ("none", "frozen", "lora", "replay")
 SEEDS = (0, 1, 2)
+FRESH = (3, 4, 5, 6, 7)
+"""Seeds for the default alone, against the first row: the rule of its bins was changed after the others were seen."""
+DEFAULT = ("cost_bins", "none")
 EPOCHS = 60
 """Of the reference, uniform sampling of anchors that nothing keeps; all others get its training FLOPs."""
 WARM_UP = 1 / 30
@@ -60,11 +64,13 @@ def main() -> None:
     flops = {cell: step_flops(*cell) for cell in cells}
     epochs = {cell: max(1, round(EPOCHS * flops[cells[0]] / flops[cell])) for cell in cells}
     rows = [(*cell, seed, epochs[cell]) for seed in SEEDS for cell in cells]
+    rows += [(*cell, seed, epochs[cell]) for seed in FRESH for cell in (cells[0], DEFAULT)]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         for name in pool.imap_unordered(train_and_judge, rows):
             print(name, flush=True)
     images = len(open_images(Path(DATA, "train"))) // BATCH * BATCH
     write_table(cells, epochs, {cell: epochs[cell] * images * flops[cell] for cell in cells})
+    write_fresh(cells[0], epochs)
 
 
 def write_config(way: str) -> None:
@@ -109,7 +115,7 @@ def step_flops(sampler: str, way: str) -> float:
     for step in range(DRAWS):
         drawn = task.draw(step, 0)
         trained: float = sum(map(training, drawn))
-        if sampler == "best_of":  # it trains one of those that it compares
+        if sampler == "best_of":  # it trains one of those that it compares; which one is estimated by their mean
             trained = trained / len(drawn) + choosing(tuple(sorted(drawn)))
         total += trained
     return total / DRAWS / BATCH
@@ -204,6 +210,23 @@ def write_table(
             figures = [means[cell].mean(), *with_interval(means[cell] - means[cells[0]])]
             figures += [figure for drop in drops.T for figure in with_interval(drop)]
             writer.writerow([*cell, epochs[cell], f"{spent[cell] / 1e9:.0f}", *(f"{value:.2f}" for value in figures)])
+
+
+def write_fresh(first: tuple[str, str], epochs: dict[tuple[str, str], int]) -> None:
+    """Write `fresh.csv`: the mean accuracies of the first row and the default for each fresh seed."""
+    model = stitchkit.create_snnet(config_of("none"))
+    profiler = Profiler(model)
+    flops = np.array([profiler.cost(cfg_id).flops for cfg_id in model.space.ids])
+    means = [
+        [best_within(np.load(hits_of(*cell, seed, epochs[cell])), flops).mean() for cell in (first, DEFAULT)]
+        for seed in FRESH
+    ]
+    mean, half = with_interval(np.array([default - reference for reference, default in means]))
+    print(f"fresh seeds: {DEFAULT[0]} against {first[0]} {mean:.2f} ± {half:.2f}")
+    with (HERE / "fresh.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["seed", first[0], DEFAULT[0]])
+        writer.writerows([seed, *(f"{value:.2f}" for value in row)] for seed, row in zip(FRESH, means, strict=True))
 
 
 if __name__ == "__main__":

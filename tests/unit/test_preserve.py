@@ -58,7 +58,7 @@ def test_statistics_that_stay_are_not_averaged_over_ranks():
 
 def test_anchors_are_drawn_almost_twice_as_often():
     model = pico_snnet()
-    sampler, replay = Uniform(model.space.ids, lambda _: 0, StitchRecipe(), seed=3), Replay(model)
+    sampler, replay = Uniform(model.space.ids, lambda _: 0, StitchRecipe(), 3, ()), Replay(model)
     steps = range(4000)
     drawn = [cfg_id for step in steps for cfg_id in replay.draw(sampler.draw, step, 1)]
     assert drawn == [replay.draw(sampler.draw, step, 1)[0] for step in steps], "a pure function of the step"

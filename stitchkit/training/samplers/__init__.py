@@ -46,8 +46,7 @@ def check_sampler(settings: StitchRecipe) -> None:
 
 
 def create_sampler(
-    cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int, anchors: Collection[int] = ()
+    cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int, anchors: Collection[int]
 ) -> Sampler:
-    """The sampler that the settings name; arguments as in `Sampler`."""
-    check_sampler(settings)
+    """The sampler that the settings name, which have been checked; arguments as in `Sampler`."""
     return SAMPLERS[settings.sampler](cfg_ids, cost, settings, seed, anchors)

@@ -101,7 +101,7 @@ class CostBins(Sampler):
 
     def __init__(
         self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
-        anchors: Collection[int] = (),
+        anchors: Collection[int],
     ):  # fmt: skip
         super().__init__(cfg_ids, cost, settings, seed, anchors)
         self.costs = costs = {cfg_id: cost(cfg_id) for cfg_id in cfg_ids}
@@ -112,7 +112,9 @@ class CostBins(Sampler):
         else:
             self.bins = cost_bins(costs, gap)
         weights = np.full(len(self.bins), 1 / len(self.bins))
-        if settings.flops_sampling_k is not None and settings.budgets is None:
+        if settings.flops_sampling_k is not None and settings.budgets is not None:
+            _logger.warning("--flops-sampling-k has no effect beside --budgets, which are all as likely")
+        elif settings.flops_sampling_k is not None:
             weights += np.arange(len(self.bins)) / settings.flops_sampling_k
         self.shares = weights / weights.sum()
         sizes = [*map(len, self.bins)]

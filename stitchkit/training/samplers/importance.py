@@ -26,7 +26,7 @@ class Importance(CostBins):
 
     def __init__(
         self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
-        anchors: Collection[int] = (),
+        anchors: Collection[int],
     ):  # fmt: skip
         super().__init__(cfg_ids, cost, settings, seed, anchors)
         self._places = {cfg_id: place for place, cfg_id in enumerate(cfg_ids)}

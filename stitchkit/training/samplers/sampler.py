@@ -35,7 +35,7 @@ class Sampler(ABC):
 
     def __init__(
         self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
-        anchors: Collection[int] = (),
+        anchors: Collection[int],
     ):  # fmt: skip
         self.cfg_ids = cfg_ids
         self.cost = cost

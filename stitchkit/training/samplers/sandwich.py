@@ -32,14 +32,14 @@ class Sandwich(CostBins):
 
     def __init__(
         self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
-        anchors: Collection[int] = (),
+        anchors: Collection[int],
     ):  # fmt: skip
         super().__init__(cfg_ids, cost, settings, seed, anchors)
-        if (count := settings.sampler_routes or 0) > len(self.costs):
+        members = {*chain.from_iterable(self.bins)}
+        if (count := settings.sampler_routes or 0) > len(members):
             raise InputError(
-                f"--sampler-routes is {count}, but only {len(self.costs)} routes are trained; give at most so many"
+                f"--sampler-routes is {count}, but only {len(members)} routes are drawn; give at most that many"
             )
-        members = [*chain.from_iterable(self.bins)]
         teachers = members if settings.budgets is not None else [*self.costs.keys() & {*anchors}] or members
         self.ends = max(teachers, key=self.costs.__getitem__), min(members, key=self.costs.__getitem__)
 
