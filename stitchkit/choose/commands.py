@@ -145,7 +145,9 @@ def _compare(scores: Path, rows: list[Row], ledger: str) -> None:
     print(aligned([head, *body], left={0}))
     print(f"rank correlation with acc1 of {ledger}; low scores are good, so -1 is best: {correlations_file(scores)}")
     if all(math.isnan(one.in_buckets) for one in found):
-        print("no bucket has three of these stitches, so none has a correlation; choose with fewer --buckets")
+        print(
+            "no bucket has three of these stitches that differ, so none has a correlation; choose with fewer --buckets"
+        )
 
 
 choose = Command(_choose, "choose the joints of a configuration before training", _add_choose_flags)

@@ -56,6 +56,6 @@ def recipe_of(published: Mapping[str, object]) -> dict[str, object]:
     made = checked_of_file(settings, names.__getitem__)
     # As published, where all routes share the statistics of batch norms. Only published files have this key.
     made |= {"recalibrate_bn": 0} if "data_set" in published else {}
-    # The first SN-Net draws all routes alike; the files of the second have a gap.
-    made |= {"sampler": "uniform"} if "data_set" in published and "flops_gap" not in published else {}
+    # The first SN-Net draws all routes alike.
+    made |= {"sampler": "uniform"} if "data_set" in published else {}
     return made | ({"lr_base_size": 512, "lr_base_scale": "linear"} if "lr" in published else {})

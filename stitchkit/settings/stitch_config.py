@@ -275,7 +275,7 @@ def stitch_config_schema() -> JsonSchemaValue:
     schema["properties"] |= published_v2.SCHEMA
     schema["properties"]["data_set"] = {
         "const": "IMNET",
-        "description": "Published key for an image folder. It also sets recalibrate_bn to 0 and, without flops_gap, "
-        "sampler to uniform, as published.",
+        "description": "Published key for an image folder. It also sets recalibrate_bn to 0 and sampler to "
+        "uniform, as published.",
     }
     return schema

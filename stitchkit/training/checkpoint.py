@@ -31,6 +31,8 @@ BEST = f"model_best{_SUFFIX}"
 FORMAT = "stitchkit 1"
 """Format in every checkpoint of ours."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
+_ONCE = {"sampler": "uniform", "preserve": "none"}
+"""What runs did before there was a choice."""
 _START_ANEW = "start from its weights with --initial-checkpoint"
 _WORST = float("-inf")
 _SHOWN = 3
@@ -246,10 +248,9 @@ def load_run(session: Session) -> dict[str, Any]:
     if session.config:
         ours |= {"sampler": recipe.stitch.sampler, "preserve": recipe.stitch.preserve}
     for name, here in ours.items():
-        if content.get(name, here) != here:  # older checkpoints have only the optimizer's name
+        if (trained := content.get(name, _ONCE.get(name))) != here:
             raise InputError(
-                f"checkpoint '{path}' was trained with --{name} {content[name]}, not {here}; use the same, or "
-                f"{_START_ANEW}"
+                f"checkpoint '{path}' was trained with --{name} {trained}, not {here}; use the same, or {_START_ANEW}"
             )
     return content
 

@@ -98,8 +98,7 @@ def _of_training(session: Session) -> Iterator[str]:
     if isinstance(session.model, SNNet):
         freeze(session.model, recipe.stitch)
         sampler_of(session.model, recipe)  # it says what it draws, or refuses its settings
-    if isinstance(session.model, SNNet):
-        yield f"sampler {recipe.stitch.sampler}, anchors kept by: {recipe.stitch.preserve}"
+        yield f"routes are drawn by --sampler {recipe.stitch.sampler}, with --preserve {recipe.stitch.preserve}"
     how = create_optimisation(session.model, recipe, batches=len(session.loaders.train), ranks=ranks)
     images = recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps
     steps = how.epochs * how.updates_per_epoch

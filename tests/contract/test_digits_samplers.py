@@ -64,7 +64,7 @@ def test_the_best_within_a_budget_is_judged_on_other_images_than_it_was_chosen_o
 
 @pytest.mark.full
 def test_the_study_runs(study, tmp_path, monkeypatch):
-    """Two cells of a tenth of an epoch's draws, from anchors that were not trained."""
+    """Two cells of one epoch, from anchors that were not trained."""
     monkeypatch.chdir(demo_folder(tmp_path))
     for anchor in json.loads((ROOT / "configs/digits_vit.json").read_text())["anchors"]:
         (tmp_path / anchor["checkpoint"]).parent.mkdir()

@@ -27,7 +27,7 @@ IDS = (0, 1, 2, 4, 5, 6, 7, 8)
 """Numbers with a hole."""
 
 
-def sampler_of(name, *, seed=3, cfg_ids=IDS, cost=lambda cfg_id: 100 * cfg_id**2, anchors=(), **settings):
+def sampler_of(name, *, seed=3, cfg_ids=IDS, cost=lambda cfg_id: 100 * cfg_id**2, anchors=(0, 8), **settings):
     return create_sampler(cfg_ids, cost, StitchRecipe(sampler=name, **settings), seed, anchors)
 
 
@@ -113,7 +113,7 @@ def test_each_bin_is_as_likely_or_the_costlier_the_likelier(caplog):
     assert counts[0] == pytest.approx(3000, abs=230)
     assert counts[2] == pytest.approx(1000, abs=150)
     assert counts[4] == pytest.approx(3000, abs=230)
-    rising = sampler_of("cost_bins", flops_sampling_k=4.0, cfg_ids=tuple(costs), cost=costs.__getitem__)
+    rising = sampler_of("cost_bins", flops_sampling_k=4.0, cfg_ids=tuple(costs), cost=costs.__getitem__, anchors=(0, 4))
     assert len(rising.bins) == 3
     wanted = np.array([0 / 4 + 1 / 3, 1 / 4 + 1 / 3, 2 / 4 + 1 / 3])
     np.testing.assert_allclose(rising.shares, wanted / wanted.sum())
@@ -185,7 +185,7 @@ def test_a_gap_of_a_file_is_told_that_its_sampler_has_none(caplog):
 def test_absurd_numbers_are_refused():
     with pytest.raises(InputError, match="--budgets: 9G FLOPs allow the same routes as another budget"):
         sampler_of("cost_bins", cost=lambda cfg_id: cfg_id * 10**9, flops_gap=1.0, budgets="8G,9G")
-    with pytest.raises(InputError, match="--sampler-routes is 9, but only 8 routes are trained"):
+    with pytest.raises(InputError, match="--sampler-routes is 9, but only 8 routes are drawn"):
         sampler_of("sandwich", sampler_routes=9)
 
 
@@ -198,7 +198,7 @@ def test_the_default_is_published_measured_here_or_every_cost_alike():
     assert StitchRecipe().sampler == "cost_bins"
     first = {**pico_config(), "data_set": "IMNET"}
     assert StitchConfig.parse(first).recipe["sampler"] == "uniform"
-    recipe = StitchConfig.parse({**first, "flops_gap": 1, "flops_sampling_k": 5}).recipe
+    recipe = StitchConfig.parse({**pico_config(), "flops_gap": 1, "flops_sampling_k": 5}).recipe
     assert "sampler" not in recipe
     assert (recipe["flops_gap"], recipe["flops_sampling_k"]) == (1, 5)
 
