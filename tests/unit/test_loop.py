@@ -46,7 +46,7 @@ def trainer(family, settings, *, scaled):
     assert isinstance(model, SNNet)
     model.set_grad_checkpointing(recipe.model.grad_checkpointing)
     costs = Profiler(model)
-    sampler = create_sampler(model.space.ids, lambda cfg_id: costs.cost(cfg_id).flops, recipe.stitch, seed=0)
+    sampler = create_sampler(model.space.ids, lambda cfg_id: costs.cost(cfg_id).flops, recipe.stitch, 0, ())
     task = StitchTask(model, torch.nn.CrossEntropyLoss(), sampler=sampler)
     size = model.input_size[1]
     loader = [(torch.randn(4, 3, size, size), torch.tensor([0, 3, 1, 2])) for _ in range(8)]

@@ -107,7 +107,7 @@ def test_an_anchor_learns_from_its_copy_and_a_stitch_does_not():
 def test_an_anchor_that_a_sandwich_teaches_learns_from_its_copy_too():
     model = pico_snnet()
     recipe, replay = settings(preserve="replay", sampler="sandwich"), Replay(model)
-    sampler = create_sampler(model.space.ids, lambda cfg_id: cfg_id, recipe.stitch, 0)
+    sampler = create_sampler(model.space.ids, lambda cfg_id: cfg_id, recipe.stitch, 0, ())
     task = create_task(
         model, recipe, torch.device("cpu"), sides=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3,
         sampler=sampler, replay=replay,

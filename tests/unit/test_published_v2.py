@@ -86,7 +86,7 @@ def test_the_configuration_draws_from_the_published_bins(published, shared):
     content = RELEASED if published else ROOT / "configs/deit3_s_l.json"
     config = read_config(content)
     costs = {row["cfg_id"]: row["flops"] for row in read_rows(shared / "published/snnetv2_deit3_s_l.jsonl")}
-    sampler = create_sampler([*costs], costs.__getitem__, make_recipe(config.recipe).stitch, seed=0)
+    sampler = create_sampler([*costs], costs.__getitem__, make_recipe(config.recipe).stitch, 0, (0, 1))
     assert isinstance(sampler, CostBins)
     assert [len(members) for members in sampler.bins] == [1, *[12] * 11, 1]
 
