@@ -1,7 +1,7 @@
 """Samplers and ways of keeping the anchors at the same training FLOPs: trains what is missing, then writes the table.
 
-Run it from the repository, after `make demo` has trained the anchors: `python3 results/digits_samplers/study.py`. Remove
-outputs/digits_samplers after a change of the code: finished runs are known by their names.
+Run it from the repository, after `make demo` has trained the anchors: `python3 results/digits_samplers/study.py`.
+Remove outputs/digits_samplers after a change of the code: finished runs are known by their names.
 """
 
 from __future__ import annotations
