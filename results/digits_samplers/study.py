@@ -184,6 +184,12 @@ def best_within(hits: Hits, flops: Figures) -> Figures:
     return 100 * np.array(found)
 
 
+def route_flops(model: stitchkit.SNNet) -> Figures:
+    """FLOPs of each stitch, as fvcore counts them, in the order of the space."""
+    cost = Profiler(model).cost
+    return np.array([cost(cfg_id).flops for cfg_id in model.space.ids], dtype=np.float64)
+
+
 def with_interval(values: Figures) -> tuple[float, float]:
     """The mean over seeds, and half of its 95 % interval by Student's t."""
     deviation = values.std(ddof=1) / len(values) ** 0.5
@@ -195,9 +201,7 @@ def write_table(
 ) -> None:
     """Write `table.csv`: means over seeds; differences to the first cell are paired by seed."""
     model = stitchkit.create_snnet(config_of("none")).eval()  # the anchors as they were
-    profiler = Profiler(model)
-    flops = np.array([profiler.cost(cfg_id).flops for cfg_id in model.space.ids])
-    labels = list(model.views)
+    flops, labels = route_flops(model), list(model.views)
     alone = 100 * judge(model)[: len(labels)].mean(1)
     hits = {cell: [np.load(hits_of(*cell, seed, epochs[cell])) for seed in SEEDS] for cell in cells}
     means = {cell: np.array([best_within(run, flops).mean() for run in runs]) for cell, runs in hits.items()}
@@ -214,9 +218,7 @@ def write_table(
 
 def write_fresh(first: tuple[str, str], epochs: dict[tuple[str, str], int]) -> None:
     """Write `fresh.csv`: the mean accuracies of the first row and the default for each fresh seed."""
-    model = stitchkit.create_snnet(config_of("none"))
-    profiler = Profiler(model)
-    flops = np.array([profiler.cost(cfg_id).flops for cfg_id in model.space.ids])
+    flops = route_flops(stitchkit.create_snnet(config_of("none")))
     means = [
         [best_within(np.load(hits_of(*cell, seed, epochs[cell])), flops).mean() for cell in (first, DEFAULT)]
         for seed in FRESH

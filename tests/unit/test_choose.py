@@ -87,7 +87,7 @@ def test_theta_is_the_mean_divergence():
 
 
 def test_probes_learn_what_a_linear_probe_can():
-    """Features of four clusters, and noise: the held-out images of the first are told apart."""
+    """From features in four clusters they tell held-out images apart; from noise they do not."""
     labels = torch.arange(64) % 4
     generator = torch.Generator().manual_seed(0)
     near = F.one_hot(labels, 8).float() * 5 + torch.randn(64, 8, generator=generator)

@@ -99,6 +99,7 @@ def test_the_gap_by_default_follows_the_anchors_around_it():
     assert [gap(start) for start in (-5, 0, 31, 32, 100, 320, 900)] == [2, 2, 2, 18, 18, 18, 18]
     assert gap_between([5, 5])(5) == 0, "routes of one cost"
     costs = {0: 0, 1: 32, 2: 320} | {number: 4 * number for number in range(3, 8)} | {8: 33, 9: 51}
+    assert budget_bins(costs, gap, [32, 51]) == [(1,), (8, 9)], "a bin below an anchor follows the pair below it"
     sampler = sampler_of("cost_bins", cfg_ids=tuple(costs), cost=costs.__getitem__, anchors=(0, 1, 2))
     assert sampler.bins == [(0,), (3,), (4,), (5,), (6,), (7,), (1, 8), (9,), (2,)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import ClassVar
@@ -77,7 +78,8 @@ def budget_bins(
                 f"{quantity(min(costs.values()))}, so raise this budget or leave it out"
             )
         top = max(within)
-        members = tuple(cfg_id for cfg_id, cost in costs.items() if top - gap(top) <= cost <= top)
+        width = gap(math.nextafter(top, 0))  # of the anchors below: an anchor itself begins the next, wider bins
+        members = tuple(cfg_id for cfg_id, cost in costs.items() if top - width <= cost <= top)
         if members in bins:
             raise InputError(
                 f"--budgets: {quantity(budget)} FLOPs allow the same routes as another budget; leave one out"
