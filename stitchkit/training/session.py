@@ -79,14 +79,14 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     if source_of(recipe).download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
-    needs_classes = recipe.stitch.uses_labels or recipe.run.eval
-    if not (datasets.classes or recipe.model.num_classes or recipe.run.eval) and needs_classes:
+    uses_labels, needs_classes = recipe.stitch.uses_labels, recipe.stitch.uses_labels or recipe.run.eval
+    if uses_labels and not (datasets.classes or recipe.model.num_classes or recipe.run.eval):
         raise InputError(
             f"the data set '{source_of(recipe)}' does not name its classes; give their number, such as --num-classes 10"
         )
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
-    model = create_network(recipe, config, datasets.classes if recipe.stitch.uses_labels else None)
+    model = create_network(recipe, config, datasets.classes if uses_labels else None)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
     if not timm_model.num_classes and needs_classes:
         raise InputError(
