@@ -44,6 +44,8 @@ ROWS = (
     Row("start of all DeiT stitching layers", "benchmarks.initialise", 8),
     Row("FLOPs and params of all 71 DeiT stitches", "benchmarks.profile", 20),
     Row("training steps, DeiT-Ti/S", "benchmarks.train_step", 1.15),
+    Row("training steps without labels, anchors frozen, not trained", "benchmarks.features", 1.3),
+    Row("memory of these steps", "benchmarks.features", 1.5, "memory_ratio"),
     Row("one network composed of fragments", "benchmarks.compose", 30),
     Row("one step of scores over all fragments", "benchmarks.compose", 50, "step_ratio"),
     Row("memory of one network composed of fragments", "benchmarks.compose", 3, "peak_gb"),

@@ -197,25 +197,30 @@ class SNNet(nn.Module):
         assert isinstance(updates, AnchorUpdates)
         return updates.applied_to(module, step.index)
 
-    def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, stitch: Stitch | int | None = None, *, with_feature: bool = False
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.
 
         Without classes, it is the pooled feature `[B, C]` of the anchor in which the stitch ends, and its width.
 
         Args:
             stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
+            with_feature: Return the final feature too: the output of the last block, which enters the head, such as
+                `[B, N, C]` or `[B, C, H, W]`.
 
         Raises:
             InputError: If the stitch is not in the space.
         """
+        feature = x
         for step in self.steps(stitch):
-            module = self.module_of(step)
+            module, feature = self.module_of(step), x
             if self.grad_checkpointing and self.training and step.kind == "block":
                 # The backward pass runs the block again, and batch norms must not count the batch twice.
                 x = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
             else:
                 x = module(x)
-        return x
+        return (x, feature) if with_feature else x
 
     def forward_all(
         self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None

@@ -11,6 +11,7 @@ from stitchkit.display import counted
 from stitchkit.errors import InputError, unknown
 from stitchkit.optional import check_installed
 from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.settings.timm_flags import PLATEAU
 
 _logger = logging.getLogger(__name__)
@@ -46,9 +47,18 @@ _EXCLUDES = (
 )
 
 
+# Settings that have no effect without labels, each with the flag that undoes it if a file has it.
+_OF_LABELS = {
+    "mixup": "--mixup 0", "cutmix": "--cutmix 0", "cutmix_minmax": "", "jsd_loss": "--no-jsd-loss",
+    "bce_loss": "--no-bce-loss", "class_weights": "", "distillation_type": "--distillation-type none",
+    "sandwich_divergence": "--sandwich-divergence kl",
+}  # fmt: skip
+
+
 def check(recipe: Recipe) -> Recipe:
     """Check that the settings of a recipe are compatible."""
-    for part in (_check_subject, _check_network, _check_schedule, _check_batches, _check_pairs, _check_packages):
+    parts = (_check_subject, _check_network, _check_features, _check_schedule, _check_batches)
+    for part in (*parts, _check_pairs, _check_packages):
         part(recipe)
     _ = recipe.folder  # refuses one outside --output
     return recipe
@@ -80,7 +90,7 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError("--latency is for the stitches of an SN-Net and goes into their ledger; leave it out")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
-    if model.model and recipe.stitch.preserve != "none":
+    if model.model and recipe.stitch.preserve not in (None, "none"):
         raise InputError("--preserve keeps the anchors of an SN-Net; leave it out for a --model")
     if model.model and model.anchor_drop_path:
         raise InputError("--anchor-drop-path is for the anchors of an SN-Net; use --drop-path for a --model")
@@ -88,20 +98,48 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError("--split-bn needs batches in splits; add --resplit or --aug-splits")
     if model.is_stitched and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
         raise InputError("--sync-bn waits for other ranks, which run different stitches; add --sampling shared")
-    if recipe.stitch.preserve != "none" and not recipe.stitch.fulltune:
+    way = recipe.stitch.way_to_preserve
+    if way != "none" and not recipe.stitch.fulltune:
         raise InputError(
-            f"--no-fulltune trains class tokens, and --preserve {recipe.stitch.preserve} decides itself what of the "
-            "anchors trains; leave one out, or give --fulltune"
+            f"--no-fulltune trains class tokens, and --preserve {way} decides itself what of the anchors trains; leave "
+            "one out, or give --fulltune"
         )
     if recipe.stitch.freezes_anchors and recipe.optim.stitch_lr_scale == 0 and not recipe.run.eval:
         raise InputError(
-            f"--preserve {recipe.stitch.preserve} trains only what --stitch-lr-scale 0 stops, so nothing would be "
-            "trained; leave one out"
+            f"--preserve {way} trains only what --stitch-lr-scale 0 stops, so nothing would be trained; leave one out"
         )
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
         raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
     if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:
         raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
+
+
+def _check_features(recipe: Recipe) -> None:
+    """Refuse settings that learning from features leaves without an effect."""
+    stitch, settings = recipe.stitch, recipe.flat()
+    if not stitch.uses_features:
+        if stitch.feature_distance != StitchRecipe().feature_distance:
+            raise InputError(
+                f"--feature-distance {stitch.feature_distance} has no effect with --loss task; add --loss features"
+            )
+        return
+    if recipe.model.model:
+        raise InputError(
+            f"--loss {stitch.loss} is for an SN-Net, whose stitches learn from its anchors; a --model has none: leave "
+            "it out"
+        )
+    if stitch.preserve == "replay":
+        raise InputError(
+            f"--loss {stitch.loss} already teaches each route, also an anchor, by copies of the anchors; leave "
+            "--preserve replay out, or give --preserve none to train the anchors too"
+        )
+    given = [name for name in _OF_LABELS if settings[name] not in (None, False, 0, "none", "kl")]
+    if given and not stitch.uses_labels and not recipe.run.eval:
+        undone = " ".join(filter(None, map(_OF_LABELS.__getitem__, given)))
+        raise InputError(
+            f"--loss features uses no labels, without which {', '.join(map(flag_of, given))} would have no effect; "
+            f"leave it out{f' ({undone})' if undone else ''}, or give --loss features+task"
+        )
 
 
 def _check_schedule(recipe: Recipe) -> None:

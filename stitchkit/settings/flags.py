@@ -134,7 +134,7 @@ def _key_value(text: str) -> tuple[str, object]:
 def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """The recipe and the stitch configuration of a command: only flags that were given, as `add_flags` leaves them."""
     recipe, config = gather(flags)
-    way = recipe.stitch.preserve
+    way = recipe.stitch.way_to_preserve
     if config is not None and config.anchor_lora_r and way != "lora" and not recipe.run.eval:
         raise InputError(
             f"anchor_lora_r is {config.anchor_lora_r}, but --preserve is {way}; only --preserve lora trains updates of "

@@ -62,7 +62,7 @@ class ModelRecipe(Settings):
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
     num_classes: Natural | None = flag(
-        None, "number of classes; by default that of the data set; with 0, networks give features and are not trained"
+        None, "number of classes; by default that of the data set; with 0, networks give features, for --loss features"
     )
     img_size: Count | None = flag(None, "side of the square input image; by default the model's")
     in_chans: Count | None = flag(None, "channels of an input image; by default 3")
@@ -310,7 +310,9 @@ class RunRecipe(Settings):
         0, "steps between checkpoints within an epoch; with 0, only at its end and when a signal stops the run"
     )
     checkpoint_hist: Count = flag(10, "number of epoch checkpoints to keep")
-    eval_metric: Literal["top1", "top5", "loss"] = flag("top1", "figure that ranks checkpoints: mean over the anchors")
+    eval_metric: Literal["top1", "top5", "loss"] = flag(
+        "top1", "figure that ranks checkpoints: mean over the anchors; with --loss features, always the features' loss"
+    )
     save_images: bool = flag(False, "save a training batch as a picture at each log line")
     log_tensorboard: bool = flag(False, "write the figures of each epoch for TensorBoard, into the run's folder")
     log_wandb: bool = flag(False, "send the figures of each epoch to Weights & Biases")

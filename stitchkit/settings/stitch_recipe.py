@@ -46,10 +46,20 @@ class StitchRecipe(Settings):
     ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
     stitch_init_bs: Count = flag(100, "number of images for the fit, over all ranks")
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers and class tokens")
-    preserve: Literal["none", "frozen", "lora", "replay"] = flag(
-        "none",
+    loss: Literal["task", "features", "features+task"] = flag(
+        "task",
+        "what stitches learn from: labels; or, without labels, the final features of the anchor in which they end; or "
+        "both",
+    )
+    feature_distance: Literal["mse", "cosine"] = flag(
+        "mse", "with --loss features: squared error as a share of the anchor's feature, or 1 - cosine of the channels"
+    )
+    preserve: Literal["none", "frozen", "lora", "replay"] | None = flag(
+        None,
         "keep the anchors' accuracy: train only stitching layers; or these, and updates of low rank that only stitched "
-        "routes have; or draw anchors more often, each taught by a copy of itself",
+        "routes have; or draw anchors more often, each taught by a copy of itself; by default none, and frozen with "
+        "--loss features",
+        strict=None,
     )
     distillation_type: Literal["none", "hard", "soft"] = flag("none", "teaching: hard labels or soft probabilities")
     distillation_alpha: Share = flag(0.5, "share of the teacher's loss")
@@ -58,6 +68,21 @@ class StitchRecipe(Settings):
     teacher_path: LocalPath | None = flag(None, "local weights of the teacher; by default timm's")
 
     @property
+    def uses_labels(self) -> bool:
+        """Whether anything learns from labels."""
+        return self.loss != "features"
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether stitches learn from the features of anchors."""
+        return self.loss != "task"
+
+    @property
+    def way_to_preserve(self) -> Literal["none", "frozen", "lora", "replay"]:
+        """How anchors are kept, whether it was chosen or not."""
+        return self.preserve or ("frozen" if self.uses_features else "none")
+
+    @property
     def freezes_anchors(self) -> bool:
         """Whether uncut anchors stay as they are, to the last bit."""
-        return self.preserve in ("frozen", "lora")
+        return self.way_to_preserve in ("frozen", "lora")

@@ -31,7 +31,7 @@ BEST = f"model_best{_SUFFIX}"
 FORMAT = "stitchkit 1"
 """Format in every checkpoint of ours."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
-_ONCE = {"sampler": "uniform", "preserve": "none"}
+_ONCE = {"sampler": "uniform", "loss": "task", "preserve": "none"}
 """What runs did before there was a choice."""
 _START_ANEW = "start from its weights with --initial-checkpoint"
 _WORST = float("-inf")
@@ -115,7 +115,8 @@ def header(session: Session) -> dict[str, object]:
         "model_kwargs": _arguments(session) if session.recipe.model.model else {},
         "opt": session.recipe.optim.opt,
         "sampler": session.recipe.stitch.sampler if session.config else "",
-        "preserve": session.recipe.stitch.preserve,
+        "loss": session.recipe.stitch.loss,
+        "preserve": session.recipe.stitch.way_to_preserve,
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
         "input_size": list(session.input_size),
@@ -246,7 +247,8 @@ def load_run(session: Session) -> dict[str, Any]:
         raise InputError(f"checkpoint '{path}' contains weights but no state of a run of this trainer; {_START_ANEW}")
     ours = {"opt": recipe.optim.opt}
     if session.config:
-        ours |= {"sampler": recipe.stitch.sampler, "preserve": recipe.stitch.preserve}
+        stitch = recipe.stitch
+        ours |= {"sampler": stitch.sampler, "loss": stitch.loss, "preserve": stitch.way_to_preserve}
     for name, here in ours.items():
         if (trained := content.get(name, _ONCE.get(name))) != here:
             raise InputError(

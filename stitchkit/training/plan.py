@@ -19,7 +19,7 @@ from stitchkit.training.data import weights_dtype
 from stitchkit.training.evaluation import prepare_evaluation
 from stitchkit.training.network import sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
-from stitchkit.training.preserve import freeze
+from stitchkit.training.preserve import freeze, say_frozen
 from stitchkit.training.session import Session
 from stitchkit.training.task import create_teacher, has_same_classes
 
@@ -97,8 +97,13 @@ def _of_training(session: Session) -> Iterator[str]:
     assert session.loaders.train is not None, "training opens the training split"
     if isinstance(session.model, SNNet):
         freeze(session.model, recipe.stitch)
+        if said := say_frozen(session.model, recipe.stitch):
+            yield said
         sampler_of(session.model, recipe)  # it says what it draws, or refuses its settings
-        yield f"routes are drawn by --sampler {recipe.stitch.sampler}, with --preserve {recipe.stitch.preserve}"
+        yield (
+            f"routes are drawn by --sampler {recipe.stitch.sampler}, and learn by --loss {recipe.stitch.loss} with "
+            f"--preserve {recipe.stitch.way_to_preserve}"
+        )
     how = create_optimisation(session.model, recipe, batches=len(session.loaders.train), ranks=ranks)
     images = recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps
     steps = how.epochs * how.updates_per_epoch

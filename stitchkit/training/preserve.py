@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from stitchkit.display import quantity
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.slices import extract
@@ -28,6 +29,18 @@ def freeze(model: SNNet, settings: StitchRecipe) -> None:
         model.freeze_anchors(class_tokens=False)
     elif not settings.fulltune:
         model.freeze_anchors()
+
+
+def say_frozen(model: SNNet, settings: StitchRecipe) -> str:
+    """What freezing saves, in words; empty if everything is trained."""
+    if settings.fulltune and not settings.freezes_anchors:
+        return ""
+    weights = [*model.parameters()]
+    trained = quantity(sum(weight.numel() for weight in weights if weight.requires_grad))
+    said = f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
+    if settings.way_to_preserve == "frozen":
+        said += "; what a stitch runs before its first joint needs no gradients"
+    return said
 
 
 def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:
@@ -79,15 +92,15 @@ class UntouchedAnchors:
 
     Args:
         alone: Accuracy of each anchor in percent, by label; empty in runs that older versions began.
-        replay: Has the copies of the anchors; None without `--preserve replay`.
+        copies: Of the anchors, or of what of them a loss needs; None if it needs none.
     """
 
-    replay: Replay | None = None
+    copies: nn.ModuleList | None = None
     alone: dict[str, float] = field(default_factory=dict)
 
     def state(self) -> dict[str, object]:
         """The part of a checkpoint."""
-        copies = {} if self.replay is None else {"copies": self.replay.copies.state_dict()}
+        copies = {} if self.copies is None else {"copies": self.copies.state_dict()}
         return {"alone": dict(self.alone), **copies}
 
     def restore(self, content: Mapping[str, object], path: str | Path) -> None:
@@ -95,11 +108,11 @@ class UntouchedAnchors:
         alone = content.get("alone", {})
         assert isinstance(alone, dict), "it was checked"
         self.alone = alone
-        if self.replay is None:
+        if self.copies is None:
             return
         if "copies" not in content:
             raise InputError(
-                f"checkpoint '{path}' was trained without --preserve replay, so it lacks the anchors' copies; use the "
-                "same --preserve, or start anew from its weights with --initial-checkpoint"
+                f"checkpoint '{path}' was trained with another --preserve or --loss, so it lacks the anchors' copies; "
+                "use the same, or start anew from its weights with --initial-checkpoint"
             )
-        load_content(self.replay.copies, {"state_dict": content["copies"]}, path)
+        load_content(self.copies, {"state_dict": content["copies"]}, path)

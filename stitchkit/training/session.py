@@ -79,27 +79,30 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     if source_of(recipe).download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
-    if not (datasets.classes or recipe.model.num_classes or recipe.run.eval):
+    uses_labels, needs_classes = recipe.stitch.uses_labels, recipe.stitch.uses_labels or recipe.run.eval
+    if uses_labels and not (datasets.classes or recipe.model.num_classes or recipe.run.eval):
         raise InputError(
             f"the data set '{source_of(recipe)}' does not name its classes; give their number, such as --num-classes 10"
         )
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
-    model = create_network(recipe, config, datasets.classes)
+    # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
+    model = create_network(recipe, config, datasets.classes if uses_labels else None)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
-    if not timm_model.num_classes:
+    if not timm_model.num_classes and needs_classes:
         raise InputError(
             "the network has no classifier and gives features, but training and evaluation need classes; give their "
-            "number, such as --num-classes 10"
+            "number, such as --num-classes 10, or train without labels by --loss features"
         )
     loaders = create_loaders(
         datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
-        num_classes=timm_model.num_classes,
+        num_classes=timm_model.num_classes if needs_classes else 0,
     )  # fmt: skip
     if recipe.loss.class_weights and datasets.train is not None and not recipe.run.eval:
         with prefixed("--class-weights: "):
             weights = class_weights(recipe.loss.class_weights, datasets.train, timm_model.num_classes)
     place_network(model, recipe, world)
-    return Session(recipe, config, model, loaders, size, datasets.classes, weights, world)
+    classes = datasets.classes if needs_classes else ()
+    return Session(recipe, config, model, loaders, size, classes, weights, world)
 
 
 def engine_settings(recipe: Recipe) -> EngineSettings:

@@ -17,22 +17,24 @@ _NAME = "summary.csv"
 _LOSSES = "losses.csv"
 
 
-def write_summary(
-    folder: Path, epoch: int, *, loss: float, rate: float, scores: Mapping[str, Score], labels: Sequence[str],
-    alone: Mapping[str, float],
-) -> None:  # fmt: skip
-    """Append an epoch: its mean training loss, the learning rate of its last step, and the scores of its validation.
+def write_summary(folder: Path, epoch: int, *, loss: float, rate: float, columns: Mapping[str, float | str]) -> None:
+    """Append an epoch: its mean training loss, the columns of its validation, and the rate of its last step."""
+    row = {"epoch": epoch, "train_loss": loss, **columns, "lr": rate}
+    _append(folder / _NAME, list(row), [row.values()])
 
-    Scores are by label; `labels` are all labels of this run, and those without a score stay empty. `alone` are the
-    accuracies of anchors before the training.
+
+def accuracy_columns(
+    scores: Mapping[str, Score], labels: Sequence[str], alone: Mapping[str, float]
+) -> dict[str, float | str]:
+    """The columns of scores by label; `labels` are all labels of the run, and those without a score stay empty.
+
+    `alone` are the accuracies of anchors before the training.
     """
-    figures: dict[str, object] = {
+    columns: dict[str, float | str] = {
         f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in labels
     }
     changes = changes_of(scores, alone)
-    figures |= {f"eval_{label}_change": changes.get(label, "") for label in alone}
-    row = {"epoch": epoch, "train_loss": loss, **figures, "lr": rate}
-    _append(folder / _NAME, list(row), [row.values()])
+    return columns | {f"eval_{label}_change": changes.get(label, "") for label in alone}
 
 
 def changes_of(scores: Mapping[str, Score], alone: Mapping[str, float]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.data import weights_dtype
+from stitchkit.training.features import FeatureLoss
 from stitchkit.training.preserve import Replay
 from stitchkit.training.samplers import Sampler
 
@@ -41,7 +42,8 @@ class StitchTask(Task):
         sampler: Draws the stitches of a step; None trains a plain model.
         teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
         replay: Draws anchors more often, and teaches them in place of the teacher.
-        settings: Kind, share and temperature of the teacher's loss.
+        features: Gives the loss of the final features of every route, beside or in place of the others.
+        settings: Whether labels are used, and kind, share and temperature of the teacher's loss.
         mean: Mean with which images are normalised for the student, and in the same way `std`; the teacher has its own.
 
     Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
@@ -55,6 +57,7 @@ class StitchTask(Task):
         sampler: Sampler | None = None,
         teacher: DistillationTeacher | None = None,
         replay: Replay | None = None,
+        features: FeatureLoss | None = None,
         settings: StitchRecipe | None = None,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
@@ -66,6 +69,7 @@ class StitchTask(Task):
         self.num_routes = max(sampler.cfg_ids) + 1 if sampler else 0
         self.teacher = teacher
         self.replay = replay
+        self.features = features
         self.settings = settings or StitchRecipe()
         if teacher is not None:
             for name, value in (("mean", mean), ("std", std)):
@@ -86,10 +90,10 @@ class StitchTask(Task):
 
     @torch.no_grad()
     def losses(self, routes: Sequence[int], images: torch.Tensor, labels: torch.Tensor) -> list[float]:
-        """The loss of each of some stitches on the labels alone, without a trace in the network.
+        """The loss of each of some stitches, without that of a teacher and without a trace in the network.
 
         Dropout and stochastic depth are off: they would compare luck. Batch norms that learn use the statistics of the
-        batch, as in training; the stitches then run one by one, otherwise in one pass.
+        batch, as in training; the stitches then run one by one, as for features, otherwise in one pass.
         """
         network = self.network
         assert isinstance(network, SNNet), "it has routes"
@@ -97,11 +101,15 @@ class StitchTask(Task):
         with evaluating(network), without_statistics(network):
             for norm in learning:
                 norm.train()
-            if learning:
-                logits = {cfg_id: network(images, cfg_id) for cfg_id in routes}
+            if self.features is not None:
+                losses = [self._loss_alone(images, labels, cfg_id) for cfg_id in routes]
             else:
-                logits = OnePass(network, routes).at_once(images)
-            found = torch.stack([self.criterion(logits[cfg_id], labels).float() for cfg_id in routes])
+                if learning:
+                    logits = {cfg_id: network(images, cfg_id) for cfg_id in routes}
+                else:
+                    logits = OnePass(network, routes).at_once(images)
+                losses = [self.criterion(logits[cfg_id], labels) for cfg_id in routes]
+            found = torch.stack([loss.float() for loss in losses])
         assert self.sampler is not None
         return (sum_over_ranks(found) if self.sampler.shared else found).tolist()
 
@@ -137,27 +145,59 @@ class StitchTask(Task):
         """`loss` and `output`, logits `[B, num_classes]`, of one stitch, or with None of a plain model.
 
         The losses of further stitches, which learn from these logits, are added.
-        Labels of images `[B, C, H, W]` are class numbers `[B]`, or from mixup class probabilities `[B, num_classes]`.
+        Labels of images `[B, C, H, W]` are class numbers `[B]`, or from mixup class probabilities `[B, num_classes]`;
+        they may be anything if the settings do not use them.
         """
-        logits, taught = self._both_logits(images, cfg_id)
-        loss, alpha = self.criterion(logits, labels), self.settings.distillation_alpha
+        logits, taught, losses = self._run(images, cfg_id)
+        if self.settings.uses_labels:
+            losses.append(self._label_loss(images, labels, cfg_id, logits, taught))
+        for other in taught_by_it:
+            assert self.sampler is not None, "it drew them"
+            given, _, more = self._run(images, other)
+            losses += more
+            if self.settings.uses_labels:
+                has_copy = self.replay is not None and other in self.replay.anchors
+                wanted = self.replay(images, other) if self.replay and has_copy else logits.detach()
+                losses.append(self.sampler.divergence(given, wanted))
+        if self.features is not None:
+            self.features.forget()
+        return {"loss": sum(losses[1:], losses[0]), "output": logits}
+
+    def _run(self, images: torch.Tensor, cfg_id: int | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """The logits for the labels, those for the teacher, which are others in distilled networks, and the loss of
+        the features, if there is one.
+        """
+        losses = []
+        if cfg_id is None:
+            output = self.trainable_module(images)
+        elif self.features is None:
+            output = self.trainable_module(images, cfg_id)
+        else:
+            output, feature = self.trainable_module(images, cfg_id, with_feature=True)
+            losses.append(self.features(images, feature, cfg_id))
+        logits, taught = output if isinstance(output, tuple) else (output, output)
+        return logits, taught, losses
+
+    def _label_loss(
+        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None, logits: torch.Tensor, taught: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of logits for labels, and of those for the teacher if there is one."""
+        loss: torch.Tensor = self.criterion(logits, labels)
+        alpha = self.settings.distillation_alpha
         if self.replay is not None and cfg_id in self.replay.anchors:
             wanted = self.replay(images, cfg_id)
             # A copy in evaluation mode gives the mean of both if the network is a distilled one.
-            loss = (1 - alpha) * loss + alpha * self._divergence((logits + taught) / 2, wanted)
-        elif self.teacher is not None:
-            loss = (1 - alpha) * loss + alpha * self._teacher_loss(images, taught)
-        for other in taught_by_it:
-            assert self.sampler is not None, "it drew them"
-            has_copy = self.replay is not None and other in self.replay.anchors
-            wanted = self.replay(images, other) if self.replay and has_copy else logits.detach()
-            loss = loss + self.sampler.divergence(self._both_logits(images, other)[0], wanted)
-        return {"loss": loss, "output": logits}
+            return (1 - alpha) * loss + alpha * self._divergence((logits + taught) / 2, wanted)
+        if self.teacher is not None:
+            return (1 - alpha) * loss + alpha * self._teacher_loss(images, taught)
+        return loss
 
-    def _both_logits(self, images: torch.Tensor, cfg_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits for the labels and those for the teacher, which are others in distilled networks."""
-        output = self.trainable_module(images) if cfg_id is None else self.trainable_module(images, cfg_id)
-        return output if isinstance(output, tuple) else (output, output)
+    def _loss_alone(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int) -> torch.Tensor:
+        """The loss of a stitch by its features, and by labels if these are used."""
+        assert self.features is not None
+        logits, feature = self.network(images, cfg_id, with_feature=True)
+        loss = self.features(images, feature, cfg_id)
+        return loss + self.criterion(logits, labels) if self.settings.uses_labels else loss
 
     def _teacher_loss(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         assert self.teacher is not None
@@ -177,7 +217,7 @@ class StitchTask(Task):
 def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
     std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
-    class_weights: torch.Tensor | None = None, replay: Replay | None = None,
+    class_weights: torch.Tensor | None = None, replay: Replay | None = None, features: FeatureLoss | None = None,
 ) -> StitchTask:  # fmt: skip
     """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`."""
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
@@ -192,7 +232,7 @@ def create_task(
         class_weights = class_weights.to(device, dtype)
     return StitchTask(
         model, _create_criterion(recipe, class_weights), sampler=sampler, teacher=teacher, replay=replay,
-        settings=stitch, mean=mean, std=std, device=device, dtype=dtype,
+        features=features, settings=stitch, mean=mean, std=std, device=device, dtype=dtype,
     )  # fmt: skip
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-
-from torch import nn
 
 from stitchkit.data.batches import Loader, some_images
 from stitchkit.display import counted
@@ -19,31 +17,31 @@ from stitchkit.engine.recovery import advising
 from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
-from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
+from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import sampler_of
 from stitchkit.training.optim import create_optimisation
-from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
+from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, say_frozen
 from stitchkit.training.samplers import Sampler
 from stitchkit.training.session import Session, engine_settings
-from stitchkit.training.summary import changes_of, cut_summaries, write_fit, write_losses, write_summary
+from stitchkit.training.summary import cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.training.task import create_task
+from stitchkit.training.validation import Accuracies, FeatureLosses, Validation
 
 _logger = logging.getLogger(__name__)
 
 _SETTINGS = "args.yaml"
 # They say how one start of the run began. Another run takes the file for its settings, and must not begin there.
 _OF_ONE_START = ("resume", "no_resume_opt", "start_epoch", "wandb_resume_id")
-_EMA = "_ema"
 
 
 def train(session: Session, checkpoints: Checkpoints) -> None:
     """Train from the start, or from `--resume`, to the last epoch."""
     recipe, world, folder = session.recipe, session.world, session.folder
-    trainer, epochs, position, untouched = _prepare(session, checkpoints)
+    trainer, epochs, position, untouched, validation = _prepare(session, checkpoints)
     from_primary(world, lambda: _tidy(session, checkpoints, epochs))
     tracking = open_tracking(session, epochs.start)
     more = header(session) | untouched.state()
@@ -54,23 +52,17 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
     def finish(trained: TrainedEpoch) -> None:
         epoch, loss, stitches = trained.number, trained.loss, trained.position.route_losses
         is_due = epoch + 1 == epochs.stop or (epoch + 1) % recipe.run.val_interval == 0
-        networks = _networks(session, trainer)
-        scores = _validate(session, trainer, networks, trained.after_batch) if is_due else {}
-        if scores:
-            _say_scores(trained.number + 1, epochs.stop, scores, untouched)
-        check_finite(trainer, epoch, [found.loss for found in scores.values()])
+        found = validation.judge(trained.after_batch, due=is_due)
+        if found.words:
+            _logger.info("epoch %d/%d  %s", epoch + 1, epochs.stop, found.words)
+        check_finite(trainer, epoch, found.losses)
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
-            labels, rate = list(networks), trained.position.rate
-            write_summary(folder, epoch, loss=loss, rate=rate, scores=scores, labels=labels, alone=untouched.alone)
+            write_summary(folder, epoch, loss=loss, rate=trained.position.rate, columns=found.columns)
             if isinstance(session.model, SNNet) and stitches:  # no step of several routes tells the loss of one
                 write_losses(folder, epoch, session.model.space, stitches)
-            state = training_state(trainer) | more
-            checkpoints.save(state, epoch=epoch, metric=_metric(scores, recipe.run.eval_metric))
-        figures: dict[str, float] = {"train_loss": loss, "lr": trained.position.rate}
-        for label, found in scores.items():
-            figures |= {f"eval_{label}_{key}": value for key, value in found.figures.items()}
-        figures |= {f"eval_{label}_change": value for label, value in changes_of(scores, untouched.alone).items()}
+            checkpoints.save(training_state(trainer) | more, epoch=epoch, metric=found.metric)
+        figures = {"train_loss": loss, "lr": trained.position.rate, **found.figures}
         figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}
         tracking.log(figures, epoch=epoch)
 
@@ -99,46 +91,49 @@ def open_tracking(session: Session, start: int) -> Tracking:
     return Tracking(session.folder, session.world, session.recipe.flat(), options=options, board=board)
 
 
-def _metric(scores: Mapping[str, Score], name: str) -> float:
-    """The metric of an epoch, the higher the better: the mean over the networks, without their moving averages."""
-    figures = {"top1": lambda found: found.acc1, "top5": lambda found: found.acc5, "loss": lambda found: -found.loss}
-    own = [figures[name](found) for label, found in scores.items() if not label.endswith(_EMA)]
-    return sum(own) / len(own) if own else float("-inf")
-
-
-def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range, Position | None, UntouchedAnchors]:
-    """The trainer, the epochs to train, where in the first of them to resume, and the anchors before the training."""
+def _prepare(
+    session: Session, checkpoints: Checkpoints
+) -> tuple[Trainer, range, Position | None, UntouchedAnchors, Validation]:
+    """The trainer, the epochs to train, where in the first of them to resume, the anchors before the training, and
+    what is judged between epochs.
+    """
     recipe, model, world, loaders = session.recipe, session.model, session.world, session.loaders
     loader, resume, content = loaders.train, recipe.run.resume or "", None
     assert loader is not None, "training opens the training split"
     if resume:
         content = load_run(session)
-    sampler = None
+    sampler = replay = features = None
     if isinstance(model, SNNet):
         freeze(model, recipe.stitch)
+        if said := say_frozen(model, recipe.stitch):
+            _logger.info("%s", said)
         sampler = sampler_of(model, recipe)
         if content is None and not recipe.model.initial_checkpoint and recipe.stitch.ls_init:
             _fit(session, model, loader)
-    untouched = UntouchedAnchors(
-        Replay(model) if isinstance(model, SNNet) and recipe.stitch.preserve == "replay" else None
-    )
+        replay = Replay(model) if recipe.stitch.way_to_preserve == "replay" else None
+        features = FeatureLoss(model, recipe.stitch) if recipe.stitch.uses_features else None
+    untouched = UntouchedAnchors(replay.copies if replay else features.copies if features else None)
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task = create_task(
         model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-        classes=session.classes, sampler=sampler, class_weights=session.class_weights, replay=untouched.replay,
+        classes=session.classes, sampler=sampler, class_weights=session.class_weights, replay=replay,
+        features=features,
     )  # fmt: skip
     trainer = Trainer(
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),
         world=world, folder=session.folder,
     )  # fmt: skip
     _distribute(trainer, session, sampler)
+    validation: Validation = Accuracies(session, trainer, untouched)
+    if features is not None and not recipe.stitch.uses_labels:
+        validation = FeatureLosses(session, trainer, features)
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start, position = restore(content, recipe, trainer)
         untouched.restore(content, resume)
         checkpoints.resumed(resume, content)
-    elif isinstance(model, SNNet):
-        untouched.alone = _accuracies_alone(session, trainer, model)
+    else:
+        validation.before()
     if recipe.schedule.start_epoch is not None:
         start = recipe.schedule.start_epoch
         checkpoints.history = {epoch: metric for epoch, metric in checkpoints.history.items() if epoch < start}
@@ -147,15 +142,17 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> tuple[Trainer, range
         "%s of %s, %s, learning rate %.3g, into %s", counted(how.epochs, "epoch"),
         counted(how.updates_per_epoch, "step"), recipe.optim.opt, how.rate, session.folder,
     )  # fmt: skip
-    return trainer, range(start, how.epochs), position, untouched
+    return trainer, range(start, how.epochs), position, untouched, validation
 
 
 def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None) -> None:
     """Keep the network equal on all ranks, in the way that is faster according to benchmarks/gradients.py."""
     model, broadcast = session.model, not session.recipe.distributed.no_ddp_bb
     is_stitched = isinstance(model, SNNet)
-    # One route has a third of the bytes. If a step trains several, torch's wrapper would take each for the whole step.
-    if sampler is not None and (sampler.shared or sampler.trains_several):
+    # One route has a third of the bytes. If a step trains several, torch's wrapper would take each for the whole step,
+    # and without labels it would wait for the gradients of heads.
+    needs_reducer = sampler is not None and (sampler.shared or sampler.trains_several)
+    if needs_reducer or not session.recipe.stitch.uses_labels:
         trainer.reducer = GradientReducer(model, buffers=broadcast) if trainer.world.size > 1 else None
     else:
         # A step uses only the parameters of its route. If each rank draws its own, most parameters have a gradient on
@@ -179,48 +176,6 @@ def _fit(session: Session, model: SNNet, loader: Loader) -> None:
         "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)",
         len(residuals), mean,
     )  # fmt: skip
-
-
-def _networks(session: Session, trainer: Trainer) -> dict[str, tuple[nn.Module, int | None]]:
-    """The networks to validate, by label: anchors or plain model, and their moving averages."""
-    task = trainer.task
-    networks = {"": task.network}
-    if task.average is not None and not trainer.settings.model_ema_force_cpu:  # validation on a CPU would take hours
-        networks[_EMA] = task.average
-    stitches: dict[str, int | None] = {"model": None}
-    if isinstance(session.model, SNNet):
-        stitches = {label: cfg_id for cfg_id, label in enumerate(session.model.views)}
-    return {
-        label + suffix: (network, cfg_id) for suffix, network in networks.items() for label, cfg_id in stitches.items()
-    }
-
-
-def _accuracies_alone(session: Session, trainer: Trainer, model: SNNet) -> dict[str, float]:
-    """The accuracy of each anchor before the training, by label, in percent."""
-    scores = _validate(session, trainer, {label: (model, cfg_id) for cfg_id, label in enumerate(model.views)})
-    accuracies = {label: found.acc1 for label, found in scores.items()}
-    _logger.info("anchors alone  acc1  %s", "  ".join(f"{label} {acc1:.2f}" for label, acc1 in accuracies.items()))
-    if session.recipe.stitch.preserve != "none":
-        warn_of_guesses(accuracies, model.num_classes)
-    return accuracies
-
-
-def _validate(
-    session: Session, trainer: Trainer, networks: Mapping[str, tuple[nn.Module, int | None]],
-    after_batch: Callable[[], None] = lambda: None,
-) -> dict[str, Score]:  # fmt: skip
-    world, scores = session.world, {}
-    for label, (network, cfg_id) in networks.items():
-        batches = batches_of(session.loaders.validation, world, label, after_batch)
-        scores[label] = evaluate_stitch(network, cfg_id, batches, device=world.device, autocast=trainer.autocast)
-    return scores
-
-
-def _say_scores(number: int, count: int, scores: Mapping[str, Score], untouched: UntouchedAnchors) -> None:
-    """Log the accuracies of an epoch, and how each anchor's has changed since before the training."""
-    said = "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items())
-    changes = "  ".join(f"{label} {change:+.2f}" for label, change in changes_of(scores, untouched.alone).items())
-    _logger.info("epoch %d/%d  acc1  %s%s", number, count, said, f"  against alone  {changes}" if changes else "")
 
 
 def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool) -> None:

@@ -22,7 +22,7 @@ def run(name, capsys, *flags, devices=("cpu",)):
     return status, output, json.loads(output.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", ["evaluate", "extract", "initialise", "profile", "train_step"])
+@pytest.mark.parametrize("name", ["evaluate", "extract", "features", "initialise", "profile", "train_step"])
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_ours_agrees_with_the_reference(name, final_norm, capsys, tmp_path):
     config = write_config(tmp_path / "pico.json", stitched_final_norm=final_norm)

@@ -123,15 +123,15 @@ def test_an_anchor_that_a_sandwich_teaches_learns_from_its_copy_too():
 
 def test_copies_come_back_from_a_checkpoint():
     model = pico_snnet()
-    untouched = UntouchedAnchors(Replay(model), {"ti": 50.0})
+    untouched = UntouchedAnchors(Replay(model).copies, {"ti": 50.0})
     state = untouched.state()
     randomize(model)
-    again = UntouchedAnchors(Replay(model))
+    again = UntouchedAnchors(Replay(model).copies)
     again.restore(state, "a.pth")
     assert again.alone == {"ti": 50.0}
-    for key, value in untouched.replay.copies.state_dict().items():
-        assert torch.equal(again.replay.copies.state_dict()[key], value)
-    with pytest.raises(InputError, match=r"'a\.pth' was trained without --preserve replay, so it lacks"):
+    for key, value in untouched.copies.state_dict().items():
+        assert torch.equal(again.copies.state_dict()[key], value)
+    with pytest.raises(InputError, match=r"'a\.pth' was trained with another --preserve or --loss, so it lacks"):
         again.restore({"alone": {}}, "a.pth")
     with pytest.raises(InputError, match=r"'a\.pth' belongs to another configuration"):
         again.restore({"copies": {"0.pos_embed": torch.zeros(1)}}, "a.pth")

@@ -1,0 +1,173 @@
+"""What is judged between the epochs of a training: the anchors by their accuracy, or stitches by their features."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from stitchkit.engine.loop import Trainer
+from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
+from stitchkit.model.snnet import SNNet
+from stitchkit.training.features import FeatureLoss, held_out_loss, judged_routes
+from stitchkit.training.preserve import UntouchedAnchors, warn_of_guesses
+from stitchkit.training.session import Session
+from stitchkit.training.summary import accuracy_columns, changes_of
+
+_logger = logging.getLogger(__name__)
+
+_EMA = "_ema"
+_WORST = float("-inf")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The figures of an epoch.
+
+    Args:
+        columns: Of `summary.csv`, in their order; a cell is empty if the epoch was not judged.
+        figures: For the trackers of experiments.
+        losses: Those that must be finite.
+        metric: Ranks the epochs, the higher the better: the mean over the networks, without their moving averages.
+        words: For the log; empty if there is nothing to say.
+    """
+
+    columns: Mapping[str, float | str]
+    figures: Mapping[str, float] = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    metric: float = _WORST
+    words: str = ""
+
+
+class Validation(ABC):
+    """Judges a network between epochs, on the validation split."""
+
+    def __init__(self, session: Session, trainer: Trainer):
+        self.session = session
+        self.trainer = trainer
+
+    @abstractmethod
+    def before(self) -> None:
+        """Judge the network before the training, and log it."""
+
+    @abstractmethod
+    def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
+        """Judge an epoch if it is due; `after_batch` is called equally often on all ranks."""
+
+    def _networks(self) -> dict[str, nn.Module]:
+        """The network and the moving average of its weights, by the end of their labels."""
+        task = self.trainer.task
+        networks = {"": task.network}
+        # Validation on a CPU would take hours.
+        if task.average is not None and not self.trainer.settings.model_ema_force_cpu:
+            networks[_EMA] = task.average
+        return networks
+
+
+class Accuracies(Validation):
+    """Judges anchors, or a plain model, by labels."""
+
+    def __init__(self, session: Session, trainer: Trainer, untouched: UntouchedAnchors):
+        super().__init__(session, trainer)
+        self._untouched = untouched
+
+    def before(self) -> None:
+        """Keep the accuracy of each anchor."""
+        model = self.session.model
+        if not isinstance(model, SNNet):
+            return
+        scores = self._validate({label: (model, cfg_id) for cfg_id, label in enumerate(model.views)})
+        accuracies = self._untouched.alone = {label: found.acc1 for label, found in scores.items()}
+        _logger.info("anchors alone  acc1  %s", "  ".join(f"{label} {acc1:.2f}" for label, acc1 in accuracies.items()))
+        if self.session.recipe.stitch.way_to_preserve != "none":
+            warn_of_guesses(accuracies, model.num_classes)
+
+    def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
+        """The scores of anchors or the plain model, and how each anchor's has changed since before the training."""
+        model, alone = self.session.model, self._untouched.alone
+        stitches: dict[str, int | None] = {"model": None}
+        if isinstance(model, SNNet):
+            stitches = {label: cfg_id for cfg_id, label in enumerate(model.views)}
+        networks = {
+            label + end: (network, cfg_id) for end, network in self._networks().items()
+            for label, cfg_id in stitches.items()
+        }  # fmt: skip
+        scores = self._validate(networks, after_batch) if due else {}
+        columns = accuracy_columns(scores, [*networks], alone)
+        if not scores:
+            return Judgement(columns)
+        figures: dict[str, float] = {}
+        for label, found in scores.items():
+            figures |= {f"eval_{label}_{key}": value for key, value in found.figures.items()}
+        changes = changes_of(scores, alone)
+        figures |= {f"eval_{label}_change": value for label, value in changes.items()}
+        words = "acc1  " + "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items())
+        if changes:
+            words += "  against alone  " + "  ".join(f"{label} {change:+.2f}" for label, change in changes.items())
+        losses = tuple(found.loss for found in scores.values())
+        return Judgement(columns, figures, losses, _metric(scores, self.session.recipe.run.eval_metric), words)
+
+    def _validate(
+        self, networks: Mapping[str, tuple[nn.Module, int | None]], after_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, Score]:
+        session, scores = self.session, {}
+        for label, (network, cfg_id) in networks.items():
+            batches = batches_of(session.loaders.validation, session.world, label, after_batch)
+            scores[label] = evaluate_stitch(
+                network, cfg_id, batches, device=session.world.device, autocast=self.trainer.autocast
+            )
+        return scores
+
+
+def _metric(scores: Mapping[str, Score], name: str) -> float:
+    figures: Mapping[str, Callable[[Score], float]] = {
+        "top1": lambda found: found.acc1, "top5": lambda found: found.acc5, "loss": lambda found: -found.loss
+    }  # fmt: skip
+    own = [figures[name](found) for label, found in scores.items() if not label.endswith(_EMA)]
+    return sum(own) / len(own)
+
+
+class FeatureLosses(Validation):
+    """Judges a few stitches by the loss of their features, which needs no labels."""
+
+    def __init__(self, session: Session, trainer: Trainer, features: FeatureLoss):
+        super().__init__(session, trainer)
+        self._features = features
+
+    def before(self) -> None:
+        """Say what is left after the fit of the stitching layers."""
+        (loss,) = self._losses({"": self.session.model}).values()
+        _logger.info("before the training  feature loss of held-out images %.4f", loss)
+
+    def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
+        """The mean loss over the stitches."""
+        networks = self._networks()
+        losses = self._losses(networks, after_batch) if due else {}
+        columns: dict[str, float | str] = {_column(end): losses.get(end, "") for end in networks}
+        if not losses:
+            return Judgement(columns)
+        words = "feature loss of held-out images  " + "  ".join(
+            f"{end.strip('_')} {loss:.4f}".strip() for end, loss in losses.items()
+        )
+        figures = {_column(end): loss for end, loss in losses.items()}
+        return Judgement(columns, figures, (*losses.values(),), -losses[""], words)
+
+    def _losses(
+        self, networks: Mapping[str, nn.Module], after_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        session, losses = self.session, {}
+        assert isinstance(session.model, SNNet), "others have no stitches"
+        routes = judged_routes(session.model)
+        for end, network in networks.items():
+            batches = batches_of(session.loaders.validation, session.world, f"held out{end}", after_batch)
+            losses[end] = held_out_loss(
+                network, self._features, routes, batches, device=session.world.device, autocast=self.trainer.autocast
+            )
+        return losses
+
+
+def _column(end: str) -> str:
+    return f"eval_feature_loss{end}"
