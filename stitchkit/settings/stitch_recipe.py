@@ -44,6 +44,11 @@ class StitchRecipe(Settings):
     ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
     stitch_init_bs: Count = flag(100, "number of images for the fit, over all ranks")
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers and class tokens")
+    loss: Literal["task", "features", "features+task"] = flag(
+        "task",
+        "what stitches learn from: labels; or, without labels, the final features of the anchor in which they end; or "
+        "both",
+    )
     preserve: Literal["none", "frozen", "lora", "replay"] = flag(
         "none",
         "keep the anchors' accuracy: train only stitching layers; or these, and updates of low rank that only stitched "
