@@ -139,9 +139,8 @@ def check_folder(source: Source) -> None:
             f"data folder '{root}' does not exist; it must contain {SOURCES[key].needs}; check the path"
             + ("" if SOURCES[key].by_hand else f", or {source.advice}")
         )
-    if not source.needs_labels and not source.name:
-        raise MissingData(f"'{root}' does not exist; give a data folder, a folder of images, or a .txt list of them")
-    raise no_folder(root)
+    otherwise = "" if source.needs_labels or source.name else ", or be a folder or a .txt list of images without labels"
+    raise MissingData(f"{no_folder(root)}{otherwise}")
 
 
 def is_list(path: str | Path) -> bool:

@@ -190,8 +190,8 @@ def test_other_bad_places_are_one_message(photos, tmp_path):
     for place, message in {
         tmp_path / "binary.txt": "is not text in UTF-8; write the path of one image on each line",
         tmp_path / "empty": "has no images; files must end with .jpg, .png or another image suffix",
-        tmp_path / "none": "does not exist; give a data folder, a folder of images, or a .txt list of them",
-        tmp_path / "none.txt": "does not exist; give a data folder, a folder of images, or a .txt list of them",
+        tmp_path / "none": "one folder per class in each, or be a folder or a .txt list of images without labels",
+        tmp_path / "none.txt": "one folder per class in each, or be a folder or a .txt list of images without labels",
     }.items():
         with pytest.raises(InputError, match=re.escape(message)):
             both(place)
