@@ -16,9 +16,11 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 from typing_extensions import TypeIs
 
-from stitchkit.data.folders import find_split, is_split, open_images
-from stitchkit.data.open_dataset import Images, open_dataset
+from stitchkit.data.folders import find_split, open_images
+from stitchkit.data.labelled_images import Images
+from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
+from stitchkit.data.split_rule import is_split
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages, check_shape, open_image, report
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import optional

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ class ChooseSettings(Settings):
 
 
 def _add_choose_flags(parser: argparse.ArgumentParser) -> None:
-    about = "data set with a training split, as in stitchkit train, or a folder of images without labels"
+    about = "data set with a training split, as in stitchkit train, or a folder or .txt list of images without labels"
     parser.add_argument("data", nargs="?", metavar="DATA", help=about)
     parser.add_argument("--dataset", default="", metavar="NAME", help="name of the data set, as in stitchkit train")
     add_network_flags(parser)
@@ -93,8 +93,10 @@ def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
 
     from stitchkit.choose.choose import check_choosers, choose, closest_pair, write_config
     from stitchkit.choose.chooser import joint_routes
-    from stitchkit.choose.images import SomeImages, has_labels, open_some
+    from stitchkit.choose.images import SomeImages
     from stitchkit.choose.scores_file import rows_of, scores_file, write_scores
+    from stitchkit.data.open_dataset import open_dataset
+    from stitchkit.data.source import Source, is_unlabelled
     from stitchkit.distributed import choose_device
     from stitchkit.model.create import create_snnet
     from stitchkit.networks.data_config import data_config_of
@@ -102,14 +104,15 @@ def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
 
     new_file(str(scores_file(output)))
     config, by, device = StitchConfig.load(flags.stitch_config), flags.by.split(","), choose_device(flags.device)
-    data = (flags.data or "", flags.dataset)
-    check_choosers(by, has_labels=has_labels(*data))
+    source = Source(flags.dataset, flags.data, needs_labels=False)
+    check_choosers(by, has_labels=not is_unlabelled(source))
     options: dict[str, Any] = {"pretrained": not flags.no_pretrained}
     for key in ("num_classes", "img_size"):
         options[key] = config.recipe.get(key) if (given := getattr(flags, key)) is None else given
     torch.manual_seed(settings.seed)  # for weights that are random
     model = create_snnet(config, **options).to(device).eval()
-    images = open_some(*data, channels=model.in_chans)
+    mode = "RGB" if model.in_chans == 3 else "L"
+    images = open_dataset(replace(source, mode=mode), "train", is_training=True)
     prepared = data_config_of({}, model.input_size, model.pretrained_cfg)
 
     def batches(what: str) -> SomeImages:

@@ -1,56 +1,23 @@
-"""The images that joints are scored on: a few of a training split, or of a folder without labels."""
+"""The images that joints are scored on: a few of a training split."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from PIL.Image import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from stitchkit.data.batches import Batch
-from stitchkit.data.folders import image_files, is_split
-from stitchkit.data.labelled_images import LabelledImages
+from stitchkit.data.labelled_images import Images
 from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
-from stitchkit.data.open_dataset import Images, open_dataset
-from stitchkit.data.source import Source
-from stitchkit.data.split_rule import names_of
-from stitchkit.data.unreadable import NO_CLASS, CheckedImages, open_image, report
+from stitchkit.data.unreadable import CheckedImages, report
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.networks.data_config import DataConfig
 from stitchkit.progress import progress
-
-
-class _UnlabelledFiles(Sequence[tuple[Image, int]]):
-    """Image files without labels."""
-
-    def __init__(self, paths: Sequence[str]):
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: Any) -> Any:
-        return open_image(self._paths[index]), NO_CLASS
-
-
-def has_labels(data: str, dataset: str) -> bool:
-    """Whether this is a data set, not a folder of images without splits; both are as in `stitchkit train`."""
-    folder = Path(data)
-    return bool(dataset) or not folder.is_dir() or any(is_split(folder / name) for name in names_of("train"))
-
-
-def open_some(data: str, dataset: str, *, channels: int) -> Images:
-    """The training split of a data set, or all images of a folder without splits; images have so many channels."""
-    mode = "RGB" if channels == 3 else "L"
-    if has_labels(data, dataset):
-        return open_dataset(Source(dataset, data, mode=mode), "train", is_training=True)
-    return LabelledImages(_UnlabelledFiles(image_files(data)), (), mode, "images")
 
 
 class SomeImages:

@@ -21,7 +21,7 @@ from timm.utils.misc import natural_key
 
 from stitchkit.classes import in_order
 from stitchkit.data.labelled_images import class_names
-from stitchkit.data.split_rule import names_of
+from stitchkit.data.split_rule import is_split, names_of
 from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line
 
@@ -55,11 +55,6 @@ def find_split(root: Path, split: str) -> Path:
     )
 
 
-def is_split(folder: Path) -> bool:
-    """Whether a folder contains a folder that is not hidden; ImageNet's `test/` has only images, without classes."""
-    return folder.is_dir() and any(not place.name.startswith(".") and place.is_dir() for place in folder.iterdir())
-
-
 class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
     """The images of a split's folder, with their classes numbered in the order of `stitchkit.classes`.
 
@@ -74,14 +69,11 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
         self.ignored: Counter[str] = Counter()
         self.nested = ""
         found: list[tuple[str, str]] = []
-        for path, place in visible_files(self.root):
-            suffix = os.path.splitext(path)[1].lower()
+        for path, place in _images(self.root, suffixes, self.ignored):
             # Strings instead of `Path`, which is slow for the millions of images of some data sets.
             name, _, deeper = place[len(self.root) + 1 :].partition(os.sep)
-            if suffix not in (suffixes or image_suffixes()):
-                self.ignored[suffix or "without suffix"] += 1
-            elif not name:
-                self.ignored[f"{suffix} beside the class folders"] += 1
+            if not name:
+                self.ignored[f"{_suffix(path)} beside the class folders"] += 1
             else:
                 found.append((path, name))
                 if deeper and not self.nested:
@@ -100,9 +92,7 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
     @property
     def notes(self) -> str:
         """Ignored files, and a folder within a class, in words; empty if there are none."""
-        said = ""
-        if self.ignored:
-            said += f"; {counted(self.ignored.total(), 'file')} ignored ({', '.join(sorted(self.ignored))})"
+        said = _in_words(self.ignored)
         if self.nested:
             said += f"; images in folders within a class, such as {self.nested!r}, belong to that class"
         return said
@@ -147,16 +137,37 @@ def visible_files(folder: str) -> Iterator[tuple[str, str]]:
         waiting += [(path, {own} if place == folder else seen) for path in sorted(inner)]
 
 
-def image_files(folder: str | Path) -> list[str]:
-    """The image files in a folder, at any depth; hidden ones and other files are left out."""
+def _images(folder: str, suffixes: frozenset[str], ignored: Counter[str]) -> Iterator[tuple[str, str]]:
+    """The visible files of these suffixes, or of Pillow's if there are none, with their folders; others are counted."""
+    for path, place in visible_files(folder):
+        if (suffix := _suffix(path)) in (suffixes or image_suffixes()):
+            yield path, place
+        else:
+            ignored[suffix or "without suffix"] += 1
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _in_words(ignored: Counter[str]) -> str:
+    return f"; {counted(ignored.total(), 'file')} ignored ({', '.join(sorted(ignored))})" if ignored else ""
+
+
+def image_files(folder: str | Path, suffixes: frozenset[str] = frozenset()) -> tuple[list[str], str]:
+    """The image files in a folder, at any depth, without hidden ones; and the files that are ignored, in words.
+
+    `suffixes` are those of `FolderReader`.
+    """
     if not os.path.isdir(folder):
         found = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise InputError(f"'{folder}' {found}; give a folder of images")
-    paths = (path for path, _ in visible_files(str(folder)))
-    images = sorted(path for path in paths if os.path.splitext(path)[1].lower() in image_suffixes())
+    ignored: Counter[str] = Counter()
+    images = sorted(path for path, _ in _images(str(folder), suffixes, ignored))
     if not images:
-        raise InputError(f"folder '{folder}' has no images; files must end with .jpg, .png or another image suffix")
-    return images
+        ends = ", ".join(sorted(suffixes)) or ".jpg, .png or another image suffix"
+        raise InputError(f"folder '{folder}' has no images; files must end with {ends}")
+    return images, _in_words(ignored)
 
 
 def open_images(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from PIL.Image import Image
+from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import VisionDataset
@@ -41,6 +42,10 @@ class LabelledImages(Dataset[tuple[Any, int]]):
         image, label = self.samples[index]
         image = image.convert(self.mode) if self.mode else image
         return image if self.transform is None else self.transform(image), int(label)
+
+
+Images: TypeAlias = ImageDataset | LabelledImages
+"""An open split: a dataset of images and labels with `.classes`, `.split` and a settable `.transform`."""
 
 
 def class_names(reader: Reader | VisionDataset) -> tuple[str, ...]:

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
 
 from timm.data import ImageDataset
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.digits import read_digits
-from stitchkit.data.folders import FolderReader, find_split, is_split, open_images
-from stitchkit.data.labelled_images import LabelledImages, class_names
-from stitchkit.data.source import FOLDERS, SHORT, SOURCES, TIMM, MissingData, Source, check_folder, key_of, no_folder
-from stitchkit.data.split_rule import names_of, published_part
+from stitchkit.data.folders import FolderReader, find_split, open_images
+from stitchkit.data.labelled_images import Images, LabelledImages, class_names
+from stitchkit.data.source import (
+    FOLDERS,
+    SHORT,
+    SOURCES,
+    TIMM,
+    MissingData,
+    Source,
+    check_folder,
+    is_unlabelled,
+    key_of,
+    no_folder,
+)
+from stitchkit.data.split_rule import is_split, names_of, published_part
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.data.torchvision_sets import read
+from stitchkit.data.unlabelled import UnlabelledReader, open_unlabelled
 from stitchkit.display import counted, listed
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import check_installed
@@ -31,9 +42,6 @@ _PLACES = {
     "aid": ("AID",), "ucm": ("UCMerced_LandUse", "uc_merced"), "resisc45": ("resisc45",),
     "eurosat": ("eurosat/splits",), "imagenet": ("imagenet",),
 }  # fmt: skip
-
-Images: TypeAlias = ImageDataset | LabelledImages
-"""An open split: a dataset of images and labels with `.classes`, `.split` and a settable `.transform`."""
 
 
 def open_dataset(source: Source, split: str, *, is_training: bool = False, **options: object) -> Images:
@@ -67,18 +75,22 @@ def download(source: Source) -> None:
 
 def _contents(images: Images) -> str:
     """The number of images and classes of a split, and what of its folder is not used, in words."""
+    reader, number = getattr(images, "reader", None), counted(len(images), "image")
+    if isinstance(reader, UnlabelledReader):
+        return f"{images.split}: {number} without labels{reader.notes}"
     classes = (
         f"{counted(len(images.classes), 'class')} ({listed(images.classes)})" if images.classes else "unknown classes"
     )
-    reader = getattr(images, "reader", None)
     notes = reader.notes if isinstance(reader, FolderReader) else ""
-    return f"{images.split}: {counted(len(images), 'image')}, {classes}{notes}"
+    return f"{images.split}: {number}, {classes}{notes}"
 
 
 def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     check_folder(source)
     name, key, place = source.name, key_of(source.name), Path(source.root or "", source.name)
     library, slash, _ = name.partition("/")
+    if not source.needs_labels and is_unlabelled(source, split):
+        return open_unlabelled(source, split, _suffixes(options))
     if (folder := _trained_folder(source)) is not None:
         return _open_folder(source, folder, split, options)
     if not name or (slash and library.lower() in TIMM):
@@ -135,9 +147,15 @@ def _is_laid_out(root: Path) -> bool:
 
 
 def _open_folder(source: Source, folder: Path, split: str, options: dict[str, object]) -> Images:
-    suffixes = frozenset(str(options.get("input_key") or "").lower().split(";")) - {""}
     with _explained(source, split):  # the class map may be unreadable
-        return open_images(find_split(folder, split), mode=source.mode, class_map=source.class_map, suffixes=suffixes)
+        return open_images(
+            find_split(folder, split), mode=source.mode, class_map=source.class_map, suffixes=_suffixes(options)
+        )
+
+
+def _suffixes(options: Mapping[str, object]) -> frozenset[str]:
+    """The suffixes of images that the options ask for; none for the usual ones."""
+    return frozenset(str(options.get("input_key") or "").lower().split(";")) - {""}
 
 
 def _open_digits(source: Source, split: str) -> Images:

@@ -14,10 +14,11 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 from timm.data import ImageDataset
 
-from stitchkit.data.folders import is_split, open_images
-from stitchkit.data.labelled_images import LabelledImages
-from stitchkit.data.open_dataset import Images, read_timm
+from stitchkit.data.folders import open_images
+from stitchkit.data.labelled_images import Images, LabelledImages
+from stitchkit.data.open_dataset import read_timm
 from stitchkit.data.source import SOURCES, Source
+from stitchkit.data.split_rule import is_split
 from stitchkit.data.torchvision_sets import TEST_SHARE, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import fresh_folder

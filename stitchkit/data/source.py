@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from stitchkit.data.split_rule import is_split, names_of
 from stitchkit.errors import InputError
 
 
@@ -111,6 +112,7 @@ class Source:
         class_map: File that maps names of class folders to numbers.
         options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
         advice: What to do if missing files are not downloaded.
+        needs_labels: Whether images must have labels; if not, those of `is_unlabelled` will do.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Source:
     class_map: str = ""
     options: tuple[tuple[str, object], ...] = ()
     advice: str = "add --download"
+    needs_labels: bool = True
 
     def __str__(self) -> str:
         return self.name or str(self.root)
@@ -136,7 +139,24 @@ def check_folder(source: Source) -> None:
             f"data folder '{root}' does not exist; it must contain {SOURCES[key].needs}; check the path"
             + ("" if SOURCES[key].by_hand else f", or {source.advice}")
         )
-    raise no_folder(root)
+    otherwise = "" if source.needs_labels or source.name else ", or be a folder or a .txt list of images without labels"
+    raise MissingData(f"{no_folder(root)}{otherwise}")
+
+
+def is_list(path: str | Path) -> bool:
+    """Whether a path is a list of images: a file with the suffix `.txt`."""
+    return Path(path).suffix.lower() == ".txt" and Path(path).is_file()
+
+
+def is_unlabelled(source: Source, split: str = "train") -> bool:
+    """Whether it is images without labels: a list of them, or a folder without any usual split.
+
+    With a `split` of a name of its own, the folder is one with labels.
+    """
+    if source.name or not source.root:
+        return False
+    root, usual = Path(source.root), {*names_of("train"), *names_of("validation")}
+    return split in usual and (is_list(root) or (root.is_dir() and not any(is_split(root / name) for name in usual)))
 
 
 def key_of(name: str) -> str:

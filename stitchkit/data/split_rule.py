@@ -11,6 +11,8 @@ Each of torchvision's sets has a training and a test part, as published: `source
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from stitchkit.errors import unknown
 
 _TRAINED = ("train", "training")
@@ -24,6 +26,11 @@ def names_of(split: str) -> tuple[str, ...]:
     if split in _VALIDATION:
         return tuple(dict.fromkeys((split, *_VALIDATION, "test")))
     return (split,)
+
+
+def is_split(folder: Path) -> bool:
+    """Whether a folder contains a folder that is not hidden; ImageNet's `test/` has only images, without classes."""
+    return folder.is_dir() and any(not place.name.startswith(".") and place.is_dir() for place in folder.iterdir())
 
 
 def published_part(split: str) -> str:

@@ -16,14 +16,15 @@ from PIL import Image
 from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
-from stitchkit.data.open_dataset import Images
+from stitchkit.data.labelled_images import Images
+from stitchkit.data.unlabelled import has_labels
 from stitchkit.display import listed
 from stitchkit.errors import InputError, one_line
 
 _logger = logging.getLogger(__name__)
 
 NO_CLASS = -1
-"""The label of a stand-in for an unreadable image; an evaluation does not count it."""
+"""The label of images without labels, and of a stand-in for an unreadable image, which an evaluation does not count."""
 
 _FEW = 5  # bad images that even a small split may have, unless the limit is 0
 _LONGEST_SIDE = 100
@@ -64,7 +65,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     """A dataset whose unreadable and unlabelled images are skipped.
 
     In training, the next good image replaces a bad one, as in timm; in an evaluation it has no class, so that no image
-    counts twice.
+    counts twice. Where no image has a label, it cannot be told apart, so it also replaces a bad one in an evaluation.
 
     Args:
         dataset: Images and labels by number.
@@ -79,10 +80,11 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self.classes = tuple(dataset.classes)
         self.split: str = dataset.split
         self.transform: Callable[[Image.Image], object] | None = None  # a loader sets it; the dataset may have its own
-        self._num_classes = num_classes
+        self._is_labelled = has_labels(dataset)
+        self._num_classes = num_classes if self._is_labelled else 0
         self._limit = limit
         self._flag = flag
-        self._is_training = is_training
+        self._replaces = is_training or not self._is_labelled
         # Loader processes write to it, each its own bytes, so no lock is needed.
         self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._reported = 0
@@ -97,7 +99,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         for number in range(index, index + min(_IN_A_ROW, len(self))):
             found = self._read(number % len(self))
             if found is not None:
-                return found if number == index or self._is_training else (found[0], NO_CLASS)
+                return found if number == index or self._replaces else (found[0], NO_CLASS)
         raise InputError(
             f"{_IN_A_ROW} images of the {self.split} split in a row cannot be read{self._cause}; check the disk"
         )
@@ -119,7 +121,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
                 self._bad[index] = 1
                 self._check(int(self._bad.sum()))
             return None
-        return image, label
+        return image, label if self._is_labelled else NO_CLASS
 
     def _sample(self, index: int) -> tuple[Any, int]:
         """An image and its label; timm's own method would log every fault and raise without its cause."""
@@ -161,7 +163,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             _logger.warning(
                 "%d of %d images of the %s split cannot be read or have no class: %s; %s",
                 count, len(self), self.split, self._names(bad),
-                "other images took their places" if self._is_training else "they are not counted",
+                "other images took their places" if self._replaces else "they are not counted",
             )  # fmt: skip
         self._bad |= bad
         self._check(count)

@@ -117,7 +117,9 @@ class ModelRecipe(Settings):
 class DataRecipe(Settings):
     """The source of the images."""
 
-    data_dir: LocalPath | None = flag(None, "root folder of the dataset")
+    data_dir: LocalPath | None = flag(
+        None, "root folder of the dataset; where no labels are needed, also a folder or a .txt list of images"
+    )
     dataset: DatasetName = flag(
         "", "data set: empty for an image folder, or hfds/..., wds/..., tfds/..., torch/..., cifar10"
     )

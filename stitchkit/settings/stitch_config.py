@@ -202,11 +202,9 @@ class StitchConfig(Settings):
 
     def with_updates(self, settings: StitchRecipe) -> StitchConfig:
         """This configuration with the updates of anchors that `--preserve lora` needs."""
-        return (
-            replace(self, anchor_lora_r=self.anchor_lora_r or _ANCHOR_RANK)
-            if settings.way_to_preserve == "lora"
-            else self
-        )
+        if settings.way_to_preserve != "lora":
+            return self
+        return replace(self, anchor_lora_r=self.anchor_lora_r or _ANCHOR_RANK)
 
     def space_of(self, anchors: Sequence[Shape]) -> StitchSpace:
         """The stitches of the anchors under the rule, of which `joints` may keep some."""

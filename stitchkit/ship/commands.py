@@ -236,7 +236,7 @@ def _predict(flags: argparse.Namespace) -> None:
     from stitchkit.ship.predict import Predictor, predict
     from stitchkit.ship.trained_snnet import calibrated
 
-    paths, device = image_files(flags.folder), choose_device(flags.device)
+    (paths, _), device = image_files(flags.folder), choose_device(flags.device)
     if flags.exported is not None:
         predictor = Predictor.open(flags.exported)
     else:

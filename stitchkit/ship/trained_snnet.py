@@ -19,6 +19,7 @@ from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
 from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.data.open_dataset import open_dataset
+from stitchkit.data.unlabelled import has_labels
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
@@ -239,7 +240,7 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
         places = range(min(number, len(good)))
         samples = [good[place * len(good) // len(places)] for place in places]
         good.report()
-    images = [image for image, label in samples if label != NO_CLASS]
+    images = [image for image, label in samples if label != NO_CLASS or not has_labels(dataset)]
     where = f"the {split} split of '{data.data_dir or data.dataset}'"
     if not images:
         raise InputError(f"no image in {where} can be used; check its images, or name another split")

@@ -148,7 +148,7 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
         optional = {
             "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3,
             "image": _IMAGE_RULES, "model_kwargs": rules.table(rules.text, rules.plain),
-            "sampler": rules.text, "preserve": rules.text,
+            "sampler": rules.text, "loss": rules.text, "preserve": rules.text,
             "alone": rules.table(rules.text, rules.number()), "copies": rules.table(rules.text, rules.anything),
         }  # fmt: skip
         training_state.check_saved(content, path, needed, optional)

@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 
 from stitchkit.data.folders import FolderReader
-from stitchkit.data.open_dataset import Images
+from stitchkit.data.labelled_images import Images
 from stitchkit.errors import InputError
 
 

@@ -15,8 +15,9 @@ from torchvision.transforms import Compose, InterpolationMode, RandomChoice, Ran
 
 from stitchkit.data.batches import DirectLoader, Loader
 from stitchkit.data.folders import FolderReader, find_split
+from stitchkit.data.labelled_images import Images
 from stitchkit.data.loader_processes import outlive_signals, workers_for
-from stitchkit.data.open_dataset import Images, agreed_classes, check_folders, open_dataset
+from stitchkit.data.open_dataset import agreed_classes, check_folders, open_dataset
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line, prefixed

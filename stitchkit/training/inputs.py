@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from stitchkit.data.source import Source, check_folder
-from stitchkit.errors import prefixed
+from stitchkit.data.source import Source, check_folder, is_list, is_unlabelled
+from stitchkit.errors import InputError, prefixed
 from stitchkit.paths import check_file
 from stitchkit.restarts import restarts
 from stitchkit.settings.anchor_text import read_anchor
@@ -18,7 +18,10 @@ from stitchkit.settings.stitch_config import StitchConfig
 def read_run(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """The recipe and the stitch configuration of a run; the folder of its data and the files of its weights exist."""
     recipe, config = resolve(flags)
-    check_folder(source_of(recipe))
+    source = source_of(recipe)
+    check_folder(source)
+    if source.needs_labels and is_unlabelled(source, recipe.data.train_split):
+        raise _no_labels(source, recipe)
     # Ranks that a launcher restarts resume from their own checkpoint, even if that of the flags is gone by now.
     if not restarts():
         for place, file in _weights(recipe, config):
@@ -28,15 +31,36 @@ def read_run(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
 
 
 def source_of(recipe: Recipe) -> Source:
-    """The data set of a recipe."""
-    data = recipe.data
+    """The data set of a recipe.
+
+    Labels are needed by whatever learns from them, and by single models; stitches are also judged by their anchors.
+    """
+    data, is_stitched = recipe.data, recipe.model.is_stitched
+    needs_labels = not (is_stitched and (recipe.run.eval or not recipe.stitch.uses_labels))
     options: dict[str, object] = {"batch_size": data.batch_size, "seed": recipe.run.seed}
     options |= {key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None}
     mode = data.input_img_mode or ("RGB" if recipe.model.channels == 3 else "L")
-    source = Source(data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()))
+    source = Source(
+        data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()),
+        needs_labels=needs_labels,
+    )  # fmt: skip
     if recipe.run.dry_run and source.download:
         source = replace(source, download=False, advice="leave out --dry-run, which downloads nothing")
     return source
+
+
+def _no_labels(source: Source, recipe: Recipe) -> InputError:
+    """The error for images without labels where labels are needed."""
+    is_single = bool(recipe.model.model)
+    found = f"list '{source.root}' names images" if is_list(str(source.root)) else (
+        f"data folder '{source.root}' has no train/ folder with class folders in it, so its images are"
+    )  # fmt: skip
+    why = "--model" if is_single else f"--loss {recipe.stitch.loss}"
+    advice = "" if is_single else ", or train without labels by --loss features"
+    return InputError(
+        f"{found} without labels, which {why} needs; give a folder with train/ and validation/ (or val/, or test/), "
+        f"with one folder per class in each{advice}"
+    )
 
 
 def _weights(recipe: Recipe, config: StitchConfig | None) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,7 @@ from timm.utils import random_seed
 from torch import nn
 
 from stitchkit.data.open_dataset import download
+from stitchkit.data.unlabelled import has_labels
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.errors import InputError, prefixed
@@ -100,6 +101,11 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     if recipe.loss.class_weights and datasets.train is not None and not recipe.run.eval:
         with prefixed("--class-weights: "):
             weights = class_weights(recipe.loss.class_weights, datasets.train, timm_model.num_classes)
+    if recipe.run.eval and timm_model.num_classes and not has_labels(datasets.validation):
+        raise InputError(
+            f"the images of '{source_of(recipe)}' have no labels, by which networks with classes are judged; give "
+            "images with labels, or judge the features with --num-classes 0"
+        )
     place_network(model, recipe, world)
     classes = datasets.classes if needs_classes else ()
     return Session(recipe, config, model, loaders, size, classes, weights, world)

@@ -87,6 +87,9 @@ def test_a_folder_of_images_is_enough_without_labels(images, tmp_path, capsys):
     by = "klas-label-free,cka,residual"
     config = StitchConfig.load(chosen(folder, tmp_path, "--by", by))
     assert 2 <= len(config.joints) < 14
+    (tmp_path / "list.txt").write_text("".join(f"plain/{path.name}\n" for path in folder.iterdir()))
+    listed = chosen(tmp_path / "list.txt", tmp_path, "--by", by, name="listed.json")
+    assert listed.with_suffix(".scores.csv").read_text() == (tmp_path / "chosen.scores.csv").read_text()
     message = refused(capsys, "choose", folder, "--stitch_config", tmp_path / "pico.json", "-o", tmp_path / "x.json")
     assert "klas needs labels, which these images do not have: the class folders in 'train' are labels" in message
     assert "or choose by klas-label-free, cka, residual" in message

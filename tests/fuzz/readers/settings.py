@@ -16,7 +16,9 @@ from stitchkit.assembly.parts.network import check_network
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.kinds.search import plan_search
 from stitchkit.data.folders import open_images
+from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.prepare import COLLECTIONS, read_collection
+from stitchkit.data.source import Source
 from stitchkit.data.timm_readers import _check_card
 from stitchkit.parser import Parser
 from stitchkit.settings.combinations import check
@@ -59,6 +61,12 @@ def _class_folders(folder: Path) -> list[Seed]:
         (folder / f"images/{name}").mkdir(parents=True)
         Image.new("RGB", (4, 4)).save(folder / f"images/{name}/0.png")
     return [Seed(b"a\nb\n")]
+
+
+def _two_images(folder: Path) -> list[Seed]:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (4, 4)).save(folder / name)
+    return [Seed(b"a.png\nb.png\n")]
 
 
 def _check_flags(path: Path) -> None:
@@ -146,6 +154,9 @@ READERS = {
     ),
     "class map": Reader(
         "fuzzed.txt", _class_folders, lambda path: open_images(path.with_name("images"), class_map=str(path))
+    ),
+    "list of images": Reader(
+        "fuzzed.txt", _two_images, lambda path: open_dataset(Source("", path, needs_labels=False), "train")
     ),
     "card of a data set": Reader(
         "card/README.md",

@@ -1,0 +1,97 @@
+"""Images without labels: those of a folder without splits, or those that a `.txt` list names.
+
+One in 20, at most 5,000, is held out for validation, and training has the others. Which ones follows from the sorted
+names alone, so that all ranks and every resumed run agree, wherever the images lie.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from timm.data import ImageDataset
+from timm.data.readers.reader_image_folder import ReaderImageFolder
+
+from stitchkit.data.folders import image_files
+from stitchkit.data.labelled_images import Images
+from stitchkit.data.source import Source, is_list
+from stitchkit.data.split_rule import published_part
+from stitchkit.display import counted
+from stitchkit.errors import InputError
+
+_EVERY, _MOST = 20, 5_000
+
+
+class UnlabelledReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
+    """Image files, whose labels are None, which timm's dataset turns into -1.
+
+    Args:
+        root: Their folder, to which names in messages are relative.
+        paths: The files.
+        notes: What a user should know of them, to follow their number in the log.
+    """
+
+    def __init__(self, root: str, paths: Sequence[str], notes: str):
+        self.root, self.notes = root, notes
+        self.samples = [(path, None) for path in paths]
+        self.class_to_idx: dict[str, int] = {}
+
+
+def has_labels(images: Images) -> bool:
+    """Whether an open split has labels."""
+    return not isinstance(getattr(images, "reader", None), UnlabelledReader)
+
+
+def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = frozenset()) -> ImageDataset:
+    """The part of images without labels that is trained on or, for the names of validation splits, held out.
+
+    Args:
+        source: One of which `is_unlabelled` holds.
+        split: Any usual name of a split.
+        suffixes: Suffixes of the images; by default those of all formats that Pillow decodes, and of a list all.
+    """
+    place = Path(source.root or "")
+    if source.class_map:
+        raise InputError(f"class map '{source.class_map}' numbers class folders, which '{place}' has not; leave it out")
+    root = place.parent if is_list(place) else place
+    paths, notes = _read_list(place, suffixes) if is_list(place) else image_files(place, suffixes)
+    if len(paths) < 2:
+        raise InputError(f"'{place}' has 1 image; one in {_EVERY} is held out for validation, so give at least 2")
+    trained, held_out = hold_out(paths)
+    name, part, said = "validation", held_out, f", held out of {len(paths):,}"
+    if published_part(split) == "train":
+        name, part, said = "train", trained, f", and {len(held_out):,} held out"
+    images = ImageDataset(str(root), reader=UnlabelledReader(str(root), part, said + notes), input_img_mode=source.mode)
+    images.classes, images.split = (), name
+    return images
+
+
+def hold_out(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The sorted names to train on, and those held out: evenly spaced, the first of every 20, or of more for 5,000."""
+    every = max(_EVERY, -(-len(names) // _MOST))
+    return [name for number, name in enumerate(names) if number % every], [*names[::every]]
+
+
+def _read_list(file: Path, suffixes: frozenset[str]) -> tuple[list[str], str]:
+    """The files that the lines of a list name, each once, sorted as they are written; and what is left out, in words.
+
+    Names are relative to the list. Empty lines are ignored.
+    """
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except OSError as error:
+        raise InputError(f"list '{file}' cannot be read: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"list '{file}' is not text in UTF-8; write the path of one image on each line") from error
+    names = {str(Path(line)): line for line in lines if not suffixes or line.lower().endswith(tuple(suffixes))}
+    if not names:
+        raise InputError(f"list '{file}' names no image; write the path of one on each line, relative to the list")
+    paths = {name: os.path.join(file.parent, name) for name in sorted(names)}
+    if missing := [line for name, line in names.items() if not os.path.isfile(paths[name])]:
+        raise InputError(
+            f"list '{file}' names {counted(len(missing), 'file')} that cannot be found, such as {missing[0]!r}; write "
+            "the path of one image on each line and nothing else, relative to the list"
+        )
+    ignored, why = len(lines) - len(names), "repeated or of another suffix" if suffixes else "repeated"
+    return [*paths.values()], f"; {counted(ignored, 'line')} ignored ({why})" if ignored else ""
