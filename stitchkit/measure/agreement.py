@@ -24,5 +24,5 @@ class Agreement(NamedTuple):
 
 def agreement(x: torch.Tensor, y: torch.Tensor) -> Agreement:
     """The agreement of two features `[B, C]` of the same images; the cosine of a feature of zeros is 0."""
-    cosine = F.cosine_similarity(x, y, dim=1).double().mean().item()
+    cosine = F.cosine_similarity(x.double(), y.double(), dim=1).mean().item()
     return Agreement(100 * min(1.0, cosine), 100 * linear_cka(x, y))

@@ -26,7 +26,7 @@ def knn(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor) -> torc
     """
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
     count, classes, found = min(NEIGHBOURS, len(bank)), int(labels.max()) + 1, []
-    for part in queries.split(max(1, _SIMILARITIES // max(len(bank), classes))):
+    for part in torch.split(queries, max(1, _SIMILARITIES // max(len(bank), classes))):
         nearest = (part @ bank.T).topk(count)
         votes = part.new_zeros(len(part), classes)
         votes.scatter_add_(1, labels[nearest.indices], (nearest.values / TEMPERATURE).exp())

@@ -18,6 +18,7 @@ from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.errors import InputError, prefixed
 from stitchkit.files import write_text
 from stitchkit.measure.recalibrate import with_calibration
+from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
@@ -86,7 +87,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, datasets.classes)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
-    if not timm_model.num_classes:
+    if not timm_model.num_classes and not (recipe.run.eval and isinstance(model, SNNet)):
         raise InputError(
             "the network has no classifier and gives features, but training and evaluation need classes; give their "
             "number, such as --num-classes 10"
