@@ -51,7 +51,7 @@ class Halved(NamedTuple):
     def of(cls, x: torch.Tensor) -> Halved:
         """Features `[N, C]`; one that is not finite counts as zeros."""
         x = torch.where(x.isfinite().all(1, keepdim=True), x, 0.0).float()
-        lengths = x.norm(dim=1)
+        lengths = x.double().norm(dim=1).float()
         return cls((x / lengths.clamp_min(1e-30)[:, None]).half().cpu(), lengths.cpu())
 
     def whole(self, device: torch.device) -> torch.Tensor:
