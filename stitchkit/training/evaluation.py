@@ -37,6 +37,8 @@ from stitchkit.training.session import Session
 _logger = logging.getLogger(__name__)
 
 LEDGER = "stitches_res.txt"
+_Scores = Mapping[int, Score | FeatureScore]
+"""What stitches are worth, by `cfg_id`."""
 _MIB = 2**20
 _UNSAID = ("acc5", "loss", "images")
 # Settings that choose a plain model and its weights without --resume; a ledger knows its network by the stitches.
@@ -60,9 +62,12 @@ def evaluate_stitches(session: Session) -> None:
     own = with_own_statistics(session, model, missing)  # they share no work
     shared = [cfg_id for cfg_id in missing if cfg_id not in own]
     numbers = count(1)
-    found: Mapping[int, Score] | Mapping[int, FeatureScore]
-    judged = _by_classes if model.num_classes else _by_features
-    for found in judged(session, model, ledgers, origin, shared, own):
+    judged: Iterator[_Scores] = (
+        _by_classes(session, model, shared, own, origin)
+        if model.num_classes
+        else _by_features(session, model, shared, own, ledgers)
+    )
+    for found in judged:
         for ledger in ledgers:
             _record(session, model, ledger, found)
         for cfg_id, one in found.items():
@@ -136,9 +141,7 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     write_origin(path, origin)
 
 
-def _record(
-    session: Session, model: SNNet, ledger: Ledger, scores: Mapping[int, Score] | Mapping[int, FeatureScore]
-) -> None:
+def _record(session: Session, model: SNNet, ledger: Ledger, scores: _Scores) -> None:
     """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete."""
     batches = session.recipe.run.recalibrate_bn
     columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score)}
@@ -155,9 +158,8 @@ def _classes(session: Session) -> Sequence[str]:
 
 
 def _by_classes(
-    session: Session, model: SNNet, _: Sequence[Ledger], origin: Mapping[str, object], shared: Sequence[int],
-    own: Sequence[int],
-) -> Iterator[dict[int, Score]]:  # fmt: skip
+    session: Session, model: SNNet, shared: Sequence[int], own: Sequence[int], origin: Mapping[str, object]
+) -> Iterator[dict[int, Score]]:
     """The scores of stitches by their logits."""
     yield from _in_one_pass(session, model, shared, origin)
     for number, cfg_id in enumerate(own, start=len(shared) + 1):
@@ -165,9 +167,8 @@ def _by_classes(
 
 
 def _by_features(
-    session: Session, model: SNNet, ledgers: Sequence[Ledger], _: Mapping[str, object], shared: Sequence[int],
-    own: Sequence[int],
-) -> Iterator[dict[int, FeatureScore]]:  # fmt: skip
+    session: Session, model: SNNet, shared: Sequence[int], own: Sequence[int], ledgers: Sequence[Ledger]
+) -> Iterator[dict[int, FeatureScore]]:
     """The scores of stitches by their features; after them, anchors are stitched to themselves if that is requested."""
 
     def find_anchors() -> list[int]:
