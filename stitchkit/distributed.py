@@ -130,3 +130,12 @@ def gather_objects(value: Made) -> list[Made]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, value)
     return parts
+
+
+def gather_on(rank: int, value: Made, world: World) -> list[Made]:
+    """Plain data of every rank on one of them, in the order of ranks; empty on the others."""
+    if not dist.is_initialized():
+        return [value]
+    parts: list[Any] | None = [None] * world.size if world.rank == rank else None
+    dist.gather_object(value, parts, dst=rank)
+    return parts or []

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 from stitchkit.display import counted, plural, quantity
 from stitchkit.errors import InputError
+from stitchkit.measure.metric import add_metric_flag
 from stitchkit.parser import (
     Command,
     add_allow_unreliable_flag,
@@ -67,6 +68,7 @@ def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
         help="what accuracy is weighed against",
     )  # fmt: skip
     add_allow_unreliable_flag(parser)
+    add_metric_flag(parser)
     add_overlay_flag(parser)
     parser.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .svg or .pdf")
 
@@ -75,26 +77,31 @@ def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
     from stitchkit.measure.ledger import COSTS, nouns_of, read_rows
+    from stitchkit.measure.metric import by, check_overlay, metric_of
     from stitchkit.measure.overlay import read_overlay, verdict
     from stitchkit.measure.pareto import pareto_front, plot, table
+    from stitchkit.measure.self_stitch import self_stitch_note
 
     if flags.plot:
         check_plot(flags.plot)
     rows, cost = read_rows(flags.ledger), COSTS[flags.cost]
-    front = pareto_front(rows, cost)
+    metric = metric_of(rows, flags.metric)
+    if flags.overlay:
+        check_overlay(metric)
+    front = pareto_front(rows, cost, metric)
     if flags.cost == "latency":
         check_latencies(rows, allowed=flags.allow_unreliable)
     overlay = read_overlay(flags.overlay, [cost]) if flags.overlay else None
     print(table(front))
-    if note := latency_note(rows):
+    for note in filter(None, [latency_note(rows), self_stitch_note(rows)]):
         print(note)
     network, uncut = nouns_of(rows)
     number = counted(len(rows), network)
-    print(f"the Pareto front has {len(front)} of {number}; * marks {plural(uncut)}")
+    print(f"the Pareto front{by(metric)} has {len(front)} of {number}; * marks {plural(uncut)}")
     if overlay:
         print(f"{verdict(front, overlay.models, cost)} {overlay.remark}")
     if flags.plot:
-        plot(rows, flags.plot, title=number, cost=cost, overlay=overlay)
+        plot(rows, flags.plot, title=number, cost=cost, overlay=overlay, metric=metric)
         print(f"the plot is {flags.plot}")
 
 

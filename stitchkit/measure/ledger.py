@@ -24,7 +24,9 @@ COSTS = {"flops": "flops", "params": "params", "latency": "latency_ms"}
 _NUMBERS = (
     *("flops", "params", "activations", "acc1", "acc5", "balanced_acc1", "loss", "latency_ms", "images_per_s"),
     *("latency_spread_percent", "latency_batch_size", "latency_threads", "recalibrate_bn"),
+    *("knn", "linear", "cosine", "cka", "self_knn", "self_linear", "self_cosine", "self_cka"),
 )
+_MAY_BE_NEGATIVE = ("loss", "cosine", "self_cosine")
 _AGAIN = "remove the line and evaluate the stitch again"
 _OTHER = f"give a stitches_res.txt, or {_AGAIN}"
 _WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": "% top-1"}
@@ -83,7 +85,7 @@ def _fault(row: Row) -> str:
             return f"{key} {row[key]!r}, which is not {kind}"
         if key in row and float in types and key != "loss" and not _is_finite(row[key]):
             return f"{key} {row[key]}, which is not finite"
-        if key in row and float in types and key != "loss" and row[key] < 0:
+        if key in row and float in types and key not in _MAY_BE_NEGATIVE and row[key] < 0:
             return f"{key} {row[key]}, which is negative"
     return ""
 

@@ -31,6 +31,11 @@ def origin_of(recipe: Recipe, weights_sha256: str, *, ranks: int) -> dict[str, o
     return origin
 
 
+def of_the_bank(recipe: Recipe) -> dict[str, object]:
+    """What figures depend on, beside the origin, if features are compared with labelled ones."""
+    return {key: recipe.flat()[key] for key in ("bank_images", "train_split", "train_num_samples", "seed")}
+
+
 def origin_file(ledger: str | Path) -> Path:
     """The file beside a ledger."""
     return Path(ledger).with_suffix(".yaml")

@@ -10,6 +10,7 @@ from stitchkit.display import aligned, plural, quantity
 from stitchkit.measure.figure import BLUE, RED, draw_costs, label_points, new_figure, save_figure
 from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row, check_figures, nouns_of
+from stitchkit.measure.metric import ACCURACY, METRICS, metric_of
 from stitchkit.measure.overlay import Overlay
 from stitchkit.routes import Stitch
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FIGURES = {"latency_ms": 2, "images_per_s": 1, "acc1": 2, "balanced_acc1": 2, "acc5": 2, "loss": 4}
+_FIGURES = {"latency_ms": 2, "images_per_s": 1, **dict.fromkeys(METRICS, 2), "loss": 4}
 """Measured figures in a table, and their number of digits."""
 _AXES = {
     "flops": "FLOPs of one image (multiply-adds)",
@@ -30,19 +31,20 @@ _ADVICE = {
 }
 
 
-def pareto_front(rows: Sequence[Row], cost: str = "flops") -> list[Row]:
-    """The rows that no other row beats in both cost and accuracy, from cheap to costly."""
-    check_figures(rows, (cost, "acc1"), _ADVICE)
-    return _front(rows, cost)
+def pareto_front(rows: Sequence[Row], cost: str = "flops", metric: str | None = None) -> list[Row]:
+    """The rows that no other row beats in both cost and metric, from cheap to costly; the metric as in `metric_of`."""
+    metric = metric_of(rows, metric)
+    check_figures(rows, (cost, metric), _ADVICE)
+    return _front(rows, cost, metric)
 
 
-def _front(rows: Sequence[Row], cost: str) -> list[Row]:
+def _front(rows: Sequence[Row], cost: str, metric: str) -> list[Row]:
     front: list[Row] = []
     # From cheap to costly, a row is on the front if it is more accurate than all before it. At equal cost, the most
     # accurate comes first, so only it stays. If both are equal, as happens with small validation sets, the stable sort
     # keeps the ledger's first row.
-    for row in sorted(rows, key=lambda row: (row[cost], -row["acc1"])):
-        if not front or row["acc1"] > front[-1]["acc1"]:
+    for row in sorted(rows, key=lambda row: (row[cost], -row[metric])):
+        if not front or row[metric] > front[-1][metric]:
             front.append(row)
     return front
 
@@ -56,7 +58,7 @@ def in_view(models: Sequence[Row], rows: Sequence[Row], cost: str) -> tuple[list
     known, costs = [model for model in models if cost in model], [row[cost] for row in rows]
     least = min(row["acc1"] for row in rows)
     near = [model for model in known if min(costs) / 2 <= model[cost] <= 2 * max(costs) and model["acc1"] >= least]
-    front = _front([*rows, *known], cost)
+    front = _front([*rows, *known], cost, ACCURACY)
     return near, [model for model in near if model in front]
 
 
@@ -83,33 +85,38 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def plot(
-    rows: Sequence[Row], path: str | Path, *, title: str = "", cost: str = "flops", overlay: Overlay | None = None
-) -> None:
-    """Draw accuracy over a cost: all rows, the front through them, those that are uncut marked and named.
+    rows: Sequence[Row], path: str | Path, *, title: str = "", cost: str = "flops", overlay: Overlay | None = None,
+    metric: str | None = None,
+) -> None:  # fmt: skip
+    """Draw a metric over a cost: all rows, the front through them, those that are uncut marked and named.
 
-    Other models near them are crosses; those on the front of all have names.
+    The metric is as in `metric_of`. Other models near them are crosses; those on the front of all have names.
     """
     anchors = [row for row in rows if is_anchor(row)]
     others = [row for row in rows if not is_anchor(row)]
     network, uncut = map(plural, nouns_of(rows))
     clouds = [(network, BLUE, others), (uncut, RED, anchors)]
-    figure, axes = _draw(title, clouds, {"#333333": rows}, cost, overlay)
+    metric = metric_of(rows, metric)
+    figure, axes = _draw(title, clouds, {"#333333": rows}, cost, overlay, metric)
     names = [Stitch.parse(row["stitch"]).segments[0].anchor for row in anchors]
-    label_points(axes, list(zip(*_places(anchors, cost), strict=True)), names)
+    label_points(axes, list(zip(*_places(anchors, cost, metric), strict=True)), names)
     if overlay:
         _name_others(axes, overlay, rows, cost)
     save_figure(figure, path)
 
 
 def plot_ledgers(
-    ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "", overlay: Overlay | None = None
-) -> None:
+    ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "", overlay: Overlay | None = None,
+    metric: str | None = None,
+) -> None:  # fmt: skip
     """Draw the stitches of several ledgers, by name, like `plot`, each ledger in its own color."""
     # C0, C1, ... is matplotlib's own cycle of colors.
     clouds = [(name, f"C{number}", rows) for number, (name, rows) in enumerate(ledgers.items())]
-    figure, axes = _draw(title, clouds, {color: rows for _, color, rows in clouds}, "flops", overlay)
+    every = [row for rows in ledgers.values() for row in rows]
+    fronts = {color: rows for _, color, rows in clouds}
+    figure, axes = _draw(title, clouds, fronts, "flops", overlay, metric_of(every, metric))
     if overlay:
-        _name_others(axes, overlay, [row for rows in ledgers.values() for row in rows], "flops")
+        _name_others(axes, overlay, every, "flops")
     save_figure(figure, path)
 
 
@@ -119,8 +126,9 @@ def _draw(
     fronts: Mapping[str, Sequence[Row]],
     cost: str,
     overlay: Overlay | None,
+    metric: str,
 ) -> tuple[Figure, Axes]:
-    """A picture of accuracy over a cost: named clouds with areas by parameters, fronts as lines; both have colors."""
+    """A picture of a metric over a cost: named clouds with areas by parameters, fronts as lines; both have colors."""
     figure = new_figure(8, 5)
     axes = figure.add_subplot()
     # Areas are comparable across all clouds. Published rows without parameters are drawn small.
@@ -128,16 +136,17 @@ def _draw(
     for label, color, rows in clouds:
         sizes = [20 + 100 * row.get("params", most / 4) / most for row in rows]
         if rows:  # an empty cloud would still be in the legend
-            x, y = _places(rows, cost)
+            x, y = _places(rows, cost, metric)
             axes.scatter(
                 x, y, s=sizes, color=color, alpha=0.75, edgecolors="white", linewidths=0.5, label=label, zorder=3
             )
     for number, (color, rows) in enumerate(fronts.items()):
         name = None if number else "Pareto front"  # one line stands for all in the legend
-        axes.plot(*_places(pareto_front(rows, cost), cost), color=color, linewidth=1, label=name)
+        axes.plot(*_places(pareto_front(rows, cost, metric), cost, metric), color=color, linewidth=1, label=name)
     every = [row for _, _, rows in clouds for row in rows]
     axis = _axis(cost, every)
-    draw_costs(axes, cost=axis if cost == "params" else f"{axis}; areas show parameters", accuracy="top-1 accuracy (%)")
+    costs = axis if cost == "params" else f"{axis}; areas show parameters"
+    draw_costs(axes, cost=costs, accuracy=f"{METRICS[metric]} (%)")
     axes.set_title(title)
     if overlay:
         _draw_others(axes, overlay, every, cost)
@@ -154,14 +163,14 @@ def _draw_others(axes: Axes, overlay: Overlay, rows: Sequence[Row], cost: str) -
     near, front = in_view(overlay.models, rows, cost)
     for models, color, label, zorder in ((near, "#bbbbbb", "other models", 1), (front, "#333333", None, 2)):
         if models:
-            x, y = _places(models, cost)
+            x, y = _places(models, cost, ACCURACY)
             axes.scatter(x, y, s=22, marker="x", color=color, linewidths=1, label=label, zorder=zorder)
 
 
 def _name_others(axes: Axes, overlay: Overlay, rows: Sequence[Row], cost: str) -> None:
     """Write the architectures of the other models on the front of all; for the names of all there is no room."""
     named = in_view(overlay.models, rows, cost)[1]
-    points = list(zip(*_places(named, cost), strict=True))
+    points = list(zip(*_places(named, cost, ACCURACY), strict=True))
     label_points(axes, points, [model["name"].split(".")[0] for model in named], is_secondary=True)
 
 
@@ -173,5 +182,5 @@ def _axis(cost: str, rows: Sequence[Row]) -> str:
     return f"latency of a batch of {rows[0]['latency_batch_size']} ({unit})"
 
 
-def _places(rows: Sequence[Row], cost: str) -> tuple[list[float], list[float]]:
-    return [row[cost] for row in rows], [row["acc1"] for row in rows]
+def _places(rows: Sequence[Row], cost: str, metric: str) -> tuple[list[float], list[float]]:
+    return [row[cost] for row in rows], [row[metric] for row in rows]

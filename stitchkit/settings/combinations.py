@@ -26,7 +26,7 @@ _NEEDED = {
     "layer_decay": ("layer_decay_no_opt_scale",),
     "torchcompile": ("torchcompile_mode",),
     "resume": ("wandb_resume_id",),
-    "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn"),
+    "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),
 }
 
 ALTERNATIVES = (

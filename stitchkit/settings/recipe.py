@@ -299,6 +299,16 @@ class RunRecipe(Settings):
         "with --eval: training batches from which each stitched route gets batch-norm statistics of its own; by "
         "default 10 if the anchors have batch norms and their configuration says nothing; with 0, those of training",
     )
+    bank_images: Count | None = flag(
+        None,
+        "with --eval of networks without classes: training images by which k-NN and a linear probe judge features; by "
+        "default at most 50,000",
+    )
+    self_stitch: bool = flag(
+        False,
+        "with --eval of networks without classes: add to the ledger what an anchor keeps that is cut in the middle and "
+        "joined to itself",
+    )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")
     experiment: str | None = flag(

@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from stitchkit.display import count, counted
 from stitchkit.errors import InputError
+from stitchkit.measure.metric import add_metric_flag
 from stitchkit.parser import (
     DATA_FLAGS,
     Command,
@@ -68,6 +69,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-params", metavar="N", help="limit on parameters, such as 30M")
     parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="limit on latency in milliseconds")
     parser.add_argument("--min-acc1", type=float, metavar="PERCENT", help="minimum top-1 accuracy")
+    add_metric_flag(parser)
     add_allow_unreliable_flag(parser)
 
 
@@ -91,12 +93,16 @@ def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
 def _pick(flags: argparse.Namespace) -> None:
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
+    from stitchkit.measure.metric import check_overlay, metric_of
     from stitchkit.measure.overlay import better_single_model, comparison, read_overlay
     from stitchkit.measure.pareto import table
     from stitchkit.ship.export_command import export_commands
     from stitchkit.ship.pick import pick, refusal, verdict
 
     budget, rows = _budget(flags), read_rows(flags.ledger)
+    metric = metric_of(rows, flags.metric)
+    if flags.overlay:
+        check_overlay(metric)
     overlay = read_overlay(flags.overlay, [*budget.costs] or ["flops"], every=True) if flags.overlay else None
     if flags.stitch_config:
         from stitchkit.distributed import choose_device  # torch, which a ledger alone does not need
@@ -109,7 +115,7 @@ def _pick(flags: argparse.Namespace) -> None:
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes is not None or flags.img_size:
         raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
-    choice = pick(rows, budget, allow_unreliable=flags.allow_unreliable)
+    choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable)
     rival = better_single_model(choice.best, budget.costs, overlay.models) if overlay and choice.best else None
     # Printed even if no stitch fits: scripts then find the nearest miss in it.
     if flags.json:
@@ -155,8 +161,9 @@ def _export(flags: argparse.Namespace) -> None:
     output, cfg_id, budget = flags.output, flags.cfg_id, _budget(flags)
     if (cfg_id is None) == (flags.ledger is None):
         raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
-    if cfg_id is not None and budget.limits:
-        raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave the budget out, or give --ledger instead")
+    if cfg_id is not None and (budget.limits or flags.metric):
+        what = "budget" if budget.limits else "metric"
+        raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave the {what} out, or give --ledger instead")
     trained = _trained(flags, cfg_id=cfg_id)
     if flags.int8 and not trained.has_data:
         raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
@@ -181,8 +188,9 @@ def _export(flags: argparse.Namespace) -> None:
 def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     """The `cfg_id` of the best stitch of `--ledger`, which must have been measured with these weights."""
     from stitchkit.measure.ledger import read_rows
+    from stitchkit.measure.metric import metric_of
     from stitchkit.ship.budgeted import complete, lacks_latencies
-    from stitchkit.ship.pick import pick_one
+    from stitchkit.ship.pick import pick_one, superlative
     from stitchkit.ship.trained_snnet import check_origin
 
     check_origin(flags.ledger, trained, otherwise="export a stitch by --cfg_id")
@@ -192,9 +200,10 @@ def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
         print(f"measuring the latencies of {counted(len(rows), 'stitch')} here: the ledger has none that are reliable")
     if note := complete(rows, trained.model, latency=by_latency):
         print(note)
-    row = pick_one(rows, budget, allow_unreliable=flags.allow_unreliable)
+    metric = metric_of(rows, flags.metric)
+    row = pick_one(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable)
     if not budget.limits:
-        print(f"no budget was given; exporting the most accurate of {counted(len(rows), 'stitch')}")
+        print(f"no budget was given; exporting the {superlative(metric)} of {counted(len(rows), 'stitch')}")
     return int(row["cfg_id"])
 
 
@@ -258,6 +267,7 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
         help="stitch configuration of the ledgers; names the stitches of published ones",
     )  # fmt: skip
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the page")
+    add_metric_flag(parser)
     add_overlay_flag(parser)
     add_allow_unreliable_flag(parser)
 
@@ -265,12 +275,18 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
 def _report(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
     from stitchkit.measure.ledger import nouns_of
+    from stitchkit.measure.metric import check_overlay
     from stitchkit.measure.pareto import plot, plot_ledgers
     from stitchkit.ship.report import overlay_for, overlay_verdicts, read_ledgers, write_report
 
     if flags.plot:
         check_plot(flags.plot)
-    contents = read_ledgers(flags.ledgers, flags.stitch_config, allow_unreliable=flags.allow_unreliable)
+    contents = read_ledgers(
+        flags.ledgers, flags.stitch_config, allow_unreliable=flags.allow_unreliable, metric=flags.metric
+    )
+    metric = contents[0]["metric"]
+    if flags.overlay:
+        check_overlay(metric)
     overlay = overlay_for(contents, flags.overlay) if flags.overlay else None
     write_report(flags.output, contents, title=flags.title, overlay=overlay)
     rows = {content["name"]: content["rows"] for content in contents}
@@ -280,9 +296,9 @@ def _report(flags: argparse.Namespace) -> None:
         print(f"{next(iter(overlay_verdicts(contents, overlay).values()))} {overlay.remark}")
     if flags.plot:
         if len(rows) == 1:
-            plot(next(iter(rows.values())), flags.plot, title=flags.title, overlay=overlay)
+            plot(next(iter(rows.values())), flags.plot, title=flags.title, overlay=overlay, metric=metric)
         else:
-            plot_ledgers(rows, flags.plot, title=flags.title, overlay=overlay)
+            plot_ledgers(rows, flags.plot, title=flags.title, overlay=overlay, metric=metric)
         print(f"the plot is {flags.plot}")
 
 

@@ -15,6 +15,7 @@ from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.files import refuse_link, replacing, write_text
 from stitchkit.measure.latency_verdict import latency_note, without_unreliable
 from stitchkit.measure.ledger import Row, read_rows, write_rows
+from stitchkit.measure.metric import METRICS, metric_of
 from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.model.create import anchors_and_space, read_config, snnet_options
 from stitchkit.model.snnet import SNNet
@@ -49,7 +50,8 @@ net = model.extract({{ example }})  # a plain nn.Module with only what this stit
 
 {% if front %}## Pareto front
 
-No other stitch of this network beats these in both FLOPs and accuracy; `stitches_res.txt` has all that were measured.
+No other stitch of this network beats these in both FLOPs and {{ metric }}; `stitches_res.txt` has all that \
+were measured.
 
 ```
 {{ front }}
@@ -162,8 +164,9 @@ class HubSNNet(
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The model card, with the Pareto front if there is a ledger with accuracies."""
-        rows = without_unreliable([row for row in self.ledger if "acc1" in row and "flops" in row])
-        front = pareto_front(rows) if rows else []
+        metric = metric_of(self.ledger)
+        rows = without_unreliable([row for row in self.ledger if metric in row and "flops" in row])
+        front = pareto_front(rows, metric=metric) if rows else []
         labels = list(self.views)
         content = {
             "title": " > ".join(labels),
@@ -174,6 +177,7 @@ class HubSNNet(
             "output": "logits" if self.num_classes else "features",
             "size": ", ".join(map(str, self.input_size)),
             "front": table(front) if front else "",
+            "metric": METRICS[metric].removeprefix("top-1 "),
             "recalibrated": max((row.get("recalibrate_bn", 0) for row in front), default=0),
             "latencies": latency_note(front),
         }

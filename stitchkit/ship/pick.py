@@ -12,6 +12,7 @@ from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.measure.latency_verdict import check_latencies
 from stitchkit.measure.ledger import Row, check_figures, figure_text, nouns_of
+from stitchkit.measure.metric import ACCURACY, by, metric_of
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
@@ -77,37 +78,41 @@ class Choice(NamedTuple):
         runners_up: The next best rows.
         fitting: Number of stitches that fit.
         nearest_miss: If none fits, the row whose worst miss is smallest.
+        metric: The figure by which stitches were compared.
     """
 
     best: Row | None
     runners_up: list[Row]
     fitting: int
     nearest_miss: Row | None
+    metric: str
 
 
-def pick(rows: Sequence[Row], budget: Budget, *, allow_unreliable: bool = False) -> Choice:
+def pick(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allow_unreliable: bool = False) -> Choice:
     """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it.
 
     Args:
+        metric: What is compared in place of accuracy, as in `metric_of`.
         allow_unreliable: Compare latencies even if their measurement called them unreliable.
     """
-    check_figures(rows, dict.fromkeys(["flops", "acc1", *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
+    metric = metric_of(rows, metric)
+    check_figures(rows, dict.fromkeys(["flops", metric, *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
     if budget.max_latency_ms is not None:
         check_latencies(rows, allowed=allow_unreliable)
     within = [row for row in rows if not budget.misses(row)]
     if not within:
         # Misses are shares of their limits, to make FLOPs and percent comparable. All limits hold, so the worst counts.
-        return Choice(None, [], 0, min(rows, key=lambda row: max(budget.misses(row).values())))
+        return Choice(None, [], 0, min(rows, key=lambda row: max(budget.misses(row).values())), metric)
     if budget.wants_cheapest:
-        within.sort(key=lambda row: (row["flops"], -row["acc1"]))
+        within.sort(key=lambda row: (row["flops"], -row[metric]))
     else:
-        within.sort(key=lambda row: (-row["acc1"], row["flops"]))
-    return Choice(within[0], within[1 : 1 + _RUNNERS_UP], len(within), None)
+        within.sort(key=lambda row: (-row[metric], row["flops"]))
+    return Choice(within[0], within[1 : 1 + _RUNNERS_UP], len(within), None, metric)
 
 
-def pick_one(rows: Sequence[Row], budget: Budget, *, allow_unreliable: bool = False) -> Row:
+def pick_one(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allow_unreliable: bool = False) -> Row:
     """The row of the best stitch within a budget, as `pick` finds it."""
-    choice = pick(rows, budget, allow_unreliable=allow_unreliable)
+    choice = pick(rows, budget, metric=metric, allow_unreliable=allow_unreliable)
     if choice.best is not None:
         return choice.best
     raise InputError(refusal(rows, budget, choice))
@@ -116,13 +121,19 @@ def pick_one(rows: Sequence[Row], budget: Budget, *, allow_unreliable: bool = Fa
 def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
     """The sentence that names the best of a ledger's rows."""
     assert choice.best is not None, "something fits"
-    best = f"cfg_id {choice.best['cfg_id']} is the {'cheapest' if budget.wants_cheapest else 'most accurate'} of"
+    how = "cheapest" if budget.wants_cheapest else superlative(choice.metric)
+    best = f"cfg_id {choice.best['cfg_id']} is the {how} of"
     number, noun = len(rows), nouns_of(rows)[0]
     if not budget.limits:
         return f"{best} {counted(number, noun)}"
     if choice.fitting == number:
         return f"{best} all {counted(number, noun)}; the budget excludes none: each has {budget}"
     return f"{best} the {counted(choice.fitting, noun)}, out of {number}, with {budget}"
+
+
+def superlative(metric: str) -> str:
+    """What the best stitch is: the most accurate, or the best by another metric."""
+    return "most accurate" if metric == ACCURACY else f"best{by(metric)}"
 
 
 def refusal(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:

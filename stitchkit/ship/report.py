@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import TypedDict
 
@@ -20,9 +21,11 @@ from stitchkit.files import check_folder_of, read_table
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import COSTS, Row, check_figures, difference, nouns_of, read_rows, strict_json
 from stitchkit.measure.ledger_origin import origin_file
+from stitchkit.measure.metric import METRICS, metric_of
 from stitchkit.measure.overlay import Overlay, read_overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
+from stitchkit.measure.self_stitch import self_stitch_note
 from stitchkit.model.create import create_snnet
 from stitchkit.optional import optional
 from stitchkit.routes import Stitch, StitchSpace
@@ -36,14 +39,15 @@ _logger = logging.getLogger(__name__)
 
 
 class Content(TypedDict):
-    """Everything that a report shows of a ledger."""
+    """Everything that a report shows of a ledger; `metric` is the same for all ledgers of a report."""
 
     name: str
     path: str
     rows: list[Row]
     colors: dict[str, str]
     routes: dict[str, str]
-    latency: str
+    metric: str
+    notes: list[str]
     settings: dict[str, dict[str, str]]
 
 
@@ -55,11 +59,12 @@ _MOST_BLOCKS = 1000
 
 
 def read_ledgers(
-    paths: Sequence[str | Path], stitch_config: str | None = None, *, allow_unreliable: bool = False
-) -> list[Content]:
+    paths: Sequence[str | Path], stitch_config: str | None = None, *, allow_unreliable: bool = False,
+    metric: str | None = None,
+) -> list[Content]:  # fmt: skip
     """The content of a report on ledgers of a stitch configuration, with a short name for each.
 
-    Unreliable latencies are left out unless they are allowed.
+    Unreliable latencies are left out unless they are allowed. The metric is as in `metric_of`.
     """
     places = [Path(path) for path in paths]
     if len({place.resolve() for place in places}) < len(places):
@@ -73,8 +78,9 @@ def read_ledgers(
         if unreliable(rows) and not allow_unreliable:
             _logger.warning("the latencies of '%s' are unreliable and left out; %s shows them", place, ALLOW)
             rows[:] = without_unreliable(rows)
+    metric = metric_of([*chain.from_iterable(ledgers)], metric)
     found = zip(names, places, ledgers, strict=True)
-    return [_read_ledger(name, place, rows, network, stitch_config) for name, place, rows in found]
+    return [_read_ledger(name, place, rows, network, stitch_config, metric) for name, place, rows in found]
 
 
 def _network(stitch_config: str) -> _Network:
@@ -85,9 +91,9 @@ def _network(stitch_config: str) -> _Network:
 
 
 def _read_ledger(
-    name: str, path: Path, rows: list[Row], network: _Network | None, stitch_config: str | None
+    name: str, path: Path, rows: list[Row], network: _Network | None, stitch_config: str | None, metric: str
 ) -> Content:
-    check_figures(rows, ("flops", "acc1"))  # needed to draw anything
+    check_figures(rows, ("flops", metric))  # needed to draw anything
     if network is not None:
         _add_names(rows, network, path)
     stitches = {row["stitch"]: Stitch.parse(row["stitch"]) for row in rows if "stitch" in row}
@@ -98,7 +104,7 @@ def _read_ledger(
         )
     commands = export_commands(path, [row["cfg_id"] for row in rows], stitch_config)
     costed = {cost: [row for row in rows if cost in row] for cost in COSTS.values()}
-    fronts = {cost: pareto_front(some, cost) for cost, some in costed.items() if some}
+    fronts = {cost: pareto_front(some, cost, metric) for cost, some in costed.items() if some}
     return {
         "name": name,
         "path": str(path),
@@ -113,7 +119,8 @@ def _read_ledger(
         ],
         "colors": colors_of(depths),
         "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
-        "latency": latency_note(rows),
+        "metric": metric,
+        "notes": [*filter(None, [latency_note(rows), self_stitch_note(rows)])],
         "settings": _settings(path),
     }
 
@@ -245,12 +252,14 @@ def write_report(
     folders = {Path(content["path"]).parent: content["name"] for content in contents}
     training = [{"name": name, **found} for folder, name in folders.items() if (found := _training(folder))]
     others = _overlay(contents, overlay) if overlay else None
-    words = {"noun": noun, "nouns": nouns, "uncut": uncut}
+    metric = contents[0]["metric"]
+    words = {"noun": noun, "nouns": nouns, "uncut": uncut, "metric": metric, "metric_name": METRICS[metric]}
     data = strict_json({"ledgers": contents, "training": training, "overlay": others, **words})
     parts = {
         "title": escape(title),
         "noun": noun,
         "nouns": nouns.capitalize(),
+        "metric": METRICS[metric],
         "version": __version__,
         # Data must not end the script element; JavaScript reads these escapes as the same text.
         "data": data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"),

@@ -25,6 +25,8 @@ from stitchkit.networks.data_config import DataConfig, data_config_of, given_dat
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.inputs import source_of
 
+BANK_IMAGES = 50_000
+"""Labelled images with which features are compared, unless `--bank-images` says otherwise."""
 _FOR_CALIBRATION = "batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "
 
 
@@ -136,23 +138,16 @@ def create_loaders(
 ) -> Loaders:  # fmt: skip
     """Loaders over this rank's part of the splits; `input_size` and `model_config` are as for `preparation`."""
     data, train = recipe.data, None
-
-    def checked(images: Images, *, is_training: bool) -> Images | CheckedImages:
-        if isinstance(images, IterableDataset):
-            return images  # readers of streams skip bad images themselves
-        flag = flag_of("max_unreadable")
-        return CheckedImages(
-            images, num_classes=num_classes, is_training=is_training, limit=data.max_unreadable, flag=flag
-        )
-
     with _by_timm():
         prepared = preparation(recipe, input_size, model_config)
-        for_evaluation = {**prepared, "batch_size": data.validation_batch_size or data.batch_size}
-        validation = _create_loader(checked(datasets.validation, is_training=False), recipe, world, **for_evaluation)
+        for_evaluation = _for_evaluation(recipe, prepared)
+        judged = _checked(datasets.validation, recipe, num_classes, is_training=False)
+        validation = _create_loader(judged, recipe, world, **for_evaluation)
         if datasets.train is not None:
-            images = checked(datasets.train, is_training=True)
+            images = _checked(datasets.train, recipe, num_classes, is_training=True)
             if recipe.run.eval:
-                train = _create_calibration_loader(images, recipe, world, for_evaluation)
+                count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
+                train = _create_sample_loader(images, count, recipe, world, for_evaluation)
             else:
                 train = _create_train_loader(images, recipe, world, prepared, num_classes)
     if train is not None and len(train) < (1 if recipe.run.eval else recipe.optim.grad_accum_steps):
@@ -161,6 +156,37 @@ def create_loaders(
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]))
+
+
+def create_bank_loader(
+    recipe: Recipe, world: World, *, input_size: tuple[int, ...], model_config: Mapping[str, object]
+) -> Loader:
+    """Labelled training images with whose features others are compared: at most `--bank-images`, by the seed.
+
+    They are prepared as for evaluation. Of a stream, the loader gives all.
+    """
+    options = {"num_samples": recipe.data.train_num_samples}
+    images = open_dataset(source_of(recipe), recipe.data.train_split, is_training=True, **options)  # shuffles streams
+    if not (images.classes or isinstance(images, IterableDataset)):
+        raise InputError(f"the {images.split} split of '{source_of(recipe)}' has no labels")
+    count = recipe.run.bank_images or BANK_IMAGES
+    with _by_timm():
+        for_evaluation = _for_evaluation(recipe, preparation(recipe, input_size, model_config))
+        bank = _checked(images, recipe, 0, is_training=False)
+        return _create_sample_loader(bank, count, recipe, world, for_evaluation)
+
+
+def _for_evaluation(recipe: Recipe, prepared: DataConfig) -> dict[str, Any]:
+    """Arguments of a loader of images that are not augmented."""
+    return {**prepared, "batch_size": recipe.data.validation_batch_size or recipe.data.batch_size}
+
+
+def _checked(images: Images, recipe: Recipe, num_classes: int, *, is_training: bool) -> Images | CheckedImages:
+    """A split without its unreadable images; readers of streams skip them themselves."""
+    if isinstance(images, IterableDataset):
+        return images
+    limit, flag = recipe.data.max_unreadable, flag_of("max_unreadable")
+    return CheckedImages(images, num_classes=num_classes, is_training=is_training, limit=limit, flag=flag)
 
 
 def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None, **options: Any) -> Loader:
@@ -185,14 +211,13 @@ def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None,
     return loader
 
 
-def _create_calibration_loader(
-    images: Images | CheckedImages, recipe: Recipe, world: World, for_evaluation: Mapping[str, Any]
+def _create_sample_loader(
+    images: Images | CheckedImages, count: int, recipe: Recipe, world: World, for_evaluation: Mapping[str, Any]
 ) -> Loader:
-    """Some training images in random order, prepared as for evaluation; the seed decides which."""
+    """Some training images in random order, prepared as for evaluation; the seed decides which. Of a stream, all."""
     if isinstance(images, IterableDataset):
         return _create_loader(images, recipe, world, **for_evaluation)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.run.seed))
-    count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
     chosen = Subset(images, order[:count].tolist())
     loader = _create_loader(chosen, recipe, world, **for_evaluation)
     images.transform = chosen.transform  # type: ignore[attr-defined] # timm set it on the subset only

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count, islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 
 import torch
-from timm.utils import distribute_bn
-from torch import nn
 
 from stitchkit.data.labelled_images import numbered
 from stitchkit.display import counted
@@ -19,23 +16,31 @@ from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import PartialSums, Score, batches_of, evaluate, evaluate_stitch
+from stitchkit.measure.features import FeatureScore
 from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import Ledger
-from stitchkit.measure.ledger_origin import changed, origin_file, origin_of, read_origin, write_origin
+from stitchkit.measure.ledger_origin import changed, of_the_bank, origin_file, origin_of, read_origin, write_origin
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
-from stitchkit.measure.recalibrate import has_own_statistics, recalibrate
+from stitchkit.measure.recalibrate import has_own_statistics
+from stitchkit.measure.self_stitch import add_self_stitch, not_self_stitched
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
+from stitchkit.settings.recipe import flag_of
 from stitchkit.training.checkpoint import load_weights
+from stitchkit.training.judging import Judge
 from stitchkit.training.network import uncompiled
+from stitchkit.training.own_statistics import recalibrated, with_own_statistics
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 
 LEDGER = "stitches_res.txt"
+_Scores = Mapping[int, Score | FeatureScore]
+"""What stitches are worth, by `cfg_id`."""
 _MIB = 2**20
+_UNSAID = ("acc5", "loss", "images")
 # Settings that choose a plain model and its weights without --resume; a ledger knows its network by the stitches.
 _OF_A_MODEL = ("model", "model_kwargs", "pretrained_path", "initial_checkpoint")
 
@@ -54,21 +59,22 @@ def evaluate_stitches(session: Session) -> None:
         _logger.info("%s", json.dumps({"model": recipe.model.model, **score.figures}))
         from_primary(world, lambda: write_per_class(session.folder, _classes(session), {"acc1": score}))
         return
-    own = _with_own_statistics(session, model, missing)  # they share no work
+    own = with_own_statistics(session, model, missing)  # they share no work
     shared = [cfg_id for cfg_id in missing if cfg_id not in own]
-    alone = (
-        {cfg_id: _score_alone(session, cfg_id, f"stitch {number}/{len(missing)}")}
-        for number, cfg_id in enumerate(own, start=len(shared) + 1)
-    )
     numbers = count(1)
-    for found in chain(_in_one_pass(session, model, shared, origin), alone):
+    judged: Iterator[_Scores] = (
+        _by_classes(session, model, shared, own, origin)
+        if model.num_classes
+        else _by_features(session, model, shared, own, ledgers)
+    )
+    for found in judged:
         for ledger in ledgers:
             _record(session, model, ledger, found)
-        for cfg_id, score in found.items():
-            accuracies = [f"{key} {value:.2f}" for key, value in score.figures.items() if key.endswith("acc1")]
+        for cfg_id, one in found.items():
+            said = [f"{key} {value:.2f}" for key, value in one.figures.items() if key not in _UNSAID]
             _logger.info(
                 "stitch %d/%d  cfg_id %d  %s  %s",
-                next(numbers), len(missing), cfg_id, model.space[cfg_id], "  ".join(accuracies),
+                next(numbers), len(missing), cfg_id, model.space[cfg_id], "  ".join(said),
             )  # fmt: skip
 
     def finish() -> None:
@@ -90,7 +96,10 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
     recipe, model, ledgers = session.recipe, session.model, list[Ledger]()
     digest = load_weights(session, ema=recipe.optim.model_ema)[1] if recipe.run.resume else ""
     origin, wanted = origin_of(recipe, digest, ranks=session.world.size), list[int]()
+    _check_judged_by_features(session)
     if isinstance(model, SNNet):
+        if not model.num_classes:
+            origin |= of_the_bank(recipe)
         chosen = recipe.run.eval_stitches
         wanted = [*model.space.ids] if chosen is None else model.space.select(chosen)
     else:
@@ -107,18 +116,14 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
     return origin, from_primary(session.world, find_missing), ledgers
 
 
-def _with_own_statistics(session: Session, model: SNNet, cfg_ids: Iterable[int]) -> list[int]:
-    """The stitches that get batch-norm statistics of their own; the log says why."""
-    if not (batches := session.recipe.run.recalibrate_bn):
-        return []
-    found = [cfg_id for cfg_id in cfg_ids if has_own_statistics(model, cfg_id)]
-    if found:
-        _logger.info(
-            "batch-norm statistics of %s are recomputed for each, from %s: in training all routes share them, so they "
-            "fit none well; --recalibrate-bn 0 keeps those",
-            counted(len(found), "stitched route"), counted(batches, "training batch"),
-        )  # fmt: skip
-    return found
+def _check_judged_by_features(session: Session) -> None:
+    """Refuse settings that are for features if the network has classes."""
+    for name in ("bank_images", "self_stitch") if as_timm(session.model).num_classes else ():
+        if getattr(session.recipe.run, name):
+            raise InputError(
+                f"{flag_of(name)} is for networks without classes, whose features are judged; leave it out, or add "
+                "--num-classes 0"
+            )
 
 
 def _result(session: Session) -> Path:
@@ -136,10 +141,12 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     write_origin(path, origin)
 
 
-def _record(session: Session, model: SNNet, ledger: Ledger, scores: Mapping[int, Score]) -> None:
+def _record(session: Session, model: SNNet, ledger: Ledger, scores: _Scores) -> None:
     """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete."""
-    columns, batches = {str(cfg_id): score for cfg_id, score in scores.items()}, session.recipe.run.recalibrate_bn
-    write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
+    batches = session.recipe.run.recalibrate_bn
+    columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score)}
+    if columns:
+        write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
     for cfg_id, score in scores.items():
         is_recalibrated = batches and has_own_statistics(model, cfg_id)
         ledger.append(cfg_id, {**score.figures, **({"recalibrate_bn": batches} if is_recalibrated else {})})
@@ -148,6 +155,35 @@ def _record(session: Session, model: SNNet, ledger: Ledger, scores: Mapping[int,
 def _classes(session: Session) -> Sequence[str]:
     """Names of the classes, which are numbers if the data have no names."""
     return session.classes or numbered(as_timm(session.model).num_classes)
+
+
+def _by_classes(
+    session: Session, model: SNNet, shared: Sequence[int], own: Sequence[int], origin: Mapping[str, object]
+) -> Iterator[dict[int, Score]]:
+    """The scores of stitches by their logits."""
+    yield from _in_one_pass(session, model, shared, origin)
+    for number, cfg_id in enumerate(own, start=len(shared) + 1):
+        yield {cfg_id: _score_alone(session, cfg_id, f"stitch {number}/{len(shared) + len(own)}")}
+
+
+def _by_features(
+    session: Session, model: SNNet, shared: Sequence[int], own: Sequence[int], ledgers: Sequence[Ledger]
+) -> Iterator[dict[int, FeatureScore]]:
+    """The scores of stitches by their features; after them, anchors are stitched to themselves if that is requested."""
+
+    def find_anchors() -> list[int]:
+        return [cfg_id for ledger in ledgers for cfg_id in not_self_stitched(ledger.rows, [*shared, *own], model.space)]
+
+    anchors = from_primary(session.world, find_anchors) if session.recipe.run.self_stitch else []
+    if not (shared or own or anchors):
+        return
+    judge = Judge(session, model, [*shared, *own, *anchors])
+    yield from judge.stitches(shared, own)
+    for cfg_id in anchors:
+        score = judge.self_stitch(cfg_id)
+        for ledger in ledgers:
+            add_self_stitch(ledger.rows, cfg_id, score)
+            ledger.rewrite()
 
 
 def _in_one_pass(
@@ -183,23 +219,11 @@ def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
     """The score of one stitch with its own batch-norm statistics, or of the plain model, recalibrated if requested."""
     world, net, num_classes = session.world, session.model, as_timm(session.model).num_classes
     if session.recipe.run.recalibrate_bn:
-        net, cfg_id = _recalibrated(session, cfg_id), None
+        net, cfg_id = recalibrated(session, cfg_id), None
     batches = batches_of(session.loaders.validation, world, what)
     return evaluate_stitch(
         net, cfg_id, batches, device=world.device, autocast=session.autocast, num_classes=num_classes
     )
-
-
-def _recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
-    """A copy of one stitch, or of the plain model, with its own batch-norm statistics."""
-    run, loader = session.recipe.run, session.loaders.train
-    assert loader is not None, "recalibration opens the training split"
-    net = session.model.extract(cfg_id) if isinstance(session.model, SNNet) else copy.deepcopy(session.model)
-    with session.autocast():
-        recalibrate(net, (images for images, _ in islice(loader, run.recalibrate_bn)))
-    if way := session.recipe.distributed.dist_bn:
-        distribute_bn(net, session.world.size, way == "reduce")
-    return net
 
 
 def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:

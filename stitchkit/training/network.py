@@ -68,7 +68,8 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     if settings.grad_checkpointing:
         as_timm(model).set_grad_checkpointing()
     outputs = as_timm(model).num_classes
-    if found_classes is not None and found_classes > outputs:
+    judges_features = not outputs and recipe.run.eval and isinstance(model, SNNet)
+    if found_classes is not None and found_classes > outputs and not judges_features:
         raise InputError(
             f"the dataset has {found_classes} classes, but the network has {outputs} outputs; "
             f"omit --num-classes, or set it to at least {found_classes}"

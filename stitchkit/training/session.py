@@ -19,6 +19,7 @@ from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.errors import InputError, prefixed
 from stitchkit.files import write_text
 from stitchkit.measure.recalibrate import with_calibration
+from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
@@ -89,7 +90,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
     model = create_network(recipe, config, datasets.classes if uses_labels else None)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
-    if not timm_model.num_classes and needs_classes:
+    if not timm_model.num_classes and needs_classes and not (recipe.run.eval and isinstance(model, SNNet)):
         raise InputError(
             "the network has no classifier and gives features, but training and evaluation need classes; give their "
             "number, such as --num-classes 10, or train without labels by --loss features"

@@ -170,8 +170,8 @@ def test_what_needs_classes_refuses_in_one_line(images, tmp_path, capsys):
         (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
         return line
 
-    evaluation = ["train", images, *common, "--eval", *FLAGS, "--output", tmp_path / "out"]
-    assert "4 classes, but the network has 0 outputs; omit --num-classes" in refusal(*evaluation, "--num-classes", 0)
+    training = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path / "out"]
+    assert "4 classes, but the network has 0 outputs; omit --num-classes" in refusal(*training, "--num-classes", 0)
     predicted = ["predict", images, *common, "--cfg_id", 4, "-o", tmp_path / "p.csv"]
     assert "the SN-Net gives features, not classes; give a network that was trained" in refusal(*predicted)
     with pytest.raises(InputError, match="the SN-Net gives features, not classes"):

@@ -192,7 +192,7 @@ def test_composed_networks_are_called_networks(tmp_path, capsys):
         assert "Networks of stitchnet" in shown
         assert "23 networks of" in shown
         assert page.locator(".badge.anchor").first.inner_text() == "parent"
-        page.locator("#min-acc1").fill("100")
+        page.locator("#min-metric").fill("100")
         assert page.locator("#details").inner_text() == "No network is within the budget."
         assert "stitch " not in page.locator("main").inner_text()
         assert wrong == []
@@ -292,7 +292,7 @@ def test_a_person_sorts_filters_and_chooses(page_file):
         page.locator("#front-only").check()
         assert all("b[" in text and "front" in text for text in column(page, 2))
         assert len(column(page, 2)) == 6
-        page.locator("#min-acc1").fill("99")
+        page.locator("#min-metric").fill("99")
         assert "No stitch is within the budget" in page.locator("#details").inner_text()
         assert not page.locator("#command").is_visible()
         page.locator("#clear").click()
@@ -322,7 +322,7 @@ def test_the_table_is_saved_as_shown_and_examples_are_of_these_stitches(page_fil
         page.locator("#clear").click()
         example = {name: page.locator(f"#{name}").get_attribute("placeholder") for name in ("max-flops", "max-params")}
         assert example == {"max-flops": "700k", "max-params": "40k"}
-        for name in ("max-flops", "min-acc1", "search"):
+        for name in ("max-flops", "min-metric", "search"):
             page.locator(f"#{name}").fill(page.locator(f"#{name}").get_attribute("placeholder"))
             shown = int(page.locator("#count").inner_text().split()[0])
             assert 0 < shown < 35, name

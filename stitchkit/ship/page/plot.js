@@ -67,7 +67,7 @@ function drawPlot({ cost, within, best }) {
     uirevision: cost,
     font: { size: 13 },
     xaxis: { type: "log", title: { text: FIGURES[cost].axis }, ...ticks },
-    yaxis: { title: { text: "top-1 accuracy (%)" } },
+    yaxis: { title: { text: `${data.metric_name} (%)` } },
   };
   Plotly.react("pareto", traces, layout, BAR);
 }
@@ -81,7 +81,7 @@ function crosses(cost) {
 }
 
 function trace(some, cost, more) {
-  return { x: some.map((row) => row[cost]), y: some.map((row) => row.acc1), hoverinfo: "skip", ...more };
+  return { x: some.map((row) => row[cost]), y: some.map((row) => row[data.metric]), hoverinfo: "skip", ...more };
 }
 
 /** Text for plotly, which reads some HTML. */

@@ -15,6 +15,10 @@ const FIGURES = {
   parents_acc1: { label: "its parents, on average", show: percent, descending: true },
   score: { label: "score", show: (value) => value.toFixed(3), descending: true },
   acc5: { label: "top-5", show: percent, better: 1, descending: true },
+  knn: { label: "k-NN", show: percent, better: 1, descending: true },
+  linear: { label: "linear probe", show: percent, better: 1, descending: true },
+  cosine: { label: "cosine", show: percent, better: 1, descending: true },
+  cka: { label: "CKA", show: percent, better: 1, descending: true },
   loss: { label: "loss", show: (value) => value.toFixed(4), better: -1 },
 };
 const COSTS = ["flops", "params", "latency_ms"];
@@ -67,17 +71,17 @@ function limit(id) {
 function selection() {
   const cost = by("axis").value;
   const most = COSTS.map((key) => [key, limit("max-" + key)]).filter(([, value]) => value !== null);
-  const least = limit("min-acc1");
+  const least = limit("min-metric");
   const search = by("search").value.trim().toLowerCase();
   const within = rows.filter(
     (row) =>
       isShown(row) &&
       most.every(([key, value]) => has(row, key) && row[key] <= value) &&
-      (least === null || row.acc1 >= least) &&
+      (least === null || row[data.metric] >= least) &&
       nameOf(row).toLowerCase().includes(search) &&
       (!by("front-only").checked || row.front.includes(cost)),
   );
-  const [best] = [...within].sort((a, b) => b.acc1 - a.acc1 || a[cost] - b[cost]);
+  const [best] = [...within].sort((a, b) => b[data.metric] - a[data.metric] || a[cost] - b[cost]);
   return { cost, within, best };
 }
 
@@ -259,8 +263,9 @@ function drawPlaceholders() {
     const middle = Math.sqrt(Math.min(...values) * Math.max(...values)) || 0;
     by("max-" + key).placeholder = quantity(Number(middle.toPrecision(1)));
   }
-  const accuracies = rows.map((row) => row.acc1).sort((a, b) => a - b);
-  by("min-acc1").placeholder = Math.floor(accuracies[accuracies.length >> 1]);
+  const accuracies = rows.map((row) => row[data.metric]).sort((a, b) => a - b);
+  by("metric").textContent = FIGURES[data.metric].label;
+  by("min-metric").placeholder = Math.floor(accuracies[accuracies.length >> 1]);
   const joined = rows.find((row) => row.stitch && !row.anchor);
   by("search").placeholder = joined?.stitch.split(" > ").at(-1) ?? "";
 }
@@ -289,8 +294,7 @@ function showTip({ points, event }) {
 }
 
 const source = several ? `${data.ledgers.length} ledgers` : data.ledgers[0].path;
-const measured = data.ledgers.filter(({ latency }) => latency);
-const notes = measured.map(({ name, latency }) => (several ? `${name}: ` : "") + latency);
+const notes = data.ledgers.flatMap(({ name, notes }) => notes.map((note) => (several ? `${name}: ` : "") + note));
 by("summary").textContent = [`${rows.length} ${data.nouns} of ${source}`, ...notes].join(" · ");
 drawControls();
 drawHead();

@@ -1,0 +1,57 @@
+"""The metric by which stitches are compared: one of the figures of a ledger, in percent, of which more is better."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from stitchkit.display import listed
+from stitchkit.errors import InputError, unknown
+from stitchkit.measure.ledger import Row
+
+ACCURACY = "acc1"
+METRICS = {
+    ACCURACY: "top-1 accuracy",
+    "balanced_acc1": "balanced accuracy",
+    "acc5": "top-5 accuracy",
+    "knn": "k-NN accuracy",
+    "linear": "linear-probe accuracy",
+    "cosine": "cosine with the end anchor",
+    "cka": "CKA with the end anchor",
+}
+"""What the figures are called."""
+_DEFAULTS = (ACCURACY, "knn", "cosine")
+
+
+def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
+    """The metric of some rows.
+
+    Args:
+        rows: Of one or more ledgers.
+        name: The requested one; by default the top-1 accuracy if any row has it, else that of k-NN, else the cosine.
+    """
+    found = [metric for metric in METRICS if any(metric in row for row in rows)]
+    if name is None:
+        return next((metric for metric in _DEFAULTS if metric in found), ACCURACY)
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
+    if found and name not in found:
+        raise InputError(f"no row of the ledger has '{name}'; choose from {listed(found, most=len(METRICS))}")
+    return name
+
+
+def by(metric: str) -> str:
+    """The end of a noun that depends on a metric, such as ` by k-NN accuracy`; empty for the usual accuracy."""
+    return "" if metric == ACCURACY else f" by {METRICS[metric]}"
+
+
+def check_overlay(metric: str) -> None:
+    """Refuse to compare other models, of which the top-1 accuracy is known, by another metric."""
+    if metric != ACCURACY:
+        raise InputError(f"--overlay compares top-1 accuracies, and this is {METRICS[metric]}; leave it out")
+
+
+def add_metric_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--metric`, as `metric_of` takes it."""
+    about = f"by which stitches are compared: {', '.join(METRICS)}; by default the first of {', '.join(_DEFAULTS)}"
+    parser.add_argument("--metric", choices=[*METRICS], metavar="NAME", help=f"{about} that the ledger has")

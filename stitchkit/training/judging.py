@@ -1,0 +1,140 @@
+"""`--eval` of networks without classes: agreement, k-NN and linear probe of the feature of every stitch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from stitchkit.data.batches import Batch, Loader, some_images
+from stitchkit.display import counted
+from stitchkit.errors import InputError
+from stitchkit.measure.evaluate import batches_of
+from stitchkit.measure.features import Collected, FeatureScore, Halved, collect, judge_in_turns
+from stitchkit.model.onepass import OnePass
+from stitchkit.model.self_stitch import fitted_self_stitch
+from stitchkit.model.snnet import SNNet
+from stitchkit.networks.mode import evaluating
+from stitchkit.training.data import BANK_IMAGES, create_bank_loader
+from stitchkit.training.own_statistics import recalibrated
+from stitchkit.training.session import Session
+
+_logger = logging.getLogger(__name__)
+
+_MIB = 2**20
+_Run = Callable[[torch.Tensor], Mapping[int, torch.Tensor]]
+
+
+class Judge:
+    """Judges the features of an SN-Net without classes; every rank makes one, and calls the same methods.
+
+    Args:
+        session: The run.
+        model: Its SN-Net.
+        cfg_ids: The stitches that will be judged, and the anchors that will be stitched to themselves.
+    """
+
+    def __init__(self, session: Session, model: SNNet, cfg_ids: Collection[int]):
+        self._session, self._model = session, model
+        self._ends = sorted({self._end(cfg_id) for cfg_id in cfg_ids})
+        self._targets: dict[int, Halved] = {}
+        self._bank: Loader | None = None
+        try:
+            self._bank = create_bank_loader(
+                session.recipe, session.world, input_size=session.input_size, model_config=model.pretrained_cfg
+            )
+        except InputError as error:
+            _logger.warning("no labelled training images, so k-NN and linear probe are left out: %s", error)
+
+    def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[dict[int, FeatureScore]]:
+        """The scores of stitches; call it first.
+
+        The features of those that share work are collected in one pass over the images on which they are judged, and
+        one over the labelled images with which these are compared. Then one stitch after the other is judged.
+
+        Args:
+            shared: Stitches that share work.
+            own: Stitches with batch-norm statistics of their own.
+        """
+        if shared:
+            self._say_bytes(shared)
+        judged = self._collect(self._model, self._one_pass({*shared, *self._ends}), self._session.loaders.validation)
+        self._targets = {cfg_id: judged.features[cfg_id] for cfg_id in self._ends}
+        bank = self._collect(self._model, self._one_pass(shared), self._bank) if shared and self._bank else None
+        yield from self._scores(shared, judged, bank)
+        for cfg_id in own:
+            yield from self._alone(cfg_id, recalibrated(self._session, cfg_id))
+
+    def self_stitch(self, cfg_id: int) -> FeatureScore:
+        """The score of an anchor that is cut in the middle and joined to itself in closed form."""
+        settings, model, share = self._session.recipe.stitch, self._model, self._session.world.size
+        images = some_images(self._bank or self._session.loaders.validation, -(-settings.stitch_init_bs // share))
+        anchor = [*model.views.values()][cfg_id]
+        net = fitted_self_stitch(
+            anchor, images, method=settings.ls_method, damping=settings.ls_damping,
+            stitched_final_norm=model.stitched_final_norm,
+        )  # fmt: skip
+        (scores,) = self._alone(cfg_id, net)
+        return scores[cfg_id]
+
+    def _end(self, cfg_id: int) -> int:
+        """The `cfg_id` of the anchor in which a stitch ends."""
+        return [*self._model.views].index(self._model.space[cfg_id].segments[-1].anchor)
+
+    def _one_pass(self, cfg_ids: Collection[int]) -> _Run:
+        memory = self._session.recipe.run.eval_memory
+        return OnePass(self._model, sorted(cfg_ids), memory=memory and memory * _MIB)
+
+    def _alone(self, cfg_id: int, net: nn.Module) -> Iterator[dict[int, FeatureScore]]:
+        """The score of a network that shares no work, under the `cfg_id` of a stitch with the same end."""
+
+        def run(images: torch.Tensor) -> dict[int, torch.Tensor]:
+            return {cfg_id: net(images)}
+
+        judged = self._collect(net, run, self._session.loaders.validation)
+        return self._scores([cfg_id], judged, self._collect(net, run, self._bank) if self._bank else None)
+
+    def _collect(self, net: nn.Module, run: _Run, loader: Loader) -> Collected[int]:
+        """The features of networks that are parts of `net`."""
+        session, is_bank = self._session, loader is self._bank
+        batches: Iterator[Batch] = batches_of(loader, session.world, "labelled images" if is_bank else "features")
+        if is_bank and isinstance(loader.dataset, IterableDataset):
+            batches = _first(batches, -(-self._bank_images // session.world.size))
+        with evaluating(net):
+            return collect(run, batches, autocast=session.autocast)
+
+    def _scores(
+        self, cfg_ids: Sequence[int], judged: Collected[int], bank: Collected[int] | None
+    ) -> Iterator[dict[int, FeatureScore]]:
+        targets = {cfg_id: self._targets.get(self._end(cfg_id)) for cfg_id in cfg_ids}
+        return judge_in_turns(cfg_ids, judged, targets, bank, self._session.world)
+
+    @property
+    def _bank_images(self) -> int:
+        return self._session.recipe.run.bank_images or BANK_IMAGES
+
+    def _say_bytes(self, cfg_ids: Sequence[int]) -> None:
+        """Log the memory that the features of stitches will take."""
+        images = len(self._session.loaders.validation.dataset)
+        labelled = min(len(self._bank.dataset), self._bank_images) if self._bank else 0
+        with torch.no_grad(), evaluating(self._model), self._session.autocast():
+            blank = next(iter(self._model.views.values())).blank_image()
+            widths = {end: self._model(blank, end).shape[1] for end in self._ends}
+        size = sum(2 * widths[self._end(cfg_id)] + 4 for cfg_id in cfg_ids) * (images + labelled)
+        _logger.info(
+            "features of %s on %s and %s to compare with take %s MiB of memory, over all ranks; --bank-images or "
+            "--eval-stitches make it less",
+            counted(len(cfg_ids), "stitch"), counted(images, "image"), f"{labelled:,}", f"{size / _MIB:,.1f}",
+        )  # fmt: skip
+
+
+def _first(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
+    """The first `count` images."""
+    for images, labels in batches:
+        yield images[:count], labels[:count]
+        count -= len(images)
+        if count <= 0:
+            return

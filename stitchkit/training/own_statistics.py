@@ -1,0 +1,44 @@
+"""Stitched routes with batch-norm statistics of their own, for an evaluation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable
+from itertools import islice
+
+from timm.utils import distribute_bn
+from torch import nn
+
+from stitchkit.display import counted
+from stitchkit.measure.recalibrate import has_own_statistics, recalibrate
+from stitchkit.model.snnet import SNNet
+from stitchkit.training.session import Session
+
+_logger = logging.getLogger(__name__)
+
+
+def with_own_statistics(session: Session, model: SNNet, cfg_ids: Iterable[int]) -> list[int]:
+    """The stitches that get batch-norm statistics of their own; the log says why."""
+    if not (batches := session.recipe.run.recalibrate_bn):
+        return []
+    found = [cfg_id for cfg_id in cfg_ids if has_own_statistics(model, cfg_id)]
+    if found:
+        _logger.info(
+            "batch-norm statistics of %s are recomputed for each, from %s: in training all routes share them, so they "
+            "fit none well; --recalibrate-bn 0 keeps those",
+            counted(len(found), "stitched route"), counted(batches, "training batch"),
+        )  # fmt: skip
+    return found
+
+
+def recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
+    """A copy of one stitch, or of the plain model, with its own batch-norm statistics."""
+    run, loader = session.recipe.run, session.loaders.train
+    assert loader is not None, "recalibration opens the training split"
+    net = session.model.extract(cfg_id) if isinstance(session.model, SNNet) else copy.deepcopy(session.model)
+    with session.autocast():
+        recalibrate(net, (images for images, _ in islice(loader, run.recalibrate_bn)))
+    if way := session.recipe.distributed.dist_bn:
+        distribute_bn(net, session.world.size, way == "reduce")
+    return net
