@@ -35,6 +35,19 @@ class Tracer(fx.Tracer):
         self._used: set[str] = set()
         self._paths = {path for path, _ in root.named_modules()}
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
+        self.features: fx.Node | None = None
+        if hasattr(root, "forward_features"):
+            root.forward_features = self._watched(root.forward_features)
+
+    def _watched(self, forward_features: Callable[..., object]) -> Callable[..., object]:
+        """timm's method, which also records what it gives."""
+
+        def run(*args: object, **kwargs: object) -> object:
+            found = forward_features(*args, **kwargs)
+            self.features = found.node if isinstance(found, fx.Proxy) else None
+            return found
+
+        return run
 
     def create_args_for_root(
         self,
