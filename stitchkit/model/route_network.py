@@ -77,7 +77,7 @@ class RouteNetwork(nn.Sequential):
         """
         self._ending.replace_classifier(num_classes)
         if all(module is not self._ending for module in self.modules()):
-            self.head = self._ending.single  # it may be another one now
+            self.head = self._ending.single_module  # it may be another one now
 
     @property
     def _head(self) -> HeadSlice:

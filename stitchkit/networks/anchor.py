@@ -116,17 +116,19 @@ class HeadSlice(AnchorSlice):
 
     def run_head(self, x: torch.Tensor, *, pre_logits: bool) -> torch.Tensor:
         """These to logits `[B, num_classes]`, or to the feature `[B, C]` that enters the classifier."""
+        found: torch.Tensor
         if self._parts.has_forward_head:
-            found: torch.Tensor = as_timm(self._in_mode()).forward_head(x, pre_logits=pre_logits)
-            return found
-        if not pre_logits or not self.num_classes:
-            return self(x)
-        if self._parts.pre_logits is None:
+            found = as_timm(self._in_mode()).forward_head(x, pre_logits=pre_logits)
+        elif not pre_logits or not self.num_classes:
+            found = self(x)
+        elif self._parts.pre_logits is not None:
+            found = self._parts.pre_logits(self._in_mode(), x)
+        else:
             raise InputError(
                 f"anchor '{self._label}' does not end in a classifier that is known, and so has no pre_logits; build "
                 "the networks with num_classes=0, and a stitch gives its feature"
             )
-        return self._parts.pre_logits(self._in_mode(), x)
+        return found
 
     def replace_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a new one, or remove it if there are to be 0 classes."""
@@ -140,7 +142,7 @@ class HeadSlice(AnchorSlice):
         self.num_classes = num_classes
 
     @property
-    def single(self) -> nn.Module:
+    def single_module(self) -> nn.Module:
         """The module of the network that is this whole step."""
         (step,) = self._steps
         (path,) = step.paths

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -135,10 +136,21 @@ def _step(model: nn.Module, graphs: Sequence[fx.Graph]) -> AnchorStep:
 
 def _head_parts(whole: Steps, first: int) -> HeadParts:
     """The parts of the head that begins at a boundary: timm's networks show in their trace where the first one ends."""
-    if graphs := whole.graphs_to(lambda flow: flow.trace.features, first):
+    if _has_forward_head(whole) and (graphs := whole.graphs_to(_features, first)):
         return HeadParts(Code(graphs))
     graphs = whole.graphs_to(partial(_before_classifier, classifier_of(whole.model)), first)
     return HeadParts(has_forward_head=False, pre_logits=Code(graphs) if graphs else None)
+
+
+def _has_forward_head(whole: Steps) -> bool:
+    """Whether a network ends with timm's `forward_head`."""
+    head = getattr(whole.model, "forward_head", None)
+    is_timms = hasattr(whole.model, "num_features") and head is not None and "pre_logits" in signature(head).parameters
+    return is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
+
+
+def _features(flow: Flow) -> fx.Node | None:
+    return flow.trace.given.get("forward_features")
 
 
 def _before_classifier(name: str, flow: Flow) -> fx.Node | None:

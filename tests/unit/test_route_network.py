@@ -156,6 +156,30 @@ def test_a_head_that_ends_otherwise_has_no_pre_logits():
         net.forward_head(net.forward_features(X), pre_logits=True)
 
 
+class _Features(_Own):
+    def forward_features(self, x):
+        return self.blocks(self.stem(x)).relu()
+
+    def forward(self, x):
+        return self.fc(self.pool(self.forward_features(x)).flatten(1))
+
+
+class _More(_LikeTimm):
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize("kind", [_Features, _More])
+@torch.no_grad()
+def test_others_with_such_methods_are_not_taken_for_timms(kind):
+    """Without a `forward_head`, or with something behind it."""
+    network = kind()
+    net = uncut(network).extract(0)
+    features = net.forward_features(X)
+    assert torch.equal(features, network.blocks(network.stem(X)))
+    assert torch.equal(net.forward_head(features), network(X))
+
+
 @torch.no_grad()
 def test_a_copy_has_its_own_head():
     net = family_snnet("vit").extract(3)
