@@ -1,9 +1,10 @@
-"""Measure the configurations of the zoo, and write the table of docs/zoo.md.
+"""Measure the configurations of the zoo, and write the tables of docs/zoo.md.
 
     PYTHONPATH=. python docs/zoo_table.py [NAME...]
 
-Networks are built on the meta device, whole and without their weights. Stitches, FLOPs, size of images, classes and
-licence go into the key `zoo` of each configuration, or of those named, and from there into the page.
+Networks are built on the meta device, whole and without their weights. Stitches, FLOPs, size of images, classes,
+licence and, of networks without a classifier, tokens go into the key `zoo` of each configuration, or of those named,
+and from there into the page.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import re
 import sys
 from dataclasses import asdict
+from itertools import starmap
 from pathlib import Path
 
 import timm
@@ -20,6 +22,7 @@ import torch
 from stitchkit.display import quantity
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
+from stitchkit.model.snnet import SNNet
 from stitchkit.settings.short_names import CONFIGS, short_names
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.zoo import facts_of, zoo
@@ -30,6 +33,11 @@ HEAD = (
     "| configuration | anchors | stitches | FLOPs | classes | image | licence | from |\n"
     "| --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
+_BACKBONES = """
+## Backbones without labels
+| configuration | image | tokens | licence | command |
+| --- | --- | --- | --- | --- |
+"""
 _RECIPE = '  "recipe": {'
 _FACTS = re.compile(r'  "zoo": \{.*?\n  \},\n', re.DOTALL)
 _LIST = re.compile(r"\[\s+(\d[\d,\s]*?)\s+\]")
@@ -47,7 +55,14 @@ def measure(config: StitchConfig) -> ZooFacts:
         input_size=model.input_size,
         num_classes=model.num_classes,
         licence=licence(config),
+        tokens=() if model.num_classes else tokens(model),
     )
+
+
+def tokens(model: SNNet) -> tuple[tuple[int, int, int], ...]:
+    """Prefix tokens, rows and columns of the tensor that enters the head of each anchor."""
+    layouts = (anchor.boundaries[-1].layout for anchor in model.views.values())
+    return tuple((layout.num_prefix_tokens, *layout.grid) for layout in layouts)
 
 
 def licence(config: StitchConfig) -> str:
@@ -58,14 +73,17 @@ def licence(config: StitchConfig) -> str:
 
 def write_facts(path: Path) -> None:
     """Measure a configuration and write what was found into its file, before the recipe."""
-    facts = json.dumps({"zoo": asdict(measure(StitchConfig.load(path)))}, indent=2)[2:-2]
+    found = {key: value for key, value in asdict(measure(StitchConfig.load(path))).items() if value != ()}
+    facts = json.dumps({"zoo": found}, indent=2)[2:-2]
     facts = _LIST.sub(lambda found: f"[{' '.join(found[1].split())}]", facts)  # numbers of a list on one line
     path.write_text(_FACTS.sub("", path.read_text()).replace(_RECIPE, f"{facts},\n{_RECIPE}", 1))
 
 
 def table() -> str:
-    """The table of the page, from the files."""
-    return HEAD + "".join(_row(name, config) for name, config in sorted(zoo().items()))
+    """The tables of the page, from the files."""
+    every = sorted(zoo().items())
+    headless = [(name, facts_of(config)) for name, config in every if not facts_of(config).num_classes]
+    return HEAD + "".join(starmap(_row, every)) + _BACKBONES + "".join(starmap(_backbone, headless))
 
 
 def _row(name: str, config: StitchConfig) -> str:
@@ -84,8 +102,13 @@ def _row(name: str, config: StitchConfig) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
+def _backbone(name: str, facts: ZooFacts) -> str:
+    command = f"`stitchkit train photos --stitch_config {name} --loss features`"
+    return f"| `{name}` | {facts.image} | {facts.positions} | {facts.licence} | {command} |\n"
+
+
 def main(names: list[str]) -> None:
-    """Measure all configurations, or those named, and write the page."""
+    """Measure all configurations, or those named, and write the tables."""
     for name in names or sorted(zoo()):
         write_facts(short_names()[name])
         print(name, flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -18,13 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from stitchkit.errors import InputError
 from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.model.onepass import OnePass
+from stitchkit.model.route_network import RouteNetwork
 from stitchkit.model.updates import AdaptedBlock, AnchorUpdates, anchor_updates
-from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.anchor import Anchor, HeadSlice
 from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import without_statistics
-from stitchkit.networks.slices import Slice, extract
-from stitchkit.networks.timm_model import as_timm
+from stitchkit.networks.slices import extract
 from stitchkit.routes import Joint, Step, Stitch, StitchSpace
 
 
@@ -240,17 +239,17 @@ class SNNet(nn.Module):
             self._passes[key] = OnePass(self, key[0], memory=memory)
         return self._passes[key](x)
 
-    def extract(self, stitch: Stitch | int | None = None) -> nn.Sequential:
+    def extract(self, stitch: Stitch | int | None = None) -> RouteNetwork:
         """The network of one stitch, with its own copy of only the weights that the route needs.
 
         Its output equals `forward(x, stitch)`, and its `pretrained_cfg` says how images are prepared; arguments and
-        errors are those of `forward`.
+        errors are those of `forward`. It has timm's `forward_features`, `forward_head` and `reset_classifier`.
         """
         steps = self.steps(stitch)
-        modules = (_named(folded(self.module_of(step))) for step in steps)
-        net = nn.Sequential(OrderedDict(zip(_names(steps), modules, strict=True)))
-        net = extract(net).train(self.training)
-        as_timm(net).pretrained_cfg = dict(self.pretrained_cfg)
+        modules = [folded(self.module_of(step)) for step in steps]
+        head = modules[-1] if isinstance(modules[-1], HeadSlice) else self.views[steps[-1].anchor].head
+        net = extract(RouteNetwork.of(dict(zip(_names(steps), modules, strict=True)), head)).train(self.training)
+        net.pretrained_cfg = dict(self.pretrained_cfg)
         return net
 
 
@@ -264,11 +263,6 @@ def _names(steps: Iterable[Step]) -> Iterator[str]:
     numbered = {"block": map("block{}".format, count()), "layer": map("stitch{}".format, count())}
     for step in steps:
         yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare ")
-
-
-def _named(module: nn.Module) -> nn.Module:
-    """A module with its names in extracted networks; in saved files, stems are `stem.part`."""
-    return nn.Sequential(OrderedDict(part=module)) if isinstance(module, Slice) else module
 
 
 def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -5,17 +5,24 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import islice
+from operator import attrgetter
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import nn
 
-from stitchkit.networks.cut.tracer import INPUT
+from stitchkit.errors import InputError
+from stitchkit.networks.classifier import resize_classifier
+from stitchkit.networks.cut.tracer import INPUT, paths_to
 from stitchkit.networks.slices import Boundary, Slice
 from stitchkit.networks.steps import Steps
-from stitchkit.networks.timm_model import TimmModel
+from stitchkit.networks.timm_model import TimmModel, as_timm
+
+Run: TypeAlias = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+"""A part of a network: what it computes of a tensor, given the network."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,7 @@ class AnchorStep:
     """
 
     paths: tuple[str, ...]
-    run: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None
+    run: Run | None = None
     borders: tuple[str, ...] = ()
 
 
@@ -50,17 +57,111 @@ class AnchorSlice(Slice):
             part.__dict__[table] = self.__dict__[table]
         object.__setattr__(self, "_part", part)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run the steps."""
+    def _in_mode(self) -> nn.Module:
+        """The network with only what these steps need, in the mode of this slice."""
         if self._part.training != self.training:  # compilers warn about attributes set in `forward`
             self._part.training = self.training
+        return self._part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run the steps."""
+        part = self._in_mode()
         for step in self._steps:
             if step.run is not None:
-                x = step.run(self._part, x)
+                x = step.run(part, x)
             else:
                 for path in step.paths:
                     x = self.get_submodule(path)(x)
         return x
+
+
+@dataclass(frozen=True)
+class HeadParts:
+    """The two parts of a head, which are timm's `forward_features` after the last block, and `forward_head`.
+
+    Args:
+        finish: The first part, such as the final normalisation; None if nothing runs there, or it is not known.
+        has_forward_head: Whether the network's own `forward_head` is the second part; otherwise it is the whole head.
+        pre_logits: The whole head up to the classifier, if that is known of a network without `forward_head`.
+    """
+
+    finish: Run | None = None
+    has_forward_head: bool = True
+    pre_logits: Run | None = None
+
+
+class HeadSlice(AnchorSlice):
+    """The last step of a network, whole or in two parts."""
+
+    # Names of methods must not be those of a child of some network.
+    def __init__(self, anchor: Anchor, step: AnchorStep, parts: HeadParts):
+        super().__init__(anchor.model, [step], anchor.boundaries[-1], None)
+        for path in _around(anchor.model, step.paths) if parts.has_forward_head else ():
+            self._take(anchor.model, path)
+        self._parts = parts
+        self._label = anchor.label
+        self.num_classes = anchor.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """Channels of what `run_features` gives, as timm states it."""
+        if self._parts.has_forward_head:
+            return as_timm(self._part).num_features
+        assert self.start is not None, "a head begins after the last block"
+        return self.start.layout.width
+
+    def run_features(self, x: torch.Tensor) -> torch.Tensor:
+        """The output of the last block to tokens `[B, N, C]` or maps, normalised if that comes before the pooling."""
+        return x if self._parts.finish is None else self._parts.finish(self._in_mode(), x)
+
+    def run_head(self, x: torch.Tensor, *, pre_logits: bool) -> torch.Tensor:
+        """These to logits `[B, num_classes]`, or to the feature `[B, C]` that enters the classifier."""
+        found: torch.Tensor
+        if self._parts.has_forward_head:
+            found = as_timm(self._in_mode()).forward_head(x, pre_logits=pre_logits)
+        elif not pre_logits or not self.num_classes:
+            found = self(x)
+        elif self._parts.pre_logits is not None:
+            found = self._parts.pre_logits(self._in_mode(), x)
+        else:
+            raise InputError(
+                f"anchor '{self._label}' does not end in a classifier that is known, and so has no pre_logits; build "
+                "the networks with num_classes=0, and a stitch gives its feature"
+            )
+        return found
+
+    def replace_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a new one, or remove it if there are to be 0 classes."""
+        if self._parts.has_forward_head or self.num_classes:
+            resize_classifier(self._part, num_classes)
+        if getattr(self._part, "num_classes", None) != num_classes:
+            raise InputError(
+                f"anchor '{self._label}' has no classifier that could be replaced, and does not say where one belongs; "
+                "put a layer of your own behind the network"
+            )
+        self.num_classes = num_classes
+
+    @property
+    def single_module(self) -> nn.Module:
+        """The module of the network that is this whole step."""
+        (step,) = self._steps
+        (path,) = step.paths
+        return self.get_submodule(path)
+
+
+def _around(model: nn.Module, paths: Sequence[str]) -> Iterator[str]:
+    """Paths of the largest modules around some that have no further weights; `forward_head` may call them."""
+    inner = [path for path in paths if "." in path]  # sequences are traced into
+    own = {id(weight) for path in inner for weight in _weights(attrgetter(path)(model))}
+    for path in inner:
+        wider = (name for name in paths_to(path)[:-1] if own.issuperset(map(id, _weights(model.get_submodule(name)))))
+        yield from islice(wider, 1)
+
+
+def _weights(part: object) -> list[torch.Tensor]:
+    if isinstance(part, nn.Module):
+        return [*part.parameters(), *part.buffers()]
+    return [part] if isinstance(part, torch.Tensor) else []
 
 
 class Anchor(Steps, ABC):
@@ -110,7 +211,17 @@ class Anchor(Steps, ABC):
 
     @property
     @abstractmethod
-    def bare_head(self) -> Slice:
+    def _head_parts(self) -> HeadParts:
+        """The parts of the last step."""
+
+    @property
+    def head(self) -> HeadSlice:
+        """The last step."""
+        return HeadSlice(self, self._steps[-1], self._head_parts)
+
+    @property
+    @abstractmethod
+    def bare_head(self) -> HeadSlice:
         """The last step without the final normalisation."""
 
     @property
@@ -124,6 +235,8 @@ class Anchor(Steps, ABC):
         return self.model.pretrained_cfg
 
     def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> Slice:
+        if first == len(self) - 1:
+            return self.head
         return AnchorSlice(self.model, self._steps[first:last], start, stop)
 
     def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -88,6 +88,16 @@ class Steps:
         for mode, flow in enumerate((self.flow, self._training_flow)):
             ends = [flow.source, *(nodes[mode] for nodes in self._cuts), flow.result]
             graphs.append(graph_between(flow, self.model, ends[first], ends[last]))
+        return graphs
+
+    def graphs_to(self, end: Callable[[Flow], fx.Node | None], first: int) -> list[fx.Graph]:
+        """The graphs from the boundary `first` to a node, in both modes; none if it lies before, or is not clean."""
+        graphs = []
+        for mode, flow in enumerate((self.flow, self._training_flow)):
+            start, node = self._cuts[first][mode], end(flow)
+            if node is None or node not in flow.clean | {flow.result} or flow.place[node] < flow.place[start]:
+                return []
+            graphs.append(graph_between(flow, self.model, start, node))
         return graphs
 
     def _slice(self, first: int, last: int, start: Boundary | None, stop: Boundary | None) -> Slice:

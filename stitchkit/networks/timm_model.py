@@ -17,7 +17,8 @@ class TimmModel(nn.Module):
     pretrained_cfg: dict[str, Any]
     feature_info: Sequence[dict[str, Any]]
     norm: nn.Module
-    forward_head: Callable[[torch.Tensor], torch.Tensor]
+    num_features: int
+    forward_head: Callable[..., torch.Tensor]
     get_classifier: Callable[[], nn.Module | tuple[nn.Module, ...]]  # a distilled network has two
     reset_classifier: Callable[[int], None]
     set_grad_checkpointing: Callable[[], None]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -12,10 +14,11 @@ from timm.data import resolve_data_config
 from torch import fx, nn
 
 from stitchkit.errors import InputError, prefixed
-from stitchkit.networks.anchor import Anchor, AnchorStep
+from stitchkit.networks.anchor import Anchor, AnchorStep, HeadParts, HeadSlice
 from stitchkit.networks.blocks import find_blocks
 from stitchkit.networks.classifier import classifier_of
-from stitchkit.networks.slices import Code, Slice, hold_constants
+from stitchkit.networks.cut.flow import Flow
+from stitchkit.networks.slices import Code, hold_constants
 from stitchkit.networks.steps import Steps
 
 _PLAIN = {"input_size": (3, 224, 224), "interpolation": "bilinear"}
@@ -67,6 +70,7 @@ class TracedAnchor(Anchor):
         stem, *others = (_step(model, whole.graphs(first, last)) for first, last in pairwise(ends))
         self._run = (replace(stem, run=_Stem(stem, self._input_size, label)), *others)
         self._outputs = int(result.meta["value"].shape[-1])
+        self._parts = _head_parts(whole, cuts[-1])
 
     @property
     def _steps(self) -> tuple[AnchorStep, ...]:
@@ -104,7 +108,11 @@ class TracedAnchor(Anchor):
         return config or resolve_data_config({}, pretrained_cfg=_PLAIN)
 
     @property
-    def bare_head(self) -> Slice:
+    def _head_parts(self) -> HeadParts:
+        return self._parts
+
+    @property
+    def bare_head(self) -> HeadSlice:
         """The last step without the final normalisation, which is not known of a traced network."""
         raise InputError(
             f"anchor '{self.label}' is traced, so its final normalisation is not known; set stitched_final_norm to true"
@@ -124,6 +132,32 @@ def _step(model: nn.Module, graphs: Sequence[fx.Graph]) -> AnchorStep:
     code = Code(graphs)
     hold_constants(model, graphs)
     return AnchorStep(code.paths, code)
+
+
+def _head_parts(whole: Steps, first: int) -> HeadParts:
+    """The parts of the head that begins at a boundary: timm's networks show in their trace where the first one ends."""
+    if _has_forward_head(whole) and (graphs := whole.graphs_to(_features, first)):
+        return HeadParts(Code(graphs))
+    graphs = whole.graphs_to(partial(_before_classifier, classifier_of(whole.model)), first)
+    return HeadParts(has_forward_head=False, pre_logits=Code(graphs) if graphs else None)
+
+
+def _has_forward_head(whole: Steps) -> bool:
+    """Whether a network ends with timm's `forward_head`."""
+    head = getattr(whole.model, "forward_head", None)
+    is_timms = hasattr(whole.model, "num_features") and head is not None and "pre_logits" in signature(head).parameters
+    return is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
+
+
+def _features(flow: Flow) -> fx.Node | None:
+    return flow.trace.given.get("forward_features")
+
+
+def _before_classifier(name: str, flow: Flow) -> fx.Node | None:
+    """The tensor that enters the classifier, if that is the network's last node."""
+    last = flow.result
+    is_classifier = isinstance(last, fx.Node) and last.op == "call_module" and last.target == name
+    return flow.before(last)[0] if is_classifier else None
 
 
 def _chain(graph: fx.Graph) -> str | None:

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from stitchkit.networks.anchor import Anchor, AnchorSlice, AnchorStep
+from stitchkit.networks.anchor import Anchor, AnchorStep, HeadParts, HeadSlice
 from stitchkit.networks.cut.tracer import INPUT
 from stitchkit.networks.layout import Kind, Layout
-from stitchkit.networks.slices import Boundary, Slice
+from stitchkit.networks.slices import Boundary
 from stitchkit.networks.timm_model import as_timm
 
 
@@ -108,10 +108,14 @@ class View(Anchor):
         return tuple(Boundary(before, after, found=layout) for (after, before), layout in named)
 
     @property
-    def bare_head(self) -> Slice:
+    def _head_parts(self) -> HeadParts:
+        return HeadParts(_normalise if self.final_norm_children else None)
+
+    @property
+    def bare_head(self) -> HeadSlice:
         """The last step without the final normalisation."""
         children = tuple(name for name in self.head_children if name not in self.final_norm_children)
-        return AnchorSlice(self.model, [AnchorStep(children, _pool_and_classify)], self.boundaries[-1], None)
+        return HeadSlice(self, AnchorStep(children, _pool_and_classify), HeadParts())
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -123,8 +127,13 @@ def _pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return as_timm(model).forward_head(x)
 
 
+def _normalise(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor = as_timm(model).norm(x)
+    return found
+
+
 def _normalise_pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return as_timm(model).forward_head(as_timm(model).norm(x))
+    return _pool_and_classify(model, _normalise(model, x))
 
 
 def _stage_steps(model: nn.Module, path: str) -> list[AnchorStep]:

@@ -18,6 +18,7 @@ class ZooFacts(Settings):
         input_size: Channels, height and width of an image.
         num_classes: Number of classes; 0 for networks without a classifier.
         licence: Licence of the weights as timm states it, such as `apache-2.0`.
+        tokens: Of networks without a classifier, the features of each anchor: prefix tokens, rows and columns.
     """
 
     stitches: Count
@@ -25,6 +26,7 @@ class ZooFacts(Settings):
     input_size: tuple[Count, Count, Count]
     num_classes: Natural
     licence: StrictStr = Field(min_length=1)
+    tokens: tuple[tuple[Natural, Count, Count], ...] = ()
 
     @property
     def classes(self) -> str:
@@ -36,3 +38,9 @@ class ZooFacts(Settings):
         """The size of an image in words: `224`, or `224x192` if it is not square."""
         _, height, width = self.input_size
         return str(height) if height == width else f"{height}x{width}"
+
+    @property
+    def positions(self) -> str:
+        """The features in words: `16 x 16 + 5` with five prefix tokens; of each anchor, if they differ."""
+        words = [f"{height} x {width}" + f" + {prefix}" * (prefix > 0) for prefix, height, width in self.tokens]
+        return ", ".join(words if len({*words}) > 1 else words[:1])

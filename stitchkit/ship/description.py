@@ -7,25 +7,25 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.model.layer import StitchLayer
+from stitchkit.model.route_network import RouteNetwork
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.transforms import transform_of
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import check_data_config, given_data_config
 from stitchkit.networks.hub_weights import is_architecture
-from stitchkit.networks.mode import evaluating
+from stitchkit.networks.layout import find_layout
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.formats import About
 
 FORMAT = "stitchkit stitch 1"
 """The format that every description names."""
-FEATURE = "feature"
-"""The name of the output of a network without classes; that of others is `logits`."""
+LOGITS, POOLED, TOKENS = "logits", "pooled", "tokens"
+"""The names of outputs in files: the first of networks with classes, the others of those without."""
 
 
 def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, object]:
@@ -48,19 +48,26 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
     return {"name": name, "label": spec.label, "kwargs": kwargs}
 
 
-def output_of(model: SNNet, stitch: Stitch | int) -> dict[str, object]:
-    """The name and the width of a stitch's output: `logits` of classes, or the pooled `feature` of its end anchor."""
+def output_of(model: SNNet, stitch: Stitch) -> dict[str, object]:
+    """What a stitch gives: `logits` of classes, or the `pooled` feature of its end anchor and its `tokens`.
+
+    The shape of tokens, or maps, is that of one image, with what its axes mean if this is known.
+    """
     if model.num_classes:
-        return {"name": "logits", "width": model.num_classes}
-    blank = next(iter(model.views.values())).blank_image()
-    with evaluating(model), torch.no_grad():
-        return {"name": FEATURE, "width": model(blank, stitch).shape[1]}
+        return {"name": LOGITS, "width": model.num_classes}
+    net, end = model.extract(stitch).eval(), model.views[stitch.segments[-1].anchor]
+    with torch.no_grad():
+        tokens = net.forward_features(end.blank_image())
+        width = net.forward_head(tokens).shape[1]
+    found = find_layout(tuple(tokens.shape), end.model, model.input_size[1:])
+    axes = {"layout": found.kind, "num_prefix_tokens": found.num_prefix_tokens} if found else {}
+    return {"name": POOLED, "width": width, TOKENS: {"shape": [*tokens.shape[1:]], **axes}}
 
 
-def output_name(about: About) -> str:
-    """The name of the output that a description gives; older ones, which give none, are of logits."""
+def gives_features(about: About) -> bool:
+    """Whether a described network has no classes; older descriptions, which do not say it, are of logits."""
     output = about.get("output")
-    return FEATURE if isinstance(output, Mapping) and output.get("name") == FEATURE else "logits"
+    return isinstance(output, Mapping) and output.get("name", LOGITS) != LOGITS
 
 
 def no_classes(what: str) -> InputError:
@@ -71,7 +78,7 @@ def no_classes(what: str) -> InputError:
     )
 
 
-def build(about: Mapping[str, Any]) -> nn.Sequential:
+def build(about: Mapping[str, Any]) -> RouteNetwork:
     """The described network with random weights; nothing is downloaded, and no other anchor is built."""
     if about.get("format") != FORMAT:
         raise InputError(f"its format is {about.get('format')!r}, not '{FORMAT}'; export it again")

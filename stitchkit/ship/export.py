@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,10 +16,11 @@ from torch import nn
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import sync
 from stitchkit.measure.latency import Latency, latencies
+from stitchkit.model.route_network import RouteNetwork
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
-from stitchkit.ship.description import FEATURE, output_name
+from stitchkit.ship.description import LOGITS, POOLED, TOKENS, gives_features
 from stitchkit.ship.formats import About, suffix_of
 from stitchkit.ship.stitch_files import FORMATS, Runner
 
@@ -34,21 +37,36 @@ _SECONDS = 1.0
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How much an output of a file differs from that of its SN-Net.
+
+    Args:
+        largest: The largest difference, or NaN.
+        of: The largest output of the SN-Net, in absolute value.
+    """
+
+    largest: float = 0.0
+    of: float = 0.0
+
+    def and_of(self, found: torch.Tensor, expected: torch.Tensor) -> Difference:
+        """This, with the outputs for further images."""
+        # torch's max keeps NaN; Python's would drop it, and a broken file would agree.
+        largest = float(torch.tensor([self.largest, (found - expected).abs().max()]).max())
+        return Difference(largest, max(self.of, float(expected.abs().max())))
+
+
+@dataclass(frozen=True)
 class Report:
     """The comparison of a file with its SN-Net on some images; sizes in bytes, latencies of one image.
 
     Args:
-        output: What both give: `logits` or `features`.
-        largest_difference: Between the outputs of both.
-        largest_output: Of the SN-Net, in absolute value.
+        differences: By the names of the outputs: `logits`, or `pooled` and `tokens`.
         same_top1: Images on which both predict the same class; None for features.
         snnet_bytes: All weights of the SN-Net.
         snnet_latency: Of the stitch inside the SN-Net.
     """
 
-    output: str
-    largest_difference: float
-    largest_output: float
+    differences: Mapping[str, Difference]
     same_top1: int | None
     images: int
     snnet_bytes: int
@@ -64,7 +82,7 @@ def export(
     images: torch.Tensor,
     about: About,
     *,
-    net: nn.Module | None = None,
+    net: RouteNetwork | None = None,
     calibration: torch.Tensor | None = None,
 ) -> Report:
     """Write one stitch to a file, which appears only if it agrees with the SN-Net.
@@ -84,16 +102,16 @@ def export(
     with evaluating(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name  # on the same disk, so that it can be renamed into place
         try:
-            inside = Runner(partial(model, stitch=stitch)) if net is None else net.eval()
-            # A copy, because exporters change the network that they trace.
-            form.write(model.extract(stitch).eval() if net is None else copy.deepcopy(net), about, draft)
+            own = (model.extract(stitch) if net is None else net).eval()
+            inside = Runner(partial(model, stitch=stitch)) if net is None else own
+            form.write(copy.deepcopy(own), about, draft)  # exporters change the network that they trace
             if calibration is not None:
                 from stitchkit.ship.int8 import quantise  # needs onnxruntime
 
                 quantise(draft, calibration)
             size = sum(value.nbytes for value in model.state_dict().values())
-            output = "features" if output_name(about) == FEATURE else "logits"
-            report = _compare(inside, form.read(draft), images, output, draft.stat().st_size, size)
+            tokens = own.forward_features if gives_features(about) else None
+            report = _compare(inside, tokens, form.read(draft), images, draft.stat().st_size, size)
         except InputError:
             raise
         except OSError as error:
@@ -113,11 +131,12 @@ def export(
 def _fault(report: Report, *, is_int8: bool) -> str:
     """Why a file must not be kept; empty if it may."""
     tolerance, advice = (INT8_TOLERANCE, "omit --int8") if is_int8 else (TOLERANCE, "try another suffix")
-    if not report.largest_difference <= tolerance * max(1.0, report.largest_output):  # nor if one is NaN
-        return (
-            f"its {report.output} differ from the SN-Net's by {report.largest_difference:.3g}, more than {tolerance:g} "
-            f"of {report.output} up to {report.largest_output:.3g}; {advice}"
-        )
+    for output, found in report.differences.items():
+        if not found.largest <= tolerance * max(1.0, found.of):  # nor if one is NaN
+            return (
+                f"its {output} differ from the SN-Net's by {found.largest:.3g}, more than {tolerance:g} of {output} up "
+                f"to {found.of:.3g}; {advice}"
+            )
     if is_int8 and report.same_top1 is not None and report.same_top1 < INT8_AGREEMENT * report.images:
         return (
             f"in int8 it predicts the same class as the SN-Net on only {report.same_top1} of {report.images} images, "
@@ -127,26 +146,31 @@ def _fault(report: Report, *, is_int8: bool) -> str:
 
 
 def _compare(
-    inside: nn.Module, net: nn.Module, images: torch.Tensor, output: str, file_bytes: int, snnet_bytes: int
+    inside: nn.Module,
+    tokens: Callable[[torch.Tensor], torch.Tensor] | None,
+    net: nn.Module,
+    images: torch.Tensor,
+    file_bytes: int,
+    snnet_bytes: int,
 ) -> Report:
-    largest, highest, same = 0.0, 0.0, 0
+    differences, same = defaultdict[str, Difference](Difference), 0
     with torch.inference_mode():
         for batch in (images[:1], images[1:4], *torch.split(images[4:], 16)):  # a file must accept batches of any size
             if not len(batch):
                 continue
-            expected, found = inside(batch), net(batch)
-            if found.shape != expected.shape:
-                raise InputError(f"the file gives {output} of shape {list(found.shape)}, not {list(expected.shape)}")
-            # torch's max keeps NaN; Python's would drop it, and a broken file would agree.
-            largest = float(torch.tensor([largest, (found - expected).abs().max()]).max())
-            highest = max(highest, float(expected.abs().max()))
-            same += int((found.argmax(1) == expected.argmax(1)).sum())
+            output = net(batch)
+            found = output if tokens else {LOGITS: output}
+            expected = {POOLED: inside(batch), TOKENS: tokens(batch)} if tokens else {LOGITS: inside(batch)}
+            for name, values in expected.items():
+                if found[name].shape != values.shape:
+                    shapes = list(found[name].shape), list(values.shape)
+                    raise InputError(f"the file gives {name} of shape {shapes[0]}, not {shapes[1]}")
+                differences[name] = differences[name].and_of(found[name], values)
+            same += int((output.argmax(1) == expected[LOGITS].argmax(1)).sum()) if tokens is None else 0
     times = latencies([inside, net], images[:1], limit_s=_SECONDS)
     return Report(
-        output=output,
-        largest_difference=largest,
-        largest_output=highest,
-        same_top1=same if output == "logits" else None,
+        differences=dict(differences),
+        same_top1=same if tokens is None else None,
         images=len(images),
         snnet_bytes=snnet_bytes,
         file_bytes=file_bytes,

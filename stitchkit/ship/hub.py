@@ -46,7 +46,9 @@ model = stitchkit.HubSNNet.from_pretrained("{{ place }}").eval()
 {{ output }} = model(images, {{ example }})  # images [B, {{ size }}], and the cfg_id of a stitch
 print(model.image, model.classes)  # how images are prepared, also for timm.data.resolve_model_data_config; the classes
 net = model.extract({{ example }})  # a plain nn.Module with only what this stitch needs
-```
+{% if headless %}tokens = net.forward_features(images)  # the unpooled features, as timm's networks give them
+features = net.forward_head(tokens)
+{% endif %}```
 
 {% if front %}## Pareto front
 
@@ -175,6 +177,7 @@ class HubSNNet(
             "place": kwargs.get("repo_id") or "FOLDER_OR_REPOSITORY",
             "example": front[-1]["cfg_id"] if front else 0,
             "output": "logits" if self.num_classes else "features",
+            "headless": not self.num_classes,
             "size": ", ".join(map(str, self.input_size)),
             "front": table(front) if front else "",
             "metric": METRICS[metric].removeprefix("top-1 "),

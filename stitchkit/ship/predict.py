@@ -27,7 +27,7 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing
 from stitchkit.networks.data_config import KEYS, DataConfig
 from stitchkit.progress import progress
-from stitchkit.ship.description import FEATURE, no_classes, output_name
+from stitchkit.ship.description import gives_features, no_classes
 from stitchkit.ship.stitch_files import open_exported
 
 _logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Predictor:
     def open(cls, path: str) -> Predictor:
         """The predictor of an exported `.safetensors` or `.onnx` file."""
         network, about = open_exported(path)
-        if output_name(about) == FEATURE:
+        if gives_features(about):
             raise no_classes(f"'{path}'")
         try:
             data_config = cast(DataConfig, {key: about["input"][key] for key in KEYS})

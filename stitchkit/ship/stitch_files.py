@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 from safetensors import safe_open
@@ -14,15 +14,20 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from stitchkit.errors import InputError, one_line, prefixed
+from stitchkit.model.route_network import RouteNetwork
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.files import unique_keys
-from stitchkit.ship.description import build, output_name
+from stitchkit.ship.description import LOGITS, POOLED, TOKENS, build, gives_features
 from stitchkit.ship.formats import About, suffix_of
 
 _KEY = "stitchkit"
 
 
-def load_stitch(path: str | Path) -> nn.Module:
+Output: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
+"""What a file gives for images: logits, or several features by name."""
+
+
+def load_stitch(path: str | Path) -> RouteNetwork:
     """The network of an exported `.safetensors` file, in evaluation mode.
 
     It is built from timm's classes; nothing is downloaded, nothing in the file is executed, and only the anchors on
@@ -48,7 +53,7 @@ def load_stitch(path: str | Path) -> nn.Module:
     with prefixed(f"'{path}' cannot be used: "):
         net = build(about)
     load_content(net, weights, path)
-    net.about = about  # type: ignore[assignment]
+    net.about = about
     return net.eval()
 
 
@@ -83,14 +88,33 @@ def open_exported(path: str | Path) -> tuple[nn.Module, About]:
 class Runner(nn.Module):
     """A function of images as a module, which can be run and timed like others, with its description if known."""
 
-    def __init__(self, run: Callable[[torch.Tensor], torch.Tensor], about: object = None):
+    def __init__(self, run: Callable[[torch.Tensor], Output], about: object = None):
         super().__init__()
         self._run = run
         self.about = about
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Output:
         """The function's result."""
         return self._run(x)
+
+
+class _Features(nn.Module):
+    """A network without classes as its files are: it gives all features by name."""
+
+    def __init__(self, net: RouteNetwork, about: object):
+        super().__init__()
+        self.net = net
+        self.about = about
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The pooled feature, and what it is pooled from."""
+        tokens = self.net.forward_features(x)
+        return {POOLED: self.net.forward_head(tokens), TOKENS: tokens}
+
+
+def as_in_files(net: nn.Module, about: About) -> nn.Module:
+    """A network with the outputs that its files have."""
+    return _Features(cast(RouteNetwork, net), about) if gives_features(about) else net
 
 
 def write_safetensors(net: nn.Module, about: About, draft: Path) -> None:
@@ -105,7 +129,7 @@ _BATCH = ({0: torch.export.Dim("batch", min=1)},)
 
 def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:
     """The network as a program for batches of any size, without paths of this machine."""
-    net.requires_grad_(False)
+    net = as_in_files(net.requires_grad_(False), about)
     example = torch.zeros(2, *about["input"]["input_size"])  # torch.export would treat a batch of one as a constant
     with torch.no_grad():
         net(example)  # timm's LeViT caches its attention biases in the first run, which a trace must not store
@@ -113,6 +137,12 @@ def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:
     for node in program.graph.nodes:  # stack traces contain paths of this machine
         node.meta.pop("stack_trace", None)
     return program
+
+
+def read_safetensors(path: Path) -> nn.Module:
+    """The network of a file, with the outputs that its other files have."""
+    net = load_stitch(path)
+    return as_in_files(net, net.about)
 
 
 def write_program(net: nn.Module, about: About, draft: Path) -> None:
@@ -136,7 +166,7 @@ def write_onnx(net: nn.Module, about: About, draft: Path) -> None:
         _trace(net, about),
         dynamo=True,
         input_names=["images"],
-        output_names=[output_name(about)],
+        output_names=[POOLED, TOKENS] if gives_features(about) else [LOGITS],
         dynamic_shapes=_BATCH,
         verbose=False,
     )
@@ -155,7 +185,13 @@ def read_onnx(path: Path) -> nn.Module:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     text = session.get_modelmeta().custom_metadata_map.get(_KEY, "null")
     about = json.loads(text, object_pairs_hook=unique_keys)
-    return Runner(lambda x: torch.from_numpy(session.run(None, {"images": x.cpu().numpy()})[0]), about)
+    names = [output.name for output in session.get_outputs()]
+
+    def run(x: torch.Tensor) -> Output:
+        found = [torch.from_numpy(value) for value in session.run(None, {"images": x.cpu().numpy()})]
+        return found[0] if len(found) == 1 else dict(zip(names, found, strict=True))
+
+    return Runner(run, about)
 
 
 class Format(NamedTuple):
@@ -166,7 +202,7 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    ".safetensors": Format(write_safetensors, load_stitch),
+    ".safetensors": Format(write_safetensors, read_safetensors),
     ".onnx": Format(write_onnx, read_onnx),
     ".pt2": Format(write_program, read_program),
 }

@@ -12,7 +12,6 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from timm.data import create_transform, resolve_model_data_config
-from torch import nn
 from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
@@ -26,6 +25,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
 from stitchkit.measure.recalibrate import has_own_statistics, recalibrate, with_calibration
 from stitchkit.model.create import anchors_and_space
+from stitchkit.model.route_network import RouteNetwork
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.data_config import (
     DataConfig,
@@ -170,7 +170,7 @@ def needs_calibration(trained: Trained, stitch: int) -> bool:
     return True
 
 
-def calibrated(trained: Trained, stitch: int) -> nn.Module | None:
+def calibrated(trained: Trained, stitch: int) -> RouteNetwork | None:
     """The network of a stitch with its own batch-norm statistics, if it gets them in an evaluation; None otherwise."""
     recipe, model = trained.recipe, trained.model
     if not needs_calibration(trained, stitch):

@@ -3,14 +3,17 @@
 import copy
 import json
 
+import onnxruntime
 import pytest
 import timm
 import torch
+from timm.data import resolve_model_data_config
 
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
+from stitchkit.model.route_network import RouteNetwork
 from stitchkit.networks.create import create_model
 from stitchkit.settings.recipe import Recipe
 from stitchkit.ship.export import export
@@ -109,20 +112,53 @@ EXPORTS = [(family, suffix) for family in HEADLESS for suffix in FORMATS]
 @pytest.mark.parametrize(
     ("family", "suffix"), mostly_full(EXPORTS, quick=[(HEADLESS[0], ".safetensors"), (HEADLESS[0], ".onnx")])
 )
-def test_an_exported_stitch_gives_the_feature_and_says_so(family, suffix, tmp_path):
+def test_an_exported_stitch_gives_its_features_and_says_so(family, suffix, tmp_path):
     subject = trained(family)
     model, cfg_id, path = subject.model, len(subject.model.space) - 1, tmp_path / f"net{suffix}"
     images = torch.randn(5, *model.input_size, generator=torch.Generator().manual_seed(3))
     about = describe(subject, cfg_id)
     report = export(model, cfg_id, path, images, about)
-    assert (report.output, report.same_top1) == ("features", None)
-    expected = model(images, cfg_id)
-    assert about["output"] == {"name": "feature", "width": expected.shape[1]}
+    assert [*report.differences] == ["pooled", "tokens"]
+    assert report.same_top1 is None
+    tokens = model.extract(cfg_id).forward_features(images)
+    expected = {"pooled": model(images, cfg_id), "tokens": tokens}
+    assert (about["output"]["name"], about["output"]["width"]) == ("pooled", expected["pooled"].shape[1])
+    assert about["output"]["tokens"]["shape"] == list(tokens.shape[1:])
     torch.testing.assert_close(FORMATS[suffix].read(path)(images), expected, atol=1e-4, rtol=0)
     if suffix != ".pt2":
         assert open_exported(path)[1]["output"] == about["output"]
         with pytest.raises(InputError, match=r"net.* gives features, not classes; give a network that was trained for"):
             Predictor.open(str(path))
+
+
+def test_a_file_for_onnx_names_its_outputs_and_takes_any_batch(tmp_path):
+    """As somebody without stitchkit uses it."""
+    subject = trained("headless, traced")
+    about, model = describe(subject, 5), subject.model
+    assert about["output"] == {
+        "name": "pooled", "width": 32, "tokens": {"shape": [21, 32], "layout": "NLC", "num_prefix_tokens": 5}
+    }  # fmt: skip
+    images = torch.randn(7, *model.input_size, generator=torch.Generator().manual_seed(4))
+    export(model, 5, tmp_path / "net.onnx", images, about)
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    assert [output.name for output in session.get_outputs()] == ["pooled", "tokens"]
+    pooled, tokens = session.run(["pooled", "tokens"], {"images": images.numpy()})
+    net = model.extract(5)
+    torch.testing.assert_close(torch.from_numpy(pooled), net(images).detach(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.from_numpy(tokens), net.forward_features(images).detach(), atol=1e-4, rtol=0)
+    told = json.loads(session.get_modelmeta().custom_metadata_map["stitchkit"])
+    assert told["input"]["mean"] == list(resolve_model_data_config(net)["mean"])
+
+
+def test_a_file_whose_tokens_differ_does_not_appear(tmp_path, monkeypatch):
+    """The pooled feature of a class token does not show what happens to the others."""
+    subject = trained("headless vit")
+    whole = RouteNetwork.forward_features
+    monkeypatch.setattr(RouteNetwork, "forward_features", lambda net, x: whole(net, x) + 1e-2 * (x.shape[0] != 3))
+    images = torch.randn(5, *subject.model.input_size)
+    with pytest.raises(InputError, match=r"its tokens differ from the SN-Net's by 0\.01"):
+        export(subject.model, 9, tmp_path / "net.pt2", images, describe(subject, 9))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_logits_are_described_too():
@@ -140,12 +176,19 @@ def test_a_folder_of_the_hub_there_and_back(tmp_path, monkeypatch):
     x = pico_images(size=64)
     for cfg_id in (0, model.space.ids[-1]):
         assert torch.equal(found(x, cfg_id), model(x, cfg_id))
+    net = found.extract(model.space.ids[-1])
+    tokens = net.forward_features(x)
+    assert tokens.shape == (2, 2, 2, net.num_features)
+    assert torch.equal(net.forward_head(tokens), model(x, model.space.ids[-1]))
+    assert resolve_model_data_config(net)["mean"] == tuple(found.image["mean"])
     card = (tmp_path / "hub/README.md").read_text()
     assert "features = model(images" in card
+    assert "tokens = net.forward_features(images)" in card
     assert "pipeline_tag: image-feature-extraction" in card
     assert "image-classification" not in card
     other = stitchkit.HubSNNet(pico_config())
     other.save_pretrained(tmp_path / "classes")
+    assert "forward_features" not in (tmp_path / "classes/README.md").read_text()
     assert "pipeline_tag: image-classification" in (tmp_path / "classes/README.md").read_text()
 
 
@@ -186,5 +229,6 @@ def test_a_stitch_is_exported_on_images_of_any_label(images, tmp_path, capsys):
     assert main(["export", *flags, "-o", str(path)]) == 0
     said = capsys.readouterr().out
     assert "compared on 20 images from the validation split" in said
-    assert "of features up to" in said
+    assert "of pooled up to" in said
+    assert "of tokens up to" in said
     assert "top-1" not in said

@@ -17,6 +17,8 @@ from stitchkit.settings.zoo import facts_of, in_braces, zoo
 from tests.commands import refused
 from tests.support import mostly_full
 
+CROSS = {"dinov2_l_siglip2_so400m"}
+"""Of two kinds of backbone, whose images are prepared unlike: docs/cross_stitches.md says what to do."""
 FILES = {name: short_names()[name] for name in sorted(zoo())}
 
 
@@ -40,7 +42,7 @@ def test_law_10_configurations_of_the_zoo_say_where_they_come_from_and_pin_their
         wrong += [f"{name}: {anchor.name}" for anchor in config.anchors if anchor.name not in known]
         wrong += [f"{name}: {anchor.name}" for anchor in config.anchors if "." not in anchor.name]
         prepared = [timm.models.get_pretrained_cfg(anchor.name) for anchor in config.anchors]
-        if len({(cfg.mean, cfg.std) for cfg in prepared}) > 1:
+        if len({(cfg.mean, cfg.std) for cfg in prepared}) > 1 and name not in CROSS:
             wrong.append(f"{name}: anchors differ in normalisation")
         if licence(config) != facts_of(config).licence:
             wrong.append(f"{name}: licence")

@@ -1,12 +1,15 @@
-"""docs/export.md: every command and every line of Python on it does what it says."""
+"""docs/export.md: every command and every line of Python on it does what it says; and the Python of cross stitches."""
 
 import os
 import re
 import shutil
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
 
+import stitchkit
 from stitchkit.cli import main
 from tests.pages import commands
 from tests.support import ROOT, demo_folder
@@ -41,11 +44,30 @@ def test_the_commands_run(place, capsys):
 
 def test_the_python_runs(place, capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
+    headless = stitchkit.create_snnet("digits_vit", checkpoints=False, num_classes=0).eval()
     for block in blocks:
-        names = {"images": torch.rand(2, 3, 32, 32)}
+        names = {"images": torch.rand(2, 3, 32, 32), "model": headless, "stitch": 12}
         with torch.no_grad():
             exec(block, names)
         assert names["logits"].shape == (2, 10)
     assert len(list((place / "digits-snnet").iterdir())) == 4
     assert "ti[0:4] > s[3:6]" in capsys.readouterr().out
+
+
+def test_the_change_of_mean_and_deviation_in_the_page_of_cross_stitches_is_exact(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/cross_stitches.md").read_text(), re.S)
+    size = {"img_size": 28, "embed_dim": 32, "depth": 2, "num_heads": 2, "pretrained": False}
+    create = timm.create_model
+    monkeypatch.setattr("timm.create_model", lambda name, **given: create(name, **{**given, **size}).eval())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    torch.manual_seed(0)
+    exec(code, names)
+    torch.manual_seed(0)
+    before = create("vit_large_patch14_reg4_dinov2.lvd142m", **size).eval()
+    after = create("vit_large_patch14_reg4_dinov2.lvd142m", **size).eval()
+    after.load_state_dict(load_file("dinov2_l_for_siglip2.safetensors"))
+    pixels, own = torch.rand(2, 3, 28, 28), before.pretrained_cfg
+    mean, std = (torch.tensor(own[key])[:, None, None] for key in ("mean", "std"))
+    torch.testing.assert_close(after((pixels - 0.5) / 0.5), before((pixels - mean) / std), atol=1e-5, rtol=1e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import Parameter, signature
@@ -27,12 +27,14 @@ class Trace:
         labels: A name for every node but parameters and the output: the path of a module, or the path of the module
             in which a function runs and the function's name. A second call of either ends with `_1`, and so on.
         root: The model with the nodes' targets; it shares its tensors with the one that was traced.
+        given: What timm's `forward_features` and `forward_head` give, if there are these methods and it is one tensor.
     """
 
     graph: fx.Graph
     labels: dict[fx.Node, str]
     root: nn.Module
     training: bool
+    given: Mapping[str, fx.Node]
 
     @torch.no_grad()
     def shapes(self, example: torch.Tensor) -> dict[fx.Node, tuple[int, ...]]:
@@ -91,7 +93,7 @@ def trace(
                 warnings.simplefilter("ignore")
                 graph = tracer.trace(root)
             tracer.refuse_lost_changes()
-            return Trace(graph, tracer.labels, root, training)
+            return Trace(graph, tracer.labels, root, training, tracer.given)
         except Untraceable as error:
             # Trace again with this class whole: each failure adds a class, so the loop ends.
             whole.add(error.args[0])

@@ -35,6 +35,21 @@ class Tracer(fx.Tracer):
         self._used: set[str] = set()
         self._paths = {path for path, _ in root.named_modules()}
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
+        self.given: dict[str, fx.Node] = {}
+        for name in ("forward_features", "forward_head"):
+            if hasattr(root, name):
+                setattr(root, name, self._watched(name, getattr(root, name)))
+
+    def _watched(self, name: str, method: Callable[..., object]) -> Callable[..., object]:
+        """A method that also records what it gives."""
+
+        def run(*args: object, **kwargs: object) -> object:
+            found = method(*args, **kwargs)
+            if isinstance(found, fx.Proxy):
+                self.given[name] = found.node
+            return found
+
+        return run
 
     def create_args_for_root(
         self,

@@ -1,0 +1,91 @@
+"""The network of one stitch, which stands on its own and has the interface of timm's models."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from stitchkit.networks.anchor import HeadSlice
+from stitchkit.networks.slices import Slice
+
+
+class RouteNetwork(nn.Sequential):
+    """The steps of one stitch in turn: `stem`, `block0`, ..., `stitch0`, ..., `head`.
+
+    `SNNet.extract` and `load_stitch` make it. Its head is that of the anchor in which the stitch ends, and so are its
+    features.
+    """
+
+    pretrained_cfg: dict[str, Any]
+    """The preparation of images, for `timm.data.resolve_model_data_config`."""
+    about: Mapping[str, Any]
+    """The description of the file that it was loaded from."""
+    _ending: HeadSlice
+
+    @classmethod
+    def of(cls, steps: Mapping[str, nn.Module], ending: HeadSlice) -> RouteNetwork:
+        """The network of some steps, by name.
+
+        Args:
+            ending: The last of them, or the slice around it if that is a module of an anchor.
+        """
+        net = cls(OrderedDict((name, _named(module)) for name, module in steps.items()))
+        net.__dict__["_ending"] = ending  # not as a child: its weights are those of the last step
+        return net
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits; 0 if the output is the pooled feature."""
+        return self._ending.num_classes
+
+    @property
+    def num_features(self) -> int:
+        """Channels of what `forward_features` gives."""
+        return self._ending.num_features
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """The unpooled features of images `[B, C, H, W]`, which enter `forward_head`.
+
+        They are tokens `[B, N, C]`, prefix tokens such as the class token first, or maps `[B, C, H, W]` or
+        `[B, H, W, C]`: the output of the last block, after the final normalisation if the anchor in which the stitch
+        ends has one before its pooling, and if the stitch applies it.
+        """
+        for step in [*self][:-1]:
+            x = step(x)
+        return self._head.run_features(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Logits `[B, num_classes]` of what `forward_features` gives, or the pooled feature if there are no classes.
+
+        Args:
+            pre_logits: Give the pooled feature `[B, C]` that enters the classifier.
+
+        Raises:
+            InputError: If there is a classifier, and it is not known of this network where its feature is.
+        """
+        return self._head.run_head(x, pre_logits=pre_logits)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a new, random one, or remove it if there are to be 0 classes.
+
+        Raises:
+            InputError: If the network has no classifier, and is none of timm's, which know where it belongs.
+        """
+        self._ending.replace_classifier(num_classes)
+        if all(module is not self._ending for module in self.modules()):
+            self.head = self._ending.single_module  # it may be another one now
+
+    @property
+    def _head(self) -> HeadSlice:
+        if self._ending.training != self.training:
+            self._ending.training = self.training
+        return self._ending
+
+
+def _named(module: nn.Module) -> nn.Module:
+    """A module with its names in extracted networks; in saved files, stems are `stem.part`."""
+    return nn.Sequential(OrderedDict(part=module)) if isinstance(module, Slice) else module
