@@ -18,6 +18,7 @@ from stitchkit.data.folders import FolderReader, find_split
 from stitchkit.data.labelled_images import Images
 from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.data.open_dataset import agreed_classes, check_folders, open_dataset
+from stitchkit.data.source import is_list, is_unlabelled
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line, prefixed
@@ -40,6 +41,22 @@ class Datasets:
     train: Images | None
     validation: Images
     classes: tuple[str, ...]
+
+
+def check_labels(recipe: Recipe) -> None:
+    """Refuse images without labels where labels are needed, before anything is written."""
+    source, is_single = source_of(recipe), bool(recipe.model.model)
+    if not (source.needs_labels and is_unlabelled(source, recipe.data.train_split)):
+        return
+    found = f"data folder '{source.root}' has no train/ folder with class folders in it, so its images are"
+    if is_list(str(source.root)):
+        found = f"list '{source.root}' names images"
+    why = "--model" if is_single else f"--loss {recipe.stitch.loss}"
+    advice = "" if is_single else ", or train without labels by --loss features"
+    raise InputError(
+        f"{found} without labels, which {why} needs; give a folder with train/ and validation/ (or val/, or test/), "
+        f"with one folder per class in each{advice}"
+    )
 
 
 def open_datasets(recipe: Recipe) -> Datasets:

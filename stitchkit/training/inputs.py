@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from stitchkit.data.source import Source, check_folder, is_list, is_unlabelled
-from stitchkit.errors import InputError, prefixed
+from stitchkit.data.source import Source, check_folder
+from stitchkit.errors import prefixed
 from stitchkit.paths import check_file
 from stitchkit.restarts import restarts
 from stitchkit.settings.anchor_text import read_anchor
@@ -18,10 +18,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 def read_run(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """The recipe and the stitch configuration of a run; the folder of its data and the files of its weights exist."""
     recipe, config = resolve(flags)
-    source = source_of(recipe)
-    check_folder(source)
-    if source.needs_labels and is_unlabelled(source, recipe.data.train_split):
-        raise _no_labels(source, recipe)
+    check_folder(source_of(recipe))
     # Ranks that a launcher restarts resume from their own checkpoint, even if that of the flags is gone by now.
     if not restarts():
         for place, file in _weights(recipe, config):
@@ -47,20 +44,6 @@ def source_of(recipe: Recipe) -> Source:
     if recipe.run.dry_run and source.download:
         source = replace(source, download=False, advice="leave out --dry-run, which downloads nothing")
     return source
-
-
-def _no_labels(source: Source, recipe: Recipe) -> InputError:
-    """The error for images without labels where labels are needed."""
-    is_single = bool(recipe.model.model)
-    found = f"list '{source.root}' names images" if is_list(str(source.root)) else (
-        f"data folder '{source.root}' has no train/ folder with class folders in it, so its images are"
-    )  # fmt: skip
-    why = "--model" if is_single else f"--loss {recipe.stitch.loss}"
-    advice = "" if is_single else ", or train without labels by --loss features"
-    return InputError(
-        f"{found} without labels, which {why} needs; give a folder with train/ and validation/ (or val/, or test/), "
-        f"with one folder per class in each{advice}"
-    )
 
 
 def _weights(recipe: Recipe, config: StitchConfig | None) -> Iterator[tuple[str, str]]:

@@ -112,7 +112,7 @@ class UntouchedAnchors:
             return
         if "copies" not in content:
             raise InputError(
-                f"checkpoint '{path}' was trained with another --preserve or --loss, so it lacks the anchors' copies; "
-                "use the same, or start anew from its weights with --initial-checkpoint"
+                f"checkpoint '{path}' lacks the copies of the anchors, so it cannot be resumed; start anew from its "
+                "weights with --initial-checkpoint"
             )
         load_content(self.copies, {"state_dict": content["copies"]}, path)

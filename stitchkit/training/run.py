@@ -12,6 +12,7 @@ from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_re
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.checkpoint import Checkpoints
+from stitchkit.training.data import check_labels
 from stitchkit.training.evaluation import evaluate_stitches
 from stitchkit.training.network import check_device, check_names
 from stitchkit.training.plan import plan_network, show_network, show_plan
@@ -29,6 +30,7 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     plan = plan_network(recipe) if recipe.model.anchors else None
     config = config if plan is None else plan.config.with_updates(recipe.stitch)
     check_names(recipe, config)
+    check_labels(recipe)
     run = recipe.run
     # An evaluation and a training write different files, so they may run at the same time.
     lock = recipe.folder / (".eval.lock" if run.eval else TRAIN_LOCK)

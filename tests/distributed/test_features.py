@@ -111,13 +111,13 @@ def test_law_8_a_run_resumes(way, images, tmp_path):
         assert rows(tmp_path / file)[-1] == rows(tmp_path / "whole")[-1]
 
 
-def test_a_checkpoint_without_copies_is_named(images, tmp_path, capsys):
+def test_a_run_with_labels_does_not_go_on_without(images, tmp_path, capsys):
     flags = ["--preserve", "none"]
     assert main(command(images, tmp_path, "task", *flags, "--loss", "task", "--epochs", "1", family="vit")) == 0
     capsys.readouterr()
     resume = ["--resume", str(tmp_path / "task/last.pth.tar")]
     assert main(command(images, tmp_path, "features", *flags, *resume, family="vit")) == 2
-    assert "was trained with another --preserve or --loss, so it lacks the anchors' copies" in capsys.readouterr().err
+    assert "was trained with --loss task, not features; use the same, or" in capsys.readouterr().err
 
 
 @pytest.mark.full

@@ -108,7 +108,7 @@ def test_the_help_says_defaults_that_files_may_replace(command, line, capsys):
     [
         ("--batchsize=3", "unknown flag '--batchsize'; did you mean '--batch-size'?"),
         ("--lrr", "unknown flag '--lrr'; did you mean '--lr'?"),
-        ("--loss", "unknown flag '--loss'; see stitchkit train --help"),
+        ("--quiet", "unknown flag '--quiet'; see stitchkit train --help"),
         ("--xyz", "unknown flag '--xyz'; see stitchkit train --help"),
     ],
 )

@@ -32,7 +32,8 @@ def task_of(model, **changes):
     recipe = settings(**changes)
     freeze(model, recipe.stitch)
     costs = Profiler(model)
-    sampler = create_sampler(model.trainable_stitches(), lambda cfg_id: costs.cost(cfg_id).flops, recipe.stitch, 0)
+    routes, anchors = model.trainable_stitches(), range(model.space.num_anchors)
+    sampler = create_sampler(routes, lambda cfg_id: costs.cost(cfg_id).flops, recipe.stitch, 0, anchors)
     features = FeatureLoss(model, recipe.stitch) if recipe.stitch.uses_features else None
     sizes = {"sides": model.input_size[1:], "mean": (0.5,) * 3, "std": (0.5,) * 3}
     task = create_task(model, recipe, CPU, **sizes, sampler=sampler, features=features)

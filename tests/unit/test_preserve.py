@@ -131,7 +131,7 @@ def test_copies_come_back_from_a_checkpoint():
     assert again.alone == {"ti": 50.0}
     for key, value in untouched.copies.state_dict().items():
         assert torch.equal(again.copies.state_dict()[key], value)
-    with pytest.raises(InputError, match=r"'a\.pth' was trained with another --preserve or --loss, so it lacks"):
+    with pytest.raises(InputError, match=r"'a\.pth' lacks the copies of the anchors"):
         again.restore({"alone": {}}, "a.pth")
     with pytest.raises(InputError, match=r"'a\.pth' belongs to another configuration"):
         again.restore({"copies": {"0.pos_embed": torch.zeros(1)}}, "a.pth")

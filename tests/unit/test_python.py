@@ -67,7 +67,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
     )
     for said in (
         "anchor ti: ", "network: 17 stitches, ", "data: 64 training images, 20 validation images, 4 classes",
-        "cost bins: ", "routes are drawn by --sampler cost_bins, with --preserve none",
+        "cost bins: ", "routes are drawn by --sampler cost_bins, and learn by --loss task with --preserve none",
         "training: 2 epochs of 4 steps, 8 steps in total, 16 images in a step",
         "learning rate: 0.001 by adamw", "schedule cosine, 1 epoch of warm-up\n",
     ):  # fmt: skip

@@ -18,7 +18,7 @@ from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.trained_snnet import open_trained, sample_images
-from stitchkit.training.data import create_loaders, open_datasets
+from stitchkit.training.data import check_labels, create_loaders, open_datasets
 from stitchkit.training.inputs import read_run
 from stitchkit.training.network import create_network
 from tests import archives
@@ -202,8 +202,14 @@ def test_other_bad_places_are_one_message(photos, tmp_path):
         open_dataset(source, "mine")
 
 
+def opened(flags):
+    recipe, _ = read_run(flags)
+    check_labels(recipe)
+    return open_datasets(recipe)
+
+
 def test_where_labels_are_needed_the_message_says_so(photos, tmp_path, capsys):
-    """Before torch is loaded; for jobs and others, nothing has changed."""
+    """Before anything is written; for jobs and others, nothing has changed."""
     (tmp_path / "empty").mkdir()
     config, listed = write_config(tmp_path / "pico.json"), write_list(tmp_path / "list.txt", ["a.png"])
     stitched = {"stitch_config": str(config), "pretrained": False}
@@ -214,18 +220,17 @@ def test_where_labels_are_needed_the_message_says_so(photos, tmp_path, capsys):
         listed: f"list '{listed}' names images {without}",
     }.items():
         with pytest.raises(InputError, match=re.escape(message)) as caught:
-            read_run({"data_dir": str(place), **stitched})
+            opened({"data_dir": str(place), **stitched})
         assert str(caught.value).endswith("one folder per class in each, or train without labels by --loss features")
     with pytest.raises(InputError, match=re.escape("which --loss features+task needs; give")):
-        read_run({"data_dir": str(photos), **stitched, "loss": "features+task"})
+        opened({"data_dir": str(photos), **stitched, "loss": "features+task"})
     for more in ({}, {"eval": True, "pretrained": True}):
         with pytest.raises(InputError, match=r"which --model needs; give .* one folder per class in each$"):
-            read_run({"data_dir": str(photos), "model": "resnet18", **more})
+            opened({"data_dir": str(photos), "model": "resnet18", **more})
     line = refused(capsys, "train", photos, "--stitch_config", config, *FLAGS, "--output", tmp_path / "out")
     assert "or train without labels by --loss features" in line
     assert not (tmp_path / "out").exists()
-    recipe, _ = read_run({"data_dir": str(photos), **stitched, "loss": "features"})
-    assert len(open_datasets(recipe).train) == 38
+    assert len(opened({"data_dir": str(photos), **stitched, "loss": "features"}).train) == 38
     with pytest.raises(InputError, match="has no train/ folder with class folders in it"):
         open_dataset(Source(str(photos)), "train")
 
