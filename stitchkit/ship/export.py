@@ -134,8 +134,8 @@ def _fault(report: Report, *, is_int8: bool) -> str:
     for output, found in report.differences.items():
         if not found.largest <= tolerance * max(1.0, found.of):  # nor if one is NaN
             return (
-                f"its {output} differ from the SN-Net's by {found.largest:.3g}, more than {tolerance:g} of {output} up "
-                f"to {found.of:.3g}; {advice}"
+                f"its output '{output}' differs from the SN-Net's by {found.largest:.3g}, more than {tolerance:g} for "
+                f"values up to {found.of:.3g}; {advice}"
             )
     if is_int8 and report.same_top1 is not None and report.same_top1 < INT8_AGREEMENT * report.images:
         return (
