@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.frame import DIGITS, ROOT, Check, Options, Result, command, random_snnet
-from stitchkit.data.digits import write_digits
+from stitchkit.data.demo import write_digits
 from stitchkit.measure.ledger import Row, read_rows
 
 _COPIES = 5

@@ -23,7 +23,7 @@ from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
 from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.worker import SweepJob
-from stitchkit.data.digits import write_digits
+from stitchkit.data.demo import write_digits
 from tests.networks import TRACED
 
 ROOT = Path(__file__).parent.parent

@@ -39,13 +39,17 @@ def _add_datasets_commands(parser: argparse.ArgumentParser) -> None:
 
 def _add_demo_data_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder to write, e.g. data/digits")
+    parser.add_argument(
+        "--kind", choices=("digits", "glyphs"), default="digits", help="real scans, or rendered letters"
+    )
 
 
 def _demo_data(flags: argparse.Namespace) -> None:
-    from stitchkit.data.digits import write_digits
+    from stitchkit.data.demo import write_digits, write_glyphs
 
-    write_digits(Path(flags.folder))
+    write = {"digits": write_digits, "glyphs": write_glyphs}[flags.kind]
+    print(write(Path(flags.folder)))
 
 
 datasets = Command(_list, "list the data sets known by name, or prepare a collection", _add_datasets_commands)
-demo_data = Command(_demo_data, "write scikit-learn's handwritten digits as an image folder", _add_demo_data_flags)
+demo_data = Command(_demo_data, "write the images of a demo as a folder", _add_demo_data_flags)

@@ -9,7 +9,7 @@ from timm.data import create_dataset, create_transform, resolve_model_data_confi
 
 import stitchkit
 from stitchkit.cli import main
-from stitchkit.data.digits import write_digits
+from stitchkit.data.demo import write_digits
 from stitchkit.measure.ledger import read_rows
 from tests.support import FLAGS, pico_anchor, pico_config, weights, write_config
 

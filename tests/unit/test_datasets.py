@@ -18,7 +18,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.cli import main
 from stitchkit.data.batches import without_padding
-from stitchkit.data.digits import write_digits
+from stitchkit.data.demo import write_digits
 from stitchkit.data.folders import FolderReader
 from stitchkit.data.loader_processes import workers_for
 from stitchkit.data.open_dataset import open_dataset as open_source
