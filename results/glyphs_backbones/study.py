@@ -91,7 +91,7 @@ def train_and_judge(way: str, seed: int) -> str:
         ]
         config = OUTPUT / f"{name}.json"
         config.write_text(json.dumps(content))
-        place = ["--seed", str(seed), "--experiment", name, "--output", OUTPUT, "-b", "64"]
+        place: list[str | Path] = ["--seed", str(seed), "--experiment", name, "--output", OUTPUT, "-b", "64"]
         stitchkit("train", DATA / "unlabelled", "--stitch_config", config, *flags, *place, "--resume", "auto")
         stitchkit("train", DATA, "-c", folder / "args.yaml", "--eval", "--resume", folder / "last.pth.tar")
         (folder / "stitches_res.txt").rename(ledger_of(way, seed))
