@@ -61,7 +61,11 @@ class Profiler:
 
     def cost(self, stitch: Stitch | int) -> Cost:
         """Cost of a stitch at the anchors' input size."""
-        return reduce(operator.add, map(self._cost_of, self._model.steps(stitch)))
+        return reduce(operator.add, self.costs(stitch))
+
+    def costs(self, stitch: Stitch | int) -> list[Cost]:
+        """Cost of each of a stitch's steps, in their order."""
+        return [*map(self._cost_of, self._model.steps(stitch))]
 
     def _cost_of(self, step: Step) -> Cost:
         # Joints that share a stitching layer pay the same for it.

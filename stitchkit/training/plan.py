@@ -97,9 +97,9 @@ def _of_training(session: Session) -> Iterator[str]:
     assert session.loaders.train is not None, "training opens the training split"
     if isinstance(session.model, SNNet):
         freeze(session.model, recipe.stitch)
-        if said := say_frozen(session.model, recipe.stitch):
-            yield said
         sampler_of(session.model, recipe)  # it says what it draws, or refuses its settings
+        if said := uncompiled(session.model)(say_frozen)(session.model, recipe.stitch):
+            yield said
         yield (
             f"routes are drawn by --sampler {recipe.stitch.sampler}, and learn by --loss {recipe.stitch.loss} with "
             f"--preserve {recipe.stitch.way_to_preserve}"

@@ -12,6 +12,7 @@ from torch import nn
 
 from stitchkit.display import quantity
 from stitchkit.errors import InputError
+from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.slices import extract
 from stitchkit.networks.weights import load_content
@@ -39,8 +40,30 @@ def say_frozen(model: SNNet, settings: StitchRecipe) -> str:
     trained = quantity(sum(weight.numel() for weight in weights if weight.requires_grad))
     said = f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
     if settings.way_to_preserve == "frozen":
-        said += "; what a stitch runs before its first joint needs no gradients"
+        said += f", which saves {100 * saved_share(model, settings):.0f} % of a step's FLOPs"
     return said
+
+
+def saved_share(model: SNNet, settings: StitchRecipe) -> float:
+    """The share of a step's FLOPs that frozen anchors save, in the mean over all stitches with a joint.
+
+    A backward pass costs the forward pass once for the gradients of activations, and once for those of weights. Blocks
+    before the first joint then have neither, and those after it only the former. With features, both ways of training
+    run the anchor in which a stitch ends once more.
+    """
+    profiler = Profiler(model)
+    cut = [cfg_id for cfg_id in model.space.ids if not model.space[cfg_id].is_anchor]
+    frozen = everything = 0
+    for cfg_id in cut:
+        passes = 1
+        for step, cost in zip(model.steps(cfg_id), profiler.costs(cfg_id), strict=True):
+            passes = passes if step.joint is None else 2
+            frozen += (passes + (step.joint is not None)) * cost.flops
+            everything += 3 * cost.flops
+        if settings.uses_features:
+            end = [*model.views].index(model.space[cfg_id].segments[-1].anchor)
+            frozen, everything = (total + profiler.cost(end).flops for total in (frozen, everything))
+    return 1 - frozen / everything
 
 
 def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:

@@ -22,7 +22,7 @@ from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.features import FeatureLoss
-from stitchkit.training.network import sampler_of
+from stitchkit.training.network import sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, say_frozen
 from stitchkit.training.samplers import Sampler
@@ -105,9 +105,9 @@ def _prepare(
     sampler = replay = features = None
     if isinstance(model, SNNet):
         freeze(model, recipe.stitch)
-        if said := say_frozen(model, recipe.stitch):
+        sampler = sampler_of(model, recipe)  # refuses a network without anything to train
+        if said := uncompiled(model)(say_frozen)(model, recipe.stitch):
             _logger.info("%s", said)
-        sampler = sampler_of(model, recipe)
         if content is None and not recipe.model.initial_checkpoint and recipe.stitch.ls_init:
             _fit(session, model, loader)
         replay = Replay(model) if recipe.stitch.way_to_preserve == "replay" else None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_frozen_anchors_are_the_same_before_and_after(family, images, tmp_path, 
     released, x = family_snnet(family), pico_images(size=model.input_size[-1])
     for cfg_id, anchor in enumerate(released.views.values()):
         assert torch.equal(model.eval()(x, cfg_id), anchor.model(x))
-    assert "parameters are trained; what a stitch runs before its first joint needs no gradients" in caplog.text
+    assert re.search(r"parameters are trained, which saves [1-6]\d % of a step's FLOPs", caplog.text)
 
 
 def test_joints_learn_and_the_summary_shows_it(images, tmp_path, caplog):
