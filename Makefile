@@ -1,4 +1,4 @@
-# make demo, make demo-sweep, make demo-compose: everything on real data, in a few minutes.
+# make demo, make demo-backbone, make demo-sweep, make demo-compose: everything at small size, in a few minutes.
 # make test: a case of every kind, in minutes.   make test-all: every case.   make lint: style and types.   CI runs all three.
 # make nightly: 5,000 new odd files for every reader, and every model as an anchor; it takes hours.
 # make bench: our code against a plain reference; it takes long, and needs an idle machine.
@@ -10,13 +10,16 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(VENV)/.demo-installed)
 DATA := data/digits
-TRAIN = PYTHON=$(BIN)/python ./distributed_train.sh 2 $(DATA)
+LAUNCH = PYTHON=$(BIN)/python ./distributed_train.sh 2
+TRAIN = $(LAUNCH) $(DATA)
 RUN := outputs/digits_vit
 
+GLYPHS := data/glyphs
+BACKBONES := outputs/glyphs_convnext
 SWEEP := outputs/sweep_digits
 COMPOSED := outputs/compose_digits
 
-.PHONY: install demo demo-sweep demo-compose test test-full test-all nightly lint bench clean
+.PHONY: install demo demo-backbone demo-sweep demo-compose test test-full test-all nightly lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -65,6 +68,19 @@ demo: $(DEMO) $(RUN)/trained
 	  'of configs/digits_vit.json and run' \
 	  '  ./distributed_train.sh 2 $(DATA) --stitch_config YOUR.json' \
 	  'or your own images: ./distributed_train.sh 2 YOUR_FOLDER --stitch_config configs/deit_ti_s_b.json --distillation-type none'
+
+demo-backbone: $(DEMO) $(BACKBONES)/trained
+	@echo "== every stitch of the two backbones, judged by its features"
+	$(LAUNCH) $(GLYPHS) --stitch_config configs/glyphs_convnext.json --eval --resume $(BACKBONES)/last.pth.tar
+	$(BIN)/stitchkit pareto $(BACKBONES)/stitches_res.txt --metric knn --plot $(BACKBONES)/pareto.png
+	@printf '%s\n' '' 'Two backbones became nine, without a label, and both stayed what they were.' \
+	  '  $(BACKBONES)/stitches_res.txt  k-NN and linear-probe accuracy, agreement and cost of each' \
+	  '  $(BACKBONES)/pareto.png        the trade-off; open it' \
+	  '  $(BACKBONES)/last.pth.tar      the weights of all' \
+	  'Next, one of them as a file:' \
+	  '  $(BIN)/stitchkit export -c $(BACKBONES)/eval_args.yaml --resume $(BACKBONES)/last.pth.tar \' \
+	  '    --ledger $(BACKBONES)/stitches_res.txt --metric knn --max-flops 1M -o backbone.onnx' \
+	  'or your own photos and DINOv2: docs/backbones.md'
 
 demo-sweep: $(DEMO) outputs/digits_r18/trained outputs/digits_s/trained
 	@echo "== from the ResNet into the ViT: every gap, every adapter"
@@ -119,6 +135,25 @@ outputs/digits_dense/trained: $(DATA)/validation
 	  --model-kwargs growth_rate=8 block_config=[2,2,2,2] --experiment digits_dense --resume auto
 	@touch $@
 
+GLYPHS_SIZE := -c configs/digits_anchor.yaml --model convnext_atto --img-size 32
+
+outputs/glyphs_s/trained: $(GLYPHS)/validation
+	@echo "== backbone s: a small ConvNeXt, trained with labels"
+	$(LAUNCH) $(GLYPHS) $(GLYPHS_SIZE) --epochs 12 --warmup-epochs 1 --model-kwargs depths=[1,1,2,1] dims=[16,24,32,48] \
+	  --experiment glyphs_s --resume auto
+	@touch $@
+
+outputs/glyphs_b/trained: $(GLYPHS)/validation
+	@echo "== backbone b: a larger one"
+	$(LAUNCH) $(GLYPHS) $(GLYPHS_SIZE) --epochs 25 --model-kwargs depths=[2,2,8,2] dims=[24,32,48,64] \
+	  --experiment glyphs_b --resume auto
+	@touch $@
+
+$(BACKBONES)/trained: outputs/glyphs_s/trained outputs/glyphs_b/trained
+	@echo "== all stitches of the two, without their classifiers and without labels, on other images"
+	$(LAUNCH) $(GLYPHS)/unlabelled --stitch_config configs/glyphs_convnext.json --resume auto
+	@touch $@
+
 $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained
 	@echo "== all stitches of the three anchors, trained together"
 	$(TRAIN) --stitch_config configs/digits_vit.json --resume auto
@@ -127,7 +162,10 @@ $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digit
 $(DATA)/validation: | $(DEMO)
 	$(BIN)/stitchkit demo-data $(DATA)
 
-.PRECIOUS: outputs/digits_%/trained $(DATA)/validation
+$(GLYPHS)/validation: | $(DEMO)
+	$(BIN)/stitchkit demo-data $(GLYPHS) --kind glyphs
+
+.PRECIOUS: outputs/digits_%/trained $(DATA)/validation $(GLYPHS)/validation
 
 clean:
 	rm -rf outputs data build *.egg-info
