@@ -20,7 +20,7 @@ from stitchkit.data.unreadable import CheckedImages
 from stitchkit.display import quantity
 from stitchkit.distributed import from_primary, gather_objects
 from stitchkit.errors import InputError
-from stitchkit.files import descriptor, refuse_link, write_text
+from stitchkit.files import opened, refuse_link, write_text
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.data_config import saved_data_config
 from stitchkit.networks.mode import evaluating
@@ -49,15 +49,11 @@ class _File:
 
     def make(self) -> None:
         """Create it, full of zeros."""
-        place = descriptor(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        try:
+        with opened(self.path, "xb") as file:
+            file.truncate(self.nbytes)
             if hasattr(os, "posix_fallocate"):  # not on macOS
-                # Later writes go to memory; where a full disk has no room for it, the system kills the process.
-                os.posix_fallocate(place, 0, self.nbytes)
-            else:
-                os.ftruncate(place, self.nbytes)
-        finally:
-            os.close(place)
+                # It reserves the room: if there is none when memory is written to the disk, the process is killed.
+                os.posix_fallocate(file.fileno(), 0, self.nbytes)
 
     def open(self) -> torch.Tensor:
         refuse_link(self.path)
@@ -83,15 +79,11 @@ class CacheFiles:
     def __str__(self) -> str:
         labels = [file.path.stem for file in self.features.values()]
         what = f"features of anchor{'' if len(labels) == 1 else 's'} {', '.join(labels)}"
-        return f"{what} are kept in {self.folder}: {quantity(self._size)}B"
+        return f"{what} are kept in {self.folder}: {quantity(sum(file.nbytes for file in self._all))}B"
 
     @property
     def _all(self) -> list[_File]:
         return [*self.features.values(), *self.found.values()]
-
-    @property
-    def _size(self) -> int:
-        return sum(file.nbytes for file in self._all)
 
     def exist(self) -> bool:
         """Whether they exist; if not, it is an error if there is no room for them or something else in the folder."""
@@ -101,11 +93,10 @@ class CacheFiles:
         place = next(place for place in (folder, *folder.parents) if place.exists())
         if place == folder and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(
-                f"'{self.folder}' is not empty and has no {_ABOUT}, so it has no features; give a new folder as "
-                "--cache-features"
+                f"'{self.folder}' is not empty, and has no features; give a new folder as --cache-features"
             )
         free = shutil.disk_usage(place).free
-        if self._size > free:
+        if free < sum(file.nbytes for file in self._all):
             raise InputError(
                 f"{self}, but the disk has {quantity(free)}B left; give a folder on another disk, or leave "
                 "--cache-features out"

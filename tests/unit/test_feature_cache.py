@@ -170,7 +170,7 @@ def test_nothing_is_written_where_there_is_something_else_or_no_room(dry, images
     (tmp_path / "full/s.features").write_text("mine")
     for place in ("full", "full/s.features"):
         said = refused(capsys, *command(images, tmp_path, "run", "--cache-features", tmp_path / place, *dry))
-        assert "is not empty and has no cache.json, so it has no features; give a new folder" in said
+        assert "is not empty, and has no features; give a new folder as --cache-features" in said
     assert [*(tmp_path / "full").iterdir()] == [tmp_path / "full/s.features"]
     assert (tmp_path / "full/s.features").read_text() == "mine"
     asked = []
