@@ -91,7 +91,8 @@ def _peak(run: Callable[[], list[float]], weights: int, *, device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
-        return weights + torch.cuda.max_memory_allocated() - before
+        reached: int = torch.cuda.max_memory_allocated()
+        return weights + reached - before
     with LiveBytes() as live:
         run()
     return weights + live.peak

@@ -73,9 +73,13 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         is_training: Replace bad images.
         limit: Largest share of bad images; a few are always allowed, unless it is 0.
         flag: The flag that sets the limit; empty if there is none.
+        is_numbered: Give the number of each image in the place of its label.
     """
 
-    def __init__(self, dataset: Images, *, num_classes: int, is_training: bool, limit: float = 0.01, flag: str = ""):
+    def __init__(
+        self, dataset: Images, *, num_classes: int, is_training: bool, limit: float = 0.01, flag: str = "",
+        is_numbered: bool = False,
+    ):  # fmt: skip
         self.dataset = dataset
         self.classes = tuple(dataset.classes)
         self.split: str = dataset.split
@@ -84,6 +88,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self._num_classes = num_classes if self._is_labelled else 0
         self._limit = limit
         self._flag = flag
+        self._is_numbered = is_numbered
         self._replaces = is_training or not self._is_labelled
         # Loader processes write to it, each its own bytes, so no lock is needed.
         self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
@@ -121,7 +126,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
                 self._bad[index] = 1
                 self._check(int(self._bad.sum()))
             return None
-        return image, label if self._is_labelled else NO_CLASS
+        return image, index if self._is_numbered else label if self._is_labelled else NO_CLASS
 
     def _sample(self, index: int) -> tuple[Any, int]:
         """An image and its label; timm's own method would log every fault and raise without its cause."""
@@ -144,6 +149,10 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     def _names(self, bad: torch.Tensor) -> str:
         found = bad.nonzero().flatten().tolist()
         return listed([self._name(index) for index in found[: _SHOWN + 1]], most=_SHOWN)
+
+    def names(self) -> list[str]:
+        """The name of each image as messages quote it; a number if it has none."""
+        return [*map(self._name, range(len(self)))]
 
     def _name(self, index: int) -> str:
         reader = getattr(self.dataset, "reader", None)

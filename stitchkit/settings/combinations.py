@@ -57,7 +57,7 @@ _OF_LABELS = {
 
 def check(recipe: Recipe) -> Recipe:
     """Check that the settings of a recipe are compatible."""
-    parts = (_check_subject, _check_network, _check_features, _check_schedule, _check_batches)
+    parts = (_check_subject, _check_network, _check_features, _check_cache, _check_schedule, _check_batches)
     for part in (*parts, _check_pairs, _check_packages):
         part(recipe)
     _ = recipe.folder  # refuses one outside --output
@@ -140,6 +140,25 @@ def _check_features(recipe: Recipe) -> None:
             f"--loss features uses no labels, without which {', '.join(map(flag_of, given))} would have no effect; "
             f"leave it out{f' ({undone})' if undone else ''}, or give --loss features+task"
         )
+
+
+def _check_cache(recipe: Recipe) -> None:
+    """Refuse to keep features that change from epoch to epoch, or that nothing needs."""
+    stitch = recipe.stitch
+    if stitch.cache_features is None or recipe.run.eval:
+        return
+    if stitch.loss != "features":
+        raise InputError(
+            f"--cache-features is for training without labels, not for --loss {stitch.loss}; give --loss features, or "
+            "leave it out"
+        )
+    if not stitch.freezes_anchors:
+        raise InputError(
+            f"--cache-features keeps features of frozen anchors, and --preserve {stitch.preserve} trains them; give "
+            "--preserve frozen or lora, or leave it out"
+        )
+    if not recipe.augment.no_aug:
+        raise InputError("--cache-features needs the same images in every epoch; add --no-aug, or leave it out")
 
 
 def _check_schedule(recipe: Recipe) -> None:

@@ -33,7 +33,7 @@ LayerKind = Literal["linear", "lowrank", "mlp"]
 """The kinds of stitching layer."""
 
 # Whoever runs a configuration decides where output is written and to whom it is sent, not its author.
-_NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
+_NOT_ITS_AUTHORS = ("output", "cache_features", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
 
 
 @dataclass(frozen=True)

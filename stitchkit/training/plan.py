@@ -17,6 +17,8 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.training.checkpoint import load_run
 from stitchkit.training.data import weights_dtype
 from stitchkit.training.evaluation import prepare_evaluation
+from stitchkit.training.feature_cache import plan_cache
+from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import freeze, say_frozen
@@ -104,6 +106,7 @@ def _of_training(session: Session) -> Iterator[str]:
             f"routes are drawn by --sampler {recipe.stitch.sampler}, and learn by --loss {recipe.stitch.loss} with "
             f"--preserve {recipe.stitch.way_to_preserve}"
         )
+        yield from _of_cache(session, session.model)
     how = create_optimisation(session.model, recipe, batches=len(session.loaders.train), ranks=ranks)
     images = recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps
     steps = how.epochs * how.updates_per_epoch
@@ -112,3 +115,10 @@ def _of_training(session: Session) -> Iterator[str]:
     number = recipe.schedule.warmup_epochs
     warm_up = f", {number:g} epoch{'' if number == 1 else 's'} of warm-up" if recipe.schedule.sched != "none" else ""
     yield f"learning rate: {how.rate:.3g} by {recipe.optim.opt}, schedule {recipe.schedule.sched}{warm_up}"
+
+
+def _of_cache(session: Session, model: SNNet) -> Iterator[str]:
+    if session.recipe.stitch.cache_features is not None:
+        files = plan_cache(session, FeatureLoss(model, session.recipe.stitch).ends(model.trainable_stitches()))
+        files.exist()  # or have room
+        yield str(files)

@@ -21,6 +21,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
+from stitchkit.training.feature_cache import open_cache
 from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
@@ -108,10 +109,12 @@ def _prepare(
         sampler = sampler_of(model, recipe)  # refuses a network without anything to train
         if said := uncompiled(model)(say_frozen)(model, recipe.stitch):
             _logger.info("%s", said)
+        if recipe.stitch.uses_features:
+            features = FeatureLoss(model, recipe.stitch)
+            features.cache = open_cache(session, features.ends(model.trainable_stitches()))
         if content is None and not recipe.model.initial_checkpoint and recipe.stitch.ls_init:
             _fit(session, model, loader)
         replay = Replay(model) if recipe.stitch.way_to_preserve == "replay" else None
-        features = FeatureLoss(model, recipe.stitch) if recipe.stitch.uses_features else None
     untouched = UntouchedAnchors(replay.copies if replay else features.copies if features else None)
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task = create_task(

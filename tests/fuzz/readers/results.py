@@ -24,6 +24,7 @@ from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.recipe import Recipe
 from stitchkit.ship.pick import Budget, pick
 from stitchkit.ship.report import _training, read_ledgers
+from stitchkit.training.feature_cache import CacheFiles
 from stitchkit.training.summary import cut_summaries, read_summary
 from tests.fuzz.inputs import Seed, in_lines, in_yaml
 from tests.fuzz.readers.base import JSON, LINES, ROWS, SETTINGS, Reader, arguments
@@ -72,6 +73,7 @@ def _with_sums(text: bytes) -> bytes:
     return save({"sums": torch.zeros(2, 4)}, metadata={"about": text.decode(errors="replace")})
 
 
+_KEPT: dict[str, object] = {"anchors": {"s": "0"}, "images": {"count": 4}, "precision": ["torch.float32", None]}
 _METADATA = Seed(
     {
         "arch": "a", "adapter": "linear", "first_deleted_block": 1, "last_deleted_block": 1, "num_downsamples": 0,
@@ -142,6 +144,11 @@ READERS = {
         [Seed({"of": {"a": 1}, "batches": 3}, JSON)],
         lambda path: PartialSums(path, {"a": 1}).restore(torch.zeros(2, 4)),
         _with_sums,
+    ),
+    "kept features": Reader(
+        "cache.json",
+        [Seed(_KEPT, JSON)],
+        lambda path: CacheFiles(path.parent, {}, {}).make(_KEPT),
     ),
     "metadata of a job": Reader(
         "job/metadata.yml",
