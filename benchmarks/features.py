@@ -91,9 +91,9 @@ def _peak(run: Callable[[], list[float]], weights: int, *, device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
-        reached: int = torch.cuda.max_memory_allocated()
-        return weights + reached - before
-    with LiveBytes() as live:
+        return weights + int(torch.cuda.max_memory_allocated() - before)
+    live = LiveBytes()
+    with live:
         run()
     return weights + live.peak
 
