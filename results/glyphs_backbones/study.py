@@ -29,11 +29,10 @@ WAYS: dict[str, tuple[str, list[str]]] = {
     "demo": ("mlp", []),
     "squared error": ("mlp", ["--feature-distance", "mse"]),
     "linear layers": ("linear", []),
-    "linear layers, squared error": ("linear", ["--feature-distance", "mse"]),
     "layers not fitted first": ("mlp", ["--no-ls-init"]),
+    "learning rate 0.005": ("mlp", ["--lr", "5e-3"]),
     "1 epoch": ("mlp", ["--epochs", "1", "--warmup-epochs", "0"]),
-    "5 epochs": ("mlp", ["--epochs", "5"]),
-    "60 epochs": ("mlp", ["--epochs", "60"]),
+    "10 epochs": ("mlp", ["--epochs", "10"]),
     "anchors trained too": ("mlp", ["--preserve", "none", "--lr", "2e-3"]),
 }
 """What differs from the demo: the kind of the stitching layers, and flags."""
@@ -82,7 +81,7 @@ def anchors() -> dict[str, dict[str, object]]:
 def train_and_judge(way: str, seed: int) -> str:
     """Train the stitches of one row without labels, and judge each with them."""
     layer, flags = WAYS[way]
-    name = f"{way.replace(', ', '-').replace(' ', '-')}-{seed}"
+    name = ledger_of(way, seed).name.removesuffix(".txt")
     folder = OUTPUT / name
     if not ledger_of(way, seed).exists():
         content = json.loads(CONFIG.read_text()) | {"layer": layer}
@@ -100,7 +99,7 @@ def train_and_judge(way: str, seed: int) -> str:
 
 def ledger_of(way: str, seed: int) -> Path:
     """The ledger of a row, which is there when all its stitches are judged."""
-    return OUTPUT / f"{way.replace(', ', '-').replace(' ', '-')}-{seed}.txt"
+    return OUTPUT / f"{way.replace(' ', '-')}-{seed}.txt"
 
 
 def above(rows: Sequence[Mapping[str, float]], metric: str) -> list[float]:

@@ -77,7 +77,7 @@ def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
     from stitchkit.measure.ledger import COSTS, nouns_of, read_rows
-    from stitchkit.measure.metric import by, check_overlay, metric_of
+    from stitchkit.measure.metric import by, check_overlay, compared_note, metric_of
     from stitchkit.measure.overlay import read_overlay, verdict
     from stitchkit.measure.pareto import pareto_front, plot, table
     from stitchkit.measure.self_stitch import self_stitch_note
@@ -93,7 +93,7 @@ def _pareto(flags: argparse.Namespace) -> None:
         check_latencies(rows, allowed=flags.allow_unreliable)
     overlay = read_overlay(flags.overlay, [cost]) if flags.overlay else None
     print(table(front))
-    for note in filter(None, [latency_note(rows), self_stitch_note(rows)]):
+    for note in filter(None, [latency_note(rows), self_stitch_note(rows), compared_note(rows, metric)]):
         print(note)
     network, uncut = nouns_of(rows)
     number = counted(len(rows), network)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from stitchkit.display import listed
 from stitchkit.errors import InputError, unknown
 from stitchkit.measure.ledger import Row
+from stitchkit.routes import Stitch
 
 ACCURACY = "acc1"
 METRICS = {
@@ -21,6 +22,7 @@ METRICS = {
 }
 """What the figures are called."""
 _DEFAULTS = (ACCURACY, "knn", "cosine")
+_AGREEMENTS = ("cosine", "cka")
 
 
 def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
@@ -38,6 +40,30 @@ def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
     if found and name not in found:
         raise InputError(f"no row of the ledger has '{name}'; choose from {listed(found, most=len(METRICS))}")
     return name
+
+
+def compared(rows: Sequence[Row], metric: str) -> list[Row]:
+    """The rows that a metric compares: by agreement, only those that end in the same anchor as the costliest row.
+
+    Every anchor agrees with itself, so the cheapest one would be the best of all.
+    """
+    if metric not in _AGREEMENTS or not rows:
+        return [*rows]
+    end = _end(max(rows, key=lambda row: row["flops"]))
+    return [row for row in rows if _end(row) == end]
+
+
+def _end(row: Row) -> str:
+    return Stitch.parse(row["stitch"]).segments[-1].anchor if "stitch" in row else ""
+
+
+def compared_note(rows: Sequence[Row], metric: str) -> str:
+    """Which rows a metric compares, in words; empty if all."""
+    few = compared(rows, metric)
+    if len(few) == len(rows):
+        return ""
+    those = f"the {len(few)} of {len(rows)} that end in {_end(few[0])}"
+    return f"by {METRICS[metric]}, only {those} are compared, since every anchor agrees with itself"
 
 
 def by(metric: str) -> str:

@@ -10,7 +10,7 @@ from stitchkit.display import aligned, plural, quantity
 from stitchkit.measure.figure import BLUE, RED, draw_costs, label_points, new_figure, save_figure
 from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row, check_figures, nouns_of
-from stitchkit.measure.metric import ACCURACY, METRICS, metric_of
+from stitchkit.measure.metric import ACCURACY, METRICS, compared, metric_of
 from stitchkit.measure.overlay import Overlay
 from stitchkit.routes import Stitch
 
@@ -35,7 +35,7 @@ def pareto_front(rows: Sequence[Row], cost: str = "flops", metric: str | None = 
     """The rows that no other row beats in both cost and metric, from cheap to costly; the metric as in `metric_of`."""
     metric = metric_of(rows, metric)
     check_figures(rows, (cost, metric), _ADVICE)
-    return _front(rows, cost, metric)
+    return _front(compared(rows, metric), cost, metric)
 
 
 def _front(rows: Sequence[Row], cost: str, metric: str) -> list[Row]:
@@ -92,11 +92,12 @@ def plot(
 
     The metric is as in `metric_of`. Other models near them are crosses; those on the front of all have names.
     """
+    metric = metric_of(rows, metric)
+    rows = compared(rows, metric)
     anchors = [row for row in rows if is_anchor(row)]
     others = [row for row in rows if not is_anchor(row)]
     network, uncut = map(plural, nouns_of(rows))
     clouds = [(network, BLUE, others), (uncut, RED, anchors)]
-    metric = metric_of(rows, metric)
     figure, axes = _draw(title, clouds, {"#333333": rows}, cost, overlay, metric)
     names = [Stitch.parse(row["stitch"]).segments[0].anchor for row in anchors]
     label_points(axes, list(zip(*_places(anchors, cost, metric), strict=True)), names)
@@ -113,8 +114,10 @@ def plot_ledgers(
     # C0, C1, ... is matplotlib's own cycle of colors.
     clouds = [(name, f"C{number}", rows) for number, (name, rows) in enumerate(ledgers.items())]
     every = [row for rows in ledgers.values() for row in rows]
+    metric = metric_of(every, metric)
+    clouds = [(name, color, compared(rows, metric)) for name, color, rows in clouds]
     fronts = {color: rows for _, color, rows in clouds}
-    figure, axes = _draw(title, clouds, fronts, "flops", overlay, metric_of(every, metric))
+    figure, axes = _draw(title, clouds, fronts, "flops", overlay, metric)
     if overlay:
         _name_others(axes, overlay, every, "flops")
     save_figure(figure, path)

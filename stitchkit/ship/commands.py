@@ -93,7 +93,7 @@ def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
 def _pick(flags: argparse.Namespace) -> None:
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
-    from stitchkit.measure.metric import check_overlay, metric_of
+    from stitchkit.measure.metric import check_overlay, compared_note, metric_of
     from stitchkit.measure.overlay import better_single_model, comparison, read_overlay
     from stitchkit.measure.pareto import table
     from stitchkit.ship.export_command import export_commands
@@ -130,7 +130,7 @@ def _pick(flags: argparse.Namespace) -> None:
         print(comparison(choice.best, rival, overlay))
     shown = [choice.best, *choice.runners_up]
     print(table(shown))
-    if note := latency_note(shown):
+    for note in filter(None, [latency_note(shown), compared_note(rows, metric)]):
         print(note)
     (command,) = export_commands(Path(flags.ledger), [choice.best["cfg_id"]], flags.stitch_config)
     print(f"next, export it: {command}")

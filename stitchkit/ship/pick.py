@@ -12,7 +12,7 @@ from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.measure.latency_verdict import check_latencies
 from stitchkit.measure.ledger import Row, check_figures, figure_text, nouns_of
-from stitchkit.measure.metric import ACCURACY, by, metric_of
+from stitchkit.measure.metric import ACCURACY, by, compared, compared_note, metric_of
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
@@ -99,6 +99,7 @@ def pick(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allo
     check_figures(rows, dict.fromkeys(["flops", metric, *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
     if budget.max_latency_ms is not None:
         check_latencies(rows, allowed=allow_unreliable)
+    rows = compared(rows, metric)
     within = [row for row in rows if not budget.misses(row)]
     if not within:
         # Misses are shares of their limits, to make FLOPs and percent comparable. All limits hold, so the worst counts.
@@ -142,7 +143,8 @@ def refusal(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
     assert nearest is not None, "nothing fits"
     figures = [figure_text(_FIGURES[limit], nearest[_FIGURES[limit]]) for limit in budget.misses(nearest)]
     name = f" ({nearest['stitch']})" if "stitch" in nearest else ""
+    number, note = len(compared(rows, choice.metric)), compared_note(rows, choice.metric)
     return (
-        f"none of {counted(len(rows), nouns_of(rows)[0])} has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}"
-        f"{name} with {' and '.join(figures)}; widen the budget to take it"
+        f"none of {counted(number, nouns_of(rows)[0])} has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}"
+        f"{name} with {' and '.join(figures)}; widen the budget to take it" + (f"; {note}" if note else "")
     )

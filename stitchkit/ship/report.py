@@ -21,7 +21,7 @@ from stitchkit.files import check_folder_of, read_table
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import COSTS, Row, check_figures, difference, nouns_of, read_rows, strict_json
 from stitchkit.measure.ledger_origin import origin_file
-from stitchkit.measure.metric import METRICS, metric_of
+from stitchkit.measure.metric import METRICS, compared, compared_note, metric_of
 from stitchkit.measure.overlay import Overlay, read_overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
@@ -96,6 +96,7 @@ def _read_ledger(
     check_figures(rows, ("flops", metric))  # needed to draw anything
     if network is not None:
         _add_names(rows, network, path)
+    note, rows = compared_note(rows, metric), compared(rows, metric)
     stitches = {row["stitch"]: Stitch.parse(row["stitch"]) for row in rows if "stitch" in row}
     depths = depths_of(network[0] if network is not None else stitches.values())
     if (most := max(depths.values(), default=0)) > _MOST_BLOCKS:
@@ -120,7 +121,7 @@ def _read_ledger(
         "colors": colors_of(depths),
         "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
         "metric": metric,
-        "notes": [*filter(None, [latency_note(rows), self_stitch_note(rows)])],
+        "notes": [*filter(None, [latency_note(rows), self_stitch_note(rows), note])],
         "settings": _settings(path),
     }
 

@@ -8,7 +8,7 @@ import pytest
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows, write_rows
-from stitchkit.measure.metric import METRICS, metric_of
+from stitchkit.measure.metric import METRICS, compared, compared_note, metric_of
 from stitchkit.measure.pareto import pareto_front, plot, table
 from stitchkit.measure.self_stitch import not_self_stitched, self_stitch_note
 from stitchkit.ship.pick import Budget, pick_one
@@ -21,6 +21,27 @@ ROWS = [
     {"stitch": "b[0:3]", "flops": 30, "params": 8, "cosine": 100.0, "cka": 100.0, "knn": 90.0, "linear": 90.0},
 ]
 ROWS = [{"cfg_id": number, **row} for number, row in enumerate(ROWS)]
+
+
+def test_by_agreement_only_one_end_is_compared(tmp_path, capsys):
+    """Every anchor agrees with itself, so the cheapest one would be the best of all."""
+    assert compared(ROWS, "knn") == ROWS
+    assert compared(ROWS, "cosine") == compared(ROWS, "cka") == ROWS[1:]
+    assert compared([], "cosine") == []
+    assert [row["cfg_id"] for row in pareto_front(ROWS, metric="cosine")] == [1, 2, 3]
+    back = [*ROWS, {**ROWS[1], "cfg_id": 4, "stitch": "b[0:1] > s[1:3]", "cosine": 99.0}]
+    assert pick_one(back, Budget(max_flops=25), metric="cosine")["cfg_id"] == 2
+    note = "by cosine with the end anchor, only the 3 of 5 that end in b are compared, since every anchor agrees with "
+    note += "itself"
+    assert compared_note(back, "cosine") == note
+    with pytest.raises(InputError, match=rf"none of 3 stitches has .* widen the budget to take it; {note}"):
+        pick_one(back, Budget(max_flops=12), metric="cosine")
+    write_rows(tmp_path / "l.txt", back)
+    for command in (["pareto", "--plot", str(tmp_path / "p.png")], ["pick", "--max-flops", "25"]):
+        assert main([command[0], str(tmp_path / "l.txt"), *command[1:], "--metric", "cosine"]) == 0
+        assert note in capsys.readouterr().out.splitlines()
+    assert main(["report", str(tmp_path / "l.txt"), "-o", str(tmp_path / "r.html"), "--metric", "cka"]) == 0
+    assert "only the 3 of 5 that end in b are compared" in (tmp_path / "r.html").read_text()
 
 
 @pytest.fixture
@@ -43,7 +64,7 @@ def test_the_ledger_decides_unless_a_metric_is_named():
 
 @pytest.mark.parametrize(
     ("metric", "front", "best"),
-    [("knn", [0, 1, 3], 1), ("linear", [0, 2, 3], 2), ("cka", [0], 0), (None, [0, 1, 3], 1)],
+    [("knn", [0, 1, 3], 1), ("linear", [0, 2, 3], 2), ("cka", [1, 2, 3], 2), (None, [0, 1, 3], 1)],
 )
 def test_fronts_and_choices_follow_the_metric(metric, front, best, ledger, capsys):
     assert [row["cfg_id"] for row in pareto_front(ROWS, metric=metric)] == front
@@ -55,7 +76,8 @@ def test_fronts_and_choices_follow_the_metric(metric, front, best, ledger, capsy
     assert f"the Pareto front by {name} has {len(front)} of 4 stitches; * marks anchors" in said
     assert said.splitlines()[0].split() == ["cfg_id", "stitch", "FLOPs", "params", "knn", "linear", "cosine", "cka"]
     assert main(["pick", ledger, "--max-flops", "20", *named]) == 0
-    expected = f"cfg_id {best} is the best by {name} of the 3 stitches, out of 4, with at most 20 FLOPs"
+    few = 2 if metric == "cka" else 3
+    expected = f"cfg_id {best} is the best by {name} of the {few} stitches, out of 4, with at most 20 FLOPs"
     assert expected in capsys.readouterr().out
     assert main(["pick", ledger, "--max-flops", "20", "--json", *named]) == 0
     assert json.loads(capsys.readouterr().out)["metric"] == (metric or "knn")
