@@ -175,8 +175,8 @@ def _export(flags: argparse.Namespace) -> None:
     about = describe(trained, cfg_id)
     report = export(trained.model, cfg_id, output, images, about, net=net, calibration=calibration)
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
-    for output, found in report.differences.items():
-        print(f"  largest difference {found.largest:.2g} of {output} up to {found.of:.3g}")
+    for name, found in report.differences.items():
+        print(f"  largest difference {found.largest:.2g} of {name} up to {found.of:.3g}")
     if report.same_top1 is not None:
         print(f"  same top-1 class on {report.same_top1} of {report.images}")
     for name, size, latency in (
