@@ -35,7 +35,7 @@ def measure(options: Options) -> Result:
     def create(preserve: str) -> tuple[Callable[[], list[float]], int]:
         model = random_snnet(options, slice(-2, None) if on_gpu else slice(2))
         count = 2 if options.quick else 6
-        cut = [cfg_id for cfg_id in model.space.ids if not model.space[cfg_id].is_anchor]
+        cut = model.space.cut
         cfg_ids[:] = [cut[number * len(cut) // count] for number in range(count)]
         return _steps(model, preserve, cfg_ids, random_images(model, batch))
 

@@ -35,9 +35,9 @@ HEAD = (
 )
 _BACKBONES = """
 ## Backbones without labels
-[A page](backbones.md) leads through such a run. The recipes in the files are for training everything; by default, a run without
-labels trains only stitching layers, which take a higher rate and fewer epochs: add `--lr 1e-3 --epochs 5 --warmup-epochs 1`. That
-is not tuned for any of these.
+[A page](backbones.md) leads through such a run. The recipes in the files are for training everything; by default,
+a run without labels trains only stitching layers, which take a higher rate and fewer epochs: add
+`--lr 1e-3 --epochs 5 --warmup-epochs 1`. That is not tuned for any of these.
 
 | configuration | image | tokens | licence | command |
 | --- | --- | --- | --- | --- |

@@ -54,7 +54,7 @@ def compared(rows: Sequence[Row], metric: str) -> list[Row]:
 
 
 def _end(row: Row) -> str:
-    return Stitch.parse(row["stitch"]).segments[-1].anchor if "stitch" in row else ""
+    return Stitch.parse(row["stitch"]).end if "stitch" in row else ""
 
 
 def compared_note(rows: Sequence[Row], metric: str) -> str:

@@ -15,12 +15,10 @@ SELF = "self_"
 """What the names of their figures begin with."""
 
 
-def not_self_stitched(rows: Sequence[Row], coming: Collection[int], space: StitchSpace) -> list[int]:
-    """The anchors in which stitches end, of those that a ledger has or will have, that have no such figures yet."""
-    ends = {stitch.segments[-1].anchor for stitch in space if stitch.joints}
-    done = {row["cfg_id"]: f"{SELF}cosine" in row for row in rows}
-    anchors = [cfg_id for cfg_id in space.ids if space[cfg_id].is_anchor and space[cfg_id].segments[0].anchor in ends]
-    return [cfg_id for cfg_id in anchors if not done.get(cfg_id, cfg_id not in coming)]
+def ends_in_ledger(rows: Sequence[Row], coming: Collection[int], space: StitchSpace) -> list[int]:
+    """The anchors in which stitches end, of those that a ledger has or will have."""
+    ends, known = {stitch.end for stitch in space if stitch.joints}, {row["cfg_id"] for row in rows} | {*coming}
+    return [cfg_id for cfg_id in space.ids if space[cfg_id].is_anchor and space[cfg_id].end in ends and cfg_id in known]
 
 
 def add_self_stitch(rows: Sequence[Row], cfg_id: int, score: FeatureScore) -> None:

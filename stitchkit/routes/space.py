@@ -74,6 +74,11 @@ class StitchSpace:
         return tuple(self.stitches)
 
     @property
+    def cut(self) -> tuple[int, ...]:
+        """The `cfg_id` of every stitch with a joint, ascending."""
+        return tuple(cfg_id for cfg_id, stitch in self.stitches.items() if not stitch.is_anchor)
+
+    @property
     def ids_text(self) -> str:
         """The `cfg_id`s in words, such as `0 to 134, without 13`."""
         last = self.ids[-1]

@@ -163,5 +163,10 @@ class Stitch:
         """Whether the route stays in one anchor."""
         return len(self.segments) == 1
 
+    @property
+    def end(self) -> str:
+        """The label of the anchor in which the route ends, whose features it gives."""
+        return self.segments[-1].anchor
+
     def __str__(self) -> str:
         return self.name

@@ -147,6 +147,8 @@ def _check_cache(recipe: Recipe) -> None:
     stitch = recipe.stitch
     if stitch.cache_features is None or recipe.run.eval:
         return
+    if recipe.model.model:
+        raise InputError("--cache-features keeps features of an SN-Net's anchors; a --model has none: leave it out")
     if stitch.loss != "features":
         raise InputError(
             f"--cache-features is for training without labels, not for --loss {stitch.loss}; give --loss features, or "

@@ -55,7 +55,7 @@ def output_of(model: SNNet, stitch: Stitch) -> dict[str, object]:
     """
     if model.num_classes:
         return {"name": LOGITS, "width": model.num_classes}
-    net, end = model.extract(stitch).eval(), model.views[stitch.segments[-1].anchor]
+    net, end = model.extract(stitch).eval(), model.views[stitch.end]
     with torch.no_grad():
         tokens = net.forward_features(end.blank_image())
         width = net.forward_head(tokens).shape[1]

@@ -21,6 +21,7 @@ _FOLLOWS = "give --stitch_config, from which it follows"
 _ADVICE = {
     "flops": _FOLLOWS,
     "params": _FOLLOWS,
+    ACCURACY: "networks without classes have none, so leave --min-acc1 out; others have it in a ledger made by --eval",
     "latency_ms": "give --stitch_config to measure it here, or a ledger that has latencies",
 }
 

@@ -23,7 +23,7 @@ from stitchkit.measure.ledger_origin import changed, of_the_bank, origin_file, o
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import has_own_statistics
-from stitchkit.measure.self_stitch import add_self_stitch, not_self_stitched
+from stitchkit.measure.self_stitch import add_self_stitch, ends_in_ledger
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
@@ -172,7 +172,7 @@ def _by_features(
     """The scores of stitches by their features; after them, anchors are stitched to themselves if that is requested."""
 
     def find_anchors() -> list[int]:
-        return [cfg_id for ledger in ledgers for cfg_id in not_self_stitched(ledger.rows, [*shared, *own], model.space)]
+        return [cfg_id for ledger in ledgers for cfg_id in ends_in_ledger(ledger.rows, [*shared, *own], model.space)]
 
     anchors = from_primary(session.world, find_anchors) if session.recipe.run.self_stitch else []
     if not (shared or own or anchors):

@@ -48,7 +48,7 @@ class FeatureLoss:
             bodies = [*map(extract, bodies)]
             self.copies = nn.ModuleList(bodies).eval().requires_grad_(False)
         numbers = {label: number for number, label in enumerate(model.views)}
-        self._ends = {cfg_id: numbers[stitch.segments[-1].anchor] for cfg_id, stitch in model.space.stitches.items()}
+        self._ends = {cfg_id: numbers[stitch.end] for cfg_id, stitch in model.space.stitches.items()}
         self._places = [anchor.boundaries[-1] for anchor in model.views.values()]
         self.bodies = bodies
         self.cache: FeatureCache | None = None
@@ -111,7 +111,7 @@ class FeatureLoss:
 
 def judged_routes(model: SNNet) -> list[int]:
     """The `cfg_id`s of a few stitches, spread evenly over those with a joint, that are judged between epochs."""
-    cut = [cfg_id for cfg_id in model.space.ids if not model.space[cfg_id].is_anchor]
+    cut = model.space.cut
     count = min(_JUDGED, len(cut))
     return [cut[(2 * number + 1) * len(cut) // (2 * count)] for number in range(count)]
 

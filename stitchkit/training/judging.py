@@ -10,15 +10,19 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.batches import Batch, Loader, some_images
+from stitchkit.data.source import is_unlabelled
 from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import batches_of
 from stitchkit.measure.features import Collected, FeatureScore, Halved, collect, judge_in_turns
+from stitchkit.model.create import snnet_options
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.self_stitch import fitted_self_stitch
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
+from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import BANK_IMAGES, create_bank_loader
+from stitchkit.training.inputs import source_of
 from stitchkit.training.own_statistics import recalibrated
 from stitchkit.training.session import Session
 
@@ -42,11 +46,16 @@ class Judge:
         self._ends = sorted({self._end(cfg_id) for cfg_id in cfg_ids})
         self._targets: dict[int, Halved] = {}
         self._bank: Loader | None = None
+        if is_unlabelled(source_of(session.recipe), session.recipe.data.train_split):
+            _logger.info("the images have no labels, so k-NN and linear probe are left out")
+            return
         try:
             self._bank = create_bank_loader(
                 session.recipe, session.world, input_size=session.input_size, model_config=model.pretrained_cfg
             )
         except InputError as error:
+            if session.recipe.data.train_split != Recipe().data.train_split:
+                raise
             _logger.warning("no labelled training images, so k-NN and linear probe are left out: %s", error)
 
     def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[dict[int, FeatureScore]]:
@@ -62,7 +71,7 @@ class Judge:
         if shared:
             self._say_bytes(shared)
         judged = self._collect(self._model, self._one_pass({*shared, *self._ends}), self._session.loaders.validation)
-        self._targets = {cfg_id: judged.features[cfg_id] for cfg_id in self._ends}
+        self._targets = {end: judged.features[end] for end in self._ends if end in judged.features}  # of this rank
         bank = self._collect(self._model, self._one_pass(shared), self._bank) if shared and self._bank else None
         yield from self._scores(shared, judged, bank)
         for cfg_id in own:
@@ -71,18 +80,19 @@ class Judge:
     def self_stitch(self, cfg_id: int) -> FeatureScore:
         """The score of an anchor that is cut in the middle and joined to itself in closed form."""
         settings, model, share = self._session.recipe.stitch, self._model, self._session.world.size
+        assert self._session.config is not None, "SN-Nets have one"
         images = some_images(self._bank or self._session.loaders.validation, -(-settings.stitch_init_bs // share))
         anchor = [*model.views.values()][cfg_id]
         net = fitted_self_stitch(
             anchor, images, method=settings.ls_method, damping=settings.ls_damping,
-            stitched_final_norm=model.stitched_final_norm,
+            stitched_final_norm=model.stitched_final_norm, layer=snnet_options(self._session.config)["layer"],
         )  # fmt: skip
         (scores,) = self._alone(cfg_id, net)
         return scores[cfg_id]
 
     def _end(self, cfg_id: int) -> int:
         """The `cfg_id` of the anchor in which a stitch ends."""
-        return [*self._model.views].index(self._model.space[cfg_id].segments[-1].anchor)
+        return [*self._model.views].index(self._model.space[cfg_id].end)
 
     def _one_pass(self, cfg_ids: Collection[int]) -> _Run:
         memory = self._session.recipe.run.eval_memory

@@ -52,16 +52,15 @@ def saved_share(model: SNNet, settings: StitchRecipe) -> float:
     run the anchor in which a stitch ends once more.
     """
     profiler = Profiler(model)
-    cut = [cfg_id for cfg_id in model.space.ids if not model.space[cfg_id].is_anchor]
     frozen = everything = 0
-    for cfg_id in cut:
+    for cfg_id in model.space.cut:
         passes = 1
         for step, cost in zip(model.steps(cfg_id), profiler.costs(cfg_id), strict=True):
             passes = passes if step.joint is None else 2
             frozen += (passes + (step.joint is not None)) * cost.flops
             everything += 3 * cost.flops
         if settings.uses_features:
-            end = [*model.views].index(model.space[cfg_id].segments[-1].anchor)
+            end = [*model.views].index(model.space[cfg_id].end)
             frozen, everything = (total + profiler.cost(end).flops for total in (frozen, everything))
     return 1 - frozen / everything
 
@@ -72,8 +71,8 @@ def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:
     if poor := [f"{label} {acc1:.2f} %" for label, acc1 in alone.items() if acc1 < 2 * guess]:
         _logger.warning(
             "--preserve keeps anchors as they are, but alone they are hardly better than a guess, which is right for "
-            "%.2f %%: %s; train them for these classes first, and name the weights as their 'checkpoint', or leave "
-            "--preserve out",
+            "%.2f %%: %s; train them for these classes first, and name the weights as their 'checkpoint', or give "
+            "--preserve none",
             guess, ", ".join(poor),
         )  # fmt: skip
 

@@ -3,12 +3,15 @@
 import csv
 import json
 import re
+import shutil
 
 import pytest
 import torch
 
 import stitchkit
 from stitchkit.cli import main
+from stitchkit.measure.ledger import read_rows
+from stitchkit.routes import Stitch
 from tests.distributed.ranks import run_on_two_ranks
 from tests.distributed.subjects import equal
 from tests.support import FAMILIES, FLAGS, family_snnet, mostly_full, pico_images, weights
@@ -112,6 +115,27 @@ def test_law_8_a_run_resumes(way, images, tmp_path):
         for part in ("state_dict", "state_dict_ema", "optimizer", "copies"):
             assert equal(found.get(part), whole.get(part)), part
         assert rows(tmp_path / file)[-1] == rows(tmp_path / "whole")[-1]
+
+
+@pytest.mark.full
+def test_law_8_photos_train_resume_and_are_evaluated_on_two_ranks(images, tmp_path):
+    """Of 12 photos one is held out, so one rank has none to evaluate."""
+    (tmp_path / "photos").mkdir()
+    for number, file in enumerate(sorted((images / "train").rglob("*.png"))[:12]):
+        shutil.copy(file, tmp_path / f"photos/{number}.png")
+    flags = ["-b", "2", "--reprob", "0.3"]
+    run_on_two_ranks([command(tmp_path / "photos", tmp_path, "whole", *flags)])
+    start = str(tmp_path / "whole/checkpoint-0.pth.tar")
+    run_on_two_ranks([command(tmp_path / "photos", tmp_path, "again", *flags, "--resume", start)])
+    whole, again = (weights(tmp_path / f"{name}/last.pth.tar") for name in ("whole", "again"))
+    assert equal(whole, again)
+    assert not equal(whole, weights(tmp_path / "whole/checkpoint-0.pth.tar"))
+    run = tmp_path / "whole"
+    evaluate = ["train", "-c", f"{run}/args.yaml", "--eval", "--resume", f"{run}/last.pth.tar", "--self-stitch"]
+    run_on_two_ranks([evaluate])
+    ledger = read_rows(run / "stitches_res.txt")
+    assert [row["images"] for row in ledger] == [1] * len(ledger)
+    assert all(row["cosine"] == pytest.approx(100) for row in ledger if Stitch.parse(row["stitch"]).is_anchor)
 
 
 def test_a_run_with_labels_does_not_go_on_without(images, tmp_path, capsys):

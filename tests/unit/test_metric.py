@@ -10,7 +10,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows, write_rows
 from stitchkit.measure.metric import METRICS, compared, compared_note, metric_of
 from stitchkit.measure.pareto import pareto_front, plot, table
-from stitchkit.measure.self_stitch import not_self_stitched, self_stitch_note
+from stitchkit.measure.self_stitch import ends_in_ledger, self_stitch_note
 from stitchkit.ship.pick import Budget, pick_one
 from tests.support import pico_snnet
 
@@ -129,9 +129,8 @@ def test_the_lines_of_self_stitches(ledger, capsys):
     assert said in capsys.readouterr().out
 
 
-def test_anchors_that_are_ends_are_stitched_to_themselves_once():
+def test_anchors_that_are_ends_are_stitched_to_themselves():
     space = pico_snnet().space
-    done = [{"cfg_id": 1, "self_cosine": 99.0}, {"cfg_id": 2}, {"cfg_id": 0}]
-    assert not_self_stitched(done, [], space) == [2], "nothing ends in the first"
-    assert not_self_stitched([], [0, 1, 2, 5], space) == [1, 2]
-    assert not_self_stitched([], [5], space) == []
+    assert ends_in_ledger([{"cfg_id": 1, "self_cosine": 99.0}, {"cfg_id": 0}], [2], space) == [1, 2], "none ends in 0"
+    assert ends_in_ledger([], [0, 1, 2, 5], space) == [1, 2]
+    assert ends_in_ledger([], [5], space) == []
