@@ -21,7 +21,7 @@ _FOLLOWS = "give --stitch_config, from which it follows"
 _ADVICE = {
     "flops": _FOLLOWS,
     "params": _FOLLOWS,
-    ACCURACY: "networks without classes have none, so leave --min-acc1 out; others have it in a ledger made by --eval",
+    ACCURACY: "use a ledger made by --eval; networks without classes have none there: leave --min-acc1 out for them",
     "latency_ms": "give --stitch_config to measure it here, or a ledger that has latencies",
 }
 

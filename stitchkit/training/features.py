@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from stitchkit.data.batches import Batch
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.mode import evaluating
+from stitchkit.networks.anchor import Anchor, HeadSlice
+from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.networks.slices import extract
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.feature_cache import FeatureCache
@@ -24,16 +25,18 @@ _JUDGED = 5
 class FeatureLoss:
     """The distance of routes' final features from their targets: those of the anchors in which the routes end.
 
-    A final feature is what enters the head, such as `[B, N, C]` or `[B, C, H, W]`. Targets come from the anchors as
-    they are before the training, in evaluation mode and without gradients: from the anchors themselves if these are
-    frozen, otherwise from copies.
+    A final feature is what timm's `forward_features` gives, `[B, N, C]`, `[B, C, H, W]` or `[B, H, W, C]`: the output
+    of the last block, after the final normalisation if the anchor has one before its pooling. Without that, tokens of
+    large norm, which it evens out, would outweigh all others. Targets come from the anchors as they are before the
+    training, in evaluation mode and without gradients: from the anchors themselves if these are frozen, otherwise from
+    copies.
 
     Args:
         model: The SN-Net, on its device.
         settings: The distance, whether anchors are frozen, and whether all ranks train the same routes.
 
     Attributes:
-        bodies: The anchors up to their heads, or copies of these, which give the targets.
+        bodies: The anchors up to their pooling, or copies of these, which give the targets.
         copies: The same, as a module, if they are copies; None if the anchors are frozen.
         cache: Keeps the targets of images with numbers; None computes them each time.
 
@@ -42,12 +45,13 @@ class FeatureLoss:
     """
 
     def __init__(self, model: SNNet, settings: StitchRecipe):
-        bodies: list[nn.Module] = [anchor[:-1] for anchor in model.views.values()]
+        bodies: list[nn.Module] = [_Body(anchor) for anchor in model.views.values()]
         self.copies: nn.ModuleList | None = None
         if not settings.freezes_anchors:
             bodies = [*map(extract, bodies)]
             self.copies = nn.ModuleList(bodies).eval().requires_grad_(False)
         numbers = {label: number for number, label in enumerate(model.views)}
+        self._heads = {cfg_id: _head_of(model, cfg_id) for cfg_id in model.space.ids}
         self._ends = {cfg_id: numbers[stitch.end] for cfg_id, stitch in model.space.stitches.items()}
         self._places = [anchor.boundaries[-1] for anchor in model.views.values()]
         self.bodies = bodies
@@ -64,8 +68,11 @@ class FeatureLoss:
     def __call__(
         self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int, numbers: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The loss, a scalar, of the final feature of a route for images `[B, C, H, W]`, whose numbers `[B]` only a
-        cache needs.
+        """The loss, a scalar, of the output of a route's last block.
+
+        Args:
+            images: `[B, C, H, W]`.
+            numbers: Those of the images, `[B]`, which only a cache needs.
         """
         error, scale = self.parts(images, feature, cfg_id, numbers)
         if self._shared:  # of the whole batch, so that two ranks are one with twice the batch
@@ -76,8 +83,14 @@ class FeatureLoss:
     def parts(
         self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int, numbers: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The numerator and the denominator of the loss, each a mean over the images."""
-        end = self._ends[cfg_id]
+        """The numerator and the denominator of the loss, each a mean over the images.
+
+        Args:
+            feature: The output of the route's last block.
+        """
+        end, head = self._ends[cfg_id], self._heads[cfg_id]
+        with without_statistics(head):  # the route's own pass has counted the batch
+            feature = head.run_features(feature)
         feature, target = feature.float(), self._target(images, end, numbers).float()
         if self._distance == "cosine":
             error = 1 - F.cosine_similarity(feature, target, dim=self._places[end].layout.channel_dim).mean()
@@ -107,6 +120,23 @@ class FeatureLoss:
     def forget(self) -> None:
         """Forget the targets of the last images."""
         self._images, self._targets = None, {}
+
+
+class _Body(nn.Module):
+    """An anchor up to its pooling."""
+
+    def __init__(self, anchor: Anchor):
+        super().__init__()
+        self.blocks, self.head = anchor[:-1], anchor.head
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head.run_features(self.blocks(images))
+
+
+def _head_of(model: SNNet, cfg_id: int) -> HeadSlice:
+    """The head of a route, which may leave out the final normalisation."""
+    anchor = model.views[model.space[cfg_id].end]
+    return anchor.bare_head if model.steps(cfg_id)[-1].kind == "bare head" else anchor.head
 
 
 def judged_routes(model: SNNet) -> list[int]:

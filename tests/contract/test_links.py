@@ -505,7 +505,7 @@ WRITES = {
     "stitchkit/ship/stitch_files.py draft.write_bytes": "callers give it a draft, and publish that",
     "stitchkit/ship/stitch_files.py torch.export.save": "callers give it a draft, and publish that",
     "stitchkit/ship/stitch_files.py program.save": "callers give it a draft, and publish that",
-    "stitchkit/data/digits.py image.save": "into a fresh folder",
+    "stitchkit/data/demo.py image.save": "into a fresh folder",
     "stitchkit/measure/evaluate.py partial.save": "our own",
     "stitchkit/training/train.py checkpoints.save": "our own",
     "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is not a link; names contain the time",
