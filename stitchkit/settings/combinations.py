@@ -11,7 +11,6 @@ from stitchkit.display import counted
 from stitchkit.errors import InputError, unknown
 from stitchkit.optional import check_installed
 from stitchkit.settings.recipe import Recipe, flag_of
-from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.settings.timm_flags import PLATEAU
 
 _logger = logging.getLogger(__name__)
@@ -118,10 +117,6 @@ def _check_features(recipe: Recipe) -> None:
     """Refuse settings that learning from features leaves without an effect."""
     stitch, settings = recipe.stitch, recipe.flat()
     if not stitch.uses_features:
-        if stitch.feature_distance != StitchRecipe().feature_distance:
-            raise InputError(
-                f"--feature-distance {stitch.feature_distance} has no effect with --loss task; add --loss features"
-            )
         return
     if recipe.model.model:
         raise InputError(

@@ -189,7 +189,7 @@ def _export(flags: argparse.Namespace) -> None:
 def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     """The `cfg_id` of the best stitch of `--ledger`, which must have been measured with these weights."""
     from stitchkit.measure.ledger import read_rows
-    from stitchkit.measure.metric import metric_of
+    from stitchkit.measure.metric import compared, metric_of
     from stitchkit.ship.budgeted import complete, lacks_latencies
     from stitchkit.ship.pick import pick_one, superlative
     from stitchkit.ship.trained_snnet import check_origin
@@ -204,7 +204,8 @@ def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     metric = metric_of(rows, flags.metric)
     row = pick_one(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable)
     if not budget.limits:
-        print(f"no budget was given; exporting the {superlative(metric)} of {counted(len(rows), 'stitch')}")
+        number = counted(len(compared(rows, metric)), "stitch")
+        print(f"no budget was given; exporting the {superlative(metric)} of {number}")
     return int(row["cfg_id"])
 
 

@@ -31,7 +31,7 @@ BEST = f"model_best{_SUFFIX}"
 FORMAT = "stitchkit 1"
 """Format in every checkpoint of ours."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
-_ONCE = {"sampler": "uniform", "loss": "task", "preserve": "none"}
+_ONCE = {"sampler": "uniform", "loss": "task", "feature_distance": "mse", "preserve": "none"}
 """What runs did before there was a choice."""
 _START_ANEW = "start from its weights with --initial-checkpoint"
 _WORST = float("-inf")
@@ -116,6 +116,7 @@ def header(session: Session) -> dict[str, object]:
         "opt": session.recipe.optim.opt,
         "sampler": session.recipe.stitch.sampler if session.config else "",
         "loss": session.recipe.stitch.loss,
+        "feature_distance": session.recipe.stitch.feature_distance,
         "preserve": session.recipe.stitch.way_to_preserve,
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
@@ -148,7 +149,7 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
         optional = {
             "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3,
             "image": _IMAGE_RULES, "model_kwargs": rules.table(rules.text, rules.plain),
-            "sampler": rules.text, "loss": rules.text, "preserve": rules.text,
+            "sampler": rules.text, "loss": rules.text, "feature_distance": rules.text, "preserve": rules.text,
             "alone": rules.table(rules.text, rules.number()), "copies": rules.table(rules.text, rules.anything),
         }  # fmt: skip
         training_state.check_saved(content, path, needed, optional)
@@ -248,11 +249,15 @@ def load_run(session: Session) -> dict[str, Any]:
     ours = {"opt": recipe.optim.opt}
     if session.config:
         stitch = recipe.stitch
-        ours |= {"sampler": stitch.sampler, "loss": stitch.loss, "preserve": stitch.way_to_preserve}
+        ours |= {
+            "sampler": stitch.sampler, "loss": stitch.loss, "feature_distance": stitch.feature_distance,
+            "preserve": stitch.way_to_preserve,
+        }  # fmt: skip
     for name, here in ours.items():
         if (trained := content.get(name, _ONCE.get(name))) != here:
+            flag = flag_of(name)
             raise InputError(
-                f"checkpoint '{path}' was trained with --{name} {trained}, not {here}; use the same, or {_START_ANEW}"
+                f"checkpoint '{path}' was trained with {flag} {trained}, not {here}; use the same, or {_START_ANEW}"
             )
     return content
 

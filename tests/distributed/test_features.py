@@ -145,6 +145,9 @@ def test_a_run_with_labels_does_not_go_on_without(images, tmp_path, capsys):
     resume = ["--resume", str(tmp_path / "task/last.pth.tar")]
     assert main(command(images, tmp_path, "features", *flags, *resume, family="vit")) == 2
     assert "was trained with --loss task, not features; use the same, or" in capsys.readouterr().err
+    resume += ["--loss", "task", "--feature-distance", "cosine"]
+    assert main(command(images, tmp_path, "cosine", *flags, *resume, family="vit")) == 2
+    assert "was trained with --feature-distance mse, not cosine; use the same, or" in capsys.readouterr().err
 
 
 @pytest.mark.full

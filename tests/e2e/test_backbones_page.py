@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-import stitchkit
 from stitchkit.cli import main
 from stitchkit.data.glyphs import read_glyphs
 from stitchkit.measure.ledger import read_rows
@@ -82,7 +81,7 @@ def test_from_photos_to_a_file(place, monkeypatch, capsys, caplog):
     use, build = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     exec(use, names)
     stitch = int(re.search(r"stitch (\d+), .* is in backbone\.onnx", said)[1])
-    names |= {"photos": torch.from_numpy(names["images"]), "stitch": stitch, "stitchkit": stitchkit}
+    names["photos"] = torch.from_numpy(names["images"])
     pooled, tokens = names["pooled"], names["tokens"]
     with torch.no_grad():
         exec(build.replace("224", "28"), names)

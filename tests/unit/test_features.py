@@ -245,7 +245,6 @@ def test_the_saved_share_is_near_what_torch_counts(loss):
         ({"fulltune": False}, "--no-fulltune trains class tokens, and --preserve frozen decides itself"),
         ({"stitch_lr_scale": 0.0}, "--preserve frozen trains only what --stitch-lr-scale 0 stops"),
         ({"stitch_config": None, "model": "resnet18"}, "--loss features is for an SN-Net"),
-        ({"loss": "task", "feature_distance": "cosine"}, "--feature-distance cosine has no effect with --loss task"),
     ],
 )
 def test_what_makes_no_sense_is_refused(given, message):

@@ -13,7 +13,7 @@ from stitchkit.ship.pick import Budget, pick, pick_one
 from tests.results import pareto_like
 from tests.support import ROOT, pico_images, pico_snnet, write_config
 
-OURS = sorted(ROOT.glob("results/*/digits_*.txt")) + sorted(ROOT.glob("results/*/stitches_res.txt"))
+OURS = sorted(ROOT.glob("results/*/digits_*.txt")) + sorted(ROOT.glob("results/digits_*/stitches_res.txt"))
 PUBLISHED = (
     "deit_ti_s_b",
     "swin_ti_s_b",
