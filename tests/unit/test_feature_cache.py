@@ -82,7 +82,7 @@ def test_the_run_is_the_same_and_later_epochs_compute_no_features(name, images, 
     first = weights(tmp_path / "cached/checkpoint-0.pth.tar")
     assert any(not torch.equal(value, first[key]) for key, value in weights(tmp_path / "cached/last.pth.tar").items())
     ends = {end for end, _ in computed}
-    if name != "accumulated":  # with repeats, an epoch has not all images
+    if name != "accumulated":  # with repeats, an epoch lacks some images
         assert computed == {(end, count): calls for end in ends for count, calls in ((1, 1), (8, 8))}
     computed.clear()
     assert main(command(images, tmp_path, "again", *flags, *kept(tmp_path), family=family)) == 0
