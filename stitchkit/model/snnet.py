@@ -205,8 +205,8 @@ class SNNet(nn.Module):
 
         Args:
             stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
-            with_feature: Return the final feature too: the output of the last block, which enters the head, such as
-                `[B, N, C]` or `[B, C, H, W]`.
+            with_feature: Return the output of the last block too, such as `[B, N, C]` or `[B, C, H, W]`, from which the
+                head makes the final feature.
 
         Raises:
             InputError: If the stitch is not in the space.

@@ -1,4 +1,4 @@
-"""Learning from features, `--loss features`: a route learns the final feature of the anchor in which it ends."""
+"""`--loss features`: a route learns the final feature of the anchor in which it ends."""
 
 from __future__ import annotations
 
