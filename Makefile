@@ -2,7 +2,8 @@
 # make test: a case of every kind, in minutes.   make test-all: every case.   make lint: style and types.   CI runs all three.
 # make nightly: 5,000 new odd files for every reader, and every model as an anchor; it takes hours.
 # make bench: our code against a plain reference; it takes long, and needs an idle machine.
-# Each creates the virtual environment .venv if it is missing; PYTHON names the interpreter. The demos install only what they
+# make bench-gpu: all that needs a GPU, in under nine minutes, with PYTHON as it is; ARGS=--help says what.
+# Each other one creates the virtual environment .venv if it is missing; PYTHON names the interpreter. The demos install only what they
 # need; the other targets also install the development tools.
 PYTHON ?= python3
 VENV := .venv
@@ -19,7 +20,7 @@ BACKBONES := outputs/glyphs_convnext
 SWEEP := outputs/sweep_digits
 COMPOSED := outputs/compose_digits
 
-.PHONY: install demo demo-backbone demo-sweep demo-compose test test-full test-all nightly lint bench clean
+.PHONY: install demo demo-backbone demo-sweep demo-compose test test-full test-all nightly lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -55,6 +56,9 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
+
+bench-gpu:
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 demo: $(DEMO) $(RUN)/trained
 	@echo "== every stitch of the SN-Net"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from benchmarks.frame import Check, Options, Result, command, random_images, random_snnet
+from benchmarks.frame import DEVICES, PRECISIONS, Check, Options, Result, command, random_images, random_snnet
+from benchmarks.limit import Limit, multiply_adds
 from stitchkit import SNNet
 from stitchkit.distributed import World
 from stitchkit.model.activation_memory import LiveBytes
+from stitchkit.networks.mode import unfused_attention
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import place_network
@@ -32,33 +35,51 @@ def measure(options: Options) -> Result:
     batch = (8 if options.quick else 128) if on_gpu else (2 if options.quick else 8)
     cfg_ids: list[int] = []
 
-    def create(preserve: str) -> tuple[Callable[[], list[float]], int]:
+    def create(preserve: str) -> _Training:
         model = random_snnet(options, slice(-2, None) if on_gpu else slice(2))
         count = 2 if options.quick else 6
         cut = model.space.cut
         cfg_ids[:] = [cut[number * len(cut) // count] for number in range(count)]
-        return _steps(model, preserve, cfg_ids, random_images(model, batch))
+        return _steps(model, preserve, cfg_ids, random_images(model, batch), options.amp)
 
-    peaks = {way: _peak(*create(preserve), device=options.device) for way, preserve in _WAYS.items()}
-    ways = {way: create(preserve)[0] for way, preserve in _WAYS.items()}
-    seconds, losses = options.alternate(ways, rounds=5)
+    peaks, work = dict[str, int](), dict[str, int]()
+    for way, preserve in _WAYS.items():
+        steps = create(preserve)
+        peaks[way] = _peak(steps.run, steps.weights, device=options.device)
+        with unfused_attention(steps.networks):
+            work[way] = multiply_adds(steps.run)
+    ways = {way: create(preserve).run for way, preserve in _WAYS.items()}
+    limit = Limit.find(options)
+    seconds, losses = options.alternate(ways, rounds=5, limit=limit)
     # Later losses differ: where everything is trained, the anchors learn too.
-    check = Check("loss of the first step, absolute", abs(losses["ours"][0] - losses["reference"][0]), 1e-4)
+    tolerance = 0.05 if options.amp else 1e-4
+    check = Check("loss of the first step, absolute", abs(losses["ours"][0] - losses["reference"][0]), tolerance)
     return Result(
         "features",
         f"{len(cfg_ids)} steps, two anchors, batch {batch}, {options.label}",
         seconds,
         (check,),
-        {"memory_ratio": peaks["reference"] / peaks["ours"], **{f"{way}_gb": peaks[way] / 1e9 for way in _WAYS}},
+        {
+            "memory_ratio": peaks["reference"] / peaks["ours"],
+            **{f"{way}_gb": peaks[way] / 1e9 for way in _WAYS},
+            **limit.shares(seconds, work),
+        },
     )
 
 
+class _Training(NamedTuple):
+    """Steps, the networks that they run, and the bytes of all weights, with those of copies."""
+
+    run: Callable[[], list[float]]
+    networks: nn.ModuleList
+    weights: int
+
+
 def _steps(
-    model: SNNet, preserve: str, cfg_ids: Sequence[int], images: torch.Tensor
-) -> tuple[Callable[[], list[float]], int]:
-    """Steps like those of `stitchkit.engine.loop`, and the bytes of all weights, with those of copies."""
+    model: SNNet, preserve: str, cfg_ids: Sequence[int], images: torch.Tensor, amp: Mapping[str, object]
+) -> _Training:
+    """Steps like those of `stitchkit.engine.loop`."""
     device = images.device
-    amp = {"amp": True, "amp_dtype": "bfloat16"} if device.type == "cuda" else {}
     recipe = make_recipe({"opt": "adamw", "weight_decay": 0.05, "loss": "features", "preserve": preserve, **amp})
     place_network(model, recipe, World(0, 1, device))
     freeze(model, recipe.stitch)
@@ -81,8 +102,8 @@ def _steps(
         fetched: list[float] = torch.stack(losses).tolist()
         return fetched
 
-    weights = [*model.parameters(), *(features.copies.parameters() if features.copies is not None else ())]
-    return run, sum(weight.nbytes for weight in weights)
+    networks = nn.ModuleList([model] if features.copies is None else [model, features.copies])
+    return _Training(run, networks, sum(weight.nbytes for weight in networks.parameters()))
 
 
 def _peak(run: Callable[[], list[float]], weights: int, *, device: str) -> int:
@@ -99,4 +120,4 @@ def _peak(run: Callable[[], list[float]], weights: int, *, device: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(command(measure, __doc__, devices=("cpu", "cuda")))
+    raise SystemExit(command(measure, __doc__, devices=DEVICES, precisions=PRECISIONS))

@@ -25,6 +25,9 @@ ROOT = Path(__file__).parent.parent
 DEIT = str(ROOT / "configs/deit_ti_s_b.json")
 DIGITS = str(ROOT / "configs/digits_vit.json")
 
+DEVICES = ("cpu", "cuda")
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -33,24 +36,39 @@ class Options:
     quick: bool = False
     device: str = "cpu"
     stitch_config: str = DEIT
+    precision: str = "float32"
 
     @property
     def label(self) -> str:
         """The words that end every description of the work."""
-        return f"{Path(self.stitch_config).name}, {self.device}{', quick' if self.quick else ''}"
+        return f"{self.precision}, {Path(self.stitch_config).name}, {self.device}{', quick' if self.quick else ''}"
 
-    def alternate(self, ways: Mapping[str, Callable[[], Answer]], *, rounds: int) -> tuple[Seconds, dict[str, Answer]]:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of matrix products."""
+        dtype: torch.dtype = getattr(torch, self.precision)
+        return dtype
+
+    @property
+    def amp(self) -> dict[str, object]:
+        """The settings of a recipe that lead to this precision."""
+        return {} if self.precision == "float32" else {"amp": True, "amp_dtype": self.precision}
+
+    def alternate(
+        self, ways: Mapping[str, Callable[[], Answer]], *, rounds: int, limit: Callable[[], object] | None = None
+    ) -> tuple[Seconds, dict[str, Answer]]:
         """Time several ways to do the same work, in turn.
 
         Args:
             ways: The work, by the way it is done.
             rounds: How often each is timed, after a round that does not count; if 0 or `quick`, only that one counts.
+            limit: Other work to time beside them, under this name.
 
         Returns:
             Seconds of each run, and the answer of each way in its first run.
         """
         # Round by round, not way by way: whatever else slows the machine down then falls on all of them alike.
-        seconds: Seconds = {name: [] for name in ways}
+        seconds: Seconds = {name: [] for name in (*ways, *(["limit"] if limit else []))}
         answers: dict[str, Answer] = {}
         for _ in range(1 if self.quick else rounds + 1):
             for name, work in ways.items():
@@ -58,11 +76,19 @@ class Options:
                 answer = work()
                 seconds[name].append(self._now() - start)
                 answers.setdefault(name, answer)
+            if limit is not None:
+                start = self._now()
+                limit()
+                seconds["limit"].append(self._now() - start)
         return {name: runs[1:] or runs for name, runs in seconds.items()}, answers  # the first fills caches
 
-    def _now(self) -> float:
+    def wait(self) -> None:
+        """Wait for a GPU, whose kernels run asynchronously: without this only their launch is timed."""
         if self.device == "cuda":
-            torch.cuda.synchronize()  # kernels run asynchronously: without this only their launch is timed
+            torch.cuda.synchronize()
+
+    def _now(self) -> float:
+        self.wait()
         return time.perf_counter()
 
 
@@ -141,6 +167,7 @@ def command(
     *,
     config: str = DEIT,
     devices: Sequence[str] = ("cpu",),
+    precisions: Sequence[str] = ("float32",),
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Run one benchmark and print a table, then one JSON line.
@@ -151,6 +178,7 @@ def command(
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true", help="little work and one round, within a minute")
     parser.add_argument("--device", choices=devices, default="cpu", help="where it computes")
+    parser.add_argument("--precision", choices=precisions, default="float32", help="of matrix products")
     parser.add_argument("--stitch_config", "--stitch-config", metavar="JSON", default=config, help="another SN-Net")
     try:
         options = Options(**vars(parser.parse_args(arguments)))

@@ -26,7 +26,7 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
     """The type of a flag whose value is a whole number with a limit."""
 
     def number(text: str) -> int:
@@ -113,9 +113,9 @@ def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False
     about = config or "stitch configuration: a file, or a short name such as deit_ti_s_b"
     parser.add_argument("--stitch_config", "--stitch-config", required=required, metavar="CONFIG", help=about)
     about = "number of classes; by default as in the models"
-    parser.add_argument("--num-classes", type=_at_least(0), metavar="N", help=about)
+    parser.add_argument("--num-classes", type=at_least(0), metavar="N", help=about)
     about = "side of the input image; by default as in the models"
-    parser.add_argument("--img-size", type=_at_least(1), metavar="N", help=about)
+    parser.add_argument("--img-size", type=at_least(1), metavar="N", help=about)
 
 
 def add_anchors_flag(parser: argparse.ArgumentParser) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
+from stitchkit.measure.hits import Hits, hits_file, write_hits
+from stitchkit.measure.ledger import write_rows
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 
@@ -23,6 +26,23 @@ def pareto_like(model: SNNet, **changes: object) -> list[dict[str, Any]]:
     for place, row in enumerate(sorted(rows, key=lambda row: float(row["flops"]))):
         row["acc1"] = 50.0 + place
     return [row | changes for row in rows]
+
+
+def write_evaluated(path: Path, right: Sequence[int], *, images: int) -> list[dict[str, Any]]:
+    """Write a ledger with its hits; a network has all images right that a worse one has.
+
+    Args:
+        right: How many images each network has right. A later one has more FLOPs and fewer parameters.
+    """
+    bits = np.arange(images) < np.array(right)[:, None]
+    write_hits(hits_file(path), Hits(tuple(range(len(right))), bits, np.ones_like(bits), np.zeros(images, np.int64)))
+    rows: list[dict[str, Any]] = [
+        {"cfg_id": cfg_id, "flops": 100 + 20 * cfg_id, "params": 900 - 100 * cfg_id}
+        | {"acc1": 100 * number / images, "knn": 50.0 + cfg_id, "images": images}
+        for cfg_id, number in enumerate(right)
+    ]
+    write_rows(path, rows)
+    return rows
 
 
 def about(first: int, last: int, adapter: str, params: int = 100) -> dict[str, object]:

@@ -1,16 +1,23 @@
-"""The data of the demos, as the image folders that an ImageNet user has."""
+"""The data sets that are made here, as the image folders that an ImageNet user has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from PIL.Image import Image
+from PIL.Image import Image, fromarray
 
 from stitchkit.data.digits import read_digits
-from stitchkit.data.glyphs import read_glyphs
+from stitchkit.data.glyphs import class_name, read_glyphs, render_split
+from stitchkit.data.typefaces import CHARACTERS, LEAST, Typeface, find_typefaces, split_typefaces
 from stitchkit.errors import InputError
 from stitchkit.files import fresh_folder, refuse_link
+
+TYPEFACES = "typefaces.json"
+"""The file that says which typefaces are in which split."""
+_SIDES = range(32, 65)
 
 
 def write_digits(folder: Path) -> str:
@@ -41,8 +48,72 @@ def write_glyphs(folder: Path) -> str:
     return _write(folder, images(), "2200 training and 880 validation images of 44 glyphs, and 4400 without labels,")
 
 
-def _write(folder: Path, images: Iterator[tuple[str, Image]], said: str) -> str:
-    """Write images to their places in a folder, unless it has them."""
+def write_typefaces(
+    folder: Path,
+    fonts: Sequence[Path],
+    *,
+    per_class: Mapping[str, int],
+    side: int = 32,
+    seed: int = 0,
+    least: int = LEAST,
+) -> str:
+    """Write rendered letters and digits as `train/`, `validation/` and `test/`, unless they exist.
+
+    Each typeface is in one split only. `typefaces.json` says in which one, with the SHA-256 of each font file, so that
+    others can check that they have the same data. Returns what the folder has, in words.
+
+    Args:
+        folder: To write.
+        fonts: Folders with fonts.
+        per_class: The number of images of each class, by split.
+        side: Of the images, in pixels: 32 to 64.
+        seed: Of the split and of the images.
+        least: The number of typefaces that are enough.
+
+    Raises:
+        InputError: The side is another one, there are too few typefaces, or the folder has something else.
+    """
+    if side not in _SIDES:
+        raise InputError(f"--img-size is {side}; it must be {_SIDES[0]} to {_SIDES[-1]}")
+    found = find_typefaces(fonts, least=least)
+    splits = split_typefaces(found.typefaces, seed)
+    manifest = {
+        **{"img_size": side, "seed": seed, "per_class": dict(per_class)},
+        "typefaces": {split: [_described(typeface) for typeface in part] for split, part in splits.items()},
+    }
+    text = json.dumps(manifest, indent=1) + "\n"
+    if (folder / "train").is_dir() and not _has(folder / TYPEFACES, text):
+        how = "has other images, by its" if (folder / TYPEFACES).is_file() else "is another data set, without"
+        raise InputError(f"'{folder}' {how} {TYPEFACES}; choose a new folder")
+
+    def images() -> Iterator[tuple[str, Image]]:
+        for split, count in per_class.items():
+            pixels = render_split(splits, split, per_class=count, side=side, seed=seed).images
+            for number, image in enumerate(pixels):
+                label, within = divmod(number, count)
+                yield f"{split}/{class_name(CHARACTERS[label])}/{within:04d}.png", fromarray(image)
+
+    counts = [
+        f"{len(CHARACTERS) * count} {split} images in {len(splits[split])} typefaces"
+        for split, count in per_class.items()
+    ]
+    said = f"{', '.join(counts)}, of {len(CHARACTERS)} classes,"
+    left_out = ", ".join(f"{count} {reason}" for reason, count in found.left_out.most_common())
+    return _write(folder, images(), said, {TYPEFACES: text}) + f"\nfonts left out: {left_out or 'none'}"
+
+
+def _described(typeface: Typeface) -> dict[str, object]:
+    """A typeface in `typefaces.json`."""
+    faces = [{"file": face.name, "sha256": hashlib.sha256(face.read_bytes()).hexdigest()} for face in typeface.faces]
+    return {"name": typeface.name, "faces": faces}
+
+
+def _has(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def _write(folder: Path, images: Iterator[tuple[str, Image]], said: str, texts: Mapping[str, str] | None = None) -> str:
+    """Write images, and texts by their names, to their places in a folder, unless it has them."""
     if (folder / "validation").is_dir() and (folder / "train").is_dir():
         return f"{folder} already exists"
     if folder.exists() and any(folder.iterdir()):
@@ -54,5 +125,7 @@ def _write(folder: Path, images: Iterator[tuple[str, Image]], said: str) -> str:
         place = unfinished / name
         place.parent.mkdir(parents=True, exist_ok=True)
         image.save(place)
+    for name, text in (texts or {}).items():
+        (unfinished / name).write_text(text, encoding="utf-8")
     unfinished.rename(folder)  # also replaces an empty folder
     return f"{said} are in {folder}"

@@ -1,15 +1,20 @@
-"""The data of `make demo-backbone`: letters and digits, rendered in several fonts."""
+"""Rendered letters and digits: those of `make demo-backbone`, and those of the data set that is split by typeface."""
 
 from __future__ import annotations
 
 import math
 import random
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from stitchkit.data.typefaces import CHARACTERS, Typeface, open_font
 
 GLYPHS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "ΓΔΘΛΞΠΣΦΨΩ" + "23456789"
 """Those that no other one resembles: no small letters, and neither 0 nor 1."""
@@ -21,7 +26,25 @@ _FONTS = (
 """Of the fonts that come with matplotlib."""
 _COUNTS = {"train": 50, "validation": 20, "unlabelled": 100}
 """Images of each glyph."""
-_SIDE, _DRAWN = 32, 96
+_SIDE = 32
+_SCALE = 3
+"""Glyphs are drawn larger and made smaller at the end, so that their edges are smooth."""
+_CELLS = 3
+"""An elastic warp moves the corners of 3 x 3 cells; between them it is linear."""
+
+
+class Glyphs(NamedTuple):
+    """Rendered images of one split.
+
+    Args:
+        images: `[N, H, W]`, grey, as bytes.
+        labels: `[N]`: the place of each character among `CHARACTERS`.
+        typefaces: `[N]`: the place of each image's typeface among those of the split.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    typefaces: np.ndarray
 
 
 def name_of(glyph: str) -> str:
@@ -44,18 +67,117 @@ def read_glyphs(part: str) -> Iterator[tuple[str, int, Image.Image]]:
             yield name_of(glyph), number, _render(glyph, random.Random(f"{part} {glyph} {number}"))
 
 
+def class_name(character: str) -> str:
+    """The name of a character's folder, such as `digit_0`, `upper_A` or `lower_a`."""
+    return f"{'digit' if character.isdigit() else 'upper' if character.isupper() else 'lower'}_{character}"
+
+
+def render_split(
+    typefaces: Mapping[str, Sequence[Typeface]], split: str, *, per_class: int, side: int = 32, seed: int = 0
+) -> Glyphs:
+    """Render the images of a split: 62 characters, each `per_class` times, in the order of the classes.
+
+    Typeface, style, size, position, angle, slant, a mild elastic warp, the greys of ink and ground, the pattern of the
+    ground and the noise are random. Each image has its own seed, so a larger `per_class` only adds images.
+
+    Args:
+        typefaces: Those of each split, by `split_typefaces`.
+        split: `train`, `validation` or `test`.
+        per_class: The number of images of each character.
+        side: Of the images, in pixels.
+        seed: Another one gives other images.
+    """
+    available = typefaces[split]
+    rendered = []
+    for label, number in product(range(len(CHARACTERS)), range(per_class)):
+        chance = random.Random(f"{seed} {split} {CHARACTERS[label]} {number}")
+        typeface = chance.randrange(len(available))
+        face = chance.choice(available[typeface].faces)
+        rendered.append((_on_ground(_draw(CHARACTERS[label], face, side, chance), chance), label, typeface))
+    images, labels, numbers = zip(*rendered, strict=True)
+    return Glyphs(np.stack(images), np.array(labels), np.array(numbers))
+
+
 def _render(glyph: str, chance: random.Random) -> Image.Image:
-    """A white glyph on black."""
-    font, centre = _font(chance.choice(_FONTS), chance.randint(60, 84)), _DRAWN / 2
-    image = Image.new("L", (_DRAWN, _DRAWN))
+    """A white glyph on black, for the demo."""
+    drawn = _SIDE * _SCALE
+    font, centre = _font(chance.choice(_FONTS), chance.randint(60, 84)), drawn / 2
+    image = Image.new("L", (drawn, drawn))
     ImageDraw.Draw(image).text((centre, centre), glyph, fill=255, font=font, anchor="mm")
+    return _moved(image, chance).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+
+
+def _moved(image: Image.Image, chance: random.Random, scale: float = 1.0) -> Image.Image:
+    """A drawn glyph, turned, slanted and shifted by chance, and made smaller by `scale`."""
+    centre, most = image.width / 2, image.width / 16
     angle, slant = math.radians(chance.uniform(-15, 15)), chance.uniform(-0.15, 0.15)
-    right, down = chance.uniform(-6, 6), chance.uniform(-6, 6)
+    right, down = chance.uniform(-most, most), chance.uniform(-most, most)
     # Where the pixel at (x, y) comes from: a + bx + cy, about the centre.
     rows = ((math.cos(angle), math.sin(angle) + slant, right), (-math.sin(angle), math.cos(angle), down))
-    affine = [term for b, c, shift in rows for term in (b, c, centre + shift - (b + c) * centre)]
-    moved = image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
-    return moved.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+    terms = [(b * scale, c * scale, shift) for b, c, shift in rows]
+    affine = [term for b, c, shift in terms for term in (b, c, centre + shift - (b + c) * centre)]
+    return image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+
+
+def _bent(image: Image.Image, chance: random.Random) -> Image.Image:
+    """A drawn glyph, warped as if on rubber."""
+    cell, most = image.width // _CELLS, image.width / 24
+    corners = {
+        (column, row): (column * cell + chance.uniform(-most, most), row * cell + chance.uniform(-most, most))
+        for column, row in product(range(_CELLS + 1), repeat=2)
+    }
+    mesh = []
+    for x, y in product(range(_CELLS), repeat=2):
+        around = ((x, y), (x, y + 1), (x + 1, y + 1), (x + 1, y))
+        mesh.append(((x * cell, y * cell, (x + 1) * cell, (y + 1) * cell), [z for at in around for z in corners[at]]))
+    return image.transform(image.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+
+
+def _draw(character: str, face: Path, side: int, chance: random.Random) -> np.ndarray:
+    """The share of ink in each pixel of a glyph, `[side, side]`."""
+    drawn = side * _SCALE
+    font, capital = _fitted(face, drawn)
+    left, _, right, _ = font.getbbox(character, anchor="ls")
+    image = Image.new("L", (drawn, drawn))
+    # On one baseline, since in many typefaces size and height are all that tells c from C.
+    place = ((drawn - left - right) / 2, (drawn + capital) / 2)
+    ImageDraw.Draw(image).text(place, character, fill=255, font=font, anchor="ls")
+    warped = _bent(_moved(image, chance, scale=chance.uniform(0.9, 1.25)), chance)
+    return np.asarray(warped.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
+
+
+def _on_ground(ink: np.ndarray, chance: random.Random) -> np.ndarray:
+    """A glyph in a random grey on a ground of another one, which may have a pattern, with noise; as bytes."""
+    side = len(ink)
+    contrast = chance.uniform(70, 200)
+    darker = chance.uniform(0, 255 - contrast)
+    ground, colour = chance.sample((darker, darker + contrast), 2)
+    pattern = np.float32(0)
+    match chance.choice(("plain", "gradient", "texture")):
+        case "gradient":
+            angle, along = chance.uniform(0, math.tau), np.linspace(-1, 1, side, dtype=np.float32)
+            pattern = math.cos(angle) * along + math.sin(angle) * along[:, None]
+        case "texture":
+            grains = chance.choice((4, 8, 16))
+            coarse = Image.frombytes("L", (grains, grains), chance.randbytes(grains * grains))
+            pattern = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32) / 127.5 - 1
+    noise = np.frombuffer(chance.randbytes(side * side), dtype=np.uint8).reshape(side, side) / 127.5 - 1
+    behind = ground + pattern * chance.uniform(0.1, 0.4) * contrast
+    seen = behind + (colour - behind) * ink + noise * chance.uniform(0, 20)
+    return np.asarray(seen.round().clip(0, 255), dtype=np.uint8)
+
+
+@cache
+def _fitted(face: Path, drawn: int) -> tuple[ImageFont.FreeTypeFont, float]:
+    """A font of a size at which no character leaves the image, and the height of its capitals, at most half of it."""
+    font = open_font(face, drawn)
+    boxes = [font.getbbox(character, anchor="ls") for character in CHARACTERS]
+    capital = -font.getbbox("H", anchor="ls")[1]
+    wide = max(right - left for left, _, right, _ in boxes)
+    # Above and below the middle of a capital, which is that of the image.
+    high = 2 * max(max(-capital / 2 - top, bottom + capital / 2) for _, top, _, bottom in boxes)
+    size = max(1, int(drawn * drawn / max(2 * capital, wide, high)))
+    return open_font(face, size), capital * size / drawn
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from PIL.Image import Image
 from timm.data import ImageDataset
 from timm.data.readers.reader import Reader
+from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import VisionDataset
 
@@ -57,6 +58,19 @@ def class_names(reader: Reader | VisionDataset) -> tuple[str, ...]:
         return tuple(sorted(numbers, key=numbers.__getitem__))
     published = SOURCES.get(type(reader).__name__.lower())
     return numbered((published and published.num_classes) or _count_labels(reader))
+
+
+def image_names(images: Images) -> tuple[str, ...]:
+    """The files of the images, relative to the folder of their split; empty if each is not a file of its own."""
+    reader = getattr(images, "reader", None)
+    return tuple(reader.filenames()) if isinstance(reader, ReaderImageFolder) else ()
+
+
+def image_labels(images: Images) -> list[int] | None:
+    """The labels of the images; None where they are known only by reading the images."""
+    reader = getattr(images, "reader", None)
+    samples = reader.samples if isinstance(reader, ReaderImageFolder) else getattr(images, "samples", None)
+    return [label for _, label in samples] if isinstance(samples, list) else None
 
 
 def numbered(count: int) -> tuple[str, ...]:

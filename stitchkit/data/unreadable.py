@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,11 +74,12 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         limit: Largest share of bad images; a few are always allowed, unless it is 0.
         flag: The flag that sets the limit; empty if there is none.
         is_numbered: Give the number of each image in the place of its label.
+        only: Numbers of the images to have; by default all.
     """
 
     def __init__(
         self, dataset: Images, *, num_classes: int, is_training: bool, limit: float = 0.01, flag: str = "",
-        is_numbered: bool = False,
+        is_numbered: bool = False, only: Sequence[int] | None = None,
     ):  # fmt: skip
         self.dataset = dataset
         self.classes = tuple(dataset.classes)
@@ -89,14 +90,15 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self._limit = limit
         self._flag = flag
         self._is_numbered = is_numbered
+        self._numbers = range(len(dataset)) if only is None else only
         self._replaces = is_training or not self._is_labelled
         # Loader processes write to it, each its own bytes, so no lock is needed.
-        self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        self._bad = torch.zeros(len(self._numbers), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         self._reported = 0
         self._cause = ""
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self._numbers)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if not -len(self) <= index < len(self):
@@ -130,9 +132,10 @@ class CheckedImages(Dataset[tuple[Any, int]]):
 
     def _sample(self, index: int) -> tuple[Any, int]:
         """An image and its label; timm's own method would log every fault and raise without its cause."""
+        number = self._numbers[index]
         if not isinstance(self.dataset, ImageDataset):
-            return self.dataset[index]
-        file, label = self.dataset.reader[index]
+            return self.dataset[number]
+        file, label = self.dataset.reader[number]
         image, mode = Image.open(file), self.dataset.input_img_mode
         return image.convert(mode) if mode else image, label
 
@@ -155,11 +158,11 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         return [*map(self._name, range(len(self)))]
 
     def _name(self, index: int) -> str:
-        reader = getattr(self.dataset, "reader", None)
+        reader, number = getattr(self.dataset, "reader", None), self._numbers[index]
         try:
-            return repr(reader.filename(index)) if reader is not None else f"number {index}"
+            return repr(reader.filename(number)) if reader is not None else f"number {number}"
         except (AssertionError, NotImplementedError):  # readers of records have no file names
-            return f"number {index}"
+            return f"number {number}"
 
     def report(self) -> None:
         """Log the skipped images if there are more than in the last report; every rank calls this."""

@@ -47,7 +47,7 @@ class Task(ClassificationTask):  # type: ignore[misc]
         """Look at the gradients of a step, exchanged among the `ranks`, before they move the weights."""
 
     def kept(self) -> Mapping[str, torch.Tensor]:
-        """Tensors on the CPU, by name, that `observe` changes in place, alike on all ranks; checkpoints hold them."""
+        """Tensors on the CPU, by name, that change in place, alike on all ranks; checkpoints hold them."""
         return {}
 
     def counters(self) -> Mapping[str, torch.Tensor]:

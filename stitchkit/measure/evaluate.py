@@ -1,13 +1,16 @@
-"""The accuracy and loss of a network on a validation set, each image counted exactly once."""
+"""What networks answer to a validation set, and their accuracy and loss on it, each image counted exactly once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -16,12 +19,15 @@ from torch.nn import functional as F
 
 from stitchkit.data.batches import Batch, Loader, without_padding
 from stitchkit.data.unreadable import report
-from stitchkit.distributed import World, sum_over_ranks
+from stitchkit.distributed import World, gather_objects, sum_over_ranks
 from stitchkit.errors import InputError
 from stitchkit.files import replacing
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
 from stitchkit.settings.files import unique_keys
+
+SAVE_EVERY = 5.0
+"""Seconds between two saves of unfinished answers, which are the most that a killed evaluation computes again."""
 
 
 class Score(NamedTuple):
@@ -32,6 +38,7 @@ class Score(NamedTuple):
     Args:
         class_hits: Correctly predicted images of each class; empty if classes were not counted.
         class_images: Images of each class.
+        is_part: Whether a first stage put the network off the front, so that it was not judged on the other images.
     """
 
     acc1: float
@@ -40,6 +47,7 @@ class Score(NamedTuple):
     images: int
     class_hits: tuple[int, ...] = ()
     class_images: tuple[int, ...] = ()
+    is_part: bool = False
 
     @property
     def class_acc1(self) -> list[float | None]:
@@ -52,40 +60,122 @@ class Score(NamedTuple):
         """The figures of a row in a ledger; balanced accuracy is the mean over the classes that have images."""
         found = [share for share in self.class_acc1 if share is not None]
         balanced = {"balanced_acc1": sum(found) / len(found)} if found else {}
-        return {"acc1": self.acc1, **balanced, "acc5": self.acc5, "loss": self.loss, "images": self.images}
+        part = {"part": True} if self.is_part else {}
+        return {"acc1": self.acc1, **balanced, "acc5": self.acc5, "loss": self.loss, "images": self.images, **part}
 
 
-class PartialSums:
-    """A small file with the sums over finished batches; it is always complete or absent.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What networks answer to images: sums over the images, and each single answer.
 
     Args:
-        path: The file of this rank.
-        of: Everything that the sums depend on, as plain data; saved sums of anything else are ignored.
+        sums: For each network the loss, top-1 hits, top-5 hits and images, then hits and images of each class,
+            `[networks, 4 + 2 * num_classes]`; in float64, a sum of millions of losses keeps its digits.
+        right: Whether the most likely class is the label, `[networks, images]`.
+        labels: `[images]`; -1 is an image that does not count.
+    """
+
+    sums: torch.Tensor
+    right: torch.Tensor
+    labels: torch.Tensor
+
+    @classmethod
+    def none(cls, networks: int, num_classes: int, device: torch.device | None = None) -> Answers:
+        """Those to no image."""
+        sums = torch.zeros(networks, 4 + 2 * num_classes, dtype=torch.float64, device=device)
+        right = torch.zeros(networks, 0, dtype=torch.bool, device=device)
+        return cls(sums, right, torch.zeros(0, dtype=torch.int64, device=device))
+
+    def __add__(self, others: Answers) -> Answers:
+        """Those of the same networks to these images and to others."""
+        right = torch.cat([self.right, others.right], dim=1)
+        return Answers(self.sums + others.sums, right, torch.cat([self.labels, others.labels]))
+
+    def beside(self, others: Answers, numbers: Sequence[int]) -> Answers:
+        """Those of these networks and then of others to the same images, which have these numbers in the set."""
+        if differ := (self.labels != others.labels).nonzero().flatten().tolist():
+            raise InputError(
+                f"image {numbers[differ[0]]} of the set, counted from 0, could be read by one pass and not by another; "
+                "check the disk and evaluate again"
+            )
+        sums, right = torch.cat([self.sums, others.sums]), torch.cat([self.right, others.right])
+        return Answers(sums, right, self.labels)
+
+    def of(self, networks: Sequence[int]) -> Answers:
+        """Those of some networks, in this order."""
+        return Answers(self.sums[[*networks]], self.right[[*networks]], self.labels)
+
+    def in_order(self, numbers: Sequence[int]) -> Answers:
+        """The same in the order of the numbers of the images."""
+        order = torch.tensor(numbers).argsort()
+        return Answers(self.sums, self.right[:, order], self.labels[order])
+
+    def of_all_ranks(self) -> Answers:
+        """Those of all ranks, on the CPU of each, in the order of the set: rank r has the images r, r + size, ..."""
+        sums = sum_over_ranks(self.sums.clone()).cpu()
+        parts = gather_objects(_packed(self))
+        right, labels = (torch.cat(tensors, dim=-1) for tensors in zip(*map(_unpacked, parts), strict=True))
+        numbers = [rank + place * len(parts) for rank, (_, own) in enumerate(parts) for place in range(len(own))]
+        return Answers(sums, right, labels).in_order(numbers)
+
+    @property
+    def scores(self) -> list[Score]:
+        """The score of each network."""
+        return [_score(*each) for each in self.sums.tolist()]
+
+
+def _packed(answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight answers in a byte, `[networks, bytes]`, and the labels."""
+    return torch.from_numpy(np.packbits(answers.right.cpu().numpy(), axis=1)).contiguous(), answers.labels.cpu()
+
+
+def _unpacked(packed: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The answers `[networks, images]`, and the labels."""
+    bits, labels = packed
+    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=len(labels)).astype(bool)), labels
+
+
+class PartialAnswers:
+    """A small file with the answers to finished batches, or of finished networks; it is always complete or absent.
+
+    Args:
+        path: The file; each rank has its own.
+        of: Everything that the answers depend on, as plain data; saved answers of anything else are ignored.
     """
 
     def __init__(self, path: Path, of: Mapping[str, object]):
         self.path = path
         self._of = json.loads(json.dumps(of))  # as it is read back, with lists for tuples
 
-    def restore(self, sums: torch.Tensor) -> int:
-        """Copy the saved sums into `sums`, and return the number of batches that they cover; 0 if there are none."""
+    def restore(self, num_classes: int, networks: int | None = None) -> tuple[Answers, list[int]] | None:
+        """The saved answers, on the CPU, and what is done; None if there are none.
+
+        Args:
+            num_classes: Number of classes that are counted separately.
+            networks: Number of networks; by default one for each entry of what is done.
+        """
         try:
             with safe_open(self.path, framework="pt") as file:
                 about = json.loads(file.metadata()["about"], object_pairs_hook=unique_keys)
-                saved = file.get_tensor("sums")
-            of, batches = about["of"], int(about["batches"])
+                sums, right, labels = (file.get_tensor(name) for name in ("sums", "right", "labels"))
+            of, done = about["of"], [*map(int, about["done"])]
+            answers = Answers(sums, *_unpacked((right, labels)))
+            known = (labels >= 0).sum().expand(len(sums))
+            counts = torch.stack([answers.right.sum(1), known], dim=1)
+            is_whole = bool(done) and sums.shape == (networks or len(done), 4 + 2 * num_classes)
+            is_whole &= right.shape[1] == -(-len(labels) // 8)  # NumPy makes up the bits of missing bytes
+            is_whole &= (sums.dtype, labels.dtype, labels.ndim) == (torch.float64, torch.int64, 1)
+            is_whole &= torch.equal(sums[:, [1, 3]], counts.double())
         except Exception:  # a damaged file can hold anything; the evaluation then starts over
-            return 0
-        if of != self._of or saved.shape != sums.shape or saved.dtype != sums.dtype:
-            return 0
-        sums.copy_(saved)
-        return batches
+            return None
+        return (answers, done) if of == self._of and is_whole else None
 
-    def save(self, sums: torch.Tensor, batches: int) -> None:
-        """Save the sums over the first `batches` batches, replacing earlier ones."""
-        about = json.dumps({"of": self._of, "batches": batches})
+    def save(self, answers: Answers, done: Sequence[int]) -> None:
+        """Save answers and what is done, such as a number of batches, replacing earlier ones."""
+        bits, labels = _packed(answers)
+        about = json.dumps({"of": self._of, "done": [*done]})
         with replacing(self.path) as draft:
-            draft.write_bytes(save({"sums": sums}, metadata={"about": about}))
+            draft.write_bytes(save({"sums": answers.sums, "right": bits, "labels": labels}, metadata={"about": about}))
 
     def remove(self) -> None:
         """Remove the file of a finished evaluation."""
@@ -115,53 +205,52 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     count: int = 1,
     num_classes: int = 0,
-    partial: PartialSums | None = None,
-) -> list[Score]:
-    """Accuracy and loss over the batches of all ranks, of one or more networks that judge the same images.
+    partial: PartialAnswers | None = None,
+) -> Answers:
+    """The answers of one or more networks that judge the same images, to those of this rank.
 
     Args:
         model: The module that the networks belong to; its mode is restored.
         run: Images `[B, C, H, W]` to the logits `[B, num_classes]` of each network.
         batches: Images and labels `[B]` of this rank, without padding: every image of the set is in exactly one
             batch of one rank.
-        device: Device of the sums.
+        device: Device of the answers.
         autocast: Makes the context in which the networks run.
         count: Number of networks.
         num_classes: Number of classes that are counted separately; 0 for none.
-        partial: Saves the sums after each batch, and restores those of a killed evaluation.
+        partial: Saves the answers, after a batch every `SAVE_EVERY` seconds, and restores those of a killed evaluation.
     """
-    # For each network: loss, top-1 hits, top-5 hits, images; then hits and images of each class. They stay on the
-    # device: reading one would make the host wait for every batch. In float64, a sum of millions of losses keeps its
-    # digits, whatever the batch size.
-    sums = torch.zeros(count, 4 + 2 * num_classes, dtype=torch.float64, device=device)
-    done = partial.restore(sums) if partial else 0
+    # They stay on the device until they are saved: reading one makes the host wait.
+    answers, done, next_save = Answers.none(count, num_classes, device), 0, 0.0
+    if restored := partial and partial.restore(num_classes, count):
+        saved, (done, *_) = restored
+        answers += Answers(saved.sums.to(device), saved.right.to(device), saved.labels.to(device))
     with evaluating(model):
         for number, (images, labels) in enumerate(batches):
             if number < done:  # read, not skipped: what a loader makes of an image may depend on those before
                 continue
             with autocast():
                 logits = run(images)
-            for network, found in enumerate(logits):
-                sums[network] += _sums(found, labels, num_classes)
-            if partial:
-                partial.save(sums, number + 1)
-    return [_score(*each) for each in sum_over_ranks(sums).tolist()]
+            sums, right = zip(*(_sums(found, labels, num_classes) for found in logits), strict=True)
+            answers += Answers(torch.stack(sums), torch.stack(right), labels)
+            if partial and time.monotonic() >= next_save:
+                partial.save(answers, [number + 1])
+                next_save = time.monotonic() + SAVE_EVERY
+    return answers
 
 
-def _sums(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Loss, top-1 hits, top-5 hits and images of a batch, then hits and images of each class.
-
-    Images with label -1 are not counted.
-    """
+def _sums(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of a network over a batch, as in `Answers`, and whether it is right, `[B]`."""
     logits = logits.float()  # autocast's logits have too few digits for a mean of losses
     hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
     right, known = hits[:, 0], labels >= 0
     whole = torch.stack([loss, right.sum(), hits.sum(), known.sum()]).double()
     if not num_classes:
-        return whole
+        return whole, right
     each = torch.stack([right, known]).double()  # label -1 becomes class 0, to which it adds 0 hits and 0 images
-    return torch.cat([whole, whole.new_zeros(2, num_classes).index_add_(1, labels.clamp(min=0), each).flatten()])
+    classes = whole.new_zeros(2, num_classes).index_add_(1, labels.clamp(min=0), each)
+    return torch.cat([whole, classes.flatten()]), right
 
 
 def _score(loss: float, top1: float, top5: float, images: float, *each: float) -> Score:
@@ -185,4 +274,5 @@ def evaluate_stitch(
     def run(images: torch.Tensor) -> list[torch.Tensor]:
         return [model(images) if cfg_id is None else model(images, cfg_id)]
 
-    return evaluate(model, run, batches, device=device, autocast=autocast, num_classes=num_classes)[0]
+    answers = evaluate(model, run, batches, device=device, autocast=autocast, num_classes=num_classes)
+    return _score(*sum_over_ranks(answers.sums)[0].tolist())

@@ -1,4 +1,4 @@
-"""The ledger, `stitches_res.txt`: append-only, one JSON object per line and one line per stitch."""
+"""The ledger: append-only, one JSON object per line and one line per stitch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
+LEDGER = "stitches_res.txt"
+"""Its file in the folder of a run."""
 COSTS = {"flops": "flops", "params": "params", "latency": "latency_ms"}
 """What accuracy is weighed against, and its figure in a row."""
 _NUMBERS = (
-    *("flops", "params", "activations", "acc1", "acc5", "balanced_acc1", "loss", "latency_ms", "images_per_s"),
+    *("flops", "params", "activations", "acc1", "acc5", "balanced_acc1", "loss", "images", "latency_ms"),
+    *("acc1_low", "acc1_high", "p_front", "images_per_s"),
     *("latency_spread_percent", "latency_batch_size", "latency_threads", "recalibrate_bn"),
     *("knn", "linear", "cosine", "cka", "self_knn", "self_linear", "self_cosine", "self_cka"),
 )
@@ -34,7 +37,8 @@ _TEXTS = ("stitch", "latency_device", "latency_precision")
 _TYPES: dict[str, tuple[str, set[type]]] = {
     **dict.fromkeys(_TEXTS, ("text", {str})),
     **dict.fromkeys(_NUMBERS, ("a number", {int, float})),
-    "latency_reliable": ("true or false", {bool}),
+    **dict.fromkeys(("latency_reliable", "part"), ("true or false", {bool})),
+    "tied_with": ("a list of cfg_ids", {list}),
 }
 
 
@@ -87,6 +91,10 @@ def _fault(row: Row) -> str:
             return f"{key} {row[key]}, which is not finite"
         if key in row and float in types and key not in _MAY_BE_NEGATIVE and row[key] < 0:
             return f"{key} {row[key]}, which is negative"
+    if not all(type(cfg_id) is int and cfg_id >= 0 for cfg_id in row.get("tied_with", [])):
+        return f"tied_with {row['tied_with']!r}, which is not a list of cfg_ids"
+    if ("acc1_low" in row) != ("acc1_high" in row):
+        return "one end of the interval of acc1 without the other"
     return ""
 
 
@@ -151,7 +159,7 @@ class Ledger:
         self.path = Path(path)
         refuse_link(self.path)  # now, not after hours of evaluation that could not be recorded
         self._space = space
-        self._cost = cost
+        self.cost = cost
         self.rows: list[Row] = read_rows(self.path) if self.path.exists() else []
         for row in self.rows:
             if found := difference(row, space, cost):
@@ -168,7 +176,7 @@ class Ledger:
 
     def append(self, cfg_id: int, figures: Mapping[str, object]) -> None:
         """Append the row of a stitch, with its costs and these figures, and flush it to the disk."""
-        row = cost_row(self._space, cfg_id, self._cost(cfg_id)) | dict(figures)
+        row = cost_row(self._space, cfg_id, self.cost(cfg_id)) | dict(figures)
         if self.path.exists() and not self.path.read_text().endswith("\n"):  # a killed run left it, maybe within a row
             write_rows(self.path, read_rows(self.path))
         with opened(self.path, "a") as file:

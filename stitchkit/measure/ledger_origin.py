@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
+from stitchkit.measure.two_stage import KEEP_WITHIN
 from stitchkit.settings.files import read_settings_file, settings_text
 from stitchkit.settings.recipe import Recipe
 
@@ -15,6 +16,7 @@ _SETTINGS = (
     *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
     *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
     *("recalibrate_bn", "in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
+    "eval_images",
 )
 
 # Settings that change recomputed statistics of batch norms.
@@ -28,6 +30,9 @@ def origin_of(recipe: Recipe, weights_sha256: str, *, ranks: int) -> dict[str, o
     origin = {"weights_sha256": weights_sha256, "data_dir": str(data)} | {key: settings[key] for key in _SETTINGS}
     if recipe.run.recalibrate_bn:
         origin |= {key: settings[key] for key in _CALIBRATION} | {"ranks": ranks}
+    if recipe.run.eval_images:
+        within = KEEP_WITHIN if recipe.run.keep_within is None else recipe.run.keep_within
+        origin |= {"keep_within": within, "seed": recipe.run.seed}
     return origin
 
 

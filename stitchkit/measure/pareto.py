@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stitchkit.display import aligned, plural, quantity
+from stitchkit.display import aligned, listed, plural, quantity
 from stitchkit.measure.figure import BLUE, RED, draw_costs, label_points, new_figure, save_figure
 from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row, check_figures, nouns_of
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_FIGURES = {"latency_ms": 2, "images_per_s": 1, **dict.fromkeys(METRICS, 2), "loss": 4}
+_FIGURES = {
+    **{"latency_ms": 2, "images_per_s": 1, ACCURACY: 2, "acc1_low": 2, **dict.fromkeys(METRICS, 2)},
+    **{"loss": 4, "p_front": 2, "tied_with": 0},
+}
 """Measured figures in a table, and their number of digits."""
+_HEADS = {"acc1_low": "95 %", "p_front": "P(front)", "tied_with": "tied with"}
+"""What some of them are called there."""
+_FRONT, _BAND = "Pareto front", "its 95 % intervals"
 _AXES = {
     "flops": "FLOPs of one image (multiply-adds)",
     "params": "parameters",
@@ -69,19 +75,26 @@ def is_anchor(row: Row) -> bool:
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as text in columns, with `*` for those that are uncut and `-` for missing figures."""
-    figures = [(key, digits) for key, digits in _FIGURES.items() if any(key in row for row in rows)]
-    head = ["", "cfg_id", nouns_of(rows)[0], "FLOPs", "params", *(key for key, _ in figures)]
+    figures = [key for key in _FIGURES if any(key in row for row in rows)]
+    head = ["", "cfg_id", nouns_of(rows)[0], "FLOPs", "params", *(_HEADS.get(key, key) for key in figures)]
     body = [
         [
             "*" if is_anchor(row) else "",
             str(row["cfg_id"]),
             row.get("stitch", "-"),
             *(quantity(row[key]) if key in row else "-" for key in ("flops", "params")),
-            *(f"{row[key]:.{digits}f}" if key in row else "-" for key, digits in figures),
+            *(_figure(row, key) if key in row else "-" for key in figures),
         ]
         for row in rows
     ]
-    return aligned([head, *body], left={0, 2})
+    return aligned([head, *body], left={0, 2, *([len(head) - 1] if figures[-1:] == ["tied_with"] else [])})
+
+
+def _figure(row: Row, key: str) -> str:
+    if key == "tied_with":
+        return listed([*map(str, row[key])]) or "none"
+    until = f"-{row['acc1_high']:.2f}" if key == "acc1_low" else ""
+    return f"{row[key]:.{_FIGURES[key]}f}{until}"
 
 
 def plot(
@@ -143,9 +156,8 @@ def _draw(
             axes.scatter(
                 x, y, s=sizes, color=color, alpha=0.75, edgecolors="white", linewidths=0.5, label=label, zorder=3
             )
-    for number, (color, rows) in enumerate(fronts.items()):
-        name = None if number else "Pareto front"  # one line stands for all in the legend
-        axes.plot(*_places(pareto_front(rows, cost, metric), cost, metric), color=color, linewidth=1, label=name)
+    for color, rows in fronts.items():
+        _draw_front(axes, pareto_front(rows, cost, metric), cost, metric, color)
     every = [row for _, _, rows in clouds for row in rows]
     axis = _axis(cost, every)
     costs = axis if cost == "params" else f"{axis}; areas show parameters"
@@ -159,6 +171,17 @@ def _draw(
         legend.set_title(f"other models: {overlay.caption}")
         legend.get_title().set_parse_math(False)
     return figure, axes
+
+
+def _draw_front(axes: Axes, front: Sequence[Row], cost: str, metric: str, color: str) -> None:
+    """Draw a front as a line, with the 95 % intervals of its accuracies as a band; one of each is in the legend."""
+    named = axes.get_legend_handles_labels()[1]
+    x, y = _places(front, cost, metric)
+    line, band = (None if text in named else text for text in (_FRONT, _BAND))
+    axes.plot(x, y, color=color, linewidth=1, label=line)
+    if metric == ACCURACY and all("acc1_low" in row for row in front):
+        low, high = ([row[key] for row in front] for key in ("acc1_low", "acc1_high"))
+        axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0, label=band, zorder=0)
 
 
 def _draw_others(axes: Axes, overlay: Overlay, rows: Sequence[Row], cost: str) -> None:

@@ -76,9 +76,10 @@ def create_model(
                 f"{ADVICE}"
             ) from error
         raise InputError(f"timm cannot build '{name}'{_given(kwargs)}: {reason}") from error
-    if img_size is not None:  # timm's description is the only place where all models have it
-        sides = (model.pretrained_cfg["input_size"][0], *to_2tuple(img_size))
-        model.pretrained_cfg = model.pretrained_cfg | {"input_size": sides}
+    # timm's description is the only place where all models have them.
+    channels, *sides = model.pretrained_cfg["input_size"]
+    size = (kwargs.get("in_chans", channels), *(sides if img_size is None else to_2tuple(img_size)))
+    model.pretrained_cfg = model.pretrained_cfg | {"input_size": size}
     if content is not None and checkpoint is not None:
         load_any_classes(model, content, checkpoint, kwargs.get("num_classes"))
     return model

@@ -1,4 +1,4 @@
-"""Temporary modes of modules: evaluation, batch norms with fixed statistics, unfused attention."""
+"""Modes of modules, most of them for a while: evaluation, batch norms with fixed statistics, unfused attention."""
 
 from __future__ import annotations
 
@@ -42,13 +42,33 @@ def without_statistics(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def judging(module: nn.Module) -> Iterator[bool]:
+    """Put a module into evaluation mode for a while, except for batch norms that learn, and leave no trace in it.
+
+    They use the statistics of the batch, as in training. Gives whether there are any: the routes of an SN-Net must then
+    run one by one, since each has statistics of its own.
+    """
+    learning = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+    with evaluating(module), without_statistics(module):
+        for norm in learning:
+            norm.train()
+        yield bool(learning)
+
+
+@contextmanager
 def unfused_attention(module: nn.Module) -> Iterator[None]:
     """Compute timm's attention by single operators for a while, without the fused kernel."""
-    fused = [vars(part) for part in module.modules() if getattr(part, "fused_attn", False)]
-    for attributes in fused:
-        attributes["fused_attn"] = False
+    fused = unfuse_attention(module)
     try:
         yield
     finally:
-        for attributes in fused:
-            attributes["fused_attn"] = True
+        for part in fused:
+            vars(part)["fused_attn"] = True
+
+
+def unfuse_attention(module: nn.Module) -> list[nn.Module]:
+    """Compute timm's attention by single operators from now on; returns the submodules that this changed."""
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False)]
+    for part in fused:
+        vars(part)["fused_attn"] = False
+    return fused

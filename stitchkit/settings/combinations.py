@@ -25,7 +25,11 @@ _NEEDED = {
     "layer_decay": ("layer_decay_no_opt_scale",),
     "torchcompile": ("torchcompile_mode",),
     "resume": ("wandb_resume_id",),
-    "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),
+    "focus": ("focus_images",),
+    "eval": (
+        *("eval_stitches", "eval_images", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),
+    ),
+    "eval_images": ("keep_within",),
 }
 
 ALTERNATIVES = (
@@ -56,7 +60,15 @@ _OF_LABELS = {
 
 def check(recipe: Recipe) -> Recipe:
     """Check that the settings of a recipe are compatible."""
-    parts = (_check_subject, _check_network, _check_features, _check_cache, _check_schedule, _check_batches)
+    parts = (
+        _check_subject,
+        _check_network,
+        _check_features,
+        _check_cache,
+        _check_focus,
+        _check_schedule,
+        _check_batches,
+    )
     for part in (*parts, _check_pairs, _check_packages):
         part(recipe)
     _ = recipe.folder  # refuses one outside --output
@@ -87,6 +99,8 @@ def _check_network(recipe: Recipe) -> None:
         )
     if model.model and recipe.run.latency:
         raise InputError("--latency is for the stitches of an SN-Net and goes into their ledger; leave it out")
+    if model.model and recipe.run.eval_images:
+        raise InputError("--eval-images chooses among the stitches of an SN-Net; leave it out for a --model")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
     if model.model and recipe.stitch.preserve not in (None, "none"):
@@ -156,6 +170,27 @@ def _check_cache(recipe: Recipe) -> None:
         )
     if not recipe.augment.no_aug:
         raise InputError("--cache-features needs the same images in every epoch; add --no-aug, or leave it out")
+
+
+def _check_focus(recipe: Recipe) -> None:
+    """Refuse to judge stitches that there are not, without labels, or that no other is to replace."""
+    stitch, epochs = recipe.stitch, recipe.schedule.epochs
+    if not stitch.focus or recipe.run.eval:
+        return
+    if recipe.model.model:
+        raise InputError("--focus chooses among the stitches of an SN-Net; a --model has none: leave it out")
+    if not stitch.uses_labels:
+        raise InputError(
+            "--focus judges stitches by labels, and --loss features uses none; leave it out, or give --loss "
+            "features+task"
+        )
+    if stitch.budgets is not None:
+        raise InputError("--focus and --budgets both say which stitches are worth training; leave one out")
+    if stitch.focus >= epochs:
+        _logger.warning(
+            "--focus %d judges stitches after each %d epochs, but the training has %d: it has no effect; lower it",
+            stitch.focus, stitch.focus, epochs,
+        )  # fmt: skip
 
 
 def _check_schedule(recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from stitchkit.settings.fields import AtLeastThousandth, NonNegative, Positive, flag
-from stitchkit.settings.schema import Budgets, Count, LocalPath, Settings, Share
+from stitchkit.settings.schema import Budgets, Count, LocalPath, Natural, Settings, Share
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ class StitchRecipe(Settings):
     )
     sandwich_divergence: Literal["kl", "adaptive"] = flag(
         "kl", "loss of the stitches that --sampler sandwich teaches: Kullback-Leibler's, or AlphaNet's adaptive one"
+    )
+    focus: Natural = flag(
+        0,
+        "every so many epochs, stop training stitches that are hardly ever on the Pareto front of held-out training "
+        "images; 0 is never",
+    )
+    focus_images: Count | None = flag(
+        None, "with --focus: training images that are held out, at most a tenth of the split; by default 2,000"
     )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
     ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(

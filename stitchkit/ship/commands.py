@@ -69,6 +69,8 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-params", metavar="N", help="limit on parameters, such as 30M")
     parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="limit on latency in milliseconds")
     parser.add_argument("--min-acc1", type=float, metavar="PERCENT", help="minimum top-1 accuracy")
+    about = "take the cheapest stitch that is not distinguishably worse than the most accurate one within the budget"
+    parser.add_argument("--confident", action="store_true", help=about)
     add_metric_flag(parser)
     add_allow_unreliable_flag(parser)
 
@@ -91,19 +93,22 @@ def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _pick(flags: argparse.Namespace) -> None:
+    from stitchkit.measure.hits import hits_beside
+    from stitchkit.measure.intervals import add_intervals
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
-    from stitchkit.measure.metric import check_overlay, compared_note, metric_of
+    from stitchkit.measure.metric import ACCURACY, check_overlay, compared_note, metric_of
     from stitchkit.measure.overlay import better_single_model, comparison, read_overlay
     from stitchkit.measure.pareto import table
     from stitchkit.ship.export_command import export_commands
-    from stitchkit.ship.pick import pick, refusal, verdict
+    from stitchkit.ship.pick import confident_hits, pick, refusal, verdict
 
     budget, rows = _budget(flags), read_rows(flags.ledger)
     metric = metric_of(rows, flags.metric)
     if flags.overlay:
         check_overlay(metric)
     overlay = read_overlay(flags.overlay, [*budget.costs] or ["flops"], every=True) if flags.overlay else None
+    confident = confident_hits(rows, flags.ledger, budget, metric) if flags.confident else None
     if flags.stitch_config:
         from stitchkit.distributed import choose_device  # torch, which a ledger alone does not need
         from stitchkit.model.create import create_snnet
@@ -115,7 +120,8 @@ def _pick(flags: argparse.Namespace) -> None:
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes is not None or flags.img_size:
         raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
-    choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable)
+    add_intervals(rows, hits_beside(flags.ledger) if metric == ACCURACY else None, budget.cost)
+    choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable, confident=confident)
     rival = better_single_model(choice.best, budget.costs, overlay.models) if overlay and choice.best else None
     # Printed even if no stitch fits: scripts then find the nearest miss in it.
     if flags.json:
@@ -161,9 +167,9 @@ def _export(flags: argparse.Namespace) -> None:
     output, cfg_id, budget = flags.output, flags.cfg_id, _budget(flags)
     if (cfg_id is None) == (flags.ledger is None):
         raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
-    if cfg_id is not None and (budget.limits or flags.metric):
-        what = "budget" if budget.limits else "metric"
-        raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave the {what} out, or give --ledger instead")
+    if cfg_id is not None and (budget.limits or flags.metric or flags.confident):
+        what = "the budget" if budget.limits else "the metric" if flags.metric else "--confident"
+        raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave {what} out, or give --ledger instead")
     trained = _trained(flags, cfg_id=cfg_id)
     if flags.int8 and not trained.has_data:
         raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
@@ -191,7 +197,7 @@ def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     from stitchkit.measure.ledger import read_rows
     from stitchkit.measure.metric import compared, metric_of
     from stitchkit.ship.budgeted import complete, lacks_latencies
-    from stitchkit.ship.pick import pick_one, superlative
+    from stitchkit.ship.pick import confident_hits, pick, refusal, superlative, verdict
     from stitchkit.ship.trained_snnet import check_origin
 
     check_origin(flags.ledger, trained, otherwise="export a stitch by --cfg_id")
@@ -202,11 +208,16 @@ def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     if note := complete(rows, trained.model, latency=by_latency):
         print(note)
     metric = metric_of(rows, flags.metric)
-    row = pick_one(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable)
-    if not budget.limits:
+    confident = confident_hits(rows, flags.ledger, budget, metric) if flags.confident else None
+    choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable, confident=confident)
+    if choice.best is None:
+        raise InputError(refusal(rows, budget, choice))
+    if confident is not None:
+        print(verdict(rows, budget, choice))
+    elif not budget.limits:
         number = counted(len(compared(rows, metric)), "stitch")
         print(f"no budget was given; exporting the {superlative(metric)} of {number}")
-    return int(row["cfg_id"])
+    return int(choice.best["cfg_id"])
 
 
 @dataclass(frozen=True)

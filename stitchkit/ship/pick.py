@@ -6,13 +6,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
+from stitchkit.measure.hits import Hits, hits_beside
+from stitchkit.measure.intervals import check_hits, paired_intervals
 from stitchkit.measure.latency_verdict import check_latencies
 from stitchkit.measure.ledger import Row, check_figures, figure_text, nouns_of
-from stitchkit.measure.metric import ACCURACY, by, compared, compared_note, metric_of
+from stitchkit.measure.metric import ACCURACY, METRICS, by, compared, compared_note, metric_of
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
@@ -52,6 +55,11 @@ class Budget:
         return {_FIGURES[limit]: value for limit, value in self.limits.items() if limit != "min_acc1"}
 
     @property
+    def cost(self) -> str:
+        """The figure by which a stitch is the cheaper: the first one that is limited, else FLOPs."""
+        return next(iter(self.costs), "flops")
+
+    @property
     def wants_cheapest(self) -> bool:
         """Whether only an accuracy is required, so that the cheapest stitch is the best."""
         return self.limits.keys() == {"min_acc1"}
@@ -80,6 +88,9 @@ class Choice(NamedTuple):
         fitting: Number of stitches that fit.
         nearest_miss: If none fits, the row whose worst miss is smallest.
         metric: The figure by which stitches were compared.
+        most_accurate: With `confident`, the row from which the best cannot be told.
+        difference: Then the accuracy of the best minus that of the most accurate one, on the images that both have
+            seen, and its paired 95 % interval, in points.
     """
 
     best: Row | None
@@ -87,14 +98,20 @@ class Choice(NamedTuple):
     fitting: int
     nearest_miss: Row | None
     metric: str
+    most_accurate: Row | None = None
+    difference: dict[str, float] | None = None
 
 
-def pick(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allow_unreliable: bool = False) -> Choice:
+def pick(
+    rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allow_unreliable: bool = False,
+    confident: Hits | None = None,
+) -> Choice:  # fmt: skip
     """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it.
 
     Args:
         metric: What is compared in place of accuracy, as in `metric_of`.
         allow_unreliable: Compare latencies even if their measurement called them unreliable.
+        confident: With the hits of the rows, the cheapest stitch that is not surely worse than the most accurate one.
     """
     metric = metric_of(rows, metric)
     check_figures(rows, dict.fromkeys(["flops", metric, *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
@@ -109,7 +126,43 @@ def pick(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allo
         within.sort(key=lambda row: (row["flops"], -row[metric]))
     else:
         within.sort(key=lambda row: (-row[metric], row["flops"]))
+        if confident is not None:
+            return _cheapest_tied(within, confident, budget.cost)
     return Choice(within[0], within[1 : 1 + _RUNNERS_UP], len(within), None, metric)
+
+
+def _cheapest_tied(within: Sequence[Row], hits: Hits, cost: str) -> Choice:
+    """Of rows from accurate to inaccurate, the cheapest one that is not surely worse than the first."""
+    hits = hits.of([row["cfg_id"] for row in within])
+    low, high = paired_intervals(hits.right, hits.seen)
+    place = min((place for place in range(len(within)) if high[place, 0] >= 0), key=lambda one: within[one][cost])
+    if place == 0:
+        return Choice(within[0], [*within[1 : 1 + _RUNNERS_UP]], len(within), None, ACCURACY, within[0])
+    both = hits.seen[place] & hits.seen[0]
+    points = 100 * (hits.right[place][both].mean() - hits.right[0][both].mean())
+    difference = {"points": float(points), "low": float(low[place, 0]), "high": float(high[place, 0])}
+    others = [row for row in within if row is not within[place]]
+    return Choice(within[place], others[:_RUNNERS_UP], len(within), None, ACCURACY, within[0], difference)
+
+
+def confident_hits(rows: Sequence[Row], ledger: str | Path, budget: Budget, metric: str) -> Hits:
+    """The hits beside a ledger, by which `pick` tells stitches apart, of all its rows."""
+    if metric != ACCURACY:
+        raise InputError(f"--confident compares top-1 accuracies, and this is {METRICS[metric]}; leave it out")
+    if budget.wants_cheapest:
+        raise InputError(
+            "--min-acc1 alone takes the cheapest stitch already, and --confident the cheapest near the most accurate; "
+            "leave one of them out, or add a limit on costs"
+        )
+    hits = hits_beside(ledger)
+    if hits is None or not hits.has([row["cfg_id"] for row in rows]):
+        some = "no hits beside it" if hits is None else "stitches without hits"
+        raise InputError(
+            f"ledger '{ledger}' has {some}, by which --confident tells stitches apart; evaluate into a new ledger "
+            "with --eval, which writes hits, or leave --confident out"
+        )
+    check_hits(rows, hits)
+    return hits
 
 
 def pick_one(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allow_unreliable: bool = False) -> Row:
@@ -121,16 +174,36 @@ def pick_one(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, 
 
 
 def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
-    """The sentence that names the best of a ledger's rows."""
-    assert choice.best is not None, "something fits"
+    """The sentence that names the best of a ledger's rows, and the one from which it cannot be told if there is one."""
+    first = choice.most_accurate or choice.best
+    assert first is not None, "something fits"
     how = "cheapest" if budget.wants_cheapest else superlative(choice.metric)
-    best = f"cfg_id {choice.best['cfg_id']} is the {how} of"
+    best = f"cfg_id {first['cfg_id']} is the {how} of"
     number, noun = len(rows), nouns_of(rows)[0]
     if not budget.limits:
-        return f"{best} {counted(number, noun)}"
-    if choice.fitting == number:
-        return f"{best} all {counted(number, noun)}; the budget excludes none: each has {budget}"
-    return f"{best} the {counted(choice.fitting, noun)}, out of {number}, with {budget}"
+        found = f"{best} {counted(number, noun)}"
+    elif choice.fitting == number:
+        found = f"{best} all {counted(number, noun)}; the budget excludes none: each has {budget}"
+    else:
+        found = f"{best} the {counted(choice.fitting, noun)}, out of {number}, with {budget}"
+    if not choice.most_accurate:
+        return found
+    fitting = [row for row in compared(rows, choice.metric) if not budget.misses(row)]
+    return f"{found}; {_tie(choice, first, budget.cost, fitting)}"
+
+
+def _tie(choice: Choice, first: Row, cost: str, fitting: Sequence[Row]) -> str:
+    """How the cheapest stitch differs from the most accurate one, from which it cannot be told."""
+    best, difference = choice.best, choice.difference
+    if best is None or difference is None:
+        cheaper = any(row[cost] < first[cost] for row in fitting)
+        return "all that cost less are distinguishably worse" if cheaper else "nothing costs less"
+    less = f"{100 * (1 - best[cost] / first[cost]):.0f} %"
+    saved = {"flops": f"has {less} fewer FLOPs", "params": f"has {less} fewer parameters"}
+    return (
+        f"cfg_id {best['cfg_id']} {saved.get(cost, f'takes {less} less time')} and cannot be told from it: "
+        f"{difference['points']:+.2f} points, 95 % from {difference['low']:.2f} to {difference['high']:.2f}"
+    )
 
 
 def superlative(metric: str) -> str:

@@ -18,10 +18,12 @@ from stitchkit._version import __version__
 from stitchkit.display import plural
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, read_table
+from stitchkit.measure.hits import Hits, hits_beside
+from stitchkit.measure.intervals import add_intervals, told_apart_note
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import COSTS, Row, check_figures, difference, nouns_of, read_rows, strict_json
 from stitchkit.measure.ledger_origin import origin_file
-from stitchkit.measure.metric import METRICS, compared, compared_note, metric_of
+from stitchkit.measure.metric import ACCURACY, METRICS, compared, compared_note, metric_of
 from stitchkit.measure.overlay import Overlay, read_overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
@@ -39,7 +41,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Content(TypedDict):
-    """Everything that a report shows of a ledger; `metric` is the same for all ledgers of a report."""
+    """Everything that a report shows of a ledger; `metric` is the same for all ledgers of a report.
+
+    Rows have `by_cost`, what depends on the cost: P(on the front) and ties; `told_apart` is a sentence for each cost.
+    """
 
     name: str
     path: str
@@ -48,6 +53,7 @@ class Content(TypedDict):
     routes: dict[str, str]
     metric: str
     notes: list[str]
+    told_apart: dict[str, str]
     settings: dict[str, dict[str, str]]
 
 
@@ -106,6 +112,8 @@ def _read_ledger(
     commands = export_commands(path, [row["cfg_id"] for row in rows], stitch_config)
     costed = {cost: [row for row in rows if cost in row] for cost in COSTS.values()}
     fronts = {cost: pareto_front(some, cost, metric) for cost, some in costed.items() if some}
+    hits = hits_beside(path) if metric == ACCURACY else None
+    comparisons = {cost: _comparisons(rows, hits, cost) for cost in fronts}
     return {
         "name": name,
         "path": str(path),
@@ -114,6 +122,7 @@ def _read_ledger(
                 **row,
                 "anchor": is_anchor(row),
                 "front": [cost for cost, front in fronts.items() if row in front],
+                "by_cost": {cost: found[row["cfg_id"]] for cost, found in comparisons.items()},
                 "command": command,
             }
             for row, command in zip(rows, commands, strict=True)
@@ -122,8 +131,15 @@ def _read_ledger(
         "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
         "metric": metric,
         "notes": [*filter(None, [latency_note(rows), self_stitch_note(rows), note])],
+        "told_apart": {cost: told_apart_note(front, hits) for cost, front in fronts.items() if metric == ACCURACY},
         "settings": _settings(path),
     }
+
+
+def _comparisons(rows: Sequence[Row], hits: Hits | None, cost: str) -> dict[int, Row]:
+    """Put the intervals into rows; P(on the front) and ties by a cost, which differ between costs, by `cfg_id`."""
+    add_intervals(rows, hits, cost)
+    return {row["cfg_id"]: {key: row[key] for key in ("p_front", "tied_with") if key in row} for row in rows}
 
 
 def _add_names(rows: Sequence[Row], network: _Network, path: Path) -> None:

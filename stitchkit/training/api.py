@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stitchkit.errors import InputError
-from stitchkit.measure.ledger import Row, read_rows
+from stitchkit.measure.ledger import LEDGER, Row, read_rows
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.checkpoint import LAST
-from stitchkit.training.evaluation import LEDGER
 from stitchkit.training.inputs import read_run
 from stitchkit.training.run import run
 from stitchkit.training.summary import read_summary

@@ -15,19 +15,24 @@ from torchvision.transforms import Compose, InterpolationMode, RandomChoice, Ran
 
 from stitchkit.data.batches import DirectLoader, Loader
 from stitchkit.data.folders import FolderReader, find_split
-from stitchkit.data.labelled_images import Images
+from stitchkit.data.labelled_images import Images, image_labels
 from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.data.open_dataset import agreed_classes, check_folders, open_dataset
 from stitchkit.data.source import is_list, is_unlabelled
 from stitchkit.data.unreadable import CheckedImages
+from stitchkit.display import counted
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line, prefixed
+from stitchkit.measure.two_stage import stratified_part
 from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.inputs import source_of
 
 BANK_IMAGES = 50_000
 """Labelled images with which features are compared, unless `--bank-images` says otherwise."""
+FOCUS_IMAGES = 2_000
+"""Training images that `--focus` holds out, unless `--focus-images` says otherwise."""
+_FEWEST_FOR_FOCUS = 4
 _FOR_CALIBRATION = "batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "
 
 
@@ -69,6 +74,8 @@ def open_datasets(recipe: Recipe) -> Datasets:
         for name in ("aug_repeats", "aug_splits"):
             if isinstance(train, IterableDataset) and getattr(recipe.augment, name):
                 raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")
+        if isinstance(train, IterableDataset) and recipe.stitch.focus and not recipe.run.eval:
+            raise InputError("--focus holds training images out, which a streamed dataset cannot; leave it out")
         if isinstance(train, IterableDataset) and recipe.stitch.cache_features and not recipe.run.eval:
             raise InputError("--cache-features is not for streamed datasets; leave it out")
     validation = open_dataset(source, data.val_split, num_samples=data.val_num_samples)
@@ -143,12 +150,14 @@ class Loaders:
         train: Augmented training batches; for `--recalibrate-bn`, some batches prepared as for evaluation.
         validation: Prepared validation batches; iterate through `without_padding`.
         mean: Mean of each channel, with which images are normalised, and in the same way `std`.
+        held_out: Prepared training images on which `--focus` judges stitches, in two parts; none without it.
     """
 
     train: Loader | None
     validation: Loader
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    held_out: tuple[Loader, ...] = ()
 
 
 def create_loaders(
@@ -157,13 +166,21 @@ def create_loaders(
 ) -> Loaders:  # fmt: skip
     """Loaders over this rank's part of the splits; `input_size` and `model_config` are as for `preparation`."""
     data, train = recipe.data, None
+    held_out: tuple[Loader, ...] = ()
     with _by_timm():
         prepared = preparation(recipe, input_size, model_config)
         for_evaluation = _for_evaluation(recipe, prepared)
         judged = _checked(datasets.validation, recipe, num_classes, is_training=False)
         validation = _create_loader(judged, recipe, world, **for_evaluation)
         if datasets.train is not None:
-            images = _checked(datasets.train, recipe, num_classes, is_training=True)
+            only = None
+            if recipe.stitch.focus and not recipe.run.eval:
+                only, *parts = _hold_out(datasets.train, recipe)
+                judging = (
+                    _checked(datasets.train, recipe, num_classes, is_training=False, only=part) for part in parts
+                )
+                held_out = tuple(_create_loader(part, recipe, world, **for_evaluation) for part in judging)
+            images = _checked(datasets.train, recipe, num_classes, is_training=True, only=only)
             if recipe.run.eval:
                 count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
                 train = _create_sample_loader(images, count, recipe, world, for_evaluation)
@@ -174,7 +191,32 @@ def create_loaders(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
-    return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]))
+    return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]), held_out)
+
+
+def _hold_out(images: Images, recipe: Recipe) -> tuple[list[int], list[int], list[int]]:
+    """The numbers of the images to train on, and of those on which `--focus` judges all stitches, then the best."""
+    count = min(recipe.stitch.focus_images or FOCUS_IMAGES, len(images) // 10)
+    if count < _FEWEST_FOR_FOCUS:
+        raise InputError(
+            f"--focus holds a tenth of the {counted(len(images), 'training image')} out, which is too few to judge by; "
+            "leave it out"
+        )
+    labels = image_labels(images) or [0] * len(images)
+    judging = stratified_part(labels, count, recipe.run.seed)
+    first = {judging[place] for place in stratified_part([labels[n] for n in judging], count // 4, recipe.run.seed)}
+    trained = sorted({*range(len(images))} - {*judging})
+    return trained, sorted(first), [number for number in judging if number not in first]
+
+
+def create_part_loader(
+    judged: CheckedImages, numbers: Sequence[int], recipe: Recipe, world: World, *, input_size: tuple[int, ...],
+    model_config: Mapping[str, object],
+) -> Loader:  # fmt: skip
+    """Some of the images of `Loaders.validation`, by their numbers."""
+    with _by_timm():
+        for_evaluation = _for_evaluation(recipe, preparation(recipe, input_size, model_config))
+        return _create_loader(Subset(judged, numbers), recipe, world, **for_evaluation)
 
 
 def create_bank_loader(
@@ -200,14 +242,16 @@ def _for_evaluation(recipe: Recipe, prepared: DataConfig) -> dict[str, Any]:
     return {**prepared, "batch_size": recipe.data.validation_batch_size or recipe.data.batch_size}
 
 
-def _checked(images: Images, recipe: Recipe, num_classes: int, *, is_training: bool) -> Images | CheckedImages:
-    """A split without its unreadable images; readers of streams skip them themselves."""
+def _checked(
+    images: Images, recipe: Recipe, num_classes: int, *, is_training: bool, only: Sequence[int] | None = None
+) -> Images | CheckedImages:
+    """A split, or `only` some of its images, without the unreadable ones; readers of streams skip them themselves."""
     if isinstance(images, IterableDataset):
         return images
     limit, flag = recipe.data.max_unreadable, flag_of("max_unreadable")
     return CheckedImages(
         images, num_classes=num_classes, is_training=is_training, limit=limit, flag=flag,
-        is_numbered=is_training and recipe.stitch.cache_features is not None,
+        is_numbered=is_training and recipe.stitch.cache_features is not None, only=only,
     )  # fmt: skip
 
 

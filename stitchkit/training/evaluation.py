@@ -5,29 +5,32 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
-import torch
+from torch.utils.data import IterableDataset
 
 from stitchkit.data.labelled_images import numbered
 from stitchkit.display import counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import PartialSums, Score, batches_of, evaluate, evaluate_stitch
+from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.measure.features import FeatureScore
+from stitchkit.measure.hits import hits_beside
+from stitchkit.measure.intervals import add_intervals
 from stitchkit.measure.latency import add_latencies
-from stitchkit.measure.ledger import Ledger
+from stitchkit.measure.ledger import LEDGER, Ledger
 from stitchkit.measure.ledger_origin import changed, of_the_bank, origin_file, origin_of, read_origin, write_origin
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import has_own_statistics
 from stitchkit.measure.self_stitch import add_self_stitch, ends_in_ledger
-from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
-from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.training.answering import Answering, check_hits_beside, remove_progress
 from stitchkit.training.checkpoint import load_weights
 from stitchkit.training.judging import Judge
 from stitchkit.training.network import uncompiled
@@ -36,11 +39,9 @@ from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 
-LEDGER = "stitches_res.txt"
 _Scores = Mapping[int, Score | FeatureScore]
 """What stitches are worth, by `cfg_id`."""
-_MIB = 2**20
-_UNSAID = ("acc5", "loss", "images")
+_UNSAID = ("acc5", "loss", "images", "part")
 # Settings that choose a plain model and its weights without --resume; a ledger knows its network by the stitches.
 _OF_A_MODEL = ("model", "model_kwargs", "pretrained_path", "initial_checkpoint")
 
@@ -55,7 +56,7 @@ def evaluate_stitches(session: Session) -> None:
     origin, missing, ledgers = prepare_evaluation(session)
     from_primary(world, lambda: _begin(session, origin))
     if not isinstance(model, SNNet):
-        score = _score_alone(session, None, "evaluation")
+        score = _plain_score(session)
         _logger.info("%s", json.dumps({"model": recipe.model.model, **score.figures}))
         from_primary(world, lambda: write_per_class(session.folder, _classes(session), {"acc1": score}))
         return
@@ -63,7 +64,7 @@ def evaluate_stitches(session: Session) -> None:
     shared = [cfg_id for cfg_id in missing if cfg_id not in own]
     numbers = count(1)
     judged: Iterator[_Scores] = (
-        _by_classes(session, model, shared, own, origin)
+        Answering(session, model, origin, ledgers).stitches(shared, own)
         if model.num_classes
         else _by_features(session, model, shared, own, ledgers)
     )
@@ -79,6 +80,9 @@ def evaluate_stitches(session: Session) -> None:
 
     def finish() -> None:
         for ledger in ledgers:
+            remove_progress(session.folder)
+            add_intervals(ledger.rows, hits_beside(ledger.path))
+            ledger.rewrite()
             _add_latencies(recipe.run.latency, model, ledger)
             said = "%s has %s; the front: stitchkit pareto %s"
             _logger.info(said, ledger.path, counted(len(ledger.rows), "stitch"), ledger.path)
@@ -95,8 +99,8 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
     """
     recipe, model, ledgers = session.recipe, session.model, list[Ledger]()
     digest = load_weights(session, ema=recipe.optim.model_ema)[1] if recipe.run.resume else ""
-    origin, wanted = origin_of(recipe, digest, ranks=session.world.size), list[int]()
-    _check_judged_by_features(session)
+    _check_images(session)
+    origin, wanted = origin_of(_as_measured(session), digest, ranks=session.world.size), list[int]()
     if isinstance(model, SNNet):
         if not model.num_classes:
             origin |= of_the_bank(recipe)
@@ -111,19 +115,32 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
         ledgers.append(Ledger(_result(session), model.space, uncompiled(model)(Profiler(model).cost)))
         if ledgers[0].rows:
             _check_origin(ledgers[0].path, origin)
+            check_hits_beside(ledgers[0], session.loaders.validation.dataset)
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
     return origin, from_primary(session.world, find_missing), ledgers
 
 
-def _check_judged_by_features(session: Session) -> None:
-    """Refuse settings that are for features if the network has classes."""
+def _check_images(session: Session) -> None:
+    """Refuse settings that do not fit the images, or what stitches are judged by: labels, or features."""
+    if session.recipe.run.eval_images and not as_timm(session.model).num_classes:
+        raise InputError("--eval-images is for networks with classes, and these give features; leave it out")
+    if session.recipe.run.eval_images and isinstance(session.loaders.validation.dataset, IterableDataset):
+        raise InputError("--eval-images draws some of the images, and streamed ones come in one order; leave it out")
     for name in ("bank_images", "self_stitch") if as_timm(session.model).num_classes else ():
         if getattr(session.recipe.run, name):
             raise InputError(
                 f"{flag_of(name)} is for networks without classes, whose features are judged; leave it out, or add "
                 "--num-classes 0"
             )
+
+
+def _as_measured(session: Session) -> Recipe:
+    """The recipe, without two stages if the first has all images."""
+    recipe, images = session.recipe, session.loaders.validation.dataset
+    if not recipe.run.eval_images or recipe.run.eval_images < len(images):
+        return recipe
+    return replace(recipe, run=replace(recipe.run, eval_images=None, keep_within=None))
 
 
 def _result(session: Session) -> Path:
@@ -144,7 +161,8 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
 def _record(session: Session, model: SNNet, ledger: Ledger, scores: _Scores) -> None:
     """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete."""
     batches = session.recipe.run.recalibrate_bn
-    columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score)}
+    # The table of classes is for the same images, so those that have seen a part are not in it.
+    columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score) and not score.is_part}
     if columns:
         write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
     for cfg_id, score in scores.items():
@@ -155,15 +173,6 @@ def _record(session: Session, model: SNNet, ledger: Ledger, scores: _Scores) -> 
 def _classes(session: Session) -> Sequence[str]:
     """Names of the classes, which are numbers if the data have no names."""
     return session.classes or numbered(as_timm(session.model).num_classes)
-
-
-def _by_classes(
-    session: Session, model: SNNet, shared: Sequence[int], own: Sequence[int], origin: Mapping[str, object]
-) -> Iterator[dict[int, Score]]:
-    """The scores of stitches by their logits."""
-    yield from _in_one_pass(session, model, shared, origin)
-    for number, cfg_id in enumerate(own, start=len(shared) + 1):
-        yield {cfg_id: _score_alone(session, cfg_id, f"stitch {number}/{len(shared) + len(own)}")}
 
 
 def _by_features(
@@ -186,44 +195,13 @@ def _by_features(
             ledger.rewrite()
 
 
-def _in_one_pass(
-    session: Session, model: SNNet, cfg_ids: Sequence[int], origin: Mapping[str, object]
-) -> Iterator[dict[int, Score]]:
-    """The scores of the stitches, all from one pass over the images.
-
-    Every rank saves its sums after each batch, from which a killed evaluation resumes.
-    """
-    if not cfg_ids:
-        return
-    world, run, loader = session.world, session.recipe.run, session.loaders.validation
-    one_pass = OnePass(model, cfg_ids, memory=run.eval_memory and run.eval_memory * _MIB)
-
-    def logits(images: torch.Tensor) -> list[torch.Tensor]:
-        found = one_pass(images)
-        return [found[cfg_id] for cfg_id in cfg_ids]
-
-    data = session.recipe.data
-    batch_size = data.validation_batch_size or data.batch_size
-    of = {**origin, "cfg_ids": list(cfg_ids), "world_size": world.size, "batch_size": batch_size}
-    partial = PartialSums(session.folder / f"{LEDGER}.part{world.rank}", of)
-    scores = evaluate(
-        model, logits, batches_of(loader, world, counted(len(cfg_ids), "stitch")),
-        device=world.device, autocast=session.autocast, count=len(cfg_ids),
-        num_classes=model.num_classes, partial=partial,
-    )  # fmt: skip
-    yield dict(zip(cfg_ids, scores, strict=True))
-    partial.remove()  # only now: the ledger has all rows
-
-
-def _score_alone(session: Session, cfg_id: int | None, what: str) -> Score:
-    """The score of one stitch with its own batch-norm statistics, or of the plain model, recalibrated if requested."""
+def _plain_score(session: Session) -> Score:
+    """The score of the plain model, with recalibrated batch norms if requested."""
     world, net, num_classes = session.world, session.model, as_timm(session.model).num_classes
     if session.recipe.run.recalibrate_bn:
-        net, cfg_id = recalibrated(session, cfg_id), None
-    batches = batches_of(session.loaders.validation, world, what)
-    return evaluate_stitch(
-        net, cfg_id, batches, device=world.device, autocast=session.autocast, num_classes=num_classes
-    )
+        net = recalibrated(session, None)
+    batches = batches_of(session.loaders.validation, world, "evaluation")
+    return evaluate_stitch(net, None, batches, device=world.device, autocast=session.autocast, num_classes=num_classes)
 
 
 def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:

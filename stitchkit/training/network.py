@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.classes import check_classes, origin_of
 from stitchkit.distributed import World
+from stitchkit.engine.bfloat16 import suit_precision
 from stitchkit.engine.checkpoint_files import start_from
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.measure.profile import Profiler
@@ -204,6 +205,7 @@ def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
     if settings.split_bn and not recipe.run.eval:  # only training uses the additional norms
         _split_batch_norms(model, max(recipe.augment.aug_splits, 2))
     model.to(world.device, weights_dtype(recipe))
+    suit_precision(model, world.device, amp=recipe.optim.amp, how="--amp --amp-dtype bfloat16")
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.distributed.sync_bn and world.size > 1:

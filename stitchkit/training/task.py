@@ -11,7 +11,6 @@ from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEn
 from timm.task.distillation import DistillationTeacher
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.classes import check_classes, origin_of
 from stitchkit.distributed import sum_over_ranks
@@ -21,7 +20,7 @@ from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model
 from stitchkit.networks.hub_weights import published_config
-from stitchkit.networks.mode import evaluating, without_statistics
+from stitchkit.networks.mode import judging
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
@@ -97,14 +96,11 @@ class StitchTask(Task):
         """
         network = self.network
         assert isinstance(network, SNNet), "it has routes"
-        learning = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
-        with evaluating(network), without_statistics(network):
-            for norm in learning:
-                norm.train()
+        with judging(network) as by_batch:
             if self.features is not None:
                 losses = [self._loss_alone(images, labels, cfg_id) for cfg_id in routes]
             else:
-                if learning:
+                if by_batch:
                     logits = {cfg_id: network(images, cfg_id) for cfg_id in routes}
                 else:
                     logits = OnePass(network, routes).at_once(images)

@@ -17,12 +17,14 @@ from stitchkit.engine.recovery import advising
 from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
+from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.feature_cache import open_cache
 from stitchkit.training.features import FeatureLoss
+from stitchkit.training.focus import focus_after
 from stitchkit.training.network import sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, say_frozen
@@ -57,6 +59,7 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
         if found.words:
             _logger.info("epoch %d/%d  %s", epoch + 1, epochs.stop, found.words)
         check_finite(trainer, epoch, found.losses)
+        focus_after(session, trainer, epoch, epochs.stop, trained.after_batch)
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
             write_summary(folder, epoch, loss=loss, rate=trained.position.rate, columns=found.columns)
@@ -133,6 +136,8 @@ def _prepare(
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start, position = restore(content, recipe, trainer)
+        if sampler is not None and not sampler.cfg_ids:
+            raise InputError(f"checkpoint '{resume}' is damaged: it leaves no stitch to train")
         untouched.restore(content, resume)
         checkpoints.resumed(resume, content)
     else:

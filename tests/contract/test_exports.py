@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
@@ -14,6 +15,7 @@ from timm.data import resolve_model_data_config
 
 import stitchkit
 from stitchkit.cli import main
+from stitchkit.measure.hits import Hits, write_hits
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.ship.description import portable
@@ -428,6 +430,20 @@ def test_a_ledger_of_another_network_chooses_nothing(run, capsys):
 def test_without_a_budget_the_most_accurate_is_taken_and_reported(run, capsys):
     assert run.export("--ledger", run.folder / "ledger.txt", "-o", run.folder / "net.safetensors") == 0
     assert "no budget was given; exporting the most accurate of 17 stitches" in capsys.readouterr().out
+
+
+def test_the_cheapest_that_cannot_be_told_from_the_best_is_exported(run, capsys):
+    flags = ["--ledger", run.folder / "ledger.txt", "--confident", "-o", run.folder / "net.safetensors"]
+    assert run.export(*flags) == 2
+    assert "ledger.txt' has no hits beside it, by which --confident tells stitches apart" in capsys.readouterr().err
+    rows = sorted(run.rows, key=lambda row: row["acc1"])
+    right = np.arange(100) < np.array([[row["acc1"]] for row in rows])  # one has an image more right than the next
+    hits = Hits(tuple(row["cfg_id"] for row in rows), right, np.ones_like(right), np.zeros(100, np.int64))
+    write_hits(run.folder / "ledger.hits", hits)
+    assert run.export(*flags) == 0
+    output = capsys.readouterr().out
+    assert f"cfg_id {rows[-1]['cfg_id']} is the most accurate of 17 stitches; cfg_id {rows[-6]['cfg_id']} has" in output
+    assert stitchkit.load_stitch(run.folder / "net.safetensors").about["cfg_id"] == rows[-6]["cfg_id"]
 
 
 def test_a_ledger_without_latencies_gets_them(run, capsys):

@@ -38,6 +38,7 @@ FLOORS = {
     "stitchkit/engine": 6,
     "stitchkit/training": 7,
     "stitchkit/ship": 8,
+    "stitchkit/evidence": 8,
     "stitchkit/assembly/__init__.py": 9,
     "stitchkit/assembly/parts": 9,
     "stitchkit/assembly/config": 10,

@@ -284,7 +284,7 @@ LEAST = {
     "train --resume auto": {"summary.csv", "summary.csv.tmp", "last.pth.tar", "checkpoint-1.pth.tar", ".train.lock"},
     "train --eval": {
         *("eval_args.yaml", "stitches_res.txt", "stitches_res.yaml", "stitches_res.txt.part0", ".eval.lock"),
-        *("stitches_res.txt.tmp", "stitches_res.txt.part0.tmp", "per_class.csv"),
+        *("stitches_res.txt.tmp", "stitches_res.txt.part0.tmp", "stitches_res.hits", "per_class.csv"),
     },
     "job": {"config.yml", "metadata.yml", "result.pkl", "result.csv", "checkpoint.pth", "result.pkl.tmp"},
     "sweep-report": {"results.csv", "results.parquet", "summary.csv"},
@@ -506,6 +506,8 @@ WRITES = {
     "stitchkit/ship/stitch_files.py torch.export.save": "callers give it a draft, and publish that",
     "stitchkit/ship/stitch_files.py program.save": "callers give it a draft, and publish that",
     "stitchkit/data/demo.py image.save": "into a fresh folder",
+    "stitchkit/data/demo.py ?.write_text": "into a fresh folder",
+    "stitchkit/training/answering.py progress.save": "our own",
     "stitchkit/measure/evaluate.py partial.save": "our own",
     "stitchkit/training/train.py checkpoints.save": "our own",
     "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is not a link; names contain the time",

@@ -17,6 +17,8 @@ from stitchkit.data.folders import open_images
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.data.unreadable import open_image
 from stitchkit.errors import InputError
+from stitchkit.evidence.size import SIZES
+from stitchkit.evidence.study import Study
 from stitchkit.settings.recipe import Recipe
 from stitchnet.journal import Journal
 from stitchnet.output_map import OutputMap
@@ -142,12 +144,28 @@ def test_hostile_files_beside_a_ledger(images, made, tmp_path, capsys):
     for name in ("stitches_res.txt.part0", "per_class.csv"):
         (folder / name).write_bytes(pickle.dumps(Hostile(made)))
     assert main(evaluate) == 0, "sums that cannot be read are computed again"
+    hits = (folder / "stitches_res.hits").read_bytes()
+    (folder / "stitches_res.hits").write_bytes(pickle.dumps(Hostile(made)))
+    refused(capsys, "pareto", folder / "stitches_res.txt")
+    (folder / "stitches_res.hits").write_bytes(hits)
     for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made)), b"3"):
         (folder / "stitches_res.yaml").write_bytes(content)
         assert main(evaluate) == 2
         assert "cannot be read" in capsys.readouterr().err
     (folder / "stitches_res.txt").write_bytes(pickle.dumps(Hostile(made)) + b"\n")
     assert main(evaluate) == 2
+
+
+def test_hostile_files_of_the_evidence(made, tmp_path, capsys):
+    folder = tmp_path / "anchors/seed0"
+    folder.mkdir(parents=True)
+    for content in (pickle.dumps(Hostile(made)), b"3", b"{}"):
+        (folder / "about.json").write_bytes(content)
+        refused(capsys, "evidence", "-o", tmp_path, "--table")
+    weights = tmp_path / f"anchor_{SIZES['cpu'].anchors[0]}.safetensors"
+    weights.write_bytes(pickle.dumps(Hostile(made)))
+    with pytest.raises(InputError, match="cannot be read"):
+        Study(SIZES["cpu"], {}, tmp_path, torch.device("cpu")).pretrain()
 
 
 def test_hostile_files_that_pages_and_exports_read(images, made, tmp_path, capsys):
@@ -321,6 +339,9 @@ READERS = {
     "stitchkit/assembly/sweep/kinds/search.py": test_a_hostile_journal_of_a_search,
     "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
+    "stitchkit/measure/hits.py": test_hostile_files_beside_a_ledger,
+    "stitchkit/evidence/record.py": test_hostile_files_of_the_evidence,
+    "stitchkit/evidence/study.py": test_hostile_files_of_the_evidence,
     "stitchkit/networks/weights.py": test_hostile_checkpoints,
     "stitchkit/networks/hub_weights.py": test_hostile_weights_in_the_cache_of_the_hub,
     "stitchkit/ship/stitch_files.py": test_a_hostile_export,

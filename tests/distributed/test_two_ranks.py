@@ -16,6 +16,7 @@ from stitchkit.cli import main
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.training.task import StitchTask
+from tests.commands import refused
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, ROOT, launch, mostly_full, pico_snnet, weights, write_config, write_images
 
@@ -189,7 +190,7 @@ def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, space
 
 
 @pytest.mark.full
-def test_streamed_datasets_are_shared_out(images, config, folder, tmp_path):
+def test_streamed_datasets_are_shared_out(images, config, folder, tmp_path, capsys):
     """Web datasets: ranks get different shards, and every image counts once."""
     for split in ("train", "validation"):
         paths = sorted((images / split).rglob("*.png"))
@@ -213,3 +214,7 @@ def test_streamed_datasets_are_shared_out(images, config, folder, tmp_path):
     assert rows[1]["images"] == rows[2]["images"] == 20
     assert rows[1]["acc1"] == rows[2]["acc1"]
     assert rows[1]["loss"] == pytest.approx(rows[2]["loss"], rel=1e-6)
+    assert not [*folder.glob("streamed*/*.hits")], "streamed images have no order"
+    assert "--eval-images draws some of the images, and streamed ones come in one order" in refused(
+        capsys, "train", *arguments, "--experiment", "part", "--eval-images", "5"
+    )

@@ -6,7 +6,6 @@ import signal
 from shutil import copyfile
 
 import pytest
-import torch
 import torch.distributed as dist
 from safetensors import safe_open
 
@@ -15,11 +14,12 @@ from stitchkit.cli import main
 from stitchkit.data.batches import without_padding
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import init_world
-from stitchkit.measure.evaluate import PartialSums, evaluate_stitch
+from stitchkit.measure.evaluate import Answers, PartialAnswers, evaluate_stitch
+from stitchkit.measure.hits import hits_beside
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import create_loaders, open_datasets
-from tests.distributed.forks import end, kill_once_there
+from tests.distributed.forks import end, kill_once_there, start
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FLAGS, write_config
 
@@ -42,7 +42,15 @@ def rows(folder, name):
 
 def batches_in(part):
     with safe_open(part, framework="pt") as file:
-        return json.loads(file.metadata()["about"])["batches"]
+        return json.loads(file.metadata()["about"])["done"][0]
+
+
+def hits(folder, name):
+    return hits_beside(folder / name / "stitches_res.txt")
+
+
+def hits_bytes(folder, name):
+    return (folder / name / "stitches_res.hits").read_bytes()
 
 
 def class_accuracies(folder, name):
@@ -73,11 +81,32 @@ def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(trained, images):
             for one in range(4)
         ]
         assert row["balanced_acc1"] == pytest.approx(sum(shares) / 4)
+        kept = hits(folder, "whole").of([row["cfg_id"]])
+        assert kept.labels.tolist() == labels
+        assert kept.right[0].tolist() == [p == label for p, label in zip(predicted, labels, strict=True)]
+        assert kept.seen.all()
         lines = class_accuracies(folder, "whole")
         assert [line["class"] for line in lines] == [f"class{number}" for number in range(4)]
         assert [int(line["images"]) for line in lines] == [5] * 4
         assert [float(line[str(row["cfg_id"])]) for line in lines] == pytest.approx(shares)
     dist.destroy_process_group()
+
+
+def test_hits_add_up_to_the_accuracies_and_are_in_the_order_of_the_images(trained, images):
+    folder, _ = trained
+    kept = hits(folder, "whole")
+    assert kept.names == tuple(f"class{label}/{number}.png" for label in range(4) for number in range(5))
+    assert kept.labels.tolist() == [int(name[len("class")]) for name in kept.names]
+    assert {100 * sum(right) / 20 for right in kept.right.tolist()} != {25.0}, "all stitches guess"
+    for row in rows(folder, "whole"):
+        own = kept.of([row["cfg_id"]])
+        assert 100 * own.right.sum() / own.seen.sum() == row["acc1"]
+        assert own.seen.sum() == row["images"]
+
+
+@pytest.fixture(autouse=True)
+def _saved_after_every_batch(monkeypatch):
+    monkeypatch.setattr("stitchkit.measure.evaluate.SAVE_EVERY", 0.0)
 
 
 def test_images_are_read_once_for_all_stitches(trained, monkeypatch):
@@ -100,6 +129,7 @@ def test_a_killed_pass_resumes_and_ends_with_the_same_numbers(trained):
     assert not (folder / "killed/stitches_res.txt").exists()
     assert main(["train", *evaluate, "killed", "-b", "1"]) == 0
     assert rows(folder, "killed") == rows(folder, "single")
+    assert hits_bytes(folder, "killed") == hits_bytes(folder, "single")
     assert class_accuracies(folder, "killed") == class_accuracies(folder, "single")
     assert not part.exists()
 
@@ -108,9 +138,10 @@ def test_a_resumed_pass_computes_only_what_is_missing(trained, monkeypatch):
     """Sums that stand for nine batches are believed, so images of those batches must not count again."""
     folder, evaluate = trained
     saved = []
-    save = PartialSums.save
-    monkeypatch.setattr(PartialSums, "save", lambda self, sums, n: saved.append(n) or save(self, sums, n))
-    monkeypatch.setattr(PartialSums, "remove", lambda self: None)
+    save = PartialAnswers.save
+    monkeypatch.setattr(PartialAnswers, "save", lambda self, found, n: saved.append(*n) or save(self, found, n))
+    monkeypatch.setattr(PartialAnswers, "remove", lambda self: None)
+    monkeypatch.setattr("stitchkit.training.evaluation.remove_progress", lambda folder: None)
     assert main(["train", *evaluate, "first"]) == 0
     assert saved == list(range(1, 8))
     assert batches_in(folder / "first/stitches_res.txt.part0") == 7
@@ -126,8 +157,8 @@ def test_sums_of_other_weights_are_not_taken_up(trained, tmp_path):
     folder, evaluate = trained
     whole = rows(folder, "whole")
     (tmp_path / "fresh").mkdir()
-    other = PartialSums(tmp_path / "fresh/stitches_res.txt.part0", {"weights_sha256": "of others"})
-    other.save(torch.ones(len(whole), 4 + 2 * 4, dtype=torch.float64), 5)
+    other = PartialAnswers(tmp_path / "fresh/stitches_res.txt.part0", {"weights_sha256": "of others"})
+    other.save(Answers.none(len(whole), 4), [5])
     assert main(["train", *evaluate, "fresh", "--output", str(tmp_path)]) == 0
     assert rows(tmp_path, "fresh") == whole
 
@@ -142,6 +173,7 @@ def test_some_stitches_and_then_the_others(trained, caplog):
     assert main(["train", *evaluate, "some", "--eval-stitches", "4,1-2,2"]) == 0
     assert sorted(row["cfg_id"] for row in rows(folder, "some")) == [1, 2, 4]
     assert main(["train", *evaluate, "some"]) == 0
+    assert hits(folder, "some").of(range(7)).right.tolist() == hits(folder, "whole").of(range(7)).right.tolist()
     whole = {row["cfg_id"]: row for row in rows(folder, "whole")}
     later = {row["cfg_id"]: row for row in rows(folder, "some")}
     assert later.keys() == whole.keys()
@@ -169,7 +201,7 @@ def test_stitches_that_do_not_exist_are_named(choice, message, trained, capsys):
 
 def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, capsys):
     _, evaluate = trained
-    monkeypatch.setattr("stitchkit.training.evaluation._MIB", 1)
+    monkeypatch.setattr("stitchkit.training.answering._MIB", 1)
     assert main(["train", *evaluate, "tight", "--eval-memory", "1000"]) == 2
     assert "is not enough for one image" in capsys.readouterr().err
 
@@ -181,6 +213,26 @@ def test_two_ranks_resume_each_where_it_stood(trained):
     run_on_two_ranks([["train", *evaluate, name] for name in ("two", "again")])
     assert [row["images"] for row in rows(folder, "two")] == [20] * len(rows(folder, "whole"))
     assert class_accuracies(folder, "two") == class_accuracies(folder, "whole")
+    assert hits_bytes(folder, "two") == hits_bytes(folder, "whole")
     for two, whole in zip(rows(folder, "two"), rows(folder, "whole"), strict=True):
         assert two["acc1"] == whole["acc1"]
         assert two["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("ranks", [3, 4])
+def test_the_hits_of_any_number_of_ranks_are_those_of_one(ranks, trained):
+    """Three ranks have seven, seven and six images."""
+    folder, evaluate = trained
+    assert end(start(["train", *evaluate, f"on {ranks}"], ranks=ranks)) == [0] * ranks
+    assert hits_bytes(folder, f"on {ranks}") == hits_bytes(folder, "whole")
+    assert [row["acc1"] for row in rows(folder, f"on {ranks}")] == [row["acc1"] for row in rows(folder, "whole")]
+
+
+def test_hits_beside_a_ledger_that_cannot_be_read_are_reported_before_anything_is_computed(trained, capsys):
+    folder, evaluate = trained
+    assert main(["train", *evaluate, "damaged", "--eval-stitches", "1"]) == 0
+    (folder / "damaged/stitches_res.hits").write_bytes(b"?")
+    assert main(["train", *evaluate, "damaged", "--eval-stitches", "2"]) == 2
+    assert "which says what each network answers to each image, cannot be read" in capsys.readouterr().err
+    assert not (folder / "damaged/stitches_res.txt.part0").exists()

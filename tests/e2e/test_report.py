@@ -53,11 +53,12 @@ def page_file(tmp_path_factory):
 def test_the_page_holds_every_row_and_the_curves(page_file):
     content = data_of(page_file)
     (ledger,) = content["ledgers"]
-    found = [
-        {key: value for key, value in row.items() if key not in ("anchor", "front", "command")}
-        for row in ledger["rows"]
-    ]
-    assert found == read_rows(LEDGER)
+    found, by_cost = read_rows(LEDGER), ("p_front", "tied_with")
+    for row, shown in zip(found, ledger["rows"], strict=True):
+        assert {key: row[key] for key in row if key not in by_cost} == {
+            key: shown[key] for key in shown if key not in ("anchor", "front", "command", "by_cost", *by_cost)
+        }
+        assert shown["by_cost"]["flops"] == {key: row[key] for key in by_cost}
     assert [row["stitch"] for row in ledger["rows"] if row["anchor"]] == ["ti[0:6]", "s[0:6]", "b[0:6]"]
     assert ledger["routes"].keys() == {row["stitch"] for row in found}
     assert ledger["rows"][3]["command"] == (
@@ -317,7 +318,8 @@ def test_the_table_is_saved_as_shown_and_examples_are_of_these_stitches(page_fil
         assert [row["cfg_id"] for row in table] == column(page, 1)
         by_id = {row["cfg_id"]: row for row in read_rows(LEDGER)}
         figures = {"flops", "params", "activations", "acc1", "balanced_acc1", "acc5", "loss"}
-        assert table[0].keys() == {"cfg_id", "stitch", *figures}
+        intervals = {"acc1_low", "acc1_high", "p_front", "tied_with"}
+        assert table[0].keys() == {"cfg_id", "stitch", *figures, *intervals}
         assert all(float(row["acc1"]) == by_id[int(row["cfg_id"])]["acc1"] for row in table), "with all digits"
         page.locator("#clear").click()
         example = {name: page.locator(f"#{name}").get_attribute("placeholder") for name in ("max-flops", "max-params")}
@@ -377,17 +379,18 @@ def rounded(row):
     return {**row, "acc1": round(row["acc1"], 2)}
 
 
-def point(page, name, trace=1):
+def point(page, name):
     """The middle of a point of the plot, by its cfg_id or name, in pixels."""
     page.wait_for_timeout(300)  # plotly takes a tenth of a second to fill its place
     return page.evaluate(
-        """([name, trace]) => {
+        """(name) => {
           const place = document.getElementById("pareto"), box = place.getBoundingClientRect();
-          const row = place.data[trace].customdata.find((row) => (row.cfg_id ?? row.name) === name);
+          const rows = place.data.flatMap(({ customdata }) => customdata ?? []);
+          const row = rows.find((row) => (row.cfg_id ?? row.name) === name);
           const { xaxis, yaxis } = place._fullLayout;
           return [box.x + xaxis._offset + xaxis.d2p(row.flops), box.y + yaxis._offset + yaxis.d2p(row.acc1)];
         }""",
-        [name, trace],
+        name,
     )
 
 
@@ -429,7 +432,9 @@ def test_before_and_after(tmp_path):
         assert page.locator("#count").inner_text() == "12 of 12 shown"
         assert page.locator("#details .from").inner_text() == "cfg_id 3 of digits_levit_recalibrated"
         assert "+4.33 vs digits_levit" in page.locator("#details .figures").inner_text()
-        assert page.evaluate("document.getElementById('pareto').data.length") == 5, "two fronts, two clouds, the best"
+        assert page.evaluate("document.getElementById('pareto').data.length") == 7, (
+            "two bands, fronts and clouds, the best"
+        )
         page.get_by_label("digits_levit_recalibrated").uncheck()
         assert set(column(page, 1)) == {"digits_levit"}
         page.locator("#body tr").first.click()
@@ -459,10 +464,10 @@ def test_other_models_are_crosses_with_names_and_a_verdict(tmp_path, capsys):
         crosses = "by('pareto').data[0].customdata.map((model) => model.name)"
         page.wait_for_timeout(300)
         assert page.evaluate(crosses) == ["rival.tag", EVIL], "one is far from all stitches, one has no FLOPs"
-        page.mouse.move(*point(page, "rival.tag", trace=0))
+        page.mouse.move(*point(page, "rival.tag"))
         page.locator("#tip").wait_for()
         assert " ".join(page.locator("#tip").inner_text().split()) == "rival.tag another model FLOPs 300k top-1 97.50 %"
-        page.mouse.click(*point(page, "rival.tag", trace=0))
+        page.mouse.click(*point(page, "rival.tag"))
         assert page.locator("tr.chosen").count() == 0, "no stitch"
         page.locator("#axis").select_option("params")
         assert page.locator("#verdict").inner_text() == "They have no such cost."

@@ -6,6 +6,8 @@ import re
 import pytest
 
 from stitchkit.settings.stitch_recipe import StitchRecipe
+from stitchkit.training import focus
+from stitchkit.training.data import FOCUS_IMAGES
 from stitchkit.training.samplers import SAMPLERS, best_of, cost_bins, importance, sandwich
 from tests.support import ROOT, demo_folder
 
@@ -22,7 +24,8 @@ def test_the_page_names_every_sampler_and_its_numbers():
         f"The default is `{StitchRecipe().sampler}`.", f"the cheapest route and {sandwich._RANDOM} random ones",
         f"of {best_of._ROUTES} routes of a bin", f"{cost_bins._PARTS}th of the difference",
         f"clipped at {sandwich._CLIP:g}", f"moving average ({importance._DECAY})",
-        f"{importance._UNIFORM:.0%} are uniform",
+        f"{importance._UNIFORM:.0%} are uniform", f"in less than {focus._LEAST:.0%} of a thousand sets",
+        f"{FOCUS_IMAGES:,} of them, or `--focus-images`",
     ):  # fmt: skip
         assert said.replace("%", " %") in text, said
 

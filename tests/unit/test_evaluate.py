@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import Score, evaluate_stitch
+from stitchkit.measure.evaluate import Score, _packed, evaluate, evaluate_stitch
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.training.evaluation import _check_origin
 from tests.support import pico_images, pico_snnet
@@ -82,6 +82,44 @@ def test_each_module_gets_its_own_mode_back():
     evaluate_stitch(model, 6, [(pico_images(1), torch.tensor([0]))], device=CPU)
     assert model.training
     assert not frozen.training
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_answers_of_ranks_come_together_in_the_order_of_the_images(size, monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 21, 9, generator=random), torch.randint(-1, 9, (21,), generator=random)
+
+    def answers(rank, step):
+        batches = [(own, labels[own]) for own in torch.arange(rank, 21, step).split(4)]
+        return evaluate(torch.nn.Identity(), lambda images: logits[:, images], batches, device=CPU, count=2)
+
+    def gather(packed):  # what each rank gives
+        return [_packed(answers(rank, size)) for rank in range(size)]
+
+    monkeypatch.setattr("stitchkit.measure.evaluate.gather_objects", gather)
+    found = answers(0, size).of_all_ranks()
+    assert torch.equal(found.labels, labels)
+    assert torch.equal(found.right, logits.argmax(2) == labels)
+    assert not found.right[:, labels < 0].any()
+
+
+def test_answers_to_parts_of_the_images_are_those_to_all():
+    random = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(3, 20, 9, generator=random), torch.randint(-1, 9, (20,), generator=random)
+
+    def answers(numbers):
+        own = torch.tensor(numbers)
+        batches = [(own, labels[own])]
+        return evaluate(torch.nn.Identity(), lambda images: logits[:, images], batches, device=CPU, count=3)
+
+    part = [0, 3, 4, 11, 19]
+    rest = [number for number in range(20) if number not in part]
+    both = (answers(part).of([2, 0]) + answers(rest).of([2, 0])).in_order([*part, *rest])
+    whole = answers([*range(20)])
+    assert torch.equal(both.labels, labels)
+    assert torch.equal(both.right, whole.right[[2, 0]])
+    assert [one._replace(loss=0) for one in both.scores] == [whole.scores[place]._replace(loss=0) for place in (2, 0)]
+    assert [one.loss for one in both.scores] == pytest.approx([whole.scores[place].loss for place in (2, 0)])
 
 
 def test_nothing_to_judge_is_an_error():

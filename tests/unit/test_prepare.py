@@ -241,7 +241,7 @@ def test_the_documentation_has_every_set_and_commands_that_parse(monkeypatch):
     asked = []
     monkeypatch.setattr(prepare_module, "prepare", lambda *settings: asked.append(settings))
     for line in text.splitlines():
-        if line.startswith("stitchkit "):
+        if line.startswith("stitchkit datasets "):
             assert main(line.split()[1:]) == 0, line
     assert asked == [
         ("merging", Path("data"), ["mnist", "dtd"]), ("geospatial", Path("data"), []),

@@ -80,7 +80,9 @@ def test_an_evaluation_recalibrates_stitched_routes_alone(trained):
     assert "from 10 training batches" in (folder / "default/log.txt").read_text()
     assert rows["two"] == rows["again"], "the same images for every stitch and every run"
     assert rows["default"] == rows["ten"] != rows["two"]
-    for own, shared in zip(rows["default"][:2], rows["shared"][:2], strict=True):
+    for pair in zip(rows["default"][:2], rows["shared"][:2], strict=True):
+        # Others have other accuracies, with which these are compared.
+        own, shared = ({key: row[key] for key in row if key not in ("p_front", "tied_with")} for row in pair)
         assert own == shared | {"loss": pytest.approx(shared["loss"], rel=1e-6)}, "uncut anchors stay as they are"
     assert all(own["loss"] != shared["loss"] for own, shared in zip(rows["ten"][2:], rows["shared"][2:], strict=True))
     assert [row["flops"] for row in rows["ten"]] == [row["flops"] for row in rows["shared"]]

@@ -26,6 +26,7 @@ from stitchkit.assembly.train.optim import create_loss, create_optimizer, create
 from stitchkit.assembly.train.result import Row
 from stitchkit.assembly.train.task import Captured, JobTask, TaskLoss, WeightedLoss, rehearse
 from stitchkit.distributed import World, from_primary
+from stitchkit.engine.bfloat16 import suit_precision
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.errors import InputError, one_line
@@ -105,6 +106,7 @@ def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPat
         network = build_network(config.network, num_classes=classes, pretrained=config.pretrained, **build)
         metadata = _metadata(network, torch.zeros(1, *size), data, world)
         network.to(world.device)
+        suit_precision(network, world.device, amp=config.train_config.amp, how="train_config.amp: true")
         task = _task(config, network, data, world)
         trainer = None if config.test_only else _trainer(config, task, size, data, world, paths)
     return Job(config, network, data, trainer, metadata, world, paths)

@@ -50,7 +50,7 @@ function drawPlot({ cost, within, best }) {
       },
     };
     const line = { mode: "lines", opacity: 0.6, line: { color, width: 1.6 } };
-    return [trace(front, cost, line), trace(some, cost, points)];
+    return [...band(front, cost, color), trace(front, cost, line), trace(some, cost, points)];
   });
   if (data.overlay) traces.unshift(trace(overlaid(cost), cost, crosses(cost))); // below the stitches
   for (const [row, color] of [[best, colorNamed("good")], [state.chosen, colorNamed("ink")]]) {
@@ -70,6 +70,15 @@ function drawPlot({ cost, within, best }) {
     yaxis: { title: { text: `${data.metric_name} (%)` } },
   };
   Plotly.react("pareto", traces, layout, BAR);
+}
+
+/** The 95 % intervals of a front's accuracies, if all are known. */
+function band(front, cost, color) {
+  if (data.metric !== "acc1" || !front.every((row) => has(row, "acc1_low"))) return [];
+  const back = [...front].reverse();
+  const x = [...front, ...back].map((row) => row[cost]);
+  const y = [...front.map((row) => row.acc1_high), ...back.map((row) => row.acc1_low)];
+  return [{ x, y, mode: "lines", line: { width: 0 }, fill: "toself", fillcolor: color + "22", hoverinfo: "skip" }];
 }
 
 /** The look of other models: crosses, which are dark on the front of all. */

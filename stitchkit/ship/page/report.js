@@ -11,6 +11,8 @@ const FIGURES = {
   latency_ms: { label: "latency", axis: "latency of a batch (ms)", show: (value) => value.toFixed(2) + " ms" },
   images_per_s: { label: "images/s", show: (value) => value.toFixed(0), descending: true },
   acc1: { label: "top-1", show: percent, better: 1, descending: true },
+  acc1_low: { label: "95 %", show: (low, row) => `${low.toFixed(2)}–${row.acc1_high.toFixed(2)}`, descending: true },
+  p_front: { label: "P(front)", show: (value) => value.toFixed(2), descending: true },
   balanced_acc1: { label: "balanced", show: percent, better: 1, descending: true },
   parents_acc1: { label: "its parents, on average", show: percent, descending: true },
   score: { label: "score", show: (value) => value.toFixed(3), descending: true },
@@ -25,7 +27,8 @@ const COSTS = ["flops", "params", "latency_ms"];
 const by = (id) => document.getElementById(id);
 const isStitch = (row) => "cfg_id" in row;
 const has = (row, key) => typeof row[key] === "number";
-const textOf = (row, key) => (has(row, key) ? FIGURES[key].show(row[key]) : "–");
+const textOf = (row, key) => (has(row, key) ? FIGURES[key].show(row[key], row) : "–");
+const tiesOf = (row, most) => row.tied_with?.slice(0, most).concat(row.tied_with.length > most ? ["…"] : []).join(", ") ?? "–";
 const nameOf = (row) => row.stitch ?? `cfg_id ${row.cfg_id}`;
 const colorOf = (ledger) => COLORS[ledger % COLORS.length];
 const overlaid = (cost) => (by("overlay")?.checked ? data.overlay.models.filter((model) => model.near.includes(cost)) : []);
@@ -44,6 +47,7 @@ const columns = [
   { key: "cfg_id", cell: (row) => [row.cfg_id] },
   { key: "stitch", label: data.noun, text: true, cell: stitchCell },
   ...figures.map((key) => ({ key, ...FIGURES[key], cell: (row) => [textOf(row, key)] })),
+  ...(figures.includes("p_front") ? [{ key: "tied_with", label: "tied with", text: true, cell: (row) => [tiesOf(row, 3)] }] : []),
 ].slice(several ? 0 : 1);
 const state = { sort: "flops", up: true, chosen: null };
 
@@ -106,6 +110,7 @@ function describe(row) {
     const changes = twins.filter((twin) => has(twin, key) && FIGURES[key].better).map((twin) => change(row, twin, key));
     list.append(element("dt", {}, FIGURES[key].label), element("dd", {}, textOf(row, key), ...changes));
   }
+  if (row.tied_with) list.append(element("dt", {}, "tied with"), element("dd", {}, tiesOf(row, 12) || "none"));
   const from = (row.stitch ? `cfg_id ${row.cfg_id} ` : "") + (several ? `of ${ledger.name}` : "");
   const drawing = element("template", { innerHTML: ledger.routes[row.stitch] ?? "" }); // made by us, labels escaped
   const head = [element("p", { className: "stitch" }, nameOf(row)), element("p", { className: "from" }, from)];
@@ -172,11 +177,12 @@ function ordered(within) {
 
 /** Save the rows of the table as it is, with all digits. */
 function saveTable() {
+  const keys = columns.flatMap(({ key }) => (key === "acc1_low" ? ["acc1_low", "acc1_high"] : [key]));
   const lines = ordered(selection().within).map((row) =>
-    columns.map(({ key }) => (key === "ledger" ? data.ledgers[row.ledger].name : row[key])),
+    keys.map((key) => (key === "ledger" ? data.ledgers[row.ledger].name : row[key])),
   );
   const quoted = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : (value ?? ""));
-  const text = [columns.map(({ key }) => key), ...lines].map((line) => line.map(quoted).join(",") + "\n").join("");
+  const text = [keys, ...lines].map((line) => line.map(quoted).join(",") + "\n").join("");
   const href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
   const link = element("a", { href, download: `${data.nouns}.csv` });
   link.click();
@@ -185,7 +191,9 @@ function saveTable() {
 
 /** Order of two rows in a column; rows without a value come last either way. */
 function compare(a, b, key) {
-  const [x, y] = key === "stitch" ? [nameOf(a), nameOf(b)] : [a[key], b[key]];
+  const [x, y] = [a, b].map((row) =>
+    key === "stitch" ? nameOf(row) : key === "tied_with" ? row.tied_with?.length : row[key],
+  );
   if (x == null || y == null) return (x == null) - (y == null);
   const order = typeof x === "string" ? x.localeCompare(y, "en", { numeric: true }) : x - y;
   return (state.up ? order : -order) || a.cfg_id - b.cfg_id;
@@ -226,10 +234,20 @@ function drawDetails(row) {
 
 function draw() {
   const found = selection();
+  for (const row of rows) Object.assign(row, { p_front: undefined, tied_with: undefined }, row.by_cost[found.cost]);
+  drawSummary(found);
   drawPlot(found);
   drawTable(found);
   drawDetails(state.chosen ?? found.best);
   by("verdict").textContent = data.overlay?.verdicts[found.cost] ?? "They have no such cost.";
+}
+
+function drawSummary({ cost }) {
+  const source = several ? `${data.ledgers.length} ledgers` : data.ledgers[0].path;
+  const notes = data.ledgers.flatMap(({ name, notes, told_apart }) =>
+    [...notes, told_apart[cost] ?? ""].filter(Boolean).map((note) => (several ? `${name}: ` : "") + note),
+  );
+  by("summary").textContent = [`${rows.length} ${data.nouns} of ${source}`, ...notes].join(" · ");
 }
 
 function drawControls() {
@@ -293,9 +311,6 @@ function showTip({ points, event }) {
   tip.style.top = Math.max(8, Math.min(event.clientY - height / 2, innerHeight - height - 8)) + "px";
 }
 
-const source = several ? `${data.ledgers.length} ledgers` : data.ledgers[0].path;
-const notes = data.ledgers.flatMap(({ name, notes }) => notes.map((note) => (several ? `${name}: ` : "") + note));
-by("summary").textContent = [`${rows.length} ${data.nouns} of ${source}`, ...notes].join(" · ");
 drawControls();
 drawHead();
 draw();

@@ -70,4 +70,4 @@ class Importance(CostBins):
 
     def kept(self) -> Mapping[str, torch.Tensor]:
         """Sums and counts of the scores."""
-        return {"sums": self._sums, "counts": self._counts}
+        return {**super().kept(), "sums": self._sums, "counts": self._counts}

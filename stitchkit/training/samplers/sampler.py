@@ -26,6 +26,7 @@ class Sampler(ABC):
         anchors: The uncut anchors, also those that are not trained.
 
     Attributes:
+        left: Whether each route is trained, `[routes]`; `--focus` drops some.
         trains_several: Whether a step trains more than one route of `draw`.
         options: The settings that only some samplers have, by name, of which this one has these.
     """
@@ -37,11 +38,23 @@ class Sampler(ABC):
         self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
         anchors: Collection[int],
     ):  # fmt: skip
-        self.cfg_ids = cfg_ids
+        self.left = np.ones(len(cfg_ids), bool)
+        self._routes = tuple(cfg_ids)
         self.cost = cost
         self.settings = settings
         self.seed = seed
         self.anchors = anchors
+
+    @property
+    def cfg_ids(self) -> tuple[int, ...]:
+        """The routes that are trained: all that it was given, until some are dropped."""
+        return tuple(cfg_id for cfg_id, is_left in zip(self._routes, self.left.tolist(), strict=True) if is_left)
+
+    def drop(self, routes: Collection[int]) -> None:
+        """Train some routes no more; every rank drops the same."""
+        for place, cfg_id in enumerate(self._routes):
+            if cfg_id in routes:
+                self.left[place] = False
 
     @property
     def shared(self) -> bool:
@@ -82,5 +95,5 @@ class Sampler(ABC):
         """
 
     def kept(self) -> Mapping[str, torch.Tensor]:
-        """Tensors by name that `observe` changes in place, alike on all ranks; checkpoints keep them."""
-        return {}
+        """Tensors by name that `observe` or `drop` change in place, alike on all ranks; checkpoints keep them."""
+        return {"left": torch.from_numpy(self.left)} if self.settings.focus else {}  # of the same memory

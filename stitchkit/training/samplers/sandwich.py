@@ -35,13 +35,23 @@ class Sandwich(CostBins):
         anchors: Collection[int],
     ):  # fmt: skip
         super().__init__(cfg_ids, cost, settings, seed, anchors)
-        members = {*chain.from_iterable(self.bins)}
+        members = self._members()
         if (count := settings.sampler_routes or 0) > len(members):
             raise InputError(
                 f"--sampler-routes is {count}, but only {len(members)} routes are drawn; give at most that many"
             )
-        teachers = members if settings.budgets is not None else [*self.costs.keys() & {*anchors}] or members
-        self.ends = max(teachers, key=self.costs.__getitem__), min(members, key=self.costs.__getitem__)
+
+    def _members(self) -> list[int]:
+        """The routes that are drawn."""
+        routes = {*self.cfg_ids}
+        return [cfg_id for cfg_id in {*chain.from_iterable(self.bins)} if cfg_id in routes]
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The teacher and the cheapest route."""
+        members = self._members()
+        anchors = [] if self.settings.budgets is not None else [*self.costs.keys() & {*self.anchors}]
+        return max(anchors or members, key=self.costs.__getitem__), min(members, key=self.costs.__getitem__)
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """The teacher, the cheapest route, and `sampler_routes` random ones; each only once."""

@@ -13,4 +13,5 @@ class Uniform(Sampler):
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """One route."""
-        return (self.cfg_ids[int(self.random(step, rank).integers(len(self.cfg_ids)))],)
+        routes = self.cfg_ids
+        return (routes[int(self.random(step, rank).integers(len(routes)))],)

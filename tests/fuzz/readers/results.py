@@ -13,11 +13,13 @@ from safetensors.torch import save
 from stitchkit.assembly.sweep.report.tables import collect
 from stitchkit.choose.scores_file import read_scores
 from stitchkit.display import count
-from stitchkit.measure.evaluate import PartialSums, Score
+from stitchkit.measure.evaluate import PartialAnswers, Score
+from stitchkit.measure.hits import read_hits
+from stitchkit.measure.intervals import add_intervals
 from stitchkit.measure.ledger import Ledger, read_rows, strict_json
 from stitchkit.measure.ledger_origin import read_origin
 from stitchkit.measure.overlay import read_overlay, verdict
-from stitchkit.measure.pareto import in_view, pareto_front
+from stitchkit.measure.pareto import in_view, pareto_front, table
 from stitchkit.measure.per_class import write_per_class
 from stitchkit.measure.profile import Cost
 from stitchkit.routes import Stitch, StitchSpace
@@ -36,6 +38,8 @@ _SPACE = StitchSpace(dict(enumerate(map(Stitch.parse, ["ti[0:3]", "s[0:3]", "b[0
 
 def _read_ledger(path: Path) -> object:
     rows = read_rows(path)
+    add_intervals(rows, None)
+    table([row for row in rows if row.keys() >= {"flops", "params"}])
     pick(rows, Budget(max_flops=15))
     return pareto_front(rows), Ledger(path, _SPACE, lambda cfg_id: Cost(10 + 10 * (cfg_id > 2), 5, 1)).missing
 
@@ -69,8 +73,15 @@ def _continue_per_class(path: Path) -> None:
     write_per_class(path.parent, ["a", "b"], {"1": Score(50.0, 50.0, 1.0, 2, (1, 0), (1, 1))}, keep=["0"])
 
 
-def _with_sums(text: bytes) -> bytes:
-    return save({"sums": torch.zeros(2, 4)}, metadata={"about": text.decode(errors="replace")})
+def _with_answers(text: bytes) -> bytes:
+    tensors = {"sums": torch.zeros(2, 4).double(), "right": torch.zeros(2, 1).byte(), "labels": torch.full((3,), -1)}
+    return save(tensors, metadata={"about": text.decode(errors="replace")})
+
+
+def _with_hits(text: bytes) -> bytes:
+    tensors = {name: torch.full((2, 1), 255).byte() for name in ("right", "seen")}
+    names = torch.tensor([*b'["a", "b", "c"]']).byte()
+    return save({**tensors, "labels": torch.zeros(3).int(), "names": names}, {"about": text.decode(errors="replace")})
 
 
 _KEPT: dict[str, object] = {"anchors": {"s": "0"}, "images": {"count": 4}, "precision": ["torch.float32", None]}
@@ -139,11 +150,14 @@ READERS = {
         lambda path: read_scores(path),
     ),
     "per_class.csv": Reader("per_class.csv", [Seed(b"class,images,0\na,1,50.0\nb,1,50.0\n")], _continue_per_class),
-    "partial sums": Reader(
+    "answers so far": Reader(
         "fuzzed.part0",
-        [Seed({"of": {"a": 1}, "batches": 3}, JSON)],
-        lambda path: PartialSums(path, {"a": 1}).restore(torch.zeros(2, 4)),
-        _with_sums,
+        [Seed({"of": {"a": 1}, "done": [3]}, JSON)],
+        lambda path: PartialAnswers(path, {"a": 1}).restore(0, 2),
+        _with_answers,
+    ),
+    "hits": Reader(
+        "fuzzed.hits", [Seed({"format": "stitchkit hits 1", "cfg_ids": [0, 3]}, JSON)], read_hits, _with_hits
     ),
     "kept features": Reader(
         "cache.json",

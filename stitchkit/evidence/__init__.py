@@ -1,0 +1,1 @@
+"""Evidence: does stitching pay, against distillation, slimming and cascades at equal training FLOPs?"""

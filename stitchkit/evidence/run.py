@@ -1,0 +1,81 @@
+"""The study from its images to its table, row by row; what is finished is not done again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from stitchkit.data.glyphs import render_split
+from stitchkit.data.typefaces import find_typefaces, split_typefaces
+from stitchkit.errors import InputError, unknown
+from stitchkit.evidence.images import Split
+from stitchkit.evidence.record import Record, about_run, is_recorded, read_record, write_record
+from stitchkit.evidence.rows import ROWS, run_row
+from stitchkit.evidence.size import Size
+from stitchkit.evidence.study import Study
+
+_logger = logging.getLogger(__name__)
+
+
+def render(size: Size, fonts: Sequence[Path]) -> dict[str, Split]:
+    """The images of the study: characters in the typefaces of some folders, of which every split has its own."""
+    found = find_typefaces(fonts)
+    typefaces = split_typefaces(found.typefaces)
+    splits = {}
+    for name, count in size.images.items():
+        glyphs = render_split(typefaces, name, per_class=count, side=size.side)
+        parts = (torch.from_numpy(part) for part in (glyphs.images[:, None], glyphs.labels, glyphs.typefaces))
+        splits[name] = Split(*parts)
+        _logger.info("%d %s images in %d typefaces", len(glyphs.labels), name, len(typefaces[name]))
+    return splits
+
+
+def check_rows(names: Sequence[str]) -> None:
+    """Refuse rows that do not exist."""
+    for name in names:
+        if name not in ROWS:
+            raise unknown("row", name, ROWS)
+
+
+def run_study(study: Study, output: Path, *, rows: Sequence[str], seeds: Sequence[int]) -> None:
+    """Run the rows of some seeds that have no record yet, seed by seed: the table then grows evenly."""
+    missing = [
+        (seed, name)
+        for seed in seeds
+        for name in rows
+        if not is_recorded(_folder(output, name, seed), study.size, study.images)
+    ]
+    _logger.info("%d of %d rows and seeds are left to run", len(missing), len(rows) * len(seeds))
+    if missing:
+        study.pretrain()
+    for number, (seed, name) in enumerate(missing, start=1):
+        _logger.info("%d/%d: %s, seed %d", number, len(missing), ROWS[name].words, seed)
+        entrants, spent = run_row(name, study, seed)
+        about = about_run(name, seed, study.size, spent, study.images)
+        write_record(_folder(output, name, seed), entrants, study.splits, study.device, about)
+
+
+def read_study(output: Path) -> dict[str, list[Record]]:
+    """The records of a folder by row, in the order of the table, and by seed; rows without any are left out.
+
+    Raises:
+        InputError: If they are of several sizes, or of several sets of images.
+    """
+    found: dict[str, list[Record]] = {}
+    for name in ROWS:
+        records = [read_record(place.parent) for place in (output / name).glob("seed*/about.json")]
+        if records:
+            found[name] = sorted(records, key=lambda record: int(record.about["seed"]))
+    kinds = {(str(one.about["size"]), str(one.about["images"])) for some in found.values() for one in some}
+    if len(kinds) > 1:
+        raise InputError(
+            f"'{output}' has records of {len(kinds)} sizes or sets of images; give each a folder of its own"
+        )
+    return found
+
+
+def _folder(output: Path, name: str, seed: int) -> Path:
+    return output / name / f"seed{seed}"

@@ -1,0 +1,261 @@
+"""`--eval` of networks with classes: which images each stitch classifies correctly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+
+from stitchkit.data.batches import Loader
+from stitchkit.data.labelled_images import image_labels, image_names
+from stitchkit.data.unreadable import NO_CLASS, CheckedImages
+from stitchkit.display import counted
+from stitchkit.distributed import from_primary
+from stitchkit.errors import InputError
+from stitchkit.measure.evaluate import Answers, PartialAnswers, Score, batches_of, evaluate
+from stitchkit.measure.hits import Hits, hits_beside, hits_file, write_hits
+from stitchkit.measure.ledger import LEDGER, Ledger
+from stitchkit.measure.two_stage import KEEP_WITHIN, stratified_part, survivors
+from stitchkit.model.onepass import OnePass
+from stitchkit.model.snnet import SNNet
+from stitchkit.networks.timm_model import as_timm
+from stitchkit.training.data import create_part_loader
+from stitchkit.training.own_statistics import recalibrated
+from stitchkit.training.session import Session
+
+_logger = logging.getLogger(__name__)
+
+_MIB = 2**20
+
+
+class _Pass(NamedTuple):
+    """Stitches that are evaluated in one pass over images; one with batch-norm statistics of its own has it alone."""
+
+    cfg_ids: Sequence[int]
+    has_own: bool
+
+
+class _Round(NamedTuple):
+    """The images of a pass, and the name of the stage in files of progress."""
+
+    loader: Loader
+    name: str = "whole"
+
+
+class Answering:
+    """Evaluates stitches of an SN-Net by their logits; every rank makes one, and goes through the same stitches.
+
+    Args:
+        session: The run.
+        model: Its SN-Net.
+        origin: All that the figures depend on.
+        ledgers: The ledger on the primary rank, which keeps the hits beside it; none on the others.
+    """
+
+    def __init__(self, session: Session, model: SNNet, origin: Mapping[str, object], ledgers: Sequence[Ledger]):
+        self._session, self._model, self._ledgers = session, model, ledgers
+        # Progress must not be taken up on other images either, which the settings do not tell apart.
+        self._origin = {**origin, **_of_images(session.loaders.validation.dataset)}
+
+    def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[dict[int, Score]]:
+        """The scores of stitches: of those that share work after one pass over the images, then of each of the others.
+
+        With `--eval-images`, those that the first images put off the front come last. Hits are kept before scores are
+        given, so that what is in the ledger has them.
+
+        Args:
+            shared: Stitches that share work.
+            own: Stitches with batch-norm statistics of their own.
+        """
+        passes = [_Pass(shared, has_own=False)] if shared else []
+        passes += [_Pass([cfg_id], has_own=True) for cfg_id in own]
+        loader = self._session.loaders.validation
+        if passes and isinstance(loader.dataset, IterableDataset):
+            _logger.info("streamed images have no order, so there are no hits, by which stitches would be compared")
+        if passes and (part := self._part()):
+            yield from self._in_two_stages(passes, part)
+            return
+        for one in passes:
+            yield self._kept(one.cfg_ids, self._answers(one, _Round(loader)))
+            self._partial().remove()  # only now: the ledger has all rows
+
+    def _part(self) -> list[int]:
+        """The numbers of the images that come first; empty if all come at once."""
+        images, run = self._session.loaders.validation.dataset, self._session.recipe.run
+        if run.eval_images is None or run.eval_images >= len(images):
+            return []
+        labels = image_labels(images.dataset)
+        if labels is None:
+            _logger.info(
+                "labels are known only from reading the images, so the first ones are drawn regardless of classes"
+            )
+        return stratified_part(labels or [0] * len(images), run.eval_images, run.seed)
+
+    def _in_two_stages(self, passes: Sequence[_Pass], part: Sequence[int]) -> Iterator[dict[int, Score]]:
+        """The scores on all images of the stitches that may be on the front, then those of the others on a part."""
+        world, images = self._session.world, self._session.loaders.validation.dataset
+        progress = PartialAnswers(self._session.folder / f"{LEDGER}.first", {**self._origin, "part": part})
+        first, judged = self._first_stage(passes, part, progress)
+        left = from_primary(world, lambda: self._left(first, judged, len(images)))
+        rest = sorted({*range(len(images))}.difference(part))
+        stage = _Round(self._loader_of(rest), "second")
+        for one in passes:
+            if chosen := [cfg_id for cfg_id in one.cfg_ids if cfg_id in left]:
+                before = first.of([*map(judged.index, chosen)])
+                answers = before + self._answers(one._replace(cfg_ids=chosen), stage)
+                yield self._kept(chosen, answers.in_order([*part, *rest]))
+                self._partial().remove()
+        if dropped := [cfg_id for one in passes for cfg_id in one.cfg_ids if cfg_id not in left]:
+            yield self._kept(dropped, first.of([*map(judged.index, dropped)]), part)
+        if world.is_primary:
+            progress.remove()
+
+    def _first_stage(
+        self, passes: Sequence[_Pass], part: Sequence[int], progress: PartialAnswers
+    ) -> tuple[Answers, list[int]]:
+        """The answers of stitches to the first images, and their `cfg_id`s; each pass is saved when it is done.
+
+        Among them are those whose rows an earlier run had already written when it was killed.
+        """
+        world, stage = self._session.world, _Round(self._loader_of(part), "first")
+        found = from_primary(world, lambda: progress.restore(self._model.num_classes))
+        for one in passes:
+            chosen = [cfg_id for cfg_id in one.cfg_ids if found is None or cfg_id not in found[1]]
+            if not chosen:
+                continue
+            answers = self._answers(one._replace(cfg_ids=chosen), stage)
+            found = (answers, chosen) if found is None else (found[0].beside(answers, part), [*found[1], *chosen])
+            if world.is_primary:
+                progress.save(*found)
+            self._partial().remove()
+        assert found is not None, "there is a stitch to evaluate"
+        return found
+
+    def _left(self, first: Answers, judged: Sequence[int], images: int) -> list[int]:
+        """The stitches that may be on the front after the first images; the log says what that saves."""
+        (ledger,), run = self._ledgers, self._session.recipe.run
+        costs = [ledger.cost(cfg_id).flops for cfg_id in judged]
+        anchors = [place for place, cfg_id in enumerate(judged) if self._model.space[cfg_id].is_anchor]
+        part, seen = len(first.labels), int((first.labels != NO_CLASS).sum())
+        within = KEEP_WITHIN if run.keep_within is None else run.keep_within
+        kept = survivors(first.right.sum(1).tolist(), seen, costs, within, anchors)
+        share = (part * sum(costs) + (images - part) * sum(costs[place] for place in kept)) / (images * sum(costs))
+        _logger.info(
+            "%s of %d may be on the front after %s images of all classes and are evaluated on the other %s: "
+            "%.0f %% of the FLOPs of evaluating all on all, one by one; the accuracies of the others are of %s images",
+            counted(len(kept), "stitch"), len(judged), f"{part:,}", f"{images - part:,}", 100 * share, f"{part:,}",
+        )  # fmt: skip
+        return [judged[place] for place in kept]
+
+    def _loader_of(self, numbers: Sequence[int]) -> Loader:
+        """A loader of some of the images."""
+        session, config = self._session, as_timm(self._model).pretrained_cfg
+        images = session.loaders.validation.dataset
+        return create_part_loader(
+            images, numbers, session.recipe, session.world, input_size=session.input_size, model_config=config
+        )
+
+    def _answers(self, one: _Pass, stage: _Round) -> Answers:
+        """The answers of stitches to the images of a stage.
+
+        Every rank saves its own every few seconds, from which a killed evaluation resumes.
+        """
+        session, cfg_ids, what = self._session, one.cfg_ids, counted(len(one.cfg_ids), "stitch")
+        if one.has_own:
+            (cfg_id,) = cfg_ids
+            net, what = recalibrated(session, cfg_id), f"cfg_id {cfg_id}"
+            run = partial(_alone, net)
+        else:
+            memory = session.recipe.run.eval_memory
+            net = self._model
+            run = partial(_each, OnePass(self._model, cfg_ids, memory=memory and memory * _MIB), cfg_ids)
+        return evaluate(
+            net, run, batches_of(stage.loader, session.world, what), device=session.world.device,
+            autocast=session.autocast, count=len(cfg_ids), num_classes=self._model.num_classes,
+            partial=self._partial(cfg_ids, stage.name),
+        ).of_all_ranks()  # fmt: skip
+
+    def _partial(self, cfg_ids: Sequence[int] = (), stage: str = "") -> PartialAnswers:
+        """The file with the answers of this rank so far."""
+        data, world = self._session.recipe.data, self._session.world
+        batch_size = data.validation_batch_size or data.batch_size
+        of = {"cfg_ids": list(cfg_ids), "stage": stage, "world_size": world.size, "batch_size": batch_size}
+        return PartialAnswers(self._session.folder / f"{LEDGER}.part{world.rank}", {**self._origin, **of})
+
+    def _kept(self, cfg_ids: Sequence[int], answers: Answers, part: Sequence[int] = ()) -> dict[int, Score]:
+        """The scores of stitches, whose hits are added to those beside the ledger; `part` numbers images of a part."""
+        images = self._session.loaders.validation.dataset
+        if not isinstance(images, IterableDataset):
+            numbers = part or range(len(images))
+            for ledger in self._ledgers:
+                _keep_hits(ledger, cfg_ids, answers, numbers, images)
+        scores = [score._replace(is_part=bool(part)) for score in answers.scores]
+        return dict(zip(cfg_ids, scores, strict=True))
+
+
+def remove_progress(folder: Path) -> None:
+    """Remove what a finished evaluation does not need: also that of a killed one, which may have had more ranks."""
+    for path in [*folder.glob(f"{LEDGER}.part*"), folder / f"{LEDGER}.first"]:
+        path.unlink(missing_ok=True)
+
+
+def _of_images(images: CheckedImages) -> dict[str, object]:
+    """How many images there are, and a digest of their names and labels; streamed ones are not known before."""
+    if isinstance(images, IterableDataset):
+        return {}
+    known = json.dumps([image_names(images.dataset), image_labels(images.dataset)])
+    return {"images": len(images), "images_sha256": hashlib.sha256(known.encode()).hexdigest()}
+
+
+def _each(one_pass: OnePass, cfg_ids: Sequence[int], images: torch.Tensor) -> list[torch.Tensor]:
+    """The logits of stitches that share work."""
+    found = one_pass(images)
+    return [found[cfg_id] for cfg_id in cfg_ids]
+
+
+def _alone(net: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    return [net(images)]
+
+
+def _keep_hits(
+    ledger: Ledger, cfg_ids: Sequence[int], answers: Answers, numbers: Sequence[int], images: CheckedImages
+) -> None:
+    """Add the hits of stitches on the images of these numbers to the file beside their ledger."""
+    before, names = _hits_of_rows(ledger), image_names(images.dataset)
+    # The labels of images that these stitches have not seen are known from others, such as the anchors.
+    labels = np.full(len(images), NO_CLASS) if before is None else before.labels.copy()
+    right = np.zeros((len(cfg_ids), len(images)), bool)
+    seen = np.zeros_like(right)
+    labels[numbers] = answers.labels.numpy()
+    right[:, numbers] = answers.right.numpy()
+    seen[:, numbers] = labels[numbers] != NO_CLASS
+    hits = Hits(tuple(cfg_ids), right, seen, labels, names)
+    write_hits(hits_file(ledger.path), before.with_more(hits) if before else hits)
+
+
+def _hits_of_rows(ledger: Ledger) -> Hits | None:
+    """The hits of the stitches in a ledger; those of an earlier one, which was removed, are not joined."""
+    hits = hits_beside(ledger.path) if ledger.rows else None
+    return hits and hits.of([row["cfg_id"] for row in ledger.rows if hits.has([row["cfg_id"]])])
+
+
+def check_hits_beside(ledger: Ledger, images: CheckedImages) -> None:
+    """Refuse, before hours of evaluation, hits that are damaged or of other images than these."""
+    hits = _hits_of_rows(ledger)
+    if hits is None or isinstance(images, IterableDataset):
+        return
+    labels = image_labels(images.dataset) or [NO_CLASS] * len(images)
+    if found := hits.other_images(labels, image_names(images.dataset)):
+        raise InputError(
+            f"'{hits_file(ledger.path)}' is of other images: {found}; choose another --experiment or move the ledger "
+            f"'{ledger.path}' away"
+        )

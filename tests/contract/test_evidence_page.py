@@ -1,0 +1,36 @@
+"""docs/evidence.md: its table is that of the committed records, and each of these is one row and seed of one study."""
+
+import pytest
+
+from stitchkit.evidence.rows import ROWS
+from stitchkit.evidence.run import read_study
+from stitchkit.evidence.table import table
+from tests.support import ROOT
+
+FOLDER = ROOT / "results/evidence"
+SEEDS = [0, 1, 2]
+
+
+@pytest.fixture(scope="module")
+def records():
+    return read_study(FOLDER)
+
+
+def test_every_row_is_measured_with_three_seeds(records):
+    assert [*records] == [*ROWS]
+    assert all([record.about["seed"] for record in some] == SEEDS for some in records.values())
+
+
+def test_the_page_has_the_measured_table(records):
+    page = (ROOT / "docs/evidence.md").read_text()
+    assert " ".join(table(records).split()) in " ".join(page.split()), "apart from where its lines end"
+
+
+def test_all_rows_spent_one_budget_on_the_same_images_and_networks(records):
+    every = [record for some in records.values() for record in some]
+    assert len({(record.about["images"], str(record.about["size"])) for record in every}) == 1
+    for record in every:
+        limit = record.about["size"]["budget"]
+        most = 1.1 if record.about["row"] == "focus" else 1.01
+        assert 0.97 < record.spent.flops / limit < most, record.about["row"]
+        assert record.validation[:2] == every[0].validation[:2], "the given anchors"

@@ -1,0 +1,275 @@
+"""Intervals of accuracies and differences, and P(on the front): against enumeration, exact tests, bootstraps."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest, multinomial
+
+from stitchkit.errors import InputError
+from stitchkit.measure.hits import Hits
+from stitchkit.measure.intervals import (
+    accuracy_interval,
+    add_intervals,
+    paired_intervals,
+    share_on_front,
+    tied_with,
+    told_apart,
+    told_apart_note,
+)
+from stitchkit.measure.ledger import read_rows, write_rows
+from stitchkit.measure.pareto import pareto_front
+
+
+def pair(wins, losses, images, *, both=0):
+    """Two networks: the first alone is right on some images, the second alone on others, and both on a few."""
+    right = np.zeros((2, images), bool)
+    right[0, :wins] = right[1, wins : wins + losses] = True
+    right[:, wins + losses : wins + losses + both] = True
+    return right
+
+
+def of_all(right):
+    return right, np.ones_like(right)
+
+
+def correlated(networks, images, seed=0):
+    """Answers of networks to images that are hard or easy for all of them; the later ones are the better."""
+    generator = np.random.default_rng(seed)
+    ease = generator.normal(size=images) + 0.4 * generator.normal(size=(networks, images))
+    return ease + np.linspace(0.9, 1.1, networks)[:, None] > 0
+
+
+@pytest.mark.parametrize("images", [1, 10, 600])
+def test_the_interval_of_an_accuracy_is_wilsons(images):
+    for right in {0, 1, images // 3, images - 1, images}:
+        expected = binomtest(right, images).proportion_ci(method="wilson")
+        assert accuracy_interval(right, images) == pytest.approx([100 * expected.low, 100 * expected.high], abs=1e-9)
+    assert accuracy_interval(0, images)[0] == pytest.approx(0)
+    assert accuracy_interval(images, images)[1] == pytest.approx(100)
+    assert accuracy_interval(images, images)[0] < 100, "a network without mistakes makes some on other images"
+
+
+@pytest.mark.parametrize("images", [20, 100, 600])
+def test_the_interval_of_an_accuracy_covers_it_in_95_of_100_cases(images):
+    """Counted over all outcomes of all accuracies in steps of 0.5 %."""
+    truths = np.arange(0.5, 100, 0.5)
+    intervals = np.array([accuracy_interval(right, images) for right in range(images + 1)])
+    covered = (intervals[:, :1] <= truths) & (truths <= intervals[:, 1:])
+    chances = binom.pmf(np.arange(images + 1)[:, None], images, truths / 100)
+    coverage = (covered * chances).sum(axis=0)
+    assert coverage.mean() == pytest.approx(0.95, abs=0.005)
+    assert coverage.min() > 0.83, "the exact one of Clopper and Pearson is wider everywhere, to be never below 0.95"
+
+
+def test_a_difference_is_told_as_the_exact_binomial_test_tells_it():
+    """McNemar's: of the images that tell two networks apart, as many should fall to either if they are equal."""
+    for wins, losses in product(range(40), repeat=2):
+        if wins + losses > 40:
+            continue
+        low, high = paired_intervals(*of_all(pair(wins, losses, 5000)))
+        says = low[0, 1] > 0 or high[0, 1] < 0
+        chance = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+        assert says == (chance <= 0.05) or (wins + losses > 13 and 0.05 < chance < 0.066), (wins, losses)
+
+
+@pytest.mark.parametrize("images", [20, 60])
+def test_the_interval_of_a_difference_covers_it_in_95_of_100_cases(images):
+    """Counted over all outcomes; the adjustment errs on the wide side where the networks are nearly the same."""
+    cells = [
+        (wins, losses, images - wins - losses) for wins in range(images + 1) for losses in range(images + 1 - wins)
+    ]
+    ends = [paired_intervals(*of_all(pair(wins, losses, images))) for wins, losses, _ in cells]
+    low, high = (np.array([end[side][0, 1] for end in ends]) for side in (0, 1))
+    found = []
+    for win, lose in product((0.01, 0.05, 0.1, 0.2, 0.4), repeat=2):
+        chances = multinomial.pmf(cells, images, [win, lose, 1 - win - lose])
+        truth = 100 * (win - lose)
+        found.append(chances[(low <= truth) & (truth <= high)].sum())
+    assert min(found) > 0.94
+    assert 0.95 < np.mean(found) < 0.975
+
+
+def test_the_interval_of_a_difference_is_that_of_a_direct_bootstrap():
+    right = correlated(3, 2000)
+    generator = np.random.default_rng(1)
+    drawn = generator.integers(2000, size=(4000, 2000))
+    low, high = paired_intervals(*of_all(right))
+    for one, other in ((0, 1), (0, 2), (2, 1)):
+        gains = (right[one].astype(int) - right[other])[drawn].mean(axis=1)
+        assert [low[one, other], high[one, other]] == pytest.approx(100 * np.percentile(gains, [2.5, 97.5]), abs=0.12)
+        assert [low[other, one], high[other, one]] == pytest.approx([-high[one, other], -low[one, other]])
+    wide = np.subtract(*reversed(accuracy_interval(right[0].sum(), 2000)))
+    assert high[0, 1] - low[0, 1] < 0.9 * wide, "without pairs it would be wider than either by a factor of 1.4"
+
+
+def test_networks_are_compared_on_the_images_that_both_have_seen():
+    right, seen = of_all(correlated(2, 800))
+    apart = seen.copy()
+    apart[0, 300:] = False
+    found = paired_intervals(right & apart, apart)
+    expected = paired_intervals(right[:, :300], seen[:, :300])
+    assert found[0][0, 1] == expected[0][0, 1]
+    assert found[1][0, 1] == expected[1][0, 1]
+    nothing = np.array([[True, False], [False, True]])
+    low, high = paired_intervals(nothing, nothing)
+    assert (low[0, 1], high[0, 1]) == (-100, 100), "no image in common, so nothing is known"
+
+
+def test_ties_cost_at_most_as_much_and_are_not_surely_better_or_worse():
+    same, better, worse = np.zeros((3, 400), bool)
+    same[:200] = better[:300] = worse[:100] = True
+    right = np.stack([same, same, better, worse, same])
+    assert tied_with(*of_all(right), [5, 3, 1, 2, 5]) == [[1, 4], [], [], [], [1, 0]]
+
+
+def test_p_on_the_front_is_that_of_a_direct_bootstrap():
+    """Each set of images has its `pareto_front`; some costs and accuracies are equal."""
+    right, costs = correlated(6, 40), [2, 1, 3, 3, 4, 5]
+    generator, times = np.random.default_rng(3), np.zeros(6)
+    for _ in range(130):
+        accuracies = right[:, generator.integers(40, size=40)].mean(axis=1)
+        rows = [
+            {"cfg_id": number, "flops": cost, "acc1": accuracy}
+            for number, (cost, accuracy) in enumerate(zip(costs, accuracies, strict=True))
+        ]
+        times[[row["cfg_id"] for row in pareto_front(rows)]] += 1
+    assert share_on_front(right, costs, samples=130, seed=3) == (times / 130).tolist()
+    assert 0 < times[5] < 130
+
+
+def test_p_on_the_front_of_alike_networks_is_known():
+    third = np.repeat(np.eye(3, dtype=bool), 30, axis=1)
+    shares = share_on_front(third, [1, 1, 1], samples=4000)
+    assert sum(shares) == pytest.approx(1), "of three at the same cost, one is on the front"
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.06), "chances are alike, but for equal accuracies"
+    assert shares == sorted(shares, reverse=True), "of which the first is taken"
+    # The difference of two networks is a walk: each image drawn is a step up, a step down, or neither.
+    right = pair(8, 8, 50, both=30)
+    steps = np.array([8, 34, 8]) / 50
+    walk = np.ones(1)
+    for _ in range(50):
+        walk = np.convolve(walk, steps)
+    expected = walk[51:].sum()
+    assert share_on_front(right, [1, 2], samples=4000) == [1.0, pytest.approx(expected, abs=0.025)]
+    assert share_on_front(right, [1, 2]) == share_on_front(right, [1, 2]), "seeded"
+    assert share_on_front(right[[0, 0]], [2, 1]) == [0.0, 1.0], "of equals, the cheaper"
+    assert share_on_front(right[[0, 0]], [1, 1]) == [1.0, 0.0], "of equals, the first"
+
+
+def test_points_of_a_front_are_told_apart_from_the_last_one_that_counts():
+    right = np.zeros((5, 600), bool)
+    for network, number in enumerate((300, 302, 304, 306, 311)):
+        right[network, :number] = True
+    assert told_apart(*of_all(right)) == [0, 3], "each is two images above the one before it, and six tell two apart"
+    assert told_apart(*of_all(right[:1])) == [0]
+    assert told_apart(*of_all(right[:0])) == []
+
+
+def evaluated(right, *, images=None):
+    """Rows and hits of one evaluation; a later network is the costlier."""
+    right, seen = of_all(right)
+    hits = Hits(tuple(range(10, 10 + len(right))), right, seen, np.zeros(right.shape[1], np.int64))
+    rows = [
+        {"cfg_id": cfg_id, "flops": 5 + place, "params": 50 - place, "acc1": 100 * float(bits.mean())}
+        | {"images": images or len(bits)}
+        for place, (cfg_id, bits) in enumerate(zip(hits.cfg_ids, right, strict=True))
+    ]
+    return rows, hits
+
+
+def test_rows_get_their_intervals_and_lose_stale_ones(tmp_path):
+    rows, hits = evaluated(pair(3, 4, 50, both=40))
+    stale = {"acc1_low": 1.0, "acc1_high": 2.0, "p_front": 0.5, "tied_with": [3]}
+    rows.append({"cfg_id": 3, "flops": 9, "acc1": 20.0, **stale})
+    add_intervals(rows, hits)
+    assert rows[2] == {"cfg_id": 3, "flops": 9, "acc1": 20.0}
+    assert [row["tied_with"] for row in rows[:2]] == [[], [10]]
+    assert rows[0]["p_front"] == 1
+    assert 0.5 < rows[1]["p_front"] < 0.8
+    assert (rows[0]["acc1_low"], rows[0]["acc1_high"]) == pytest.approx(accuracy_interval(43, 50), abs=1e-4)
+    write_rows(tmp_path / "r.txt", rows)
+    assert read_rows(tmp_path / "r.txt") == rows
+    add_intervals(rows, hits, cost="params")
+    assert [row.get("tied_with") for row in rows] == [[11], [], None], "the second has fewer parameters"
+    add_intervals(rows, None)
+    assert rows[0].keys() == {"cfg_id", "flops", "params", "acc1", "images", "acc1_low", "acc1_high"}
+    add_intervals(rows, hits, cost="latency_ms")
+    assert "p_front" not in rows[0], "no row has such a cost"
+    published = [{key: row[key] for key in ("cfg_id", "flops", "acc1")} for row in rows]
+    add_intervals(published, None)
+    assert "acc1_low" not in published[0], "on how many images, nobody knows"
+    add_intervals(published, hits)
+    assert published[0]["acc1_low"] == rows[0]["acc1_low"]
+    unseen = Hits((10,), np.zeros((1, 4), bool), np.zeros((1, 4), bool), np.full(4, -1))
+    add_intervals(published, unseen)
+    assert published[0].keys() == {"cfg_id", "flops", "acc1"}
+
+
+def test_a_network_that_saw_an_easy_part_is_compared_with_none():
+    """On the part all are better than on the whole, so that a bad one would seem to be on the front."""
+    images, part = 400, 100
+    right = np.zeros((4, images), bool)
+    right[:3, :part] = right[3, 2:part] = True  # the costliest is the worst on the part, and was dropped after it
+    right[0, part : part + 80] = right[1, part : part + 140] = right[2, part : part + 150] = True
+    rows, hits = evaluated(right)
+    hits.seen[3, part:] = False
+    rows[3] |= {"acc1": 98.0, "images": part}
+    add_intervals(rows, hits)
+    assert ["p_front" in row for row in rows] == ["tied_with" in row for row in rows] == [True, True, True, False]
+    assert (rows[3]["acc1_low"], rows[3]["acc1_high"]) == pytest.approx(accuracy_interval(98, part), abs=1e-4)
+    without, of_three = evaluated(right[:3])
+    add_intervals(without, of_three)
+    assert rows[:3] == without, "it changes nothing for the others"
+    alone = [rows[3] | {"cfg_id": 13}]
+    add_intervals(alone, hits)
+    assert alone[0]["p_front"] == 1, "of a ledger with no other, the part is all that was seen"
+
+
+def test_images_that_nobody_has_seen_are_not_drawn():
+    right = correlated(3, 200)
+    rows, hits = evaluated(right)
+    add_intervals(rows, hits)
+    wide = np.concatenate([right, np.zeros((3, 50), bool)], axis=1)
+    unknown = np.repeat([0, -1], [200, 50])
+    again = [{**row} for row in rows]
+    add_intervals(again, Hits(hits.cfg_ids, wide, np.tile(unknown >= 0, (3, 1)), unknown))
+    assert again == rows
+
+
+def test_what_is_no_accuracy_has_no_interval(tmp_path):
+    rows = [
+        {"cfg_id": 0, "flops": 1, **odd} for odd in ({"acc1": 150.0, "images": 5}, {"acc1": 5.0, "images": 0.5}, {})
+    ]
+    add_intervals(rows, None)
+    assert not any("acc1_low" in row for row in rows)
+    (tmp_path / "r.txt").write_text('{"cfg_id": 1, "acc1_low": 3}\n')
+    with pytest.raises(InputError, match="line 1 has one end of the interval of acc1 without the other; remove"):
+        read_rows(tmp_path / "r.txt")
+
+
+def test_the_note_on_a_front_counts_its_points_or_says_what_is_missing():
+    rows, hits = evaluated(np.arange(600) < np.array([300, 302, 304, 306, 311])[:, None])
+    assert told_apart_note(rows, hits) == "2 of 5 points of the front are told apart by a paired 95 % interval"
+    more = [*rows, {"cfg_id": 3, "flops": 20, "acc1": 70.0}]
+    assert told_apart_note(more, hits).endswith("interval; 1 of the front have no hits")
+    assert told_apart_note(rows[:1], hits).startswith("the front has 1 point with hits, so that there is nothing")
+    assert told_apart_note(rows, None).startswith("no intervals: the ledger has no hits, and does not say")
+    add_intervals(rows, None)
+    assert (
+        told_apart_note(rows, None) == "no ties and no P(front) without hits, which --eval writes beside a new ledger"
+    )
+
+
+def test_hits_of_another_evaluation_are_refused():
+    rows, hits = evaluated(pair(3, 4, 50, both=40))
+    rows[1]["acc1"] += 2
+    with pytest.raises(InputError, match=r"cfg_id 11 has acc1 90.00 .* and 44 of 50 images right by its hits; remove"):
+        add_intervals(rows, hits)
+
+
+@pytest.mark.parametrize("tied", ["3", '["3"]', "[true]", "[-1]", "[1.5]"])
+def test_ties_of_a_ledger_are_numbers_of_stitches(tied, tmp_path):
+    (tmp_path / "r.txt").write_text(f'{{"cfg_id": 1, "tied_with": {tied}}}\n')
+    with pytest.raises(InputError, match=r"line 1 has tied_with .*, which is not a list of cfg_ids; remove the line"):
+        read_rows(tmp_path / "r.txt")
