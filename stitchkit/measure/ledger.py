@@ -83,11 +83,12 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def _fault(row: Row) -> str:
-    """The first invalid figure of a row; only a loss may be NaN, because no choice depends on it."""
+    """The first invalid figure of a row; only a loss may be NaN or infinite, because no choice depends on it."""
     for key, (kind, types) in _TYPES.items():
         if key in row and type(row[key]) not in types:  # not isinstance: JSON's true would be an int
             return f"{key} {row[key]!r}, which is not {kind}"
-        if key in row and float in types and key != "loss" and not _is_finite(row[key]):
+        # A whole number is never infinite, but JSON has some that are too large for a float.
+        if key in row and float in types and (key, type(row[key])) != ("loss", float) and not _is_finite(row[key]):
             return f"{key} {row[key]}, which is not finite"
         if key in row and float in types and key not in _MAY_BE_NEGATIVE and row[key] < 0:
             return f"{key} {row[key]}, which is negative"

@@ -21,7 +21,8 @@ PAGE = ROOT / "docs/export.md"
 def place(tmp_path_factory):
     """A folder as `make demo` leaves it, without the training."""
     folder = demo_folder(tmp_path_factory.mktemp("demo"))
-    shutil.copy(ROOT / "results/digits_vit/stitches_res.txt", folder / "outputs/digits_vit")
+    for name in ("stitches_res.txt", "stitches_res.hits"):
+        shutil.copy(ROOT / "results/digits_vit" / name, folder / "outputs/digits_vit")
     before = os.getcwd()
     os.chdir(folder)
     yield folder

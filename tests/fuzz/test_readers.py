@@ -49,6 +49,7 @@ FOUND = {
     ],
     "ledger": [
         *(b'{"cfg_id": true}\n', b'{"cfg_id": 0, "acc1": 1, "acc1": 2}\n', b'{"cfg_id": ' + b"9" * 5000 + b"}\n"),
+        b'{"cfg_id": 0, "flops": 1, "params": 1, "loss": 1' + b"0" * 400 + b"}\n",
         *(b'{"cfg_id": 0, "acc1": 150, "images": 3}\n', b'{"cfg_id": 0, "acc1_low": 1, "tied_with": [[]]}\n'),
         b"{" + b"".join(b'"k%d": 1, ' % number for number in range(20_000)) + b'"k19999": 1}\n',
     ],
