@@ -115,7 +115,8 @@ def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The output of a module for a batch, a few images at a time."""
     outputs: torch.Tensor | None = None
     first = 0
-    for portion in in_portions(x):
+    # The pixels of maps `[B, C, H, W]`; for tokens `[B, N, C]` their channels, of which there are about as many.
+    for portion in in_portions(x, math.prod(x.shape[2:])):
         part = module(portion)
         if outputs is None:  # filled in place: a concatenation at the end would need the memory twice
             outputs = part.new_empty(len(x), *part.shape[1:])

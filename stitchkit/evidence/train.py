@@ -80,7 +80,7 @@ def train(
     recipe = make_recipe({
         "opt": "adamw", "weight_decay": 0.05, "lr": lr, "epochs": parts, "warmup_epochs": size.warmup * parts,
         "warmup_lr": 0.0, "sched_on_updates": True, "batch_size": size.batch_size, "seed": seed, "clip_grad": 1.0,
-        "amp": size.amp, "amp_dtype": "bfloat16", "log_interval": max(1, steps // 4),
+        "log_interval": max(1, steps // 4), **({"amp": True, "amp_dtype": "bfloat16"} if size.amp else {}),
     })  # fmt: skip
     loader = TrainingBatches(split, size.batch_size, steps, device)
     how = create_optimisation(network, recipe, batches=steps, ranks=1)

@@ -79,7 +79,7 @@ def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.intervals import add_intervals, told_apart_note
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
     from stitchkit.measure.ledger import COSTS, nouns_of, read_rows
-    from stitchkit.measure.metric import ACCURACY, by, check_overlay, compared_note, metric_of
+    from stitchkit.measure.metric import ACCURACY, by, check_overlay, compared, compared_note, metric_of
     from stitchkit.measure.overlay import read_overlay, verdict
     from stitchkit.measure.pareto import is_anchor, pareto_front, plot, table
     from stitchkit.measure.self_stitch import self_stitch_note
@@ -108,7 +108,8 @@ def _pareto(flags: argparse.Namespace) -> None:
     if overlay:
         print(f"{verdict(front, overlay.models, cost)} {overlay.remark}")
     if flags.plot:
-        plot(rows, flags.plot, title=number, cost=cost, overlay=overlay, metric=metric)
+        shown = counted(len(compared(rows, metric)), network)
+        plot(rows, flags.plot, title=shown, cost=cost, overlay=overlay, metric=metric)
         print(f"the plot is {flags.plot}")
 
 

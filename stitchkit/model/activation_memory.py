@@ -10,8 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_CACHED_BYTES = 2 * 2**20
-"""Size of the activations between blocks of a ViT that, with all a block computes from them, fit a CPU's caches."""
+_POSITIONS = 1600
+"""Tokens or pixels that a block takes at once on a CPU.
+
+With fewer, matrix products are too small to be fast; with more, what a block computes leaves the caches.
+"""
 
 
 class LiveBytes(TorchDispatchMode):
@@ -63,11 +66,14 @@ def _storage(tensor: torch.Tensor) -> int:
     return key
 
 
-def in_portions(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """A batch `[B, ...]` in the parts that run fastest: as large as the caches of a CPU, or all at once on a GPU.
+def in_portions(x: torch.Tensor, positions: int) -> tuple[torch.Tensor, ...]:
+    """A batch `[B, ...]` in the parts that run fastest: of so many tokens or pixels on a CPU, whole on a GPU.
 
     Its images or activations must be independent of each other, as in evaluation mode.
+
+    Args:
+        positions: Tokens or pixels of each in the blocks that run.
     """
     if x.device.type != "cpu" or not len(x):
         return (x,)
-    return torch.split(x, max(1, _CACHED_BYTES * len(x) // x.nbytes))
+    return torch.split(x, max(1, round(_POSITIONS / positions)))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple, Protocol
 
@@ -41,25 +40,59 @@ class _Kind(NamedTuple):
     adapted: bool
 
 
-@dataclass
 class _Batch:
-    """The activations of some visits to one anchor, one visit after the other along the batch."""
+    """The activations of some visits to one anchor, one visit after the other, in the portions that run fastest.
 
-    visits: list[Visit]
-    state: torch.Tensor
+    A portion may hold parts of several visits, so that blocks run without joining and splitting what they give.
 
-    def parts(self) -> Iterator[tuple[Visit, torch.Tensor]]:
-        yield from zip(self.visits, self.state.chunk(len(self.visits)), strict=True)
+    Args:
+        images: Images of each visit.
+    """
 
-    def add(self, visit: Visit, state: torch.Tensor) -> None:
-        self.state = torch.cat([self.state, state])
+    def __init__(self, images: int):
+        self.visits: list[Visit] = []
+        self._images = images
+        self._portions: list[torch.Tensor] = []
+        self._positions = 0
+
+    def add(self, visit: Visit, state: torch.Tensor, width: int) -> None:
+        """Add the activations `[images, ...]` of a visit, with so many channels."""
+        last = self._portions[-1:]  # it may have room
+        self._portions[-1:] = self._arranged([*last, state], width)
         self.visits.append(visit)
 
+    def run(self, block: nn.Module, width: int) -> None:
+        """Run a block on what has so many channels."""
+        if _positions(self._portions[0], width) != self._positions:  # the last block was down-sampling
+            self._portions = self._arranged(self._portions, width)
+        self._portions = [block(portion) for portion in self._portions]
+
+    def _arranged(self, parts: list[torch.Tensor], width: int) -> list[torch.Tensor]:
+        self._positions = _positions(parts[0], width)
+        return [*in_portions(_joined(parts), self._positions)]
+
+    def parts(self, chosen: Container[Visit]) -> Iterator[tuple[Visit, torch.Tensor]]:
+        """Copies of the activations of some visits; a view would keep its whole portion."""
+        for place, visit in enumerate(self.visits):
+            if visit not in chosen:
+                continue
+            start, stop, found = place * self._images, (place + 1) * self._images, []
+            for portion in self._portions:
+                found.append(portion[max(start, 0) : max(stop, 0)])
+                start, stop = start - len(portion), stop - len(portion)
+            yield visit, torch.cat(found)
+
     def keep(self, visits: list[Visit]) -> None:
+        """Drop the other visits."""
         if len(visits) < len(self.visits):
-            kept = [part for visit, part in self.parts() if visit in visits]
-            self.state = torch.cat(kept) if kept else self.state[:0]
+            kept = [part for _, part in self.parts(visits)]
+            self._portions = [*in_portions(torch.cat(kept), self._positions)] if kept else []
             self.visits = visits
+
+
+def _positions(x: torch.Tensor, width: int) -> int:
+    """Tokens or pixels of each of some activations."""
+    return x[:1].numel() // width
 
 
 class OnePass:
@@ -135,13 +168,19 @@ class OnePass:
         for label, visits in self._visits:
             # In mixed precision a stem may give another type than a layer.
             batches: dict[_Kind, _Batch] = {}
-            for number in range(sum(self._model.views[label].depths)):
+            anchor = self._model.views[label]
+            for number in range(sum(anchor.depths)):
+                width = anchor.boundaries[number].layout.width
                 for visit in visits:
                     if visit.start == number:
-                        _join(batches, visit, enter(visit))
+                        state = enter(visit)
+                        batch = batches.setdefault(_Kind(state.dtype, visit.entry.adapted), _Batch(len(x)))
+                        batch.add(visit, state, width)
                 for kind, batch in batches.items():
-                    step = Step("block", label, number, adapted=kind.adapted)
-                    _step(batch, number, self._model.module_of(step), left)
+                    batch.run(self._model.module_of(Step("block", label, number, adapted=kind.adapted)), width)
+                    leaving = [visit for visit in batch.visits if number in visit.leaves]
+                    left |= {(visit, number + 1): part for visit, part in batch.parts(leaving)}
+                    batch.keep([one for one in batch.visits if one.cfg_id is not None or max(one.leaves) > number])
                 batches = {kind: batch for kind, batch in batches.items() if batch.visits}
             for batch in batches.values():
                 logits |= self._finish(batch)
@@ -150,7 +189,7 @@ class OnePass:
     def _finish(self, batch: _Batch) -> dict[int, torch.Tensor]:
         """The heads of the routes that end in an anchor; uncut ones may have another than stitched ones."""
         heads: dict[Step, dict[int, torch.Tensor]] = {}
-        for visit, part in batch.parts():
+        for visit, part in batch.parts(batch.visits):
             assert visit.head is not None
             assert visit.cfg_id is not None
             heads.setdefault(visit.head, {})[visit.cfg_id] = part
@@ -159,14 +198,6 @@ class OnePass:
             output = self._model.module_of(head)(_joined([*parts.values()]))
             logits |= zip(parts, output.chunk(len(parts)), strict=True)
         return logits
-
-
-def _join(batches: dict[_Kind, _Batch], visit: Visit, state: torch.Tensor) -> None:
-    kind = _Kind(state.dtype, visit.entry.adapted)
-    if kind in batches:
-        batches[kind].add(visit, state)
-    else:
-        batches[kind] = _Batch([visit], state)
 
 
 def _put(logits: dict[int, torch.Tensor], found: dict[int, torch.Tensor], place: slice, count: int) -> None:
@@ -180,12 +211,3 @@ def _put(logits: dict[int, torch.Tensor], found: dict[int, torch.Tensor], place:
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     """Parts of a batch, concatenated; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _step(batch: _Batch, number: int, block: nn.Module, left: dict[tuple[Visit, int], torch.Tensor]) -> None:
-    """Run a block, keep the activations that leave after it, and drop finished visits."""
-    batch.state = _joined([block(part) for part in in_portions(batch.state)])
-    for visit, part in batch.parts():
-        if number in visit.leaves:
-            left[visit, number + 1] = part.clone()  # a view would keep the whole batch
-    batch.keep([visit for visit in batch.visits if visit.cfg_id is not None or max(visit.leaves) > number])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from math import prod
+from statistics import median
 
 import torch
 from torch.nn.functional import pad
@@ -146,9 +148,11 @@ def fit_stitching_layers(
         grams.setdefault(left, Gram(front.width, device))
         cross = torch.zeros(front.width + 1, end.width, dtype=torch.float64, device=device)
         targets[joint] = _Target(left, cross, torch.zeros((), dtype=torch.float64, device=device))
+    layouts = [place.layout for anchor in model.views.values() for place in anchor.boundaries]
+    positions = round(median(prod(layout.positions or ()) for layout in layouts))
     with evaluating(model):
         for images in batches:
-            for portion in in_portions(images.to(device)):
+            for portion in in_portions(images.to(device), positions):
                 _accumulate(model, portion, grams, targets)
     for (label, block, _), gram in grams.items():
         if not sum_over_ranks(gram.product).isfinite().all():

@@ -10,7 +10,7 @@ from PIL import Image
 from stitchkit.display import counted
 from stitchkit.errors import InputError, unknown
 from stitchkit.optional import check_installed
-from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.settings.recipe import OptimRecipe, Recipe, flag_of
 from stitchkit.settings.timm_flags import PLATEAU
 
 _logger = logging.getLogger(__name__)
@@ -121,6 +121,9 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError(
             f"--preserve {way} trains only what --stitch-lr-scale 0 stops, so nothing would be trained; leave one out"
         )
+    if not recipe.optim.amp and recipe.optim.amp_dtype != OptimRecipe().amp_dtype:
+        # No error: the settings of a run in low precision also serve to evaluate it with --no-amp.
+        _logger.warning("--amp-dtype %s has no effect without --amp", recipe.optim.amp_dtype)
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
         raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
     if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:

@@ -9,6 +9,9 @@ from pydantic.dataclasses import dataclass
 from stitchkit.settings.fields import AtLeastThousandth, NonNegative, Positive, flag
 from stitchkit.settings.schema import Budgets, Count, LocalPath, Natural, Settings, Share
 
+FOCUS_IMAGES = 2_000
+"""Training images that `--focus` holds out, unless `--focus-images` says otherwise."""
+
 
 @dataclass(frozen=True)
 class StitchRecipe(Settings):
@@ -94,6 +97,11 @@ class StitchRecipe(Settings):
     def way_to_preserve(self) -> Literal["none", "frozen", "lora", "replay"]:
         """How anchors are kept, whether it was chosen or not."""
         return self.preserve or ("frozen" if self.uses_features else "none")
+
+    @property
+    def held_out_images(self) -> int:
+        """The most training images that are held out to judge stitches by."""
+        return (self.focus_images or FOCUS_IMAGES) if self.focus else 0
 
     @property
     def freezes_anchors(self) -> bool:

@@ -31,7 +31,9 @@ BEST = f"model_best{_SUFFIX}"
 FORMAT = "stitchkit 1"
 """Format in every checkpoint of ours."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
-_ONCE = {"sampler": "uniform", "loss": "task", "feature_distance": "mse", "preserve": "none"}
+_ONCE = {
+    "sampler": "uniform", "loss": "task", "feature_distance": "mse", "preserve": "none", "focus": 0, "focus_images": 0,
+}  # fmt: skip
 """What runs did before there was a choice."""
 _START_ANEW = "start from its weights with --initial-checkpoint"
 _WORST = float("-inf")
@@ -114,15 +116,21 @@ def header(session: Session) -> dict[str, object]:
         "arch": session.recipe.model.model,
         "model_kwargs": _arguments(session) if session.recipe.model.model else {},
         "opt": session.recipe.optim.opt,
-        "sampler": session.recipe.stitch.sampler if session.config else "",
-        "loss": session.recipe.stitch.loss,
-        "feature_distance": session.recipe.stitch.feature_distance,
-        "preserve": session.recipe.stitch.way_to_preserve,
+        **(_of_stitching(session.recipe) if session.config else {}),
         "stitch_config": session.config.to_dict() if session.config else None,
         "classes": list(session.classes),
         "input_size": list(session.input_size),
         "image": saved_data_config(session.model),
     }
+
+
+def _of_stitching(recipe: Recipe) -> dict[str, object]:
+    """The settings of stitching that a resumed run must share, by name."""
+    stitch = recipe.stitch
+    return {
+        "sampler": stitch.sampler, "loss": stitch.loss, "feature_distance": stitch.feature_distance,
+        "preserve": stitch.way_to_preserve, "focus": stitch.focus, "focus_images": stitch.held_out_images,
+    }  # fmt: skip
 
 
 def _arguments(session: Session) -> dict[str, object]:
@@ -150,6 +158,7 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
             "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3,
             "image": _IMAGE_RULES, "model_kwargs": rules.table(rules.text, rules.plain),
             "sampler": rules.text, "loss": rules.text, "feature_distance": rules.text, "preserve": rules.text,
+            "focus": rules.whole(0), "focus_images": rules.whole(0),
             "alone": rules.table(rules.text, rules.number()), "copies": rules.table(rules.text, rules.anything),
         }  # fmt: skip
         training_state.check_saved(content, path, needed, optional)
@@ -246,13 +255,7 @@ def load_run(session: Session) -> dict[str, Any]:
         return content
     if content.get("format") != FORMAT:
         raise InputError(f"checkpoint '{path}' contains weights but no state of a run of this trainer; {_START_ANEW}")
-    ours = {"opt": recipe.optim.opt}
-    if session.config:
-        stitch = recipe.stitch
-        ours |= {
-            "sampler": stitch.sampler, "loss": stitch.loss, "feature_distance": stitch.feature_distance,
-            "preserve": stitch.way_to_preserve,
-        }  # fmt: skip
+    ours = {"opt": recipe.optim.opt, **(_of_stitching(recipe) if session.config else {})}
     for name, here in ours.items():
         if (trained := content.get(name, _ONCE.get(name))) != here:
             flag = flag_of(name)

@@ -30,8 +30,6 @@ from stitchkit.training.inputs import source_of
 
 BANK_IMAGES = 50_000
 """Labelled images with which features are compared, unless `--bank-images` says otherwise."""
-FOCUS_IMAGES = 2_000
-"""Training images that `--focus` holds out, unless `--focus-images` says otherwise."""
 _FEWEST_FOR_FOCUS = 4
 _FOR_CALIBRATION = "batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "
 
@@ -196,7 +194,7 @@ def create_loaders(
 
 def _hold_out(images: Images, recipe: Recipe) -> tuple[list[int], list[int], list[int]]:
     """The numbers of the images to train on, and of those on which `--focus` judges all stitches, then the best."""
-    count = min(recipe.stitch.focus_images or FOCUS_IMAGES, len(images) // 10)
+    count = min(recipe.stitch.held_out_images, len(images) // 10)
     if count < _FEWEST_FOR_FOCUS:
         raise InputError(
             f"--focus holds a tenth of the {counted(len(images), 'training image')} out, which is too few to judge by; "

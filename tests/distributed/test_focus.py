@@ -89,12 +89,21 @@ def test_a_checkpoint_that_leaves_nothing_is_damaged(images, tmp_path, capsys):
     assert "is damaged: it leaves no stitch to train" in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_a_focus_is_named(images, tmp_path, capsys):
-    assert main([*command(images, tmp_path, "uniform", "--focus", "0")]) == 0
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (["--focus", "0"], [], "--focus 0, not 1"),
+        ([], ["--focus", "0"], "--focus 1, not 0"),
+        (["--focus-images", "5"], [], "--focus-images 5, not 2000"),
+    ],
+)
+def test_a_run_resumes_only_with_the_focus_that_it_had(before, now, said, images, tmp_path, capsys):
+    """Other images would be held out, which had been trained on."""
+    assert main([*command(images, tmp_path, "uniform", "--epochs", "1"), *before]) == 0
     capsys.readouterr()
-    resume = ["--resume", str(tmp_path / "pico/last.pth.tar"), "--epochs", "4"]
-    assert main([*command(images, tmp_path, "uniform"), *resume]) == 2
-    assert "does not fit this run" in capsys.readouterr().err
+    resume = ["--resume", str(tmp_path / "pico/last.pth.tar")]
+    assert main([*command(images, tmp_path, "uniform"), *now, *resume]) == 2
+    assert f"was trained with {said}; use the same" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", mostly_full(["vit", "resnet"], quick=["vit"]))

@@ -263,7 +263,7 @@ def test_a_part_that_warns_at_its_end_or_gives_no_figures_does_not_end_the_other
     for name, script in scripts.items():
         (tmp_path / f"benchmarks_{name}.py").write_text(script)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found = {name: gpu.run(gpu.TimedCommand(f"benchmarks_{name}", 60), 60, dry_run=False) for name in scripts}
+    found = {name: gpu.run(f"benchmarks_{name}", 60, dry_run=False) for name in scripts}
     assert found["ends_late"] == ("some work", json.loads(figures))
     assert found["says_nothing"] == ("failed with status 0: no figures", None)
     assert found["breaks"] == ("failed with status 1: ValueError: broken", None)

@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from stitchkit.settings.stitch_recipe import StitchRecipe
+from stitchkit.settings.stitch_recipe import FOCUS_IMAGES, StitchRecipe
 from stitchkit.training import focus
-from stitchkit.training.data import FOCUS_IMAGES
 from stitchkit.training.samplers import SAMPLERS, best_of, cost_bins, importance, sandwich
 from tests.support import ROOT, demo_folder
 

@@ -123,6 +123,26 @@ def test_what_was_saved_is_said(made, capsys):
     assert f"other 28: {100 * cost / IMAGES / sum(flops.values()):.0f} % of the FLOPs" in said
 
 
+def test_a_dry_run_says_what_both_stages_evaluate(made, caplog):
+    caplog.set_level("INFO")
+    _, evaluate = made
+    assert main(["train", *evaluate, "dry", *TWO, "--dry-run"]) == 0
+    said = "two stages: all stitches on 12 images, and on the other 28 only those within 10 points of the front"
+    assert said in caplog.text
+    caplog.clear()
+    assert main(["train", *evaluate, "dry", "--dry-run"]) == 0
+    assert "two stages" not in caplog.text
+
+
+def test_a_plot_counts_the_stitches_that_it_draws(made, tmp_path, monkeypatch):
+    folder, _ = made
+    left, _ = chosen(folder)
+    titles = []
+    monkeypatch.setattr("stitchkit.measure.pareto.save_figure", lambda figure, _: titles.append(figure.axes[0]))
+    assert main(["pareto", str(ledger(folder, "two")), "--plot", str(tmp_path / "plot.svg")]) == 0
+    assert [axes.get_title() for axes in titles] == [f"{len(left)} stitches"]
+
+
 def test_every_image_is_read_once(made, monkeypatch):
     folder, evaluate = made
     read, get = [], CheckedImages.__getitem__

@@ -249,9 +249,11 @@ def test_settings_given_as_a_stitch_configuration_are_recognised(tmp_path):
         (["--epochs", "3", "--warmup-epochs", "2"], ""),
         (["--epochs", "3", "--warmup-prefix"], ""),
         (["--epochs", "3", "--sched", "none"], ""),
+        (["--amp-dtype", "bfloat16"], "--amp-dtype bfloat16 has no effect without --amp"),
+        (["--amp-dtype", "bfloat16", "--amp"], ""),
     ],
 )
-def test_a_training_that_ends_within_its_warm_up_is_reported(flags, said, caplog):
+def test_settings_that_fall_short_of_what_they_seem_to_ask_for_are_reported(flags, said, caplog):
     parse("data", "--model", "vit", *flags)
     assert said in caplog.text
     assert bool(said) == bool(caplog.text)
