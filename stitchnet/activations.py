@@ -12,12 +12,12 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from stitchkit.model.activation_memory import in_portions
 from stitchkit.model.similarity import pool
 from stitchkit.networks.layout import Layout, resize
 
 _logger = logging.getLogger(__name__)
 _SHELVED_BYTES = 2**24
+_PORTION_BYTES = 2 * 2**20  # of input that a CPU's caches hold with what a module computes from it
 _RESIZED_IMAGES = 8  # resized at a time, so that few pages of a shelved tensor are in memory
 
 
@@ -115,8 +115,8 @@ def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The output of a module for a batch, a few images at a time."""
     outputs: torch.Tensor | None = None
     first = 0
-    # The pixels of maps `[B, C, H, W]`; for tokens `[B, N, C]` their channels, of which there are about as many.
-    for portion in in_portions(x, math.prod(x.shape[2:])):
+    count = _PORTION_BYTES * len(x) // x.nbytes if x.device.type == "cpu" and len(x) else len(x)
+    for portion in torch.split(x, max(1, count)):
         part = module(portion)
         if outputs is None:  # filled in place: a concatenation at the end would need the memory twice
             outputs = part.new_empty(len(x), *part.shape[1:])

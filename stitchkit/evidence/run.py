@@ -50,6 +50,11 @@ def run_study(study: Study, output: Path, *, rows: Sequence[str], seeds: Sequenc
     ]
     _logger.info("%d of %d rows and seeds are left to run", len(missing), len(rows) * len(seeds))
     if missing:
+        if len(missing) < len(rows) * len(seeds) and not study.has_anchors:
+            raise InputError(
+                f"'{output}' has records, but the weights of the anchors that their rows were given are not in "
+                f"'{study.cache}'; put them there, or give another folder by -o"
+            )
         study.pretrain()
     for number, (seed, name) in enumerate(missing, start=1):
         _logger.info("%d/%d: %s, seed %d", number, len(missing), ROWS[name].words, seed)

@@ -52,6 +52,11 @@ class Study:
             digest.update(split.images.numpy().tobytes())
         return digest.hexdigest()
 
+    @property
+    def has_anchors(self) -> bool:
+        """Whether the anchors that all rows are given are trained."""
+        return all(self._file(f"anchor_{width}").exists() for width in self.size.anchors)
+
     def pretrain(self) -> None:
         """Train the anchors that all rows are given, unless that is done."""
         for number, width in enumerate(self.size.anchors):

@@ -123,11 +123,11 @@ def told_apart(right: Bits, seen: Bits) -> list[int]:
         right, seen: As in `Hits`, of the networks on a front, from cheap to costly.
     """
     low, _ = paired_intervals(right, seen)
-    counted: list[int] = []
+    apart: list[int] = []
     for place in range(len(right)):
-        if not counted or low[place, counted[-1]] > 0:
-            counted.append(place)
-    return counted
+        if not apart or low[place, apart[-1]] > 0:
+            apart.append(place)
+    return apart
 
 
 def add_intervals(rows: Sequence[Row], hits: Hits | None, cost: str = "flops") -> None:

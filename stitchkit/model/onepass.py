@@ -57,19 +57,21 @@ class _Batch:
 
     def add(self, visit: Visit, state: torch.Tensor, width: int) -> None:
         """Add the activations `[images, ...]` of a visit, with so many channels."""
-        last = self._portions[-1:]  # it may have room
-        self._portions[-1:] = self._arranged([*last, state], width)
+        self._arrange(state, width)
+        self._portions[-1:] = in_portions(torch.cat([*self._portions[-1:], state]), self._positions)  # it may have room
         self.visits.append(visit)
 
     def run(self, block: nn.Module, width: int) -> None:
         """Run a block on what has so many channels."""
-        if _positions(self._portions[0], width) != self._positions:  # the last block was down-sampling
-            self._portions = self._arranged(self._portions, width)
+        self._arrange(self._portions[0], width)
         self._portions = [block(portion) for portion in self._portions]
 
-    def _arranged(self, parts: list[torch.Tensor], width: int) -> list[torch.Tensor]:
-        self._positions = _positions(parts[0], width)
-        return [*in_portions(_joined(parts), self._positions)]
+    def _arrange(self, like: torch.Tensor, width: int) -> None:
+        """Make other portions if the last block was down-sampling, so that each may hold more."""
+        positions = like[:1].numel() // width
+        if positions != self._positions and self._portions:
+            self._portions = [*in_portions(_joined(self._portions), positions)]
+        self._positions = positions
 
     def parts(self, chosen: Container[Visit]) -> Iterator[tuple[Visit, torch.Tensor]]:
         """Copies of the activations of some visits; a view would keep its whole portion."""
@@ -88,11 +90,6 @@ class _Batch:
             kept = [part for _, part in self.parts(visits)]
             self._portions = [*in_portions(torch.cat(kept), self._positions)] if kept else []
             self.visits = visits
-
-
-def _positions(x: torch.Tensor, width: int) -> int:
-    """Tokens or pixels of each of some activations."""
-    return x[:1].numel() // width
 
 
 class OnePass:

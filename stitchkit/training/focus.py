@@ -77,7 +77,7 @@ def narrow(
         return
     sampler.drop(dropped)
     _logger.info(
-        "--focus: %d of %s dropped, %d clearly behind on %s and %d with less than %g %% on the front of all %s: %s",
+        "--focus: %d of %s dropped, %d clearly behind on %s and %d with a P(front) under %g %% on all %s: %s",
         len(dropped), counted(len(trained), "stitch"), len({*dropped}.difference(judged)),
         counted(part, "held-out image"), len({*dropped}.intersection(judged)), 100 * _LEAST, f"{right.shape[1]:,}",
         ", ".join(map(str, dropped)) or "none",

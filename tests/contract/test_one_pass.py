@@ -5,9 +5,9 @@ import torch
 
 from stitchkit.errors import InputError
 from stitchkit.model.activation_memory import LiveBytes, in_portions
-from stitchkit.model.onepass import OnePass
-from stitchkit.routes import Stitch
-from stitchkit.routes.shared_work import shared_visits
+from stitchkit.model.onepass import OnePass, _Batch
+from stitchkit.routes import Step, Stitch
+from stitchkit.routes.shared_work import Visit, shared_visits
 from tests.support import SPACES, family_snnet, mostly_full, pico_images, pico_snnet
 
 
@@ -23,6 +23,31 @@ def test_law_7_all_at_once_are_all_one_by_one(model):
     assert list(found) == list(model.space.ids)
     for cfg_id, logits in found.items():
         torch.testing.assert_close(logits, model(x, cfg_id), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", [1, 13])
+def test_law_7_in_many_portions(model, positions, monkeypatch):
+    """A portion for each image; or, of small maps, portions that hold parts of several visits."""
+    monkeypatch.setattr("stitchkit.model.activation_memory._POSITIONS", positions)
+    x = pico_images(3, size=model.input_size[-1])
+    for cfg_id, logits in model.forward_all(x).items():
+        torch.testing.assert_close(logits, model(x, cfg_id), rtol=1e-4, atol=1e-5)
+
+
+def test_portions_grow_with_what_is_left_of_an_image():
+    batch, sizes = _Batch(8), []
+
+    def halve(x):
+        sizes.append(len(x))
+        return x[:, :, ::2, ::2]
+
+    batch.add(Visit(Step("stem", "a")), torch.zeros(8, 1, 28, 28), 1)
+    batch.run(halve, 1)
+    batch.add(Visit(Step("stem", "b")), torch.zeros(8, 1, 14, 14), 1)
+    batch.run(halve, 1)
+    batch.run(halve, 1)
+    assert sizes == [2, 2, 2, 2, 8, 8, 16]
 
 
 @torch.no_grad()

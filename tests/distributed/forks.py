@@ -91,10 +91,14 @@ def end(processes: Sequence[ForkServerProcess], *, limit: float = 60) -> list[in
 
 
 def kill_once_there(
-    command: Sequence[object], place: Path, *, ranks: int = 1, limit: float = 60
-) -> list[ForkServerProcess]:
-    """Start a `stitchkit` command and kill it as soon as a file is there, as `kill -9` does; its processes."""
-    processes = start(command, ranks=ranks)
+    command: Sequence[object], place: Path, *, ranks: int = 1, limit: float = 60,
+    first: Callable[[int], None] | None = None,
+) -> list[ForkServerProcess]:  # fmt: skip
+    """Start a `stitchkit` command and kill it as soon as a file is there, as `kill -9` does; its processes.
+
+    `first` is as in `start`.
+    """
+    processes = start(command, ranks=ranks, first=first)
     deadline = time.monotonic() + limit
     while not place.exists() and processes[0].is_alive() and time.monotonic() < deadline:
         time.sleep(0.001)

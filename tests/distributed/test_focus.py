@@ -42,7 +42,7 @@ def test_law_8_a_focused_training_resumes(name, images, tmp_path, caplog):
     caplog.set_level("INFO")
     busy = [*BUSY, "--checkpoint-interval", "3"]
     assert main([*command(images, tmp_path, name, *busy), "--experiment", "whole"]) == 0
-    told = re.findall(r"(\d+) of \d+ stitches dropped, (\d+) clearly .* and (\d+) with .* front of all 6:", caplog.text)
+    told = re.findall(r"(\d+) of \d+ stitches dropped, (\d+) clearly .* and (\d+) with .* on all 6:", caplog.text)
     assert len(told) == 2, "not after the last of three epochs"
     left = content(tmp_path / "whole")["task"]["left"]
     assert len(left) - left.sum() == sum(int(dropped) for dropped, *_ in told) > 0

@@ -3,6 +3,7 @@
 import csv
 import json
 import signal
+import time
 from shutil import copyfile
 
 import pytest
@@ -20,8 +21,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import create_loaders, open_datasets
 from tests.distributed.forks import end, kill_once_there, start
-from tests.distributed.ranks import run_on_two_ranks
-from tests.support import FLAGS, write_config
+from tests.support import FLAGS, mostly_full, write_config
 
 
 @pytest.fixture(scope="module")
@@ -206,27 +206,34 @@ def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, ca
     assert "is not enough for one image" in capsys.readouterr().err
 
 
-@pytest.mark.full
-def test_two_ranks_resume_each_where_it_stood(trained):
-    """Odd batches: the ranks have different numbers of images, and their sums are their own."""
-    folder, evaluate = trained
-    run_on_two_ranks([["train", *evaluate, name] for name in ("two", "again")])
-    assert [row["images"] for row in rows(folder, "two")] == [20] * len(rows(folder, "whole"))
-    assert class_accuracies(folder, "two") == class_accuracies(folder, "whole")
-    assert hits_bytes(folder, "two") == hits_bytes(folder, "whole")
-    for two, whole in zip(rows(folder, "two"), rows(folder, "whole"), strict=True):
-        assert two["acc1"] == whole["acc1"]
-        assert two["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+def _wait_after_a_save(_rank):
+    save = PartialAnswers.save
+
+    def save_and_wait(*arguments):
+        save(*arguments)
+        time.sleep(60)
+
+    PartialAnswers.save = save_and_wait
+    stitchkit.measure.evaluate.SAVE_EVERY = 0.0
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("ranks", [3, 4])
-def test_the_hits_of_any_number_of_ranks_are_those_of_one(ranks, trained):
-    """Three ranks have seven, seven and six images."""
+@pytest.mark.parametrize("ranks", mostly_full([2, 3, 4], quick=[]))
+def test_ranks_that_are_killed_resume_each_where_it_stood(ranks, trained):
+    """Three ranks have seven, seven and six images, and sums of their own."""
     folder, evaluate = trained
-    assert end(start(["train", *evaluate, f"on {ranks}"], ranks=ranks)) == [0] * ranks
-    assert hits_bytes(folder, f"on {ranks}") == hits_bytes(folder, "whole")
-    assert [row["acc1"] for row in rows(folder, f"on {ranks}")] == [row["acc1"] for row in rows(folder, "whole")]
+    name = f"killed on {ranks}"
+    command, part = ["train", *evaluate, name], folder / name / "stitches_res.txt.part0"
+    killed = kill_once_there(command, part, ranks=ranks, first=_wait_after_a_save)
+    assert end(killed) == [-signal.SIGKILL] * ranks
+    assert batches_in(part) == 1
+    assert end(start(command, ranks=ranks)) == [0] * ranks
+    assert not part.exists()
+    assert [row["images"] for row in rows(folder, name)] == [20] * len(rows(folder, "whole"))
+    assert class_accuracies(folder, name) == class_accuracies(folder, "whole")
+    assert hits_bytes(folder, name) == hits_bytes(folder, "whole")
+    for row, whole in zip(rows(folder, name), rows(folder, "whole"), strict=True):
+        assert row["acc1"] == whole["acc1"]
+        assert row["loss"] == pytest.approx(whole["loss"], rel=1e-6)
 
 
 def test_hits_beside_a_ledger_that_cannot_be_read_are_reported_before_anything_is_computed(trained, capsys):

@@ -204,6 +204,13 @@ def test_records_of_another_size_or_of_other_images_are_refused(study: Study, ou
         run_study(replace(study, splits=splits), output, rows=["anchors"], seeds=[0])
 
 
+def test_rows_of_other_anchors_are_not_added(study: Study, output: Path, tmp_path: Path) -> None:
+    moved = replace(study, cache=tmp_path)
+    run_study(moved, output, rows=["anchors"], seeds=[0, 1])  # nothing is left to run
+    with pytest.raises(InputError, match="has records, but the weights of the anchors that their rows were given are"):
+        run_study(moved, output, rows=["anchors"], seeds=[0, 1, 2])
+
+
 def test_weights_of_another_size_are_not_taken_for_these(study: Study) -> None:
     with pytest.raises(InputError, match="another size or on other images"):
         replace(study, size=replace(PICO, pretraining=2)).pretrain()

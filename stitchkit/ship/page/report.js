@@ -28,7 +28,8 @@ const by = (id) => document.getElementById(id);
 const isStitch = (row) => "cfg_id" in row;
 const has = (row, key) => typeof row[key] === "number";
 const textOf = (row, key) => (has(row, key) ? FIGURES[key].show(row[key], row) : "–");
-const tiesOf = (row, most) => row.tied_with?.slice(0, most).concat(row.tied_with.length > most ? ["…"] : []).join(", ") ?? "–";
+const tiesOf = ({ tied_with: ties }, most) =>
+  ties ? ties.slice(0, most).concat(ties.length > most ? ["…"] : []).join(", ") || "none" : "–";
 const nameOf = (row) => row.stitch ?? `cfg_id ${row.cfg_id}`;
 const colorOf = (ledger) => COLORS[ledger % COLORS.length];
 const overlaid = (cost) => (by("overlay")?.checked ? data.overlay.models.filter((model) => model.near.includes(cost)) : []);
@@ -110,7 +111,7 @@ function describe(row) {
     const changes = twins.filter((twin) => has(twin, key) && FIGURES[key].better).map((twin) => change(row, twin, key));
     list.append(element("dt", {}, FIGURES[key].label), element("dd", {}, textOf(row, key), ...changes));
   }
-  if (row.tied_with) list.append(element("dt", {}, "tied with"), element("dd", {}, tiesOf(row, 12) || "none"));
+  if (row.tied_with) list.append(element("dt", {}, "tied with"), element("dd", {}, tiesOf(row, 12)));
   const from = (row.stitch ? `cfg_id ${row.cfg_id} ` : "") + (several ? `of ${ledger.name}` : "");
   const drawing = element("template", { innerHTML: ledger.routes[row.stitch] ?? "" }); // made by us, labels escaped
   const head = [element("p", { className: "stitch" }, nameOf(row)), element("p", { className: "from" }, from)];
