@@ -103,10 +103,11 @@ def find_typefaces(folders: Sequence[Path], *, least: int = LEAST) -> Found:
                 left_out["are there twice"] += 1
     typefaces = _by_design(_legible([faces[key] for key in sorted(faces)], left_out))
     if len(typefaces) < least:
+        others = "".join(f", {count} fonts {reason}" for reason, count in left_out.most_common())
         raise InputError(
             f"{counted(len(typefaces), 'typeface')} with all {len(CHARACTERS)} characters in "
-            f"{', '.join(map(str, folders))}; at least {least} are needed: name other folders with --fonts, or install "
-            "packages such as Debian's "
+            f"{', '.join(map(str, folders))} (styles of one design count once{others}); at least {least} are needed: "
+            "name other folders with --fonts, or install packages such as Debian's "
             "fonts-aenigma, fonts-adf-*, fonts-league-*, fonts-lmodern, fonts-noto-core and fonts-tlwg-*"
         )
     return Found(tuple(typefaces), left_out)

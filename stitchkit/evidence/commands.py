@@ -18,7 +18,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fonts", nargs="+", metavar="DIR", help=about)
     parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these rows; by default all")
     about = f"one run of each row for each of them; by default {' '.join(map(str, _SEEDS))}"
-    parser.add_argument("--seeds", nargs="+", type=int, default=[*_SEEDS], metavar="N", help=about)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help=about)
     parser.add_argument("--table", action="store_true", help="only print the table of what is measured so far")
     add_device_flag(parser)
 
@@ -33,17 +33,19 @@ def _evidence(flags: argparse.Namespace) -> None:
     from stitchkit.evidence.study import Study
     from stitchkit.evidence.table import table
 
-    output, rows = Path(flags.output), flags.rows or [*ROWS]
+    output, rows, seeds = Path(flags.output), flags.rows or [*ROWS], flags.seeds or [*_SEEDS]
     check_rows(rows)
+    if flags.table and (flags.rows or flags.seeds):
+        raise InputError("--table shows all that is measured; leave --rows and --seeds out")
     if flags.size not in SIZES:
         raise unknown("size", flags.size, SIZES)
-    if bad := [seed for seed in flags.seeds if seed < 0]:
+    if bad := [seed for seed in seeds if seed < 0]:
         raise InputError(f"--seeds has {bad[0]}; give numbers from 0")
     if not flags.table:
         fonts = [Path(folder) for folder in flags.fonts] if flags.fonts else default_folders()
         size = SIZES[flags.size]
         study = Study(size, render(size, fonts), output / "weights", choose_device(flags.device))
-        run_study(study, output, rows=rows, seeds=flags.seeds)
+        run_study(study, output, rows=rows, seeds=seeds)
     print(table(read_study(output)))
 
 

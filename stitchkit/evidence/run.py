@@ -42,6 +42,9 @@ def check_rows(names: Sequence[str]) -> None:
 
 def run_study(study: Study, output: Path, *, rows: Sequence[str], seeds: Sequence[int]) -> None:
     """Run the rows of some seeds that have no record yet, seed by seed: the table then grows evenly."""
+    measured = [place.parent for place in output.glob("*/seed*/about.json")]
+    for place in measured:  # all, since the table takes only records of one study
+        is_recorded(place, study.size, study.images)
     missing = [
         (seed, name)
         for seed in seeds
@@ -50,7 +53,7 @@ def run_study(study: Study, output: Path, *, rows: Sequence[str], seeds: Sequenc
     ]
     _logger.info("%d of %d rows and seeds are left to run", len(missing), len(rows) * len(seeds))
     if missing:
-        if len(missing) < len(rows) * len(seeds) and not study.has_anchors:
+        if measured and not study.has_anchors:
             raise InputError(
                 f"'{output}' has records, but the weights of the anchors that their rows were given are not in "
                 f"'{study.cache}'; put them there, or give another folder by -o"

@@ -71,7 +71,7 @@ def compared_note(rows: Sequence[Row], metric: str) -> str:
         return ""
     if metric not in _AGREEMENTS:
         which = f"evaluated on all {counted(_most_images(rows), 'image')}"
-        return f"only the {len(few)} of {len(rows)} that were {which} are compared; fewer put the others off the front"
+        return f"only the {len(few)} of {len(rows)} that were {which} are compared; the others were dropped after fewer"
     those = f"the {len(few)} of {len(rows)} that end in {_end(few[0])}"
     return f"by {METRICS[metric]}, only {those} are compared, since every anchor agrees with itself"
 

@@ -190,10 +190,10 @@ def _check_focus(recipe: Recipe) -> None:
     if stitch.budgets is not None:
         raise InputError("--focus and --budgets both say which stitches are worth training; leave one out")
     if stitch.focus >= epochs:
-        _logger.warning(
-            "--focus %d judges stitches after each %d epochs, but the training has %d: it has no effect; lower it",
-            stitch.focus, stitch.focus, epochs,
-        )  # fmt: skip
+        raise InputError(
+            f"--focus {stitch.focus} judges stitches every {counted(stitch.focus, 'epoch')} before the last, and the "
+            f"training has {epochs}; lower it, or leave it out"
+        )
 
 
 def _check_schedule(recipe: Recipe) -> None:

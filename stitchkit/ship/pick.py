@@ -179,7 +179,7 @@ def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
     assert first is not None, "something fits"
     how = "cheapest" if budget.wants_cheapest else superlative(choice.metric)
     best = f"cfg_id {first['cfg_id']} is the {how} of"
-    number, noun = len(rows), nouns_of(rows)[0]
+    number, noun = len(compared(rows, choice.metric)), nouns_of(rows)[0]
     if not budget.limits:
         found = f"{best} {counted(number, noun)}"
     elif choice.fitting == number:

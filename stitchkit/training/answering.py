@@ -91,8 +91,16 @@ class Answering:
     def _part(self) -> list[int]:
         """The numbers of the images that come first; empty if all come at once."""
         images, run = self._session.loaders.validation.dataset, self._session.recipe.run
-        if run.eval_images is None or run.eval_images >= len(images):
+        if run.eval_images is None:
             return []
+        if run.eval_images >= len(images):
+            _logger.info("--eval-images %d: there are %d, so there is one stage", run.eval_images, len(images))
+            return []
+        if 100 / run.eval_images > (KEEP_WITHIN if run.keep_within is None else run.keep_within):
+            _logger.warning(
+                "one of %s is %.2g points, more than --keep-within: only what no cheaper stitch beats is kept; raise "
+                "either", counted(run.eval_images, "image"), 100 / run.eval_images,
+            )  # fmt: skip
         labels = image_labels(images.dataset)
         if labels is None:
             _logger.info(
@@ -150,9 +158,10 @@ class Answering:
         kept = survivors(first.right.sum(1).tolist(), seen, costs, within, anchors)
         share = (part * sum(costs) + (images - part) * sum(costs[place] for place in kept)) / (images * sum(costs))
         _logger.info(
-            "%s of %d may be on the front after %s images of all classes and are evaluated on the other %s: "
-            "%.0f %% of the FLOPs of evaluating all on all, one by one; the accuracies of the others are of %s images",
-            counted(len(kept), "stitch"), len(judged), f"{part:,}", f"{images - part:,}", 100 * share, f"{part:,}",
+            "%s of %d may be on the front after %s, or are anchors, and are evaluated on the other %s: "
+            "%.0f %% of the FLOPs of evaluating all on all, one by one; the accuracies of the others are of %s",
+            counted(len(kept), "stitch"), len(judged), counted(part, "image"), f"{images - part:,}", 100 * share,
+            counted(part, "image"),
         )  # fmt: skip
         return [judged[place] for place in kept]
 

@@ -197,8 +197,9 @@ def _hold_out(images: Images, recipe: Recipe) -> tuple[list[int], list[int], lis
     count = min(recipe.stitch.held_out_images, len(images) // 10)
     if count < _FEWEST_FOR_FOCUS:
         raise InputError(
-            f"--focus holds a tenth of the {counted(len(images), 'training image')} out, which is too few to judge by; "
-            "leave it out"
+            f"--focus would hold {counted(count, 'image')} out, of {counted(len(images), 'training image')} and "
+            f"--focus-images {recipe.stitch.held_out_images}; it needs {_FEWEST_FOR_FOCUS}, and at most a tenth of all "
+            "are held out: raise --focus-images, or leave --focus out"
         )
     labels = image_labels(images) or [0] * len(images)
     judging = stratified_part(labels, count, recipe.run.seed)

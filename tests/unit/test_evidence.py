@@ -211,6 +211,12 @@ def test_rows_of_other_anchors_are_not_added(study: Study, output: Path, tmp_pat
         run_study(moved, output, rows=["anchors"], seeds=[0, 1, 2])
 
 
+def test_every_record_of_a_folder_must_be_of_these_images(study: Study, output: Path) -> None:
+    splits = {**study.splits, "test": _split(2, seed=9)}
+    with pytest.raises(InputError, match="at another size or with other images"):
+        run_study(replace(study, splits=splits), output, rows=["uniform"], seeds=[7])
+
+
 def test_weights_of_another_size_are_not_taken_for_these(study: Study) -> None:
     with pytest.raises(InputError, match="another size or on other images"):
         replace(study, size=replace(PICO, pretraining=2)).pretrain()
@@ -268,6 +274,7 @@ def test_records_of_two_studies_are_not_one(output: Path, tmp_path: Path) -> Non
         (["--rows", "sandwiches"], "did you mean 'sandwich'"),
         (["--size", "cpus"], "did you mean 'cpu'"),
         (["--seeds", "-1"], "--seeds has -1; give numbers from 0"),
+        (["--table", "--seeds", "0"], "--table shows all that is measured; leave --rows and --seeds out"),
         (["--table"], "no seed is measured in all rows"),
         (["--fonts", "no/such/folder"], "no/such/folder"),
     ],

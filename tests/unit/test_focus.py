@@ -196,7 +196,9 @@ def test_held_out_images_are_prepared_as_for_validation(loaders):
 
 
 def test_too_few_images_are_an_error(loaders):
-    with pytest.raises(InputError, match="a tenth of the 64 training images out, which is too few"):
+    with pytest.raises(
+        InputError, match="--focus would hold 3 images out, of 64 training images and --focus-images 3; it needs 4"
+    ):
         loaders(focus_images=3)
 
 
@@ -215,7 +217,9 @@ def test_what_a_focus_cannot_do_is_refused(name, images, tmp_path, capsys):
     assert message in refused(capsys, "train", images, *network, *FLAGS, "--focus", "1", *flags)
 
 
-def test_a_focus_that_never_comes_is_a_warning(caplog):
+def test_a_focus_that_never_comes_is_refused():
     make = {"data_dir": "x", "stitch_config": "x.json", "epochs": 5, "warmup_epochs": 0}
-    check(make_recipe({**make, "focus": 5}))
-    assert "it has no effect; lower it" in caplog.text
+    with pytest.raises(
+        InputError, match=r"--focus 5 judges stitches every 5 epochs before the last, and .* has 5; lower"
+    ):
+        check(make_recipe({**make, "focus": 5}))

@@ -53,7 +53,7 @@ def test_stitches_that_the_first_of_two_stages_put_off_the_front_are_not_compare
     assert pick_one(rows, Budget(max_flops=25))["cfg_id"] == 2
     assert compared(rows[:1], "acc1") == rows[:1]
     assert compared([{"cfg_id": 0}, *rows], "acc1") == [{"cfg_id": 0}, rows[0], *rows[2:]]
-    note = "only the 3 of 4 that were evaluated on all 1,000 images are compared; fewer put the others off the front"
+    note = "only the 3 of 4 that were evaluated on all 1,000 images are compared; the others were dropped after fewer"
     assert compared_note(rows, "acc1") == note
     assert compared_note([rows[0], *rows[2:]], "acc1") == ""
     write_rows(tmp_path / "l.txt", rows)
@@ -100,8 +100,8 @@ def test_fronts_and_choices_follow_the_metric(metric, front, best, ledger, capsy
     assert f"the Pareto front by {name} has {len(front)} of 4 stitches; * marks anchors" in said
     assert said.splitlines()[0].split() == ["cfg_id", "stitch", "FLOPs", "params", "knn", "linear", "cosine", "cka"]
     assert main(["pick", ledger, "--max-flops", "20", *named]) == 0
-    few = 2 if metric == "cka" else 3
-    expected = f"cfg_id {best} is the best by {name} of the {few} stitches, out of 4, with at most 20 FLOPs"
+    few, every = (2, 3) if metric == "cka" else (3, 4)
+    expected = f"cfg_id {best} is the best by {name} of the {few} stitches, out of {every}, with at most 20 FLOPs"
     assert expected in capsys.readouterr().out
     assert main(["pick", ledger, "--max-flops", "20", "--json", *named]) == 0
     assert json.loads(capsys.readouterr().out)["metric"] == (metric or "knn")
