@@ -99,7 +99,7 @@ def test_a_checkpoint_that_leaves_nothing_is_damaged(images, tmp_path, capsys):
 )
 def test_a_run_resumes_only_with_the_focus_that_it_had(before, now, said, images, tmp_path, capsys):
     """Other images would be held out, which had been trained on."""
-    assert main([*command(images, tmp_path, "uniform", "--epochs", "1"), *before]) == 0
+    assert main([*command(images, tmp_path, "uniform", "--epochs", "2"), *before]) == 0
     capsys.readouterr()
     resume = ["--resume", str(tmp_path / "pico/last.pth.tar")]
     assert main([*command(images, tmp_path, "uniform"), *now, *resume]) == 2

@@ -86,8 +86,8 @@ def test_what_is_clearly_behind_on_an_easy_part_is_not_compared_with_the_others_
     narrow(Answering(right), sampler, first, rest, autocast=nullcontext)
     assert sampler.cfg_ids == (0, 1, 3)
     assert (
-        "--focus: 1 of 4 stitches dropped, 1 clearly behind on 100 held-out images and 0 with less than 5 % on the "
-        "front of all 400: 2" in caplog.text
+        "--focus: 1 of 4 stitches dropped, 1 clearly behind on 100 held-out images and 0 with a P(front) under 5 % on "
+        "all 400: 2" in caplog.text
     )
 
 
