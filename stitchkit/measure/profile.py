@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Hashable
-from functools import reduce
+from collections.abc import Hashable, Iterable
 from types import FunctionType
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from stitchkit.model.heads.head import DenseHead
+from stitchkit.model.levels import Level
 from stitchkit.model.snnet import SNNet, folded
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.networks.slices import extract
@@ -61,17 +62,30 @@ class Profiler:
 
     def cost(self, stitch: Stitch | int) -> Cost:
         """Cost of a stitch at the anchors' input size."""
-        return reduce(operator.add, self.costs(stitch))
+        return self.of_steps(self._model.steps(stitch))
+
+    def of_steps(self, steps: Iterable[Step]) -> Cost:
+        """Cost of some steps of a stitch; a layer of several of them has its parameters once."""
+        found, parts = Cost(0, 0, 0), set[Hashable]()
+        for step in steps:
+            cost, key = self._cost_of(step), self._part_of(step)
+            found += cost._replace(params=0) if key in parts else cost
+            parts.add(key)
+        return found
 
     def costs(self, stitch: Stitch | int) -> list[Cost]:
         """Cost of each of a stitch's steps, in their order."""
         return [*map(self._cost_of, self._model.steps(stitch))]
 
+    def _part_of(self, step: Step) -> Hashable:
+        """What the parameters of a step belong to: joints that share a stitching layer pay the same for it."""
+        return step if step.joint is None else self._model.space.layers.get(step.joint, step)
+
     def _cost_of(self, step: Step) -> Cost:
-        # Joints that share a stitching layer pay the same for it.
-        key = step if step.joint is None else self._model.space.layers[step.joint]
+        key = self._part_of(step)
         if key not in self._costs:
-            self._costs[key] = self._measure(folded(self._model.module_of(step)), self._input_of(step))
+            module, x = folded(self._model.module_of(step)), self._input_of(step)
+            self._costs[key] = self._measure(_OfImages(module) if isinstance(module, DenseHead) else module, x)
         return self._costs[key]
 
     def _measure(self, step: nn.Module, x: torch.Tensor) -> Cost:
@@ -85,12 +99,29 @@ class Profiler:
         """The input of a step, for a blank image."""
         anchor = self._model.views[step.anchor]
         images = anchor.blank_image()
-        if step.kind == "stem":
+        if step.kind == "stem" or isinstance(self._model.module_of(step), DenseHead):
             return images
         if step.anchor not in self._entering:
             with evaluating(anchor.model), torch.no_grad():
                 self._entering[step.anchor] = anchor.features(images)
         return self._entering[step.anchor][step.index]
+
+
+class _OfImages(nn.Module):
+    """A dense head on blank levels of the images that enter: a module of one tensor."""
+
+    def __init__(self, head: DenseHead):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        levels = []
+        for info in (self.head.levels[number] for number in self.head.needed):
+            sides = (-(-side // info.reduction) for side in x.shape[2:])
+            prefix = x.new_zeros(len(x), info.num_prefix_tokens, info.channels) if info.num_prefix_tokens else None
+            levels.append(Level(x.new_zeros(len(x), info.channels, *sides), prefix))
+        found: torch.Tensor = self.head(levels)
+        return found
 
 
 @torch.no_grad()

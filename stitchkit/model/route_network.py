@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.models import FeatureInfo
 from torch import nn
 
+from stitchkit.model.heads.head import DenseHead
+from stitchkit.model.levels import Level, LevelInfo, LevelTap
 from stitchkit.networks.anchor import HeadSlice
 from stitchkit.networks.slices import Slice
 
@@ -84,6 +87,72 @@ class RouteNetwork(nn.Sequential):
         if self._ending.training != self.training:
             self._ending.training = self.training
         return self._ending
+
+
+class RouteFeatures(nn.Sequential):
+    """The steps of one stitch up to its last level: `stem`, `block0`, ..., `stitch0`, ..., `level0`, ....
+
+    `SNNet.extract` makes it with `features=True`. It takes the place of a network that timm makes with `features_only`:
+    `feature_info` has the channels and the reduction of each level.
+    """
+
+    pretrained_cfg: dict[str, Any]
+    """The preparation of images, for `timm.data.resolve_model_data_config`."""
+
+    def __init__(self, steps: Mapping[str, nn.Module], levels: Sequence[LevelInfo]):
+        super().__init__(OrderedDict((name, _named(module)) for name, module in steps.items()))
+        names = [name for name, module in steps.items() if isinstance(module, LevelTap)]
+        known = [
+            {"num_chs": level.channels, "reduction": level.reduction, "module": name}
+            for name, level in zip(names, levels, strict=True)
+        ]
+        self.feature_info = FeatureInfo(known, out_indices=(*range(len(known)),))
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """The features of images `[B, C, H, W]` at each level, maps `[B, C, H, W]`."""
+        return [level.map for level in _levels_of(self, x)]
+
+
+class DenseRoute(nn.Sequential):
+    """The steps of one stitch with a head for dense prediction: `stem`, `block0`, ..., `level0`, ..., `head`.
+
+    `DenseSNNet.extract` and `load_stitch` make it.
+    """
+
+    pretrained_cfg: dict[str, Any]
+    """The preparation of images, for `timm.data.resolve_model_data_config`."""
+    about: Mapping[str, Any]
+    """The description of the file that it was loaded from."""
+
+    def __init__(self, steps: Mapping[str, nn.Module]):
+        super().__init__(OrderedDict((name, _named(module)) for name, module in steps.items()))
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs at a pixel: the number of classes, or 1 for depth."""
+        head = self.get_submodule("head")
+        assert isinstance(head, DenseHead)
+        return head.num_outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Outputs `[B, num_classes, h, w]` of images `[B, C, H, W]`: logits of classes, or depths in metres.
+
+        They have the resolution of the head; resize them bilinearly to the images.
+        """
+        *steps, head = self
+        found: torch.Tensor = head(_levels_of(steps, x))
+        return found
+
+
+def _levels_of(steps: Iterable[nn.Module], x: torch.Tensor) -> list[Level]:
+    """What the taps among some steps take."""
+    found = []
+    for step in steps:
+        if isinstance(step, LevelTap):
+            found.append(step(x))
+        else:
+            x = step(x)
+    return found
 
 
 def _named(module: nn.Module) -> nn.Module:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -15,9 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
+from stitchkit.model.heads.head import DenseHead
 from stitchkit.model.layer import StitchLayer, layouts_at
+from stitchkit.model.levels import Level, LevelInfo, LevelLayers, LevelTap, infos_of
 from stitchkit.model.onepass import OnePass
-from stitchkit.model.route_network import RouteNetwork
+from stitchkit.model.route_network import RouteFeatures, RouteNetwork
 from stitchkit.model.updates import AdaptedBlock, AnchorUpdates, anchor_updates
 from stitchkit.networks.anchor import Anchor, HeadSlice
 from stitchkit.networks.data_config import data_config_of
@@ -25,6 +27,7 @@ from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import without_statistics
 from stitchkit.networks.slices import extract
 from stitchkit.routes import Joint, Step, Stitch, StitchSpace
+from stitchkit.routes.levels import Levels
 
 
 class SNNet(nn.Module):
@@ -40,6 +43,9 @@ class SNNet(nn.Module):
             always do. The released DeiT code does not.
         layer: Makes the stitching layer between two layouts.
         image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
+        levels: The blocks of the last anchor after which dense heads take features, counted over all stages, as in
+            `Levels.of`; None for a network without further layers for them. Their parameters are
+            `level_layers.<n>.<block>.transform.<weight or bias>`.
         updates: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do not;
             0 for none. Their parameters are `updates.<n>.<timm's path>.<lora_A or lora_B>`.
 
@@ -61,6 +67,7 @@ class SNNet(nn.Module):
         layer: Callable[[Layout, Layout], StitchLayer] = StitchLayer,
         image: Mapping[str, Any] | None = None,
         updates: int = 0,
+        levels: Sequence[int] | None = None,
     ):
         super().__init__()
         # A plain dictionary, so that the anchors' modules are registered only once, under the published names.
@@ -79,6 +86,8 @@ class SNNet(nn.Module):
         self.stitch_layers = nn.ModuleDict()
         for joint, path in space.layers.items():
             self._add_layer(joint, path, layer)
+        self._levels = None if levels is None else Levels.of(anchors, levels)
+        self.level_layers = LevelLayers(self._levels, self.views, space.layers, layer)
 
     def _add_layer(self, joint: Joint, path: tuple[int, ...], make: Callable[[Layout, Layout], StitchLayer]) -> None:
         table = self.stitch_layers
@@ -184,6 +193,8 @@ class SNNet(nn.Module):
 
     def module_of(self, step: Step) -> nn.Module:
         """The module that runs a step; it shares the model's weights."""
+        if step.kind == "level":
+            return self._tap(step)
         if step.joint is not None:
             return self.layer(step.joint)
         anchor = self.views[step.anchor]
@@ -213,13 +224,74 @@ class SNNet(nn.Module):
         """
         feature = x
         for step in self.steps(stitch):
-            module, feature = self.module_of(step), x
-            if self.grad_checkpointing and self.training and step.kind == "block":
-                # The backward pass runs the block again, and batch norms must not count the batch twice.
-                x = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
-            else:
-                x = module(x)
+            feature, x = x, self._run(step, x)
         return (x, feature) if with_feature else x
+
+    def _run(self, step: Step, x: torch.Tensor) -> torch.Tensor:
+        module = self.module_of(step)
+        found: torch.Tensor
+        if self.grad_checkpointing and self.training and step.kind == "block":
+            # The backward pass runs the block again, and batch norms must not count the batch twice.
+            found = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
+        else:
+            found = module(x)
+        return found
+
+    def features(
+        self, x: torch.Tensor, stitch: Stitch | int | None = None, *, levels: Sequence[int] | None = None
+    ) -> list[torch.Tensor]:
+        """The features of one stitch at several depths, as maps `[B, C, H, W]`, for images `[B, C, H, W]`.
+
+        At each level, all stitches have the width of the last anchor: where one runs another anchor, a stitching layer
+        maps its features. No final normalisation is applied.
+
+        Args:
+            stitch: As in `forward`.
+            levels: The blocks of the last anchor after which features are taken; by default those of the network, or,
+                if it has none, the last one of each stage, or of each quarter of one stage.
+
+        Raises:
+            InputError: If the stitch is not in the space, or no layer maps a level to the width of the last anchor.
+
+        Source: Stitched ViTs are Flexible Vision Backbones, section 3, and its released code.
+        """
+        return [level.map for level in self.run_levels(x, self.level_steps(stitch, levels))]
+
+    def level_steps(self, stitch: Stitch | int | None = None, levels: Sequence[int] | None = None) -> list[Step]:
+        """The steps of a stitch up to its last level; arguments and errors are those of `features`."""
+        places = self._levels
+        if places is None or levels is not None:
+            places = Levels.of([*self.views.values()], levels)
+        return [*places.steps(self.resolve(stitch), adapted=bool(self.updates))]
+
+    def run_levels(self, x: torch.Tensor, steps: Iterable[Step]) -> list[Level]:
+        """The levels of images `[B, C, H, W]`, from the first to the last."""
+        found = []
+        for step in steps:
+            if step.kind == "level":
+                found.append(self._tap(step)(x))
+            else:
+                x = self._run(step, x)
+        return found
+
+    @property
+    def level_infos(self) -> list[LevelInfo]:
+        """What heads know of the levels of `features`."""
+        views = [*self.views.values()]
+        return infos_of(self._levels or Levels.of(views), views[-1])
+
+    def _tap(self, step: Step) -> LevelTap:
+        last, layer = [*self.views.values()][-1], None
+        assert step.level is not None, "it is a level"
+        if step.joint is not None:
+            shared = step.joint in self.space.layers
+            layer = self.layer(step.joint) if shared else self.level_layers.of(step.anchor, step.level)
+            if layer is None:
+                raise InputError(
+                    f"no layer maps the features of '{step.anchor}' to those of '{last.label}' after block "
+                    f"{step.level}; create the network with levels that include {step.level}"
+                )
+        return LevelTap(layer, last.boundaries[step.level + 1].layout, last.input_size[1:])
 
     def forward_all(
         self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None
@@ -239,28 +311,59 @@ class SNNet(nn.Module):
             self._passes[key] = OnePass(self, key[0], memory=memory)
         return self._passes[key](x)
 
-    def extract(self, stitch: Stitch | int | None = None) -> RouteNetwork:
+    @overload
+    def extract(self, stitch: Stitch | int | None = None, *, features: Literal[False] = False) -> RouteNetwork: ...
+
+    @overload
+    def extract(self, stitch: Stitch | int | None = None, *, features: Literal[True]) -> RouteFeatures: ...
+
+    def extract(self, stitch: Stitch | int | None = None, *, features: bool = False) -> RouteNetwork | RouteFeatures:
         """The network of one stitch, with its own copy of only the weights that the route needs.
 
-        Its output equals `forward(x, stitch)`, and its `pretrained_cfg` says how images are prepared; arguments and
-        errors are those of `forward`. It has timm's `forward_features`, `forward_head` and `reset_classifier`.
+        Its output equals `forward(x, stitch)`, and its `pretrained_cfg` says how images are prepared; errors are those
+        of `forward`. It has timm's `forward_features`, `forward_head` and `reset_classifier`.
+
+        Args:
+            stitch: As in `forward`.
+            features: In place of it, the part that the levels need: its output equals `features(x, stitch)`, and it has
+                timm's `feature_info`.
         """
-        steps = self.steps(stitch)
-        modules = [folded(self.module_of(step)) for step in steps]
-        head = modules[-1] if isinstance(modules[-1], HeadSlice) else self.views[steps[-1].anchor].head
-        net = extract(RouteNetwork.of(dict(zip(_names(steps), modules, strict=True)), head)).train(self.training)
+        net: RouteNetwork | RouteFeatures
+        if features:
+            steps = self.level_steps(stitch)
+            net = extract(RouteFeatures(modules_of(self, steps), self.level_infos))
+        else:
+            steps = self.steps(stitch)
+            modules = modules_of(self, steps)
+            last = modules["head"]
+            head = last if isinstance(last, HeadSlice) else self.views[steps[-1].anchor].head
+            net = extract(RouteNetwork.of(modules, head))
+        net.train(self.training)
         net.pretrained_cfg = dict(self.pretrained_cfg)
         return net
 
 
-def folded(module: nn.Module) -> nn.Module:
-    """The module of a step as it is exported."""
-    return module.folded() if isinstance(module, StitchLayer | AdaptedBlock) else module
+def modules_of(model: SNNet, steps: Sequence[Step]) -> dict[str, nn.Module]:
+    """The modules of an extracted network, by name."""
+    done: dict[nn.Module, nn.Module] = {}
+    return {name: folded(model.module_of(step), done) for name, step in zip(_names(steps), steps, strict=False)}
+
+
+def folded(module: nn.Module, done: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """The module of a step as it is exported; one that is `done` already for another step stays one."""
+    if isinstance(module, LevelTap):
+        layer = module.layer and folded(module.layer, done)
+        return module.with_layer(layer) if isinstance(layer, StitchLayer) else module
+    done = {} if done is None else done
+    if isinstance(module, StitchLayer | AdaptedBlock | DenseHead) and module not in done:
+        done[module] = module.folded()
+    return done.get(module, module)
 
 
 def _names(steps: Iterable[Step]) -> Iterator[str]:
-    """Names of the steps in an extracted network: `stem`, `block0`, ..., `stitch0`, ..., `head`."""
-    numbered = {"block": map("block{}".format, count()), "layer": map("stitch{}".format, count())}
+    """Names of the steps in an extracted network: `stem`, `block0`, ..., `stitch0`, ..., `level0`, ..., `head`."""
+    kinds = {"block": "block{}", "layer": "stitch{}", "level": "level{}"}
+    numbered = {kind: map(name.format, count()) for kind, name in kinds.items()}
     for step in steps:
         yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare ")
 

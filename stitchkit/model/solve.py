@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from statistics import median
@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.activation_memory import in_portions
+from stitchkit.model.layer import StitchLayer
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.layout import Layout, as_rows
 from stitchkit.networks.mode import evaluating
@@ -104,6 +105,8 @@ class Gram:
 class _Target:
     """Sums for one joint: `[x, 1]^T y` and `y^T y` summed over columns; `front` says which `x`."""
 
+    joint: Joint
+    layer: StitchLayer
     front: _Front
     cross: torch.Tensor
     square: torch.Tensor
@@ -121,7 +124,8 @@ def fit_stitching_layers(
     """Set every stitching layer to a linear map between the features it joins, fitted by least squares.
 
     The map goes from the output of the front block to the input of the end block. A layer of several joints takes the
-    mean of their maps. Every rank may bring its own batches; the sums are added up.
+    mean of their maps. Layers that only levels have are fitted too. Every rank may bring its own batches; the sums are
+    added up.
 
     Args:
         model: An SN-Net; features are taken in evaluation mode, then its mode is restored.
@@ -140,14 +144,17 @@ def fit_stitching_layers(
     if method not in METHODS:
         raise unknown("method of least squares", method, METHODS)
     grams: dict[_Front, Gram] = {}
-    targets: dict[Joint, _Target] = {}
+    targets: list[_Target] = []
     device = next(model.parameters()).device
-    for joint in model.space.layers:
-        front, end = model.layer(joint).layouts
+    for joint, layer in [
+        *((joint, model.layer(joint)) for joint in model.space.layers),
+        *model.level_layers.joined.items(),
+    ]:
+        front, end = layer.layouts
         left = (joint.front, joint.front_block, replace(end, channels=None))
         grams.setdefault(left, Gram(front.width, device))
         cross = torch.zeros(front.width + 1, end.width, dtype=torch.float64, device=device)
-        targets[joint] = _Target(left, cross, torch.zeros((), dtype=torch.float64, device=device))
+        targets.append(_Target(joint, layer, left, cross, torch.zeros((), dtype=torch.float64, device=device)))
     layouts = [place.layout for anchor in model.views.values() for place in anchor.boundaries]
     positions = round(median(prod(layout.positions or ()) for layout in layouts))
     with evaluating(model):
@@ -162,10 +169,10 @@ def fit_stitching_layers(
     return _apply(model, grams, targets, method, damping)
 
 
-def _accumulate(model: SNNet, images: torch.Tensor, grams: dict[_Front, Gram], targets: dict[Joint, _Target]) -> None:
+def _accumulate(model: SNNet, images: torch.Tensor, grams: Mapping[_Front, Gram], targets: Sequence[_Target]) -> None:
     # Entry j of the features is the input of block j, so the output of a front block i is entry i + 1.
     fronts = {(label, block + 1) for label, block, _ in grams}
-    ends = {(joint.end, joint.end_block) for joint in targets}
+    ends = {(target.joint.end, target.joint.end_block) for target in targets}
     left, rows = {}, {}
     for label, anchor in model.views.items():
         last = max((entry for wanting, entry in fronts | ends if wanting == label), default=0)
@@ -175,32 +182,35 @@ def _accumulate(model: SNNet, images: torch.Tensor, grams: dict[_Front, Gram], t
             if (label, entry) in ends:
                 rows[label, entry] = as_rows(x, anchor.boundaries[entry].layout.channel_dim).double()
     for front, gram in grams.items():
-        joints = [joint for joint in targets if targets[joint].front == front]
+        own = [target for target in targets if target.front == front]
         # A stitching layer resizes bilinearly, which commutes with its map: the map is fitted at the end's positions.
-        fitted = model.layer(joints[0]).fit(left[front[0], front[1] + 1])
+        fitted = own[0].layer.fit(left[front[0], front[1] + 1])
         x = pad(as_rows(fitted, front[2].channel_dim).double(), (0, 1), value=1.0)
         gram.add(x)
-        for joint in joints:
-            y = rows[joint.end, joint.end_block]
-            targets[joint].cross += x.T @ y
-            targets[joint].square += y.square().sum()
+        for target in own:
+            y = rows[target.joint.end, target.joint.end_block]
+            target.cross += x.T @ y
+            target.square += y.square().sum()
 
 
 def _apply(
-    model: SNNet, grams: dict[_Front, Gram], targets: dict[Joint, _Target], method: str, damping: float
+    model: SNNet, grams: Mapping[_Front, Gram], targets: Sequence[_Target], method: str, damping: float
 ) -> dict[Joint, float]:
-    sharing: dict[tuple[int, ...], list[Joint]] = defaultdict(list)
-    for joint, path in model.space.layers.items():
-        sharing[path].append(joint)
-    residuals = {}
-    for joints in sharing.values():
+    sharing: dict[StitchLayer, list[_Target]] = defaultdict(list)
+    for target in targets:
+        sharing[target.layer].append(target)
+    residuals = dict[Joint, float]()
+    for layer, own in sharing.items():
         maps = []
-        for joint in joints:
-            sum_over_ranks(targets[joint].cross)
-            sum_over_ranks(targets[joint].square)
-            maps.append(grams[targets[joint].front].solve(targets[joint].cross, method, damping))
+        for target in own:
+            sum_over_ranks(target.cross)
+            sum_over_ranks(target.square)
+            maps.append(grams[target.front].solve(target.cross, method, damping))
         mean = torch.stack(maps).mean(0)  # as published: the mean of the maps, not the map of all rows together
-        model.layer(joints[0]).set_map(mean)
-        for joint in joints:
-            residuals[joint] = targets[joint].left_over(mean, grams[targets[joint].front])
+        layer.set_map(mean)
+        residuals |= {
+            target.joint: target.left_over(mean, grams[target.front])
+            for target in own
+            if target.joint in model.space.layers
+        }
     return residuals

@@ -81,19 +81,21 @@ class Step:
 
     Args:
         kind: `stem`, `block`, `layer` (the stitching layer of a joint), `head`, or `bare head`, the head without the
-            final normalisation.
+            final normalisation; or `level`, which takes features for a dense head and leaves them to the next step.
         anchor: Label of the anchor whose features it takes.
         index: The place of these features: 0 is the input of the first block, `j` the output of block `j - 1`. A stem
             takes images.
-        joint: The joint of a layer.
+        joint: The joint of a layer; of a level, the one into the last anchor, if it is taken in another.
         adapted: Whether updates of the anchors' weights are on, as on stitched routes of a network that has them.
+        level: Of a level, the block of the last anchor after which it lies.
     """
 
-    kind: Literal["stem", "block", "layer", "head", "bare head"]
+    kind: Literal["stem", "block", "layer", "head", "bare head", "level"]
     anchor: str
     index: int = 0
     joint: Joint | None = None
     adapted: bool = False
+    level: int | None = None
 
 
 @dataclass(frozen=True)
