@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,19 @@ import torch
 
 from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anchor
+from stitchkit.model.dense import DenseSNNet
+from stitchkit.model.heads.head import MIN_DEPTH
+from stitchkit.model.heads.heads import HEADS
 from stitchkit.model.layer import StitchLayer
-from stitchkit.model.plan import Plan, plan_anchors
+from stitchkit.model.plan import plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.transforms import transform_of
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import given_data_config, unlike_normalisation
 from stitchkit.routes import StitchSpace
+from stitchkit.settings.dense_recipe import DenseSpec
+from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import StitchConfig
 
 _logger = logging.getLogger(__name__)
@@ -29,6 +34,8 @@ def create_snnet(
     config: StitchConfig | Mapping[str, object] | str | Path | None = None,
     *,
     anchors: Sequence[str | Path | Mapping[str, object] | AnchorSource] = (),
+    dense: DenseSpec | Mapping[str, object] | None = None,
+    levels: Sequence[int] | None = None,
     pretrained: bool = False,
     checkpoints: bool = True,
     **overrides: Any,
@@ -44,8 +51,13 @@ def create_snnet(
         pretrained: Download timm's weights of the anchors for which the configuration names no local `checkpoint`.
         checkpoints: Load these local files. False is for a network whose weights do not matter, or all come from
             another file.
+        dense: Task, head and levels of a network for dense prediction, as the configuration's `dense`, in place of it.
+        levels: The blocks of the last anchor after which `features` are taken, so that all stitches have layers for
+            them; a dense network has its own.
         overrides: Arguments of `timm.create_model` for all anchors, such as `num_classes=10` or `img_size=384`. With
-            `num_classes=0` the anchors have no classifier, and a stitch gives the pooled feature of its end.
+            `num_classes=0` the anchors have no classifier, and a stitch gives the pooled feature of its end. Of a
+            network for segmentation, `num_classes` is the number of outputs of the head; by default that of the
+            configuration's recipe.
 
     Raises:
         InputError: If the configuration or an anchor is invalid, or the anchors cannot be stitched.
@@ -55,20 +67,32 @@ def create_snnet(
     if isinstance(anchors, str):
         names = [name.strip() for name in anchors.split(",")]
         raise InputError(f"anchors is the text '{anchors}', not a list; write anchors={names}")
+    spec = dense if isinstance(dense, DenseSpec | None) else parse(DenseSpec, dense, "dense")
+    options = {"pretrained": pretrained, "checkpoints": checkpoints, **overrides}
     if anchors:
-        plan = plan_anchors([anchor_source(given) for given in anchors], **overrides)
+        planned = overrides if spec is None else {**overrides, "num_classes": 0}
+        plan = plan_anchors([anchor_source(given) for given in anchors], **planned)
         for line in plan.lines:
             _logger.info("%s", line)
-        model = _of_plan(plan, pretrained=pretrained, checkpoints=checkpoints, **overrides)
+
+        def of_plan(**options: Any) -> tuple[list[Anchor], StitchSpace]:
+            found = [make_anchor(source, label, **options) for label, source in plan.sources.items()]
+            return found, StitchSpace.build(found, plan.rule)
+
+        model = _assemble(of_plan, spec, {"levels": levels}, **options)
         if words := unlike_normalisation(model.views):
             _logger.warning("%s", words)
         return model
     assert config is not None
     config = read_config(config)
-    if pretrained or (checkpoints and any(spec.checkpoint for spec in config.anchors)):
+    spec, of_network = spec or config.dense, {**snnet_options(config), "image": given_data_config(config.recipe)}
+    if spec is not None and options.get("num_classes") is None:
+        options["num_classes"] = config.recipe.get("num_classes")
+    parts, of_network = partial(anchors_and_space, config), {**of_network, "levels": levels}
+    if pretrained or (checkpoints and any(anchor.checkpoint for anchor in config.anchors)):
         with torch.device("meta"):  # find anchors that cannot be stitched before downloading weights
-            _assemble(config, pretrained=False, checkpoints=False, **overrides)
-    return _assemble(config, pretrained=pretrained, checkpoints=checkpoints, **overrides)
+            _assemble(parts, spec, of_network, **{**options, "pretrained": False, "checkpoints": False})
+    return _assemble(parts, spec, of_network, **options)
 
 
 def read_config(config: StitchConfig | Mapping[str, object] | str | Path) -> StitchConfig:
@@ -84,14 +108,28 @@ def anchors_and_space(config: StitchConfig, **options: Any) -> tuple[list[Anchor
     return anchors, config.space_of(anchors)
 
 
-def _of_plan(plan: Plan, **options: Any) -> SNNet:
-    anchors = [make_anchor(source, label, **options) for label, source in plan.sources.items()]
-    return SNNet(anchors, StitchSpace.build(anchors, plan.rule))
+def _assemble(
+    parts: Callable[..., tuple[list[Anchor], StitchSpace]],
+    dense: DenseSpec | None,
+    of_network: Mapping[str, Any],
+    **options: Any,
+) -> SNNet:
+    """The network of anchors and a space, which `parts` makes with the options of `create_anchor`."""
+    if dense is None:
+        return SNNet(*parts(**options), **of_network)
+    classes = options.pop("num_classes", None)
+    outputs = classes if dense.task == "segmentation" else 1
+    if not outputs:
+        raise InputError("segmentation needs the number of classes; give num_classes, which is that of the head")
+    if of_network["levels"] is not None:
+        raise InputError("levels are given twice, for the network and for its head; give those of 'dense'")
+    return DenseSNNet(*parts(**options, num_classes=0), **{**of_network, **dense_options(dense, outputs)})
 
 
-def _assemble(config: StitchConfig, **options: Any) -> SNNet:
-    parts = anchors_and_space(config, **options)
-    return SNNet(*parts, **snnet_options(config), image=given_data_config(config.recipe))
+def dense_options(dense: DenseSpec, num_outputs: int) -> dict[str, Any]:
+    """Arguments of `DenseSNNet` beside those of `SNNet`."""
+    head = partial(HEADS[dense.head], min_depth=MIN_DEPTH if dense.task == "depth" else None)
+    return {"head": head, "num_outputs": num_outputs, "levels": dense.levels}
 
 
 def snnet_options(config: StitchConfig) -> dict[str, Any]:

@@ -58,6 +58,15 @@ _OF_LABELS = {
 }  # fmt: skip
 
 
+# Settings of images with one label, which images with a target for each pixel do not have.
+_OF_IMAGES = (
+    *("loss", "distillation_type", "focus", "cache_features", "class_weights", "jsd_loss", "bce_loss", "class_map"),
+    *("mixup", "cutmix", "cutmix_minmax", "aa", "reprob", "vflip", "aug_splits", "aug_repeats", "train_crop_mode"),
+    *("grayscale_prob", "gaussian_blur_prob", "eval_images", "bank_images", "self_stitch", "recalibrate_bn"),
+    *("train_num_samples", "val_num_samples", "epoch_repeats"),
+)
+
+
 def check(recipe: Recipe) -> Recipe:
     """Check that the settings of a recipe are compatible."""
     parts = (
@@ -66,6 +75,7 @@ def check(recipe: Recipe) -> Recipe:
         _check_features,
         _check_cache,
         _check_focus,
+        _check_dense,
         _check_schedule,
         _check_batches,
     )
@@ -194,6 +204,31 @@ def _check_focus(recipe: Recipe) -> None:
             f"--focus {stitch.focus} judges stitches every {counted(stitch.focus, 'epoch')} before the last, and the "
             f"training has {epochs}; lower it, or leave it out"
         )
+
+
+def _check_dense(recipe: Recipe) -> None:
+    """Refuse settings that have no meaning for the pixels of an image, or that only they have a meaning for."""
+    dense, settings, usual = recipe.dense, recipe.flat(), Recipe().flat()
+    if not dense.is_dense:
+        for name in ("head", "levels", "window_stride"):
+            if settings[name] is not None:
+                raise InputError(f"{flag_of(name)} is for dense prediction; add --task segmentation or --task depth")
+        return
+    if recipe.model.model:
+        raise InputError(f"--task {dense.task} is for the stitches of an SN-Net, not for a --model; give --anchors A,B")
+    if recipe.model.channels != 3:
+        raise InputError(f"--task {dense.task} reads colour images, and --in-chans is {recipe.model.channels}; use 3")
+    for name in _OF_IMAGES:
+        if settings[name] != usual[name] and settings[name]:
+            raise InputError(
+                f"{flag_of(name)} {settings[name]} is for the classes of whole images, not for --task {dense.task}; "
+                "leave it out"
+            )
+    if recipe.stitch.way_to_preserve == "replay" or recipe.stitch.sampler == "sandwich":
+        which = "--preserve replay" if recipe.stitch.sampler != "sandwich" else "--sampler sandwich"
+        raise InputError(f"{which} teaches by the classes of images; leave it out with --task {dense.task}")
+    if dense.zoom[0] > dense.zoom[1]:
+        raise InputError(f"--zoom is {dense.zoom}; give the smallest scale first")
 
 
 def _check_schedule(recipe: Recipe) -> None:

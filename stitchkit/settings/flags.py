@@ -159,14 +159,17 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     config = None
     if given.get("stitch_config"):
         config = StitchConfig.load(str(given["stitch_config"]))
-        given = _merged([*layers, config.recipe])
+        trains = config.recipe.get("task", "classification")
+        # A recipe for classification is none for dense prediction, most of whose settings it would exclude.
+        if given.get("task", trains) == trains:
+            given = _merged([*layers, config.recipe])
     elif anchors := given.get("anchors"):
         given = _merged([*layers, RECIPE])
         given.setdefault("experiment", "+".join(read_anchor(text).label for text in cast(list[str], anchors)))
     elif "pretrained" not in given:
         given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
     recipe = make_recipe(given)
-    return recipe, config and config.with_updates(recipe.stitch)
+    return recipe, config and config.with_updates(recipe)
 
 
 def _network(settings: Mapping[str, object]) -> object:

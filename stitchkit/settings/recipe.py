@@ -14,6 +14,7 @@ from pydantic import Field, StrictFloat, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
+from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.fields import (
     Area,
     AtLeastMillionth,
@@ -352,6 +353,7 @@ class Recipe(Settings):
 
     model: ModelRecipe = Field(default_factory=ModelRecipe)
     stitch: StitchRecipe = Field(default_factory=StitchRecipe)
+    dense: DenseRecipe = Field(default_factory=DenseRecipe)
     data: DataRecipe = Field(default_factory=DataRecipe)
     augment: AugmentRecipe = Field(default_factory=AugmentRecipe)
     loss: LossRecipe = Field(default_factory=LossRecipe)

@@ -18,11 +18,11 @@ from stitchkit.routes.rules import Rule, Shape, check_stages
 from stitchkit.settings import published_v1, published_v2
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
+from stitchkit.settings.dense_recipe import DenseRecipe, DenseSpec
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.schema import MOST_RANK, LocalPath, ModelArguments, Settings, json_schema, parse
 from stitchkit.settings.short_names import config_file
-from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.settings.timm_flags import REFUSED
 from stitchkit.settings.zoo_facts import ZooFacts
 
@@ -105,6 +105,7 @@ class StitchConfig(Settings):
         lora_r: Rank of the update of "lowrank"; by default 64. 0 means "linear", as in published files.
         anchor_lora_r: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do
             not, of `--preserve lora`; by default 16 in such a run, and 0, for none, in any other.
+        dense: For dense prediction: `task`, `head` and `levels`, as the flags of these names.
         recipe: Training settings by flag name; YAML files and flags override them.
         zoo: Of a configuration of the zoo, what `stitchkit zoo` lists; it does not change the network.
     """
@@ -125,6 +126,7 @@ class StitchConfig(Settings):
     layer: LayerKind | None = None
     lora_r: Annotated[StrictInt, Field(ge=0, le=MOST_RANK)] | None = None
     anchor_lora_r: StrictInt = Field(default=0, ge=0, le=MOST_RANK)
+    dense: DenseSpec | None = None
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 
@@ -194,17 +196,21 @@ class StitchConfig(Settings):
         published = {key: content[key] for key in published_v1.RECIPE_KEYS if key in content}
         config = parse(cls, {key: value for key, value in content.items() if key not in published})
         recipe = checked_of_file(of_v2) | published_v1.recipe_of(published) | _own_recipe(config.recipe)
-        return replace(config, recipe=recipe)
+        if config.dense is not None:
+            recipe = checked_of_file(config.dense.settings) | recipe
+        own = {key: recipe[key] for key in ("task", "head", "levels") if key in recipe}
+        return replace(config, recipe=recipe, dense=parse(DenseRecipe, own).spec)
 
     def make_rule(self) -> Rule:
         """Where the anchors may be joined."""
         return RULES[self.rule](self)
 
-    def with_updates(self, settings: StitchRecipe) -> StitchConfig:
-        """This configuration with the updates of anchors that `--preserve lora` needs."""
-        if settings.way_to_preserve != "lora":
-            return self
-        return replace(self, anchor_lora_r=self.anchor_lora_r or _ANCHOR_RANK)
+    def with_updates(self, settings: Recipe) -> StitchConfig:
+        """This configuration with what settings add to the network: updates of anchors, and a dense head."""
+        rank = self.anchor_lora_r
+        if settings.stitch.way_to_preserve == "lora":
+            rank = rank or _ANCHOR_RANK
+        return replace(self, anchor_lora_r=rank, dense=settings.dense.spec)
 
     def space_of(self, anchors: Sequence[Shape]) -> StitchSpace:
         """The stitches of the anchors under the rule, of which `joints` may keep some."""
@@ -228,6 +234,7 @@ class StitchConfig(Settings):
             **({} if self.layer == "linear" else {"layer": self.layer}),
             **({"lora_r": self.lora_r} if self.lora_r else {}),
             **({"anchor_lora_r": self.anchor_lora_r} if self.anchor_lora_r else {}),
+            **({} if self.dense is None else {"dense": asdict(self.dense)}),
         }
 
 

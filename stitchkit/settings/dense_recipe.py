@@ -1,0 +1,80 @@
+"""The group of a recipe for dense prediction, and the part of it that defines a network."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from stitchkit.settings.fields import AtLeastThousandth, Positive, flag
+from stitchkit.settings.schema import Count, Natural, Settings
+
+Task = Literal["segmentation", "depth"]
+"""The tasks of dense prediction."""
+HeadName = Literal["linear", "setr", "dpt", "fpn"]
+"""The heads of dense prediction, as `stitchkit.model.heads` has them."""
+HEAD_OF: dict[Task, HeadName] = {"segmentation": "setr", "depth": "dpt"}
+"""The head of each task unless another one is chosen, as published."""
+
+
+@dataclass(frozen=True)
+class DenseSpec(Settings):
+    """What an SN-Net for dense prediction has beside its anchors and stitching layers.
+
+    Args:
+        task: What it predicts at each pixel: a class, or a depth.
+        head: The head that all routes share.
+        levels: The blocks of the last anchor after which the head takes features, counted over all stages; by default
+            the last one of each stage, or of each quarter of one stage.
+    """
+
+    task: Task
+    head: HeadName
+    levels: tuple[Natural, ...] | None = None
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """The settings of a recipe that say the same."""
+        return {**asdict(self), "levels": None if self.levels is None else [*self.levels]}
+
+
+@dataclass(frozen=True)
+class DenseRecipe(Settings):
+    """Dense prediction: a class or a depth for each pixel of an image."""
+
+    task: Literal["classification", "segmentation", "depth"] = flag(
+        "classification",
+        "what networks predict: the class of an image, or with an SN-Net the class of each pixel, or its depth",
+    )
+    head: HeadName | None = flag(
+        None,
+        "with --task: the head that all stitches share; by default setr for segmentation, dpt for depth",
+        strict=None,
+    )
+    levels: list[Natural] | None = flag(
+        None,
+        "with --task: the blocks of the last anchor after which the head takes features; by default the last of each "
+        "stage, or of each quarter of one stage",
+    )
+    zoom: list[AtLeastThousandth] = flag(
+        [0.5, 2.0], "with --task segmentation: smallest and largest scale of training images", length=2
+    )
+    window_stride: Count | None = flag(
+        None,
+        "with --task: pixels between the windows in which larger images are evaluated; by default two thirds of an "
+        "input image",
+    )
+    max_depth: Positive = flag(10.0, "with --task depth: largest depth in metres that counts")
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether each pixel has a prediction of its own."""
+        return self.task != "classification"
+
+    @property
+    def spec(self) -> DenseSpec | None:
+        """The part that defines the network; None for classification."""
+        if self.task == "classification":
+            return None
+        return DenseSpec(self.task, self.head or HEAD_OF[self.task], None if self.levels is None else (*self.levels,))

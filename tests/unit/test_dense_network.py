@@ -1,0 +1,97 @@
+"""Networks for dense prediction: every route through one head."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from stitchkit.errors import InputError
+from stitchkit.measure.profile import Profiler, measure
+from stitchkit.model.dense import DensePass, DenseSNNet
+from stitchkit.model.heads.heads import HEADS
+from tests.support import family_snnet, mostly_full, randomize
+
+PICO = {
+    "linear": HEADS["linear"],
+    "setr": partial(HEADS["setr"], channels=8),
+    "dpt": partial(HEADS["dpt"], widths=(4, 8, 8, 16), channels=8),
+    "fpn": partial(HEADS["fpn"], channels=8),
+}
+WAYS = [
+    ("vit", "setr"),
+    ("vits, two-way, of low rank", "dpt"),
+    ("swin", "fpn"),
+    ("resnet", "linear"),
+    ("resnets and swins, two-way, of two layers", "setr"),
+    ("NLC, 5 prefix tokens", "linear"),
+    ("headless vit", "fpn"),
+]
+
+
+def dense(family, head):
+    plain = family_snnet(family)
+    torch.manual_seed(4)
+    model = DenseSNNet(
+        [*plain.views.values()],
+        plain.space,
+        head=PICO[head],
+        num_outputs=5,
+        updates=2 if len(plain.updates) else 0,
+    )
+    randomize(model)
+    return model.eval(), torch.randn(2, *model.input_size, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize(("family", "head"), mostly_full(WAYS, quick=WAYS[:3]))
+@torch.no_grad()
+def test_law_7_all_routes_in_one_pass_are_as_one_by_one(family, head):
+    model, x = dense(family, head)
+    found = model.forward_all(x)
+    assert [*found] == [*model.space.ids]
+    for cfg_id, output in found.items():
+        assert output.shape[:2] == (2, 5)
+        assert torch.equal(output, model(x, cfg_id))
+    (one,) = DensePass(model, [1])(x)
+    assert one[0] == 1
+
+
+@torch.no_grad()
+def test_the_common_part_of_routes_runs_once():
+    model, x = dense("vits, two-way, of low rank", "setr")
+    calls = []
+    for label, view in model.views.items():
+        for number, block in enumerate(view.block_modules):
+            block.register_forward_hook(lambda *_, key=(label, number): calls.append(key))
+    [*DensePass(model)(x)]
+    prefixes = set()
+    for cfg_id in model.space.ids:
+        steps = [step for step in model.steps(cfg_id) if step.kind not in ("level", "head")]
+        prefixes |= {tuple(steps[:place]) for place in range(1, len(steps) + 1) if steps[place - 1].kind == "block"}
+    assert len(calls) == len(prefixes)
+
+
+@pytest.mark.parametrize(("family", "head"), mostly_full(WAYS, quick=WAYS[:3]))
+@torch.no_grad()
+def test_law_6_an_extracted_network_gives_and_costs_the_same(family, head):
+    model, x = dense(family, head)
+    costs = Profiler(model)
+    for cfg_id in (*range(model.space.num_anchors), model.space.ids[-1]):
+        net = model.extract(cfg_id)
+        torch.testing.assert_close(net(x), model(x, cfg_id))
+        assert measure(net, x[:1]) == costs.cost(cfg_id)
+        assert net.num_classes == model.num_classes == model.pretrained_cfg["num_classes"] == 5
+
+
+def test_training_has_auxiliary_outputs():
+    model, x = dense("vit", "setr")
+    main, *auxiliary = model.train()(x, 3)
+    assert len(auxiliary) == len(model.level_infos) - 1
+    sum(output.square().mean() for output in (main, *auxiliary)).backward()
+    used = {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is not None}
+    assert used == {"anchors", "stitch_layers", "level_layers", "head"}
+
+
+def test_a_pass_in_training_mode_is_refused():
+    model, x = dense("vit", "linear")
+    with pytest.raises(InputError, match="evaluation mode"):
+        [*DensePass(model.train())(x)]
