@@ -1,4 +1,4 @@
-"""The commands about data sets: datasets, demo-data, glyphs."""
+"""The commands about data sets: datasets, demo-data, glyphs, scenes."""
 
 from __future__ import annotations
 
@@ -71,6 +71,22 @@ def _glyphs(flags: argparse.Namespace) -> None:
     print(write_typefaces(Path(flags.folder), fonts, per_class=per_class, side=flags.img_size, seed=flags.seed))
 
 
+def _add_scenes_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="folder to write, e.g. data/scenes")
+    parser.add_argument("--img-size", type=int, default=64, metavar="N", help="side of the images, 32 to 256")
+    for split, count in (("train", 800), ("validation", 200), ("test", 200)):
+        parser.add_argument(f"--{split}", type=at_least(1), default=count, metavar="N", help=f"{split} scenes")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the scenes")
+
+
+def _scenes(flags: argparse.Namespace) -> None:
+    from stitchkit.data.scenes import write_scenes
+
+    counts = {"train": flags.train, "validation": flags.validation, "test": flags.test}
+    print(write_scenes(Path(flags.folder), counts, side=flags.img_size, seed=flags.seed))
+
+
 datasets = Command(_list, "list the data sets known by name, or prepare a collection", _add_datasets_commands)
 demo_data = Command(_demo_data, "write the images of a demo as a folder", _add_demo_data_flags)
 glyphs = Command(_glyphs, "write rendered letters and digits, split by typeface", _add_glyphs_flags)
+scenes = Command(_scenes, "render scenes with the class and the depth of every pixel", _add_scenes_flags)

@@ -29,7 +29,7 @@ def write_digits(folder: Path) -> str:
         (f"{split}/{label}/{number:04d}.png", image)
         for split in ("train", "validation") for number, image, label in read_digits(split)
     )  # fmt: skip
-    return _write(folder, images, "1197 training and 600 validation images of 10 digits")
+    return write_new_folder(folder, images, "1197 training and 600 validation images of 10 digits")
 
 
 def write_glyphs(folder: Path) -> str:
@@ -45,7 +45,9 @@ def write_glyphs(folder: Path) -> str:
         mixed = sorted(read_glyphs("unlabelled"), key=lambda found: (found[1], found[0]))
         yield from ((f"unlabelled/{number:04d}.png", image) for number, (_, _, image) in enumerate(mixed))
 
-    return _write(folder, images(), "2200 training and 880 validation images of 44 glyphs, and 4400 without labels,")
+    return write_new_folder(
+        folder, images(), "2200 training and 880 validation images of 44 glyphs, and 4400 without labels,"
+    )
 
 
 def write_typefaces(
@@ -81,10 +83,8 @@ def write_typefaces(
         **{"img_size": side, "seed": seed, "per_class": dict(per_class)},
         "typefaces": {split: [_described(typeface) for typeface in part] for split, part in splits.items()},
     }
-    text = json.dumps(manifest, indent=1) + "\n"
-    if (folder / "train").is_dir() and not _has(folder / TYPEFACES, text):
-        how = "has other images, by its" if (folder / TYPEFACES).is_file() else "is another data set, without"
-        raise InputError(f"'{folder}' {how} {TYPEFACES}; choose a new folder")
+    text = manifest_of(manifest)
+    refuse_other(folder, TYPEFACES, text)
 
     def images() -> Iterator[tuple[str, Image]]:
         for split, count in per_class.items():
@@ -99,7 +99,7 @@ def write_typefaces(
     ]
     said = f"{', '.join(counts)}, of {len(CHARACTERS)} classes,"
     left_out = ", ".join(f"{count} {reason}" for reason, count in found.left_out.most_common())
-    return _write(folder, images(), said, {TYPEFACES: text}) + f"\nfonts left out: {left_out or 'none'}"
+    return write_new_folder(folder, images(), said, {TYPEFACES: text}) + f"\nfonts left out: {left_out or 'none'}"
 
 
 def _described(typeface: Typeface) -> dict[str, object]:
@@ -108,12 +108,27 @@ def _described(typeface: Typeface) -> dict[str, object]:
     return {"name": typeface.name, "faces": faces}
 
 
-def _has(path: Path, text: str) -> bool:
-    return path.is_file() and path.read_text(encoding="utf-8") == text
+def manifest_of(content: Mapping[str, object]) -> str:
+    """The text of a file that says how a data set was made."""
+    return json.dumps(content, indent=1) + "\n"
 
 
-def _write(folder: Path, images: Iterator[tuple[str, Image]], said: str, texts: Mapping[str, str] | None = None) -> str:
-    """Write images, and texts by their names, to their places in a folder, unless it has them."""
+def refuse_other(folder: Path, name: str, manifest: str) -> None:
+    """Refuse the folder of another data set than the one with this manifest, the file `name`."""
+    place = folder / name
+    if not (folder / "train").is_dir() or (place.is_file() and place.read_text(encoding="utf-8") == manifest):
+        return
+    how = "has other images, by its" if place.is_file() else "is another data set, without"
+    raise InputError(f"'{folder}' {how} {name}; choose a new folder")
+
+
+def write_new_folder(
+    folder: Path, images: Iterator[tuple[str, Image]], said: str, texts: Mapping[str, str] | None = None
+) -> str:
+    """Write images, and texts by their names, to their places in a folder, unless it has them.
+
+    Returns where what is `said` is, in words.
+    """
     if (folder / "validation").is_dir() and (folder / "train").is_dir():
         return f"{folder} already exists"
     if folder.exists() and any(folder.iterdir()):

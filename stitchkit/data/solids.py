@@ -1,0 +1,149 @@
+"""Solids that rays meet at an exact depth: what rendered scenes are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+Meeting = tuple[np.ndarray, np.ndarray]
+"""Where rays meet a surface: how far along them, `[N]`, infinite if they miss it, and its normals there, `[3, N]`."""
+
+_Shape = Callable[[np.ndarray, np.ndarray], Meeting]
+
+
+class Solid(NamedTuple):
+    """A shape of unit size, which fills -1 to 1 across and 0 to 1 upwards, at its place in a scene.
+
+    x leads to the right, y upwards and z away from the camera, in metres.
+
+    Args:
+        shape: A name in `SHAPES`.
+        base: `(x, y, z)` of the middle of its lower side.
+        scale: Half of its width, its height, and half of its extent in depth.
+        turn: About the vertical, in radians.
+    """
+
+    shape: str
+    base: tuple[float, float, float]
+    scale: tuple[float, float, float]
+    turn: float
+
+    def meet(self, origins: np.ndarray, rays: np.ndarray) -> Meeting:
+        """Where rays first meet the solid.
+
+        Args:
+            origins: Where they begin, `[3, N]` or `[3, 1]`.
+            rays: Their directions, `[3, N]` or `[3, 1]`, of any length, which is the unit of the distance.
+        """
+        scale, turned = np.array(self.scale)[:, None], self._axes()
+        starts = turned @ (origins - np.array(self.base)[:, None]) / scale
+        with np.errstate(divide="ignore", invalid="ignore"):  # rays along a surface
+            far, normals = SHAPES[self.shape](starts, turned @ rays / scale)
+        world = turned.T @ (normals / scale)
+        return far, world / np.maximum(np.linalg.norm(world, axis=0), 1e-12)
+
+    def corners(self) -> np.ndarray:
+        """The corners of the box around it, `[3, 8]`."""
+        unit = np.array([(x, y, z) for x in (-1, 1) for y in (0, 1) for z in (-1, 1)], dtype=float).T
+        corners: np.ndarray = self._axes().T @ (unit * np.array(self.scale)[:, None]) + np.array(self.base)[:, None]
+        return corners
+
+    def _axes(self) -> np.ndarray:
+        cosine, sine = math.cos(self.turn), math.sin(self.turn)
+        return np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
+
+
+def _nearer(one: Meeting, other: Meeting) -> Meeting:
+    return np.minimum(one[0], other[0]), np.where(one[0] <= other[0], one[1], other[1])
+
+
+def _round(weights: tuple[float, float, float], middle: float, size: float) -> _Shape:
+    """The surface of second degree on which `weights` times the squares of (x, y - middle, z) are `size`."""
+    weight, shift = np.array(weights)[:, None], np.array([[0], [middle], [0]])
+
+    def meet(starts: np.ndarray, rays: np.ndarray) -> Meeting:
+        offset = starts - shift
+        square, mixed = (weight * rays * rays).sum(0), (weight * rays * offset).sum(0)
+        root = np.sqrt(mixed * mixed - square * ((weight * offset * offset).sum(0) - size))  # NaN: missed
+        both = np.stack([(-mixed - root) / square, (-mixed + root) / square])
+        height = starts[1] + both * rays[1]
+        far = np.where((both > 0) & (height >= 0) & (height <= 1), both, np.inf).min(0)
+        points = offset + np.where(np.isfinite(far), far, 0) * rays
+        return far, weight * points
+
+    return meet
+
+
+def _flat(inside: Callable[[np.ndarray, np.ndarray], np.ndarray], axis: int, place: float) -> _Shape:
+    """The part of the plane at `place` of an axis that `inside` takes, by the two other coordinates."""
+    first, second = (other for other in range(3) if other != axis)
+
+    def meet(starts: np.ndarray, rays: np.ndarray) -> Meeting:
+        far = (place - starts[axis]) / rays[axis]
+        met = (far > 0) & inside(starts[first] + far * rays[first], starts[second] + far * rays[second])
+        normals = np.zeros((3, len(far)))
+        normals[axis] = -np.sign(rays[axis])
+        return np.where(met, far, np.inf), normals
+
+    return meet
+
+
+def _convex(*sides: tuple[float, float, float, float]) -> _Shape:
+    """What lies below all planes `(a, b, c, d)`: ax + by + cz <= d."""
+    planes = np.array(sides)
+    normals, limits = planes[:, :3], planes[:, 3:]
+
+    def meet(starts: np.ndarray, rays: np.ndarray) -> Meeting:
+        slope = normals @ rays
+        far = (limits - normals @ starts) / slope
+        entering = np.where(slope < 0, far, -np.inf)
+        enter, leave = entering.max(0), np.where(slope < 0, np.inf, far).min(0)
+        return np.where((enter > 0) & (enter < leave), enter, np.inf), normals[entering.argmax(0)].T
+
+    return meet
+
+
+def _in_disc(x: np.ndarray, z: np.ndarray) -> np.ndarray:
+    met: np.ndarray = np.hypot(x, z) <= 1
+    return met
+
+
+def _in_ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    distance = np.hypot(x, 2 * y - 1)
+    met: np.ndarray = (distance <= 1) & (distance >= 0.5)
+    return met
+
+
+def _in_star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Whether points lie in a star with five points that stands on two of them."""
+    fifth, hollow = math.tau / 5, 0.5
+    # From the middle of its circle, of radius 1.
+    across, up = x * math.sin(fifth), y * (1 + math.cos(fifth / 2)) - math.cos(fifth / 2)
+    angle = np.arctan2(across, up) % fifth
+    folded, distance = np.minimum(angle, fifth - angle), np.hypot(across, up)
+    # Below the edge from (1, 0) to the hollow between two points.
+    right, rise = hollow * math.cos(fifth / 2) - 1, hollow * math.sin(fifth / 2)
+    met: np.ndarray = right * distance * np.sin(folded) - rise * (distance * np.cos(folded) - 1) >= 0
+    return met
+
+
+def _cylinder(starts: np.ndarray, rays: np.ndarray) -> Meeting:
+    return _nearer(_MANTLE(starts, rays), _LID(starts, rays))
+
+
+_MANTLE, _LID = _round((1, 0, 1), 0, 1), _flat(_in_disc, axis=1, place=1)
+
+# The undersides of round solids are open: nothing looks at them from below.
+SHAPES: dict[str, _Shape] = {
+    "ball": _round((1, 4, 1), 0.5, 1),
+    "box": _convex((1, 0, 0, 1), (-1, 0, 0, 1), (0, 0, 1, 1), (0, 0, -1, 1), (0, 1, 0, 1), (0, -1, 0, 0)),
+    "cylinder": _cylinder,
+    "cone": _round((1, -1, 1), 1, 0),
+    "pyramid": _convex((1, 1, 0, 1), (-1, 1, 0, 1), (0, 1, 1, 1), (0, 1, -1, 1), (0, -1, 0, 0)),
+    "ring": _flat(_in_ring, axis=2, place=0),
+    "star": _flat(_in_star, axis=2, place=0),
+}
+"""Where rays meet each unit shape."""
