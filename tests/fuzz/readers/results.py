@@ -15,6 +15,7 @@ from stitchkit.choose.scores_file import read_scores
 from stitchkit.display import count
 from stitchkit.measure.evaluate import PartialAnswers, Score
 from stitchkit.measure.hits import read_hits
+from stitchkit.measure.image_sums import read_sums
 from stitchkit.measure.intervals import add_intervals
 from stitchkit.measure.ledger import Ledger, read_rows, strict_json
 from stitchkit.measure.ledger_origin import read_origin
@@ -84,6 +85,16 @@ def _with_hits(text: bytes) -> bytes:
     return save({**tensors, "labels": torch.zeros(3).int(), "names": names}, {"about": text.decode(errors="replace")})
 
 
+def _with_sums(text: bytes) -> bytes:
+    """Of two networks on one image, of which each predicts one class."""
+    numbers = {"counts": torch.ones(2, 1), "columns": torch.full((2,), 3)}
+    tensors = {name: each.to(torch.uint16) for name, each in numbers.items()}
+    tensors |= {"values": torch.full((2,), 5).int(), "truth": torch.tensor([[5, 0]]).int()}
+    tensors["names"] = torch.tensor([*b'["a"]']).byte()
+    return save(tensors, {"about": text.decode(errors="replace")})
+
+
+_SUMS: dict[str, object] = {"format": "stitchkit sums 1", "cfg_ids": [0, 3], "task": "segmentation", "num_classes": 2}
 _KEPT: dict[str, object] = {"anchors": {"s": "0"}, "images": {"count": 4}, "precision": ["torch.float32", None]}
 _METADATA = Seed(
     {
@@ -159,6 +170,7 @@ READERS = {
     "hits": Reader(
         "fuzzed.hits", [Seed({"format": "stitchkit hits 1", "cfg_ids": [0, 3]}, JSON)], read_hits, _with_hits
     ),
+    "sums of images": Reader("fuzzed.sums", [Seed(_SUMS, JSON)], read_sums, _with_sums),
     "kept features": Reader(
         "cache.json",
         [Seed(_KEPT, JSON)],

@@ -1,0 +1,1 @@
+"""Data sets of images with a mask or a depth map each."""

@@ -1,0 +1,281 @@
+"""Folders of images with masks or depth maps, in the layouts of the published data sets.
+
+The folder ROOT itself tells its layout; `SPLIT` is any name of a split by `stitchkit.data.split_rule`. Hidden files are
+ignored, as are masks without an image, and folders within those named here belong to a file's name.
+
+**Paired folders.** `ROOT/SPLIT/images/` with `ROOT/SPLIT/masks/`, or `ROOT/images/SPLIT/` with `ROOT/masks/SPLIT/`;
+`depths/` in place of `masks/`. An image and its mask have the same name but for the suffix. A mask is a PNG of class
+numbers from 0, grey or with a palette, and 255 is ignored. A depth map is a PNG of 16 bits in millimetres, or a `.npy`
+file of floats in metres; 0 is unknown. `ROOT/classes.txt` names the classes, one in each line.
+
+**ADE20K**, the release for scene parsing: `images/training/`, `images/validation/`, and the same in `annotations/`. Its
+150 classes are numbered from 1, and 0 ("other") is ignored. `ROOT/objectInfo150.txt` names the classes, if it is there.
+The files are known by their names, `ADE_*`, or by `objectInfo150.txt` or `sceneCategories.txt` in ROOT.
+
+**COCO-Stuff**, as mmsegmentation lays it out: `images/train2014/` and `images/test2014/` (10k), or `images/train2017/`
+and `images/val2017/` (164k), and the same in `annotations/`, with masks `NAME_labelTrainIds.png` beside other files.
+Its 171 classes are numbered from 1 in the 10k release, where 0 is ignored, and from 0 in the 164k release.
+`ROOT/classes.txt` names them.
+
+**NYUv2**, as BTS and the Monocular-Depth-Estimation-Toolbox lay it out: `ROOT/nyu_train.txt` and `ROOT/nyu_test.txt`
+have in each line an image, its depth map (a PNG of 16 bits in millimetres) and a focal length, which is not used. Paths
+begin at ROOT, with or without a slash, and do not leave it; a line whose depth map is `None` is skipped.
+
+Source: the dataset pages and readers of mmsegmentation 1.2 (`docs/en/user_guides/2_dataset_prepare.md`,
+`tools/dataset_converters/coco_stuff10k.py`), and of the Monocular-Depth-Estimation-Toolbox (`depth/datasets/nyu.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stitchkit.data.dense.maps import MOST_CLASSES, Content
+from stitchkit.data.folders import image_files
+from stitchkit.data.source import MissingData
+from stitchkit.data.split_rule import names_of
+from stitchkit.display import counted, listed
+from stitchkit.errors import InputError
+
+NOUNS = {"segmentation": "mask", "depth": "depth map"}
+"""The tasks, and what each needs for an image."""
+_FOLDERS = {"segmentation": "masks", "depth": "depths"}
+_SUFFIXES = {"segmentation": frozenset({".png"}), "depth": frozenset({".png", ".npy"})}
+_RELEASES = {"2014": True, "2017": False}
+"""COCO-Stuff's years, and whether 0 is ignored."""
+_LARGEST_TEXT = 100_000_000
+
+
+@dataclass(frozen=True)
+class PairFiles:
+    """The files of a split.
+
+    Args:
+        split: Its name in the folder.
+        names: The images, relative to the folder of the split.
+        images: Their files.
+        targets: The files of their masks or depth maps.
+        classes: Class names in the order of their numbers; empty if they are unknown.
+        num_classes: Number of classes; 0 if it is unknown.
+        skips_zero: Whether classes are numbered from 1 in the files.
+        notes: What is not used, in words.
+    """
+
+    split: str
+    names: tuple[str, ...]
+    images: Sequence[str]
+    targets: Sequence[str]
+    classes: tuple[str, ...] = ()
+    num_classes: int = 0
+    skips_zero: bool = False
+    notes: str = ""
+
+    def image(self, index: int) -> tuple[str, Content]:
+        """The name and the content of an image."""
+        return self.images[index], self.images[index]
+
+    def target(self, index: int) -> tuple[str, Content]:
+        """The name and the content of a mask or a depth map."""
+        return self.targets[index], self.targets[index]
+
+
+def find_pairs(root: Path, split: str, task: str) -> PairFiles:
+    """The files of a split.
+
+    Args:
+        root: The folder of the data set.
+        split: The requested name.
+        task: `segmentation` or `depth`.
+    """
+    if not root.is_dir():
+        kind, found = (InputError, "is not a folder") if root.exists() else (MissingData, "does not exist")
+        raise kind(f"data folder '{root}' {found}; give a folder of images with a {NOUNS[task]} each")
+    for layout in _LAYOUTS[task]:
+        if (files := layout(root, split, task)) is not None:
+            return files
+    raise InputError(
+        f"data folder '{root}' has no {split} split of images with {NOUNS[task]}s; {_expected(split, task)}"
+    )
+
+
+def _expected(split: str, task: str) -> str:
+    folder = _FOLDERS[task]
+    published = "nyu_train.txt and nyu_test.txt" if task == "depth" else "the folders of ADE20K or of COCO-Stuff"
+    return f"it needs {split}/images/ and {split}/{folder}/, or images/{split}/ and {folder}/{split}/, or {published}"
+
+
+def _paired(root: Path, split: str, task: str) -> PairFiles | None:
+    folder = _FOLDERS[task]
+    for one in names_of(split):
+        for images, targets in (
+            (root / one / "images", root / one / folder),
+            (root / "images" / one, root / folder / one),
+        ):
+            if images.is_dir() and targets.is_dir():
+                classes = read_classes(root) if task == "segmentation" else ()
+                pairs, notes = _matched(images, targets, task)
+                return _files(one, images, pairs, notes=notes, classes=classes, num_classes=len(classes))
+    return None
+
+
+def _ade20k(root: Path, split: str, task: str) -> PairFiles | None:
+    for one in names_of(split):
+        images, targets = root / "images" / one, root / "annotations" / one
+        if images.is_dir() and targets.is_dir() and _is_ade20k(root, targets):
+            pairs, notes = _matched(images, targets, task)
+            return _files(one, images, pairs, notes, _read_object_info(root), num_classes=150, skips_zero=True)
+    return None
+
+
+def _is_ade20k(root: Path, masks: Path) -> bool:
+    """Whether it is this data set, and not another one in folders of the same names, whose classes begin at 0."""
+    beside = any((root / name).is_file() for name in ("objectInfo150.txt", "sceneCategories.txt"))
+    return beside or any(name.startswith("ADE_") for name in os.listdir(masks))
+
+
+def _coco_stuff(root: Path, split: str, task: str) -> PairFiles | None:
+    # All splits of one release before those of the other, since their numbers differ.
+    for year, skips_zero in _RELEASES.items():
+        for one in names_of(split):
+            images, targets = root / "images" / f"{one}{year}", root / "annotations" / f"{one}{year}"
+            if images.is_dir() and targets.is_dir():
+                pairs, notes = _matched(images, targets, task, ending="_labelTrainIds")
+                classes = read_classes(root, 171)
+                return _files(images.name, images, pairs, notes, classes, num_classes=171, skips_zero=skips_zero)
+    return None
+
+
+def _files(
+    split: str,
+    folder: Path,
+    pairs: Mapping[str, str],
+    notes: str,
+    classes: tuple[str, ...],
+    *,
+    num_classes: int,
+    skips_zero: bool = False,
+) -> PairFiles:
+    names = tuple(os.path.relpath(path, folder) for path in pairs)
+    return PairFiles(split, names, [*pairs], [*pairs.values()], classes, num_classes, skips_zero, notes)
+
+
+def _matched(images: Path, targets: Path, task: str, ending: str = "") -> tuple[dict[str, str], str]:
+    """The target of each image in a folder, by path, and what is not used, in words."""
+    pictures, notes = _by_name(images)
+    found, _ = _by_name(targets, _SUFFIXES[task], ending)
+    missing = [os.path.relpath(path, images) for name, path in pictures.items() if name not in found]
+    if missing:
+        wanted = " or ".join(f"NAME{ending}{suffix}" for suffix in sorted(_SUFFIXES[task], reverse=True))
+        raise InputError(
+            f"{len(missing)} of {counted(len(pictures), 'image')} in '{images}' have no {NOUNS[task]} in '{targets}': "
+            f"{listed(missing)}; an image NAME.jpg needs {wanted} there"
+        )
+    if alone := len(found.keys() - pictures.keys()):
+        notes += f"; {counted(alone, NOUNS[task])} without an image ignored"
+    return {path: found[name] for name, path in pictures.items()}, notes
+
+
+def _by_name(folder: Path, suffixes: frozenset[str] = frozenset(), ending: str = "") -> tuple[dict[str, str], str]:
+    """The images in a folder by their names without `ending` and suffix, and what else is there, in words."""
+    paths, notes = image_files(folder, suffixes)
+    found: dict[str, str] = {}
+    for path in paths:
+        name = os.path.splitext(path[len(str(folder)) :].lstrip(os.sep))[0]
+        if not name.endswith(ending):
+            continue
+        name = name.removesuffix(ending)
+        if name in found:
+            raise InputError(f"'{found[name]}' and '{path}' have the same name but for the suffix; keep one of them")
+        found[name] = path
+    return found, notes
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a text file, without white space around them, up to the last that is not empty."""
+    try:
+        if path.stat().st_size > _LARGEST_TEXT:
+            raise InputError(f"'{path}' has more than {_LARGEST_TEXT:,} bytes; give a text file")
+        lines = path.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"'{path}' cannot be read: {error}; give a text file") from error
+    return [line.strip() for line in lines]
+
+
+def read_classes(root: Path, count: int = 0) -> tuple[str, ...]:
+    """The class names in `classes.txt` of a data folder; empty if there is no such file.
+
+    Args:
+        root: The data folder.
+        count: The number of names that it must have; 0 for any.
+    """
+    path = root / "classes.txt"
+    if not path.is_file():
+        return ()
+    names = _lines(path)
+    if empty := [number for number, name in enumerate(names, 1) if not name]:
+        raise InputError(f"line {empty[0]} of '{path}' is empty; write one class name in each line")
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise InputError(f"'{path}' names {twice[0]!r} twice; remove or rename one of the two")
+    if len(names) != count if count else len(names) > MOST_CLASSES:
+        wanted = f"this data set has {count}" if count else f"masks have at most {MOST_CLASSES}, since 255 is ignored"
+        raise InputError(f"'{path}' names {counted(len(names), 'class')}; {wanted}")
+    return tuple(names)
+
+
+def _read_object_info(root: Path) -> tuple[str, ...]:
+    """ADE20K's class names: the last column of a table that is separated by tabs."""
+    path = root / "objectInfo150.txt"
+    if not path.is_file():
+        return ()
+    names = [line.split("\t")[-1].strip() for line in _lines(path)[1:]]
+    if len(names) != 150 or not all(names):
+        raise InputError(
+            f"'{path}' does not name 150 classes below its header; restore it from the release, or remove it"
+        )
+    return tuple(names)
+
+
+def _nyu(root: Path, split: str, task: str) -> PairFiles | None:
+    path = next((root / f"nyu_{one}.txt" for one in names_of(split) if (root / f"nyu_{one}.txt").is_file()), None)
+    if path is None:
+        return None
+    rows = [_row(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
+    kept = [(image, depth) for image, depth in rows if depth != "None"]
+    if not kept:
+        raise InputError(
+            f"'{path}' lists no image with a {NOUNS[task]}; each line needs an image and its {NOUNS[task]}"
+        )
+    files = [(os.path.join(root, image), os.path.join(root, depth)) for image, depth in kept]
+    if missing := [place for pair in files for place in pair if not os.path.isfile(place)]:
+        raise InputError(
+            f"{counted(len(missing), 'file')} in '{path}' do not exist: {listed(missing)}; check that its paths begin "
+            f"at '{root}'"
+        )
+    notes = (
+        f"; {counted(len(rows) - len(kept), 'line')} without a {NOUNS[task]} ignored" if len(kept) < len(rows) else ""
+    )
+    images, depths = zip(*files, strict=True)
+    return PairFiles(path.stem.removeprefix("nyu_"), tuple(image for image, _ in kept), images, depths, notes=notes)
+
+
+def _row(path: Path, number: int, line: str) -> tuple[str, str]:
+    """The image and the depth map in a line of a list, relative to the folder of the list."""
+    words = line.split()
+    if len(words) not in (2, 3):
+        raise InputError(f"line {number} of '{path}' is {line!r}; it needs an image, a depth map and a focal length")
+    image, depth = (word if word == "None" else os.path.normpath(word.lstrip("/\\")) for word in words[:2])
+    for place in (image, depth):
+        if place.split(os.sep)[0] == ".." or "\0" in place:
+            raise InputError(
+                f"line {number} of '{path}' names '{place}', which is not within '{path.parent}'; move it there"
+            )
+    return image, depth
+
+
+_LAYOUTS: dict[str, tuple[Callable[[Path, str, str], PairFiles | None], ...]] = {
+    "segmentation": (_coco_stuff, _ade20k, _paired),
+    "depth": (_nyu, _paired),
+}

@@ -1,0 +1,167 @@
+"""Images, masks of class numbers and depth maps, decoded from files or bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from stitchkit.data.unreadable import check_shape
+from stitchkit.display import counted
+from stitchkit.errors import InputError, one_line
+
+IGNORED = 255
+"""The class number of pixels that neither train nor count."""
+MOST_CLASSES = 255
+UNKNOWN_DEPTH = 0.0
+"""The depth of pixels that were not measured."""
+
+Content: TypeAlias = str | bytes
+"""A file by its path, or its bytes."""
+
+_MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
+_MILLIMETRES = ("I", "I;16", "I;16B")
+_MOST_PIXELS = 100_000_000
+
+
+def _decode(kind: str, name: str, content: Content, formats: list[str] | None = None) -> tuple[Image.Image, bytes]:
+    """A decoded image, and the begin of its file."""
+    try:
+        if isinstance(content, str) and not os.path.isfile(content):  # a pipe would wait for ever
+            raise OSError("it does not exist" if not os.path.exists(content) else "it is not a file")
+        with open(content, "rb") if isinstance(content, str) else io.BytesIO(content) as file:
+            head = file.read(26)
+            file.seek(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # doubtful metadata
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                image = Image.open(file, formats=formats)
+                check_shape(image)
+                image.load()
+    except Exception as error:  # decoders raise many types
+        raise _unreadable(kind, name, error, f" {' or '.join(formats)}" if formats else "n image") from error
+    return image, head
+
+
+def _unreadable(kind: str, name: str, error: Exception, wanted: str = "") -> InputError:
+    # Pillow would quote the open file in place of a cause.
+    cause = f"it is not a{wanted}" if isinstance(error, UnidentifiedImageError) else one_line(error)
+    return InputError(f"{kind} '{name}' cannot be read ({cause}); repair it, or remove its pair")
+
+
+def read_image(name: str, content: Content) -> Image.Image:
+    """An RGB image, as it is stored: without the rotation that its EXIF data may ask for.
+
+    Args:
+        name: Names it in messages.
+        content: The file, of any format of Pillow's.
+    """
+    image, _ = _decode("image", name, content)
+    if image.mode.startswith(("I", "F")):  # Pillow would cut off what is above 255
+        raise InputError(f"image '{name}' has the mode {image.mode}; save it with 8 bits a channel")
+    try:
+        # Pillow warns of transparent palettes unless they become RGBA first.
+        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+    except Exception as error:
+        raise _unreadable("image", name, error) from error
+
+
+def read_mask(name: str, content: Content) -> NDArray[np.integer]:
+    """The class numbers `[H, W]` of a mask: a PNG of grey values of 1 to 16 bits, or of places in a palette.
+
+    Args:
+        name: Names it in messages.
+        content: The file.
+    """
+    image, head = _decode("mask", name, content, ["PNG"])
+    if image.mode not in _MASK_MODES:
+        raise InputError(
+            f"mask '{name}' has the mode {image.mode}, colours or transparency in place of class numbers; save it as a "
+            "grey PNG, or as one with a palette"
+        )
+    numbers = np.asarray(image)
+    if image.mode == "L":
+        # Pillow stretches grey values of 2 and 4 bits to 0-255; byte 24 of a PNG is their width.
+        numbers = numbers // (255 // (2 ** min(head[24], 8) - 1))
+    return numbers.astype(np.uint8) if image.mode == "1" else numbers
+
+
+def number_classes(
+    numbers: NDArray[np.integer], num_classes: int, *, name: str, skips_zero: bool = False
+) -> NDArray[np.uint8]:
+    """Class numbers from 0, and `IGNORED`, as `[H, W]`.
+
+    Args:
+        numbers: As in the file of the mask.
+        num_classes: Number of classes.
+        name: Names the mask in messages.
+        skips_zero: Whether classes are numbered from 1 in the file, and 0 is ignored.
+    """
+    ignored, first = numbers == IGNORED, int(skips_zero)
+    if skips_zero:
+        ignored |= numbers == 0
+    largest = largest_class(numbers)
+    if largest >= first + num_classes:
+        raise InputError(
+            f"mask '{name}' has the class number {largest}; the data set has {counted(num_classes, 'class')}, numbered "
+            f"from {first}, and {IGNORED} is ignored; correct the mask, or the number of classes"
+        )
+    found = (numbers - first).astype(np.uint8)
+    found[ignored] = IGNORED
+    return found
+
+
+def largest_class(numbers: NDArray[np.integer]) -> int:
+    """The largest class number in a mask; -1 if all of it is ignored."""
+    kept = numbers[numbers != IGNORED]
+    return int(kept.max()) if kept.size else -1
+
+
+def read_depth(name: str, content: Content) -> NDArray[np.float32]:
+    """A depth map `[H, W]` in metres; `UNKNOWN_DEPTH` where the file has 0, NaN or infinity.
+
+    Args:
+        name: Names it in messages.
+        content: A PNG of 16 bits in millimetres, a TIFF of floats in metres, or a `.npy` file of floats in metres.
+    """
+    if isinstance(content, str) and Path(content).suffix.lower() == ".npy":
+        metres = _read_npy(name, content)
+    else:
+        image, _ = _decode("depth map", name, content, ["PNG", "TIFF"])
+        if image.mode not in (*_MILLIMETRES, "F"):
+            raise InputError(
+                f"depth map '{name}' has the mode {image.mode}; save it as a PNG of 16 bits in millimetres, or as a "
+                ".npy file of floats in metres"
+            )
+        metres = np.asarray(image) if image.mode == "F" else np.asarray(image) / 1000
+    with np.errstate(over="ignore"):
+        metres = np.array(metres, dtype=np.float32)  # no longer a map of the file
+    metres[~np.isfinite(metres)] = UNKNOWN_DEPTH
+    if metres.min(initial=0) < 0:
+        raise InputError(f"depth map '{name}' has the negative depth {metres.min():g} m; write 0 where it is unknown")
+    return metres
+
+
+def _read_npy(name: str, path: str) -> NDArray[np.floating]:
+    """Floats `[H, W]`, read only when used, so that a header cannot promise more than the file has."""
+    try:
+        if not os.path.isfile(path):
+            raise OSError("it is not a file")
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # damaged headers raise many types
+        raise _unreadable("depth map", name, error) from error
+    if not isinstance(found, np.ndarray):
+        found.close()
+        raise InputError(f"depth map '{name}' is an archive of arrays; save one array with numpy.save")
+    if found.ndim != 2 or found.dtype.kind != "f" or found.size > _MOST_PIXELS:
+        raise InputError(
+            f"depth map '{name}' has the shape {found.shape} and the type {found.dtype}; save floats in metres as "
+            f"(height, width), at most {_MOST_PIXELS:,}"
+        )
+    return found

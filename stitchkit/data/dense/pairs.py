@@ -1,0 +1,164 @@
+"""A split of images with a mask or a depth map each, from a folder or a Hugging Face data set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from PIL.Image import Image
+from torch.utils.data import Dataset
+
+from stitchkit.data.dense.columns import PairRows, open_rows
+from stitchkit.data.dense.layouts import NOUNS, PairFiles, find_pairs
+from stitchkit.data.dense.maps import MOST_CLASSES, largest_class, number_classes, read_depth, read_image, read_mask
+from stitchkit.data.split_rule import names_of
+from stitchkit.display import counted, listed, plural
+from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.paths import check_local
+
+_logger = logging.getLogger(__name__)
+
+
+class ImagePairs(Dataset[tuple[Any, Any]]):
+    """Images with their masks or depth maps.
+
+    Item `i` is an RGB image and its target: class numbers `[H, W]` as `uint8`, where 255 is ignored; or metres `[H, W]`
+    as `float32`, where 0 is unknown. Both have the same size. Where one is at fault, reading it raises an `InputError`.
+
+    Args:
+        source: The files or rows of the split.
+        task: `segmentation` or `depth`.
+        num_classes: Number of classes; 0 for depth.
+    """
+
+    def __init__(self, source: PairFiles | PairRows, task: str, num_classes: int = 0):
+        self._source = source
+        self.task = task
+        self.num_classes = num_classes
+        self.classes = source.classes
+        self.split = source.split
+        self.names = source.names
+        """File names relative to the split; the numbers of the rows of a Hugging Face data set."""
+        self.transform: Callable[[Image, NDArray[Any]], tuple[Any, Any]] | None = None
+        """Applied to an image and its target together."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)  # ends a loop over the pairs
+        image, target = self._read(index % len(self))
+        return (image, target) if self.transform is None else self.transform(image, target)
+
+    def _read(self, index: int) -> tuple[Image, NDArray[Any]]:
+        image_name, content = self._source.image(index)
+        image = read_image(image_name, content)
+        name, content = self._source.target(index)
+        found: NDArray[Any] = read_mask(name, content) if self.task == "segmentation" else read_depth(name, content)
+        if found.shape != (image.height, image.width):
+            height, width = found.shape
+            raise InputError(
+                f"image '{image_name}' has {image.width} x {image.height} pixels, but its {NOUNS[self.task]} '{name}' "
+                f"has {width} x {height}; both must have the same size"
+            )
+        if self.task == "segmentation":
+            found = number_classes(found, self.num_classes, name=name, skips_zero=self._source.skips_zero)
+        return image, found
+
+
+def open_pairs(
+    root: str | Path,
+    split: str,
+    task: str,
+    *,
+    num_classes: int = 0,
+    input_key: str = "image",
+    target_key: str = "",
+    download: bool = False,
+) -> ImagePairs:
+    """Open one split of a data set of images with masks or depth maps.
+
+    Args:
+        root: A folder in one of the layouts of `stitchkit.data.dense.layouts`, or `hfds/` and a Hugging Face data set.
+        split: The requested name, looked up by `stitchkit.data.split_rule`.
+        task: `segmentation` or `depth`.
+        num_classes: Number of classes, where the data set does not say it; with 0, the masks of the training split are
+            read to find the largest class number.
+        input_key: Column of images, of a Hugging Face data set.
+        target_key: Column of masks or depth maps; empty for the first of `mask`, `annotation`, `label` and
+            `segmentation`, or of `depth_map` and `depth`.
+        download: Download missing files of a Hugging Face data set.
+    """
+    if task not in NOUNS:
+        raise unknown("task", task, NOUNS)
+    check_local(split, "split")
+
+    def found(name: str) -> PairFiles | PairRows:
+        if str(root).lower().startswith("hfds/"):
+            return open_rows(str(root), name, task, input_key=input_key, target_key=target_key, download=download)
+        check_local(str(root), "data folder")
+        return find_pairs(Path(root), name, task)
+
+    with _readable(root):
+        source = found(split)
+        if task == "segmentation":
+            num_classes = _agreed(source, num_classes) or _count_classes(source, found)
+    pairs = ImagePairs(source, task, num_classes)
+    _logger.info("%s", _contents(pairs, source.notes))
+    return pairs
+
+
+@contextmanager
+def _readable(root: str | Path) -> Iterator[None]:
+    """Raise what hinders the listing of a folder as an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"data folder '{root}' cannot be read ({one_line(error)}); check its permissions") from error
+
+
+def _agreed(source: PairFiles | PairRows, wanted: int) -> int:
+    """The number of classes that the data set or the caller gives; 0 if neither does."""
+    if not 0 <= wanted <= MOST_CLASSES:
+        raise InputError(f"num_classes is {wanted}; masks have 1 to {MOST_CLASSES} classes, and 0 counts them")
+    if wanted and source.num_classes and wanted != source.num_classes:
+        raise InputError(f"num_classes is {wanted}, but the data set has {counted(source.num_classes, 'class')}")
+    return wanted or source.num_classes
+
+
+def _count_classes(source: PairFiles | PairRows, found: Callable[[str], PairFiles | PairRows]) -> int:
+    """One more than the largest class number in the training masks."""
+    advice = "name the classes in classes.txt, one in each line, or give their number"
+    if source.split not in names_of("train"):
+        try:
+            source = found("train")
+        except InputError as error:
+            raise InputError(
+                f"the number of classes is not known, and there are no training masks; {advice}"
+            ) from error
+    masks = counted(len(source.names), "mask")
+    _logger.info(
+        "reading the %s of the %s split to count the classes; to save this time, %s", masks, source.split, advice
+    )
+    largest, place = max((largest_class(read_mask(*source.target(index))), index) for index in range(len(source.names)))
+    if not 0 <= largest < MOST_CLASSES:
+        name, _ = source.target(place)
+        fault = f"mask '{name}' has the class number {largest}" if largest > 0 else "every pixel is ignored"
+        raise InputError(
+            f"{fault}; the {masks} of the {source.split} split need class numbers from 0 to {MOST_CLASSES - 1}"
+        )
+    return largest + 1
+
+
+def _contents(pairs: ImagePairs, notes: str) -> str:
+    """The number of images and classes of a split, and what is not used, in words."""
+    known = f"{pairs.split}: {counted(len(pairs), 'image')} with {plural(NOUNS[pairs.task])}"
+    if pairs.task == "segmentation":
+        names = f" ({listed(pairs.classes)})" if pairs.classes else ""
+        known += f", {counted(pairs.num_classes, 'class')}{names}"
+    return known + notes
