@@ -75,11 +75,10 @@ def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
 
 def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
-    from stitchkit.measure.hits import hits_beside
-    from stitchkit.measure.intervals import add_intervals, told_apart_note
+    from stitchkit.measure.intervals import add_intervals, by_image_beside, told_apart_note
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
-    from stitchkit.measure.ledger import COSTS, nouns_of, read_rows
-    from stitchkit.measure.metric import ACCURACY, by, check_overlay, compared, compared_note, metric_of
+    from stitchkit.measure.ledger import COSTS, WITH_INTERVALS, nouns_of, read_rows
+    from stitchkit.measure.metric import by, check_overlay, compared, compared_note, metric_of
     from stitchkit.measure.overlay import read_overlay, verdict
     from stitchkit.measure.pareto import is_anchor, pareto_front, plot, table
     from stitchkit.measure.self_stitch import self_stitch_note
@@ -91,8 +90,8 @@ def _pareto(flags: argparse.Namespace) -> None:
     if flags.overlay:
         check_overlay(metric)
     front = pareto_front(rows, cost, metric)
-    hits = hits_beside(flags.ledger) if metric == ACCURACY else None
-    add_intervals(rows, hits, cost)
+    known = by_image_beside(flags.ledger, metric)
+    add_intervals(rows, known, cost)
     if flags.cost == "latency":
         check_latencies(rows, allowed=flags.allow_unreliable)
     overlay = read_overlay(flags.overlay, [cost]) if flags.overlay else None
@@ -103,8 +102,8 @@ def _pareto(flags: argparse.Namespace) -> None:
     number = counted(len(rows), network)
     marks = f"; * marks {plural(uncut)}" if any(map(is_anchor, rows)) else ""
     print(f"the Pareto front{by(metric)} has {len(front)} of {number}{marks}")
-    if metric == ACCURACY:
-        print(told_apart_note(front, hits))
+    if metric in WITH_INTERVALS:
+        print(told_apart_note(front, known, metric))
     if overlay:
         print(f"{verdict(front, overlay.models, cost)} {overlay.remark}")
     if flags.plot:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,8 @@ class Hits:
     seen: Bits
     labels: npt.NDArray[np.int64]
     names: tuple[str, ...] = ()
+    metric: ClassVar[str] = "acc1"
+    kind: ClassVar[str] = "hits"
 
     def __post_init__(self) -> None:
         shape = (len(self.cfg_ids), len(self.labels))
@@ -85,15 +87,22 @@ class Hits:
         """
         if len(labels) != len(self.labels):
             return f"this evaluation has {len(labels):,} images, the earlier one {len(self.labels):,}"
-        if len(names) != len(self.names):
-            return f"this evaluation has names for {len(names):,} images, the earlier one for {len(self.names):,}"
-        for number, (name, earlier) in enumerate(zip(names, self.names, strict=True)):
-            if name != earlier:
-                return f"image {number:,} of this evaluation is {name!r}, that of the earlier one {earlier!r}"
+        if found := other_names(names, self.names):
+            return found
         for number, (label, known) in enumerate(zip(labels, self.labels.tolist(), strict=True)):
             if label != known and min(label, known) >= 0:
                 return f"image {number:,} has label {label} in this evaluation, and {known} in the earlier one"
         return ""
+
+
+def other_names(names: Sequence[str], earlier: Sequence[str]) -> str:
+    """The first difference between the names of images and those of an earlier evaluation; empty if there is none."""
+    if len(names) != len(earlier):
+        return f"this evaluation has names for {len(names):,} images, the earlier one for {len(earlier):,}"
+    for number, (name, before) in enumerate(zip(names, earlier, strict=True)):
+        if name != before:
+            return f"image {number:,} of this evaluation is {name!r}, that of the earlier one {before!r}"
+    return ""
 
 
 def hits_file(ledger: str | Path) -> Path:

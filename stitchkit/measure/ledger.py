@@ -23,9 +23,13 @@ LEDGER = "stitches_res.txt"
 """Its file in the folder of a run."""
 COSTS = {"flops": "flops", "params": "params", "latency": "latency_ms"}
 """What accuracy is weighed against, and its figure in a row."""
+WITH_INTERVALS = ("acc1", "miou", "delta1")
+"""Figures that have a 95 % interval in a row, between those named `<figure>_low` and `<figure>_high`."""
 _NUMBERS = (
     *("flops", "params", "activations", "acc1", "acc5", "balanced_acc1", "loss", "images", "latency_ms"),
-    *("acc1_low", "acc1_high", "p_front", "images_per_s"),
+    *("miou", "pixel_acc", "delta1", "abs_rel", "rmse"),
+    *(f"{figure}_{end}" for figure in WITH_INTERVALS for end in ("low", "high")),
+    *("p_front", "images_per_s"),
     *("latency_spread_percent", "latency_batch_size", "latency_threads", "recalibrate_bn"),
     *("knn", "linear", "cosine", "cka", "self_knn", "self_linear", "self_cosine", "self_cka"),
 )
@@ -94,8 +98,9 @@ def _fault(row: Row) -> str:
             return f"{key} {row[key]}, which is negative"
     if not all(type(cfg_id) is int and cfg_id >= 0 for cfg_id in row.get("tied_with", [])):
         return f"tied_with {row['tied_with']!r}, which is not a list of cfg_ids"
-    if ("acc1_low" in row) != ("acc1_high" in row):
-        return "one end of the interval of acc1 without the other"
+    for figure in WITH_INTERVALS:
+        if (f"{figure}_low" in row) != (f"{figure}_high" in row):
+            return f"one end of the interval of {figure} without the other"
     return ""
 
 

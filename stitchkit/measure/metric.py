@@ -1,4 +1,7 @@
-"""The metric by which stitches are compared: one of the figures of a ledger, in percent, of which more is better."""
+"""The metric by which stitches are compared: one of the figures of a ledger, in percent, of which more is better.
+
+The relative error and the RMSE of depth are in a ledger too, but less of them is better, so they are no metrics.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,16 @@ METRICS = {
     ACCURACY: "top-1 accuracy",
     "balanced_acc1": "balanced accuracy",
     "acc5": "top-5 accuracy",
+    "miou": "mean IoU",
+    "pixel_acc": "pixel accuracy",
+    "delta1": "share of pixels within 1.25 of the true depth",
     "knn": "k-NN accuracy",
     "linear": "linear-probe accuracy",
     "cosine": "cosine with the end anchor",
     "cka": "CKA with the end anchor",
 }
 """What the figures are called."""
-_DEFAULTS = (ACCURACY, "knn", "cosine")
+_DEFAULTS = (ACCURACY, "miou", "delta1", "knn", "cosine")
 _AGREEMENTS = ("cosine", "cka")
 
 
@@ -30,7 +36,8 @@ def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
 
     Args:
         rows: Of one or more ledgers.
-        name: The requested one; by default the top-1 accuracy if any row has it, else that of k-NN, else the cosine.
+        name: The requested one; by default the first that any row has of the top-1 accuracy, the figure of a dense
+            task, the accuracy of k-NN and the cosine.
     """
     found = [metric for metric in METRICS if any(metric in row for row in rows)]
     if name is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from stitchkit.display import aligned, listed, plural, quantity
 from stitchkit.measure.figure import BLUE, RED, draw_costs, label_points, new_figure, save_figure
 from stitchkit.measure.latency_verdict import unreliable
-from stitchkit.measure.ledger import Row, check_figures, nouns_of
+from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, nouns_of
 from stitchkit.measure.metric import ACCURACY, METRICS, compared, metric_of
 from stitchkit.measure.overlay import Overlay
 from stitchkit.routes import Stitch
@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LOWS = {f"{figure}_low": figure for figure in WITH_INTERVALS}
+"""The lower ends of intervals, and what they are of."""
 _FIGURES = {
-    **{"latency_ms": 2, "images_per_s": 1, ACCURACY: 2, "acc1_low": 2, **dict.fromkeys(METRICS, 2)},
-    **{"loss": 4, "p_front": 2, "tied_with": 0},
+    **{"latency_ms": 2, "images_per_s": 1},
+    **{key: 2 for metric in METRICS for key in (metric, f"{metric}_low") if key in METRICS or key in _LOWS},
+    **{"abs_rel": 4, "rmse": 3, "loss": 4, "p_front": 2, "tied_with": 0},
 }
 """Measured figures in a table, and their number of digits."""
-_HEADS = {"acc1_low": "95 %", "p_front": "P(front)", "tied_with": "tied with"}
+_HEADS = {**dict.fromkeys(_LOWS, "95 %"), "p_front": "P(front)", "tied_with": "tied with"}
 """What some of them are called there."""
 _FRONT, _BAND = "Pareto front", "its 95 % intervals"
 _AXES = {
@@ -93,7 +96,7 @@ def table(rows: Sequence[Row]) -> str:
 def _figure(row: Row, key: str) -> str:
     if key == "tied_with":
         return listed([*map(str, row[key])]) or "none"
-    until = f"-{row['acc1_high']:.2f}" if key == "acc1_low" else ""
+    until = f"-{row[f'{_LOWS[key]}_high']:.2f}" if key in _LOWS else ""
     return f"{row[key]:.{_FIGURES[key]}f}{until}"
 
 
@@ -179,8 +182,8 @@ def _draw_front(axes: Axes, front: Sequence[Row], cost: str, metric: str, color:
     x, y = _places(front, cost, metric)
     line, band = (None if text in named else text for text in (_FRONT, _BAND))
     axes.plot(x, y, color=color, linewidth=1, label=line)
-    if metric == ACCURACY and all("acc1_low" in row for row in front):
-        low, high = ([row[key] for row in front] for key in ("acc1_low", "acc1_high"))
+    if metric in WITH_INTERVALS and all(f"{metric}_low" in row for row in front):
+        low, high = ([row[f"{metric}_{end}"] for row in front] for end in ("low", "high"))
         axes.fill_between(x, low, high, color=color, alpha=0.12, linewidth=0, label=band, zorder=0)
 
 

@@ -1,0 +1,84 @@
+"""From predictions to the sums of each image, of which `measure.dense_score` makes figures."""
+
+from __future__ import annotations
+
+import torch
+
+from stitchkit.errors import InputError
+
+NOT_KNOWN = 255
+"""The class of a pixel in a mask whose class is not known, and which does not count."""
+MIN_DEPTH = 1e-3
+"""Metres; where the truth is not above it, a sensor saw nothing."""
+_NEAR = 1.25
+
+
+@torch.no_grad()
+def segmentation_sums(predictions: torch.Tensor, masks: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """The pixels of each class in each image, as `SegmentationScore` takes them.
+
+    Args:
+        predictions: Classes `[B, H, W]`, or logits `[B, num_classes, H, W]`.
+        masks: True classes `[B, H, W]`; 255 is a pixel that does not count.
+        num_classes: Number of classes.
+
+    Returns:
+        For each image the pixels found, then those predicted, then the true ones, each of all classes, int64
+        `[B, 3 * num_classes]`.
+    """
+    classes = (predictions.argmax(dim=1) if predictions.ndim == 4 else predictions).int()
+    assert classes.shape == masks.shape, "a prediction for each pixel of the mask"
+    truth, unknown = masks.int(), masks == NOT_KNOWN
+    _check_classes("a mask", truth.masked_fill(unknown, 0), num_classes)
+    _check_classes("a prediction", classes.masked_fill(unknown, 0), num_classes)
+    # Pixels that do not count, and those that are not found, are of one class more, which is left out.
+    truth, classes = (each.masked_fill(unknown, num_classes) for each in (truth, classes))
+    found = truth.masked_fill(classes != truth, num_classes)
+    bins = num_classes + 1
+    first = torch.arange(len(truth), dtype=torch.int32, device=truth.device)[:, None, None] * bins
+    counts = [torch.bincount((first + each).flatten(), minlength=len(truth) * bins) for each in (found, classes, truth)]
+    return torch.stack(counts).view(3, len(truth), bins)[..., :num_classes].transpose(0, 1).flatten(1)
+
+
+def _check_classes(what: str, classes: torch.Tensor, num_classes: int) -> None:
+    least, most = (int(end) for end in classes.aminmax())
+    if least < 0 or most >= num_classes:
+        raise InputError(
+            f"{what} has classes from {least} to {most}; there are {num_classes}, from 0 to {num_classes - 1}, and "
+            f"{NOT_KNOWN} for pixels that do not count; check the masks and the number of classes"
+        )
+
+
+@torch.no_grad()
+def depth_sums(
+    depth: torch.Tensor, truth: torch.Tensor, max_depth: float, *, min_depth: float = MIN_DEPTH
+) -> torch.Tensor:
+    """The figures of each image, as `DepthScore` takes them.
+
+    Args:
+        depth: Predictions `[B, H, W]` in metres.
+        truth: `[B, H, W]` in metres; a pixel counts if its depth lies between the limits, and is neither.
+        max_depth: Upper limit in metres.
+        min_depth: Lower limit in metres.
+
+    Returns:
+        For each image the mean of |p - t| / t, the root of the mean of (p - t)^2 in metres, the share of pixels with
+        max(p / t, t / p) < 1.25, and 1, float64 `[B, 4]`; zeros for an image without a pixel that counts.
+    """
+    assert depth.shape == truth.shape, "a prediction for each pixel of the truth"
+    valid = ((truth > min_depth) & (truth < max_depth)).flatten(1)  # before float64, in which 0.001 would be more
+    found, true = depth.double().flatten(1), truth.double().flatten(1)
+    # Where the truth does not count, both are 1, so that nothing is divided by 0 and no error is added.
+    found, true = found.masked_fill(~valid, 1), true.masked_fill(~valid, 1)
+    pixels, error = valid.sum(dim=1).double(), (found - true).abs()
+    near = valid & (found < _NEAR * true) & (true < _NEAR * found)  # false for depths that are not positive
+    sums = torch.stack([(error / true).sum(dim=1), error.square().sum(dim=1), near.sum(dim=1).double(), pixels], dim=1)
+    if not sums.isfinite().all():
+        number = int((~sums.isfinite()).any(dim=1).nonzero()[0])
+        raise InputError(
+            f"the depth of image {number} of a batch is not finite somewhere; the weights may have diverged, so "
+            "evaluate those of an earlier epoch"
+        )
+    means = sums / pixels.clamp(min=1)[:, None]
+    means[:, 1] = means[:, 1].sqrt()
+    return means
