@@ -93,22 +93,21 @@ def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _pick(flags: argparse.Namespace) -> None:
-    from stitchkit.measure.hits import hits_beside
-    from stitchkit.measure.intervals import add_intervals
+    from stitchkit.measure.intervals import add_intervals, by_image_beside
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
-    from stitchkit.measure.metric import ACCURACY, check_overlay, compared_note, metric_of
+    from stitchkit.measure.metric import check_overlay, compared_note, metric_of
     from stitchkit.measure.overlay import better_single_model, comparison, read_overlay
     from stitchkit.measure.pareto import table
     from stitchkit.ship.export_command import export_commands
-    from stitchkit.ship.pick import confident_hits, pick, refusal, verdict
+    from stitchkit.ship.pick import confident_by_image, pick, refusal, verdict
 
     budget, rows = _budget(flags), read_rows(flags.ledger)
     metric = metric_of(rows, flags.metric)
     if flags.overlay:
         check_overlay(metric)
     overlay = read_overlay(flags.overlay, [*budget.costs] or ["flops"], every=True) if flags.overlay else None
-    confident = confident_hits(rows, flags.ledger, budget, metric) if flags.confident else None
+    confident = confident_by_image(rows, flags.ledger, budget, metric) if flags.confident else None
     if flags.stitch_config:
         from stitchkit.distributed import choose_device  # torch, which a ledger alone does not need
         from stitchkit.model.create import create_snnet
@@ -120,7 +119,7 @@ def _pick(flags: argparse.Namespace) -> None:
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes is not None or flags.img_size:
         raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
-    add_intervals(rows, hits_beside(flags.ledger) if metric == ACCURACY else None, budget.cost)
+    add_intervals(rows, confident or by_image_beside(flags.ledger, metric), budget.cost)
     choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable, confident=confident)
     rival = better_single_model(choice.best, budget.costs, overlay.models) if overlay and choice.best else None
     # Printed even if no stitch fits: scripts then find the nearest miss in it.
@@ -197,7 +196,7 @@ def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     from stitchkit.measure.ledger import read_rows
     from stitchkit.measure.metric import compared, metric_of
     from stitchkit.ship.budgeted import complete, lacks_latencies
-    from stitchkit.ship.pick import confident_hits, pick, refusal, superlative, verdict
+    from stitchkit.ship.pick import confident_by_image, pick, refusal, superlative, verdict
     from stitchkit.ship.trained_snnet import check_origin
 
     check_origin(flags.ledger, trained, otherwise="export a stitch by --cfg_id")
@@ -208,7 +207,7 @@ def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     if note := complete(rows, trained.model, latency=by_latency):
         print(note)
     metric = metric_of(rows, flags.metric)
-    confident = confident_hits(rows, flags.ledger, budget, metric) if flags.confident else None
+    confident = confident_by_image(rows, flags.ledger, budget, metric) if flags.confident else None
     choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable, confident=confident)
     if choice.best is None:
         raise InputError(refusal(rows, budget, choice))
@@ -254,7 +253,7 @@ def _predict(flags: argparse.Namespace) -> None:
         raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv")
     from stitchkit.data.folders import image_files
     from stitchkit.distributed import choose_device
-    from stitchkit.ship.description import no_classes
+    from stitchkit.ship.description import no_classes, no_pixels
     from stitchkit.ship.predict import Predictor, predict
     from stitchkit.ship.trained_snnet import calibrated
 
@@ -265,6 +264,8 @@ def _predict(flags: argparse.Namespace) -> None:
         trained = _trained(flags, cfg_id=flags.cfg_id)
         if not trained.model.num_classes:
             raise no_classes("the SN-Net")
+        if trained.config.dense is not None:
+            raise no_pixels("the SN-Net")
         net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
         predictor = Predictor(net, trained.data_config, trained.classes)
     unreadable = predict(predictor, flags.folder, paths, output, device=device, **asdict(settings))

@@ -10,8 +10,10 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.errors import InputError, one_line
+from stitchkit.model.create import dense_options
+from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.layer import StitchLayer
-from stitchkit.model.route_network import RouteNetwork
+from stitchkit.model.route_network import DenseRoute, RouteNetwork
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.transforms import transform_of
 from stitchkit.networks.create import create_anchor
@@ -19,13 +21,17 @@ from stitchkit.networks.data_config import check_data_config, given_data_config
 from stitchkit.networks.hub_weights import is_architecture
 from stitchkit.networks.layout import find_layout
 from stitchkit.routes import Stitch, StitchSpace
+from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.formats import About
 
+_MOST_OUTPUTS = 100_000
 FORMAT = "stitchkit stitch 1"
 """The format that every description names."""
-LOGITS, POOLED, TOKENS = "logits", "pooled", "tokens"
-"""The names of outputs in files: the first of networks with classes, the others of those without."""
+LOGITS, POOLED, TOKENS, DEPTH = "logits", "pooled", "tokens", "depth"
+"""The names of outputs in files: the first of networks with classes, of images or pixels; the next of those without
+classes; the last of networks for depth.
+"""
 
 
 def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, object]:
@@ -33,7 +39,7 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
     channels, height, width = model.input_size
     kwargs = {
         **spec.kwargs,
-        "num_classes": model.num_classes,
+        "num_classes": 0 if isinstance(model, DenseSNNet) else model.num_classes,
         "img_size": height if height == width else [height, width],
     }
     if channels != 3:
@@ -49,10 +55,16 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
 
 
 def output_of(model: SNNet, stitch: Stitch) -> dict[str, object]:
-    """What a stitch gives: `logits` of classes, or the `pooled` feature of its end anchor and its `tokens`.
+    """What a stitch gives: `logits` of classes, or the `pooled` feature of its end anchor and its `tokens`; or `depth`.
 
-    The shape of tokens, or maps, is that of one image, with what its axes mean if this is known.
+    The shape of tokens, or maps, is that of one image, with what its axes mean if this is known. Of dense prediction,
+    there is an output at each position of a map, which is smaller than the image.
     """
+    if isinstance(model, DenseSNNet):
+        with torch.no_grad():
+            shape = model(next(iter(model.views.values())).blank_image(), stitch).shape
+        name = LOGITS if model.head.min_depth is None else DEPTH
+        return {"name": name, "width": model.num_classes, "shape": [*shape[1:]]}
     if model.num_classes:
         return {"name": LOGITS, "width": model.num_classes}
     net, end = model.extract(stitch).eval(), model.views[stitch.end]
@@ -65,9 +77,26 @@ def output_of(model: SNNet, stitch: Stitch) -> dict[str, object]:
 
 
 def gives_features(about: About) -> bool:
-    """Whether a described network has no classes; older descriptions, which do not say it, are of logits."""
+    """Whether a described network gives features, neither classes nor depths."""
+    return output_name(about) not in (LOGITS, DEPTH)
+
+
+def output_name(about: About) -> str:
+    """The name of a described network's first output; older descriptions, which do not say it, are of logits."""
     output = about.get("output")
-    return isinstance(output, Mapping) and output.get("name", LOGITS) != LOGITS
+    return str(output.get("name", LOGITS)) if isinstance(output, Mapping) else LOGITS
+
+
+def is_dense(about: About) -> bool:
+    """Whether a described network predicts for each pixel."""
+    return about.get("dense") is not None
+
+
+def no_pixels(what: str) -> InputError:
+    """The error for a network that is to predict classes of images, but predicts for pixels."""
+    return InputError(
+        f"{what} predicts for each pixel, not a class of the image; run the network that stitchkit.load_stitch gives"
+    )
 
 
 def no_classes(what: str) -> InputError:
@@ -78,14 +107,18 @@ def no_classes(what: str) -> InputError:
     )
 
 
-def build(about: Mapping[str, Any]) -> RouteNetwork:
-    """The described network with random weights; nothing is downloaded, and no other anchor is built."""
+def build(about: Mapping[str, Any]) -> RouteNetwork | DenseRoute:
+    """The described network with random weights; nothing is downloaded, and no other anchor is built.
+
+    But for a dense network the last one is, whose levels the head takes.
+    """
     if about.get("format") != FORMAT:
         raise InputError(f"its format is {about.get('format')!r}, not '{FORMAT}'; export it again")
     try:
         stitch = Stitch.parse(about["stitch"])
         specs = [local(AnchorSpec.parse(entry)) for entry in about["anchors"]]
         final_norm, eps, image = bool(about["stitched_final_norm"]), about["bn_eps"], given_data_config(about["input"])
+        dense = None if about.get("dense") is None else DenseSpec(**about["dense"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"its description is damaged ({one_line(error)}); export it again") from error
     if (kind := about.get("layer", "linear")) not in ("linear", "mlp"):
@@ -98,11 +131,24 @@ def build(about: Mapping[str, Any]) -> RouteNetwork:
     # A space of only this stitch, from which the network is extracted like any other, with the same parameter names.
     check_data_config(image, anchors[-1].input_size[0])
     layer = partial(StitchLayer, transform=transform_of(kind, 0))
-    net = SNNet(anchors, space, stitched_final_norm=final_norm, layer=layer, image=image).extract(0)
+    options: dict[str, Any] = {"stitched_final_norm": final_norm, "layer": layer, "image": image}
+    net: RouteNetwork | DenseRoute
+    if dense is None:
+        net = SNNet(anchors, space, **options).extract(0)
+    else:
+        net = DenseSNNet(anchors, space, **options, **dense_options(dense, _width(about))).extract(0)
     for norm in net.modules():
         if isinstance(norm, _BatchNorm) and eps is not None:
             norm.eps = eps
     return net
+
+
+def _width(about: Mapping[str, Any]) -> int:
+    output = about.get("output")
+    width = output.get("width") if isinstance(output, Mapping) else None
+    if type(width) is not int or not 1 <= width <= _MOST_OUTPUTS:
+        raise InputError(f"its description says {width!r} outputs; export it again")
+    return width
 
 
 def local(spec: AnchorSpec) -> AnchorSpec:

@@ -20,7 +20,7 @@ from stitchkit.model.route_network import RouteNetwork
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
-from stitchkit.ship.description import LOGITS, POOLED, TOKENS, gives_features
+from stitchkit.ship.description import TOKENS, gives_features, is_dense, output_name
 from stitchkit.ship.formats import About, suffix_of
 from stitchkit.ship.stitch_files import FORMATS, Runner
 
@@ -60,8 +60,8 @@ class Report:
     """The comparison of a file with its SN-Net on some images; sizes in bytes, latencies of one image.
 
     Args:
-        differences: By the names of the outputs: `logits`, or `pooled` and `tokens`.
-        same_top1: Images on which both predict the same class; None for features.
+        differences: By the names of the outputs: `logits`, or `pooled` and `tokens`, or `depth`.
+        same_top1: Images on which both predict the same class; None for features and dense predictions.
         snnet_bytes: All weights of the SN-Net.
         snnet_latency: Of the stitch inside the SN-Net.
     """
@@ -110,8 +110,13 @@ def export(
 
                 quantise(draft, calibration)
             size = sum(value.nbytes for value in model.state_dict().values())
-            tokens = own.forward_features if gives_features(about) else None
-            report = _compare(inside, tokens, form.read(draft), images, draft.stat().st_size, size)
+            judged = _Judged(
+                inside,
+                output=output_name(about),
+                tokens=own.forward_features if gives_features(about) else None,
+                has_top1=not (gives_features(about) or is_dense(about)),
+            )
+            report = _compare(judged, form.read(draft), images, draft.stat().st_size, size)
         except InputError:
             raise
         except OSError as error:
@@ -145,32 +150,46 @@ def _fault(report: Report, *, is_int8: bool) -> str:
     return ""
 
 
-def _compare(
-    inside: nn.Module,
-    tokens: Callable[[torch.Tensor], torch.Tensor] | None,
-    net: nn.Module,
-    images: torch.Tensor,
-    file_bytes: int,
-    snnet_bytes: int,
-) -> Report:
+@dataclass(frozen=True)
+class _Judged:
+    """What a file is compared with.
+
+    Args:
+        network: The stitch inside the SN-Net.
+        output: The name of its output in files.
+        tokens: Its unpooled features, if files have them too.
+        has_top1: Whether it gives the classes of images.
+    """
+
+    network: nn.Module
+    output: str
+    tokens: Callable[[torch.Tensor], torch.Tensor] | None
+    has_top1: bool
+
+    def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The outputs that a file should give, by name."""
+        more = {TOKENS: self.tokens(images)} if self.tokens else {}
+        return {self.output: self.network(images), **more}
+
+
+def _compare(judged: _Judged, net: nn.Module, images: torch.Tensor, file_bytes: int, snnet_bytes: int) -> Report:
     differences, same = defaultdict[str, Difference](Difference), 0
     with torch.inference_mode():
         for batch in (images[:1], images[1:4], *torch.split(images[4:], 16)):  # a file must accept batches of any size
             if not len(batch):
                 continue
-            output = net(batch)
-            found = output if tokens else {LOGITS: output}
-            expected = {POOLED: inside(batch), TOKENS: tokens(batch)} if tokens else {LOGITS: inside(batch)}
+            output, expected = net(batch), judged.outputs(batch)
+            found = output if isinstance(output, dict) else {judged.output: output}
             for name, values in expected.items():
                 if found[name].shape != values.shape:
                     shapes = list(found[name].shape), list(values.shape)
                     raise InputError(f"the file gives {name} of shape {shapes[0]}, not {shapes[1]}")
                 differences[name] = differences[name].and_of(found[name], values)
-            same += int((output.argmax(1) == expected[LOGITS].argmax(1)).sum()) if tokens is None else 0
-    times = latencies([inside, net], images[:1], limit_s=_SECONDS)
+            same += int((output.argmax(1) == expected[judged.output].argmax(1)).sum()) if judged.has_top1 else 0
+    times = latencies([judged.network, net], images[:1], limit_s=_SECONDS)
     return Report(
         differences=dict(differences),
-        same_top1=same if tokens is None else None,
+        same_top1=same if judged.has_top1 else None,
         images=len(images),
         snnet_bytes=snnet_bytes,
         file_bytes=file_bytes,

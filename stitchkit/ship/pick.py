@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.measure.hits import Hits, hits_beside
-from stitchkit.measure.intervals import check_hits, paired_intervals
+from stitchkit.measure.intervals import ByImage, by_image_beside, check_by_image, difference, differences
 from stitchkit.measure.latency_verdict import check_latencies
-from stitchkit.measure.ledger import Row, check_figures, figure_text, nouns_of
+from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, figure_text, nouns_of
 from stitchkit.measure.metric import ACCURACY, METRICS, by, compared, compared_note, metric_of
 
 _RUNNERS_UP = 4
@@ -89,7 +88,7 @@ class Choice(NamedTuple):
         nearest_miss: If none fits, the row whose worst miss is smallest.
         metric: The figure by which stitches were compared.
         most_accurate: With `confident`, the row from which the best cannot be told.
-        difference: Then the accuracy of the best minus that of the most accurate one, on the images that both have
+        difference: Then the metric of the best minus that of the most accurate one, on the images that both have
             seen, and its paired 95 % interval, in points.
     """
 
@@ -104,14 +103,15 @@ class Choice(NamedTuple):
 
 def pick(
     rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allow_unreliable: bool = False,
-    confident: Hits | None = None,
+    confident: ByImage | None = None,
 ) -> Choice:  # fmt: skip
     """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it.
 
     Args:
         metric: What is compared in place of accuracy, as in `metric_of`.
         allow_unreliable: Compare latencies even if their measurement called them unreliable.
-        confident: With the hits of the rows, the cheapest stitch that is not surely worse than the most accurate one.
+        confident: With the hits or redrawn figures of the rows, the cheapest stitch that is not surely worse than the
+            most accurate one.
     """
     metric = metric_of(rows, metric)
     check_figures(rows, dict.fromkeys(["flops", metric, *(_FIGURES[limit] for limit in budget.limits)]), _ADVICE)
@@ -131,38 +131,39 @@ def pick(
     return Choice(within[0], within[1 : 1 + _RUNNERS_UP], len(within), None, metric)
 
 
-def _cheapest_tied(within: Sequence[Row], hits: Hits, cost: str) -> Choice:
+def _cheapest_tied(within: Sequence[Row], known: ByImage, cost: str) -> Choice:
     """Of rows from accurate to inaccurate, the cheapest one that is not surely worse than the first."""
-    hits = hits.of([row["cfg_id"] for row in within])
-    low, high = paired_intervals(hits.right, hits.seen)
+    known = known.of([row["cfg_id"] for row in within])
+    low, high = differences(known)
     place = min((place for place in range(len(within)) if high[place, 0] >= 0), key=lambda one: within[one][cost])
     if place == 0:
-        return Choice(within[0], [*within[1 : 1 + _RUNNERS_UP]], len(within), None, ACCURACY, within[0])
-    both = hits.seen[place] & hits.seen[0]
-    points = 100 * (hits.right[place][both].mean() - hits.right[0][both].mean())
-    difference = {"points": float(points), "low": float(low[place, 0]), "high": float(high[place, 0])}
+        return Choice(within[0], [*within[1 : 1 + _RUNNERS_UP]], len(within), None, known.metric, within[0])
+    ends = {"low": float(low[place, 0]), "high": float(high[place, 0])}
+    found = {"points": difference(known, place, 0), **ends}
     others = [row for row in within if row is not within[place]]
-    return Choice(within[place], others[:_RUNNERS_UP], len(within), None, ACCURACY, within[0], difference)
+    return Choice(within[place], others[:_RUNNERS_UP], len(within), None, known.metric, within[0], found)
 
 
-def confident_hits(rows: Sequence[Row], ledger: str | Path, budget: Budget, metric: str) -> Hits:
-    """The hits beside a ledger, by which `pick` tells stitches apart, of all its rows."""
-    if metric != ACCURACY:
-        raise InputError(f"--confident compares top-1 accuracies, and this is {METRICS[metric]}; leave it out")
+def confident_by_image(rows: Sequence[Row], ledger: str | Path, budget: Budget, metric: str) -> ByImage:
+    """What is beside a ledger, of all its rows, by which `pick` tells stitches apart."""
+    if metric not in WITH_INTERVALS:
+        usual = metric_of(rows)
+        compares = METRICS[usual] if usual in WITH_INTERVALS[1:] else "top-1 accuracies"
+        raise InputError(f"--confident compares {compares}, and this is {METRICS[metric]}; leave it out")
     if budget.wants_cheapest:
         raise InputError(
             "--min-acc1 alone takes the cheapest stitch already, and --confident the cheapest near the most accurate; "
             "leave one of them out, or add a limit on costs"
         )
-    hits = hits_beside(ledger)
-    if hits is None or not hits.has([row["cfg_id"] for row in rows]):
-        some = "no hits beside it" if hits is None else "stitches without hits"
+    known, kind = by_image_beside(ledger, metric), "hits" if metric == ACCURACY else "sums"
+    if known is None or not known.has([row["cfg_id"] for row in rows]):
+        some = f"no {kind} beside it" if known is None else f"stitches without {kind}"
         raise InputError(
             f"ledger '{ledger}' has {some}, by which --confident tells stitches apart; evaluate into a new ledger "
-            "with --eval, which writes hits, or leave --confident out"
+            f"with --eval, which writes {kind}, or leave --confident out"
         )
-    check_hits(rows, hits)
-    return hits
+    check_by_image(rows, known)
+    return known
 
 
 def pick_one(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allow_unreliable: bool = False) -> Row:

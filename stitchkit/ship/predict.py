@@ -27,7 +27,7 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing
 from stitchkit.networks.data_config import KEYS, DataConfig
 from stitchkit.progress import progress
-from stitchkit.ship.description import gives_features, no_classes
+from stitchkit.ship.description import gives_features, is_dense, no_classes, no_pixels
 from stitchkit.ship.stitch_files import open_exported
 
 _logger = logging.getLogger(__name__)
@@ -80,6 +80,8 @@ class Predictor:
         network, about = open_exported(path)
         if gives_features(about):
             raise no_classes(f"'{path}'")
+        if is_dense(about):
+            raise no_pixels(f"'{path}'")
         try:
             data_config = cast(DataConfig, {key: about["input"][key] for key in KEYS})
             Transform(data_config)

@@ -18,12 +18,20 @@ from stitchkit._version import __version__
 from stitchkit.display import plural
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, read_table
-from stitchkit.measure.hits import Hits, hits_beside
-from stitchkit.measure.intervals import add_intervals, told_apart_note
+from stitchkit.measure.intervals import ByImage, add_intervals, by_image_beside, told_apart_note
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
-from stitchkit.measure.ledger import COSTS, Row, check_figures, difference, nouns_of, read_rows, strict_json
+from stitchkit.measure.ledger import (
+    COSTS,
+    WITH_INTERVALS,
+    Row,
+    check_figures,
+    difference,
+    nouns_of,
+    read_rows,
+    strict_json,
+)
 from stitchkit.measure.ledger_origin import origin_file
-from stitchkit.measure.metric import ACCURACY, METRICS, compared, compared_note, metric_of
+from stitchkit.measure.metric import METRICS, compared, compared_note, metric_of
 from stitchkit.measure.overlay import Overlay, read_overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
@@ -112,8 +120,9 @@ def _read_ledger(
     commands = export_commands(path, [row["cfg_id"] for row in rows], stitch_config)
     costed = {cost: [row for row in rows if cost in row] for cost in COSTS.values()}
     fronts = {cost: pareto_front(some, cost, metric) for cost, some in costed.items() if some}
-    hits = hits_beside(path) if metric == ACCURACY else None
-    comparisons = {cost: _comparisons(rows, hits, cost) for cost in fronts}
+    known = by_image_beside(path, metric)
+    comparisons = {cost: _comparisons(rows, known, cost) for cost in fronts}
+    told_apart = {cost: told_apart_note(front, known, metric) for cost, front in fronts.items()}
     return {
         "name": name,
         "path": str(path),
@@ -131,14 +140,14 @@ def _read_ledger(
         "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
         "metric": metric,
         "notes": [*filter(None, [latency_note(rows), self_stitch_note(rows), note])],
-        "told_apart": {cost: told_apart_note(front, hits) for cost, front in fronts.items() if metric == ACCURACY},
+        "told_apart": told_apart if metric in WITH_INTERVALS else {},
         "settings": _settings(path),
     }
 
 
-def _comparisons(rows: Sequence[Row], hits: Hits | None, cost: str) -> dict[int, Row]:
+def _comparisons(rows: Sequence[Row], known: ByImage | None, cost: str) -> dict[int, Row]:
     """Put the intervals into rows; P(on the front) and ties by a cost, which differ between costs, by `cfg_id`."""
-    add_intervals(rows, hits, cost)
+    add_intervals(rows, known, cost)
     return {row["cfg_id"]: {key: row[key] for key in ("p_front", "tied_with") if key in row} for row in rows}
 
 

@@ -21,7 +21,7 @@ from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row
 from stitchkit.optional import optional
 from stitchkit.ship.budgeted import BudgetedModel
-from stitchkit.ship.description import no_classes
+from stitchkit.ship.description import no_classes, no_pixels
 from stitchkit.ship.predict import Transform, described_classes, likeliest
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated, needs_calibration
@@ -51,6 +51,8 @@ class Demonstration:
     def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
         if not trained.model.num_classes:
             raise no_classes("the SN-Net")
+        if trained.config.dense is not None:
+            raise no_pixels("the SN-Net")
         self._trained = trained
         self._model = trained.model
         self._device = next(trained.model.parameters()).device

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from stitchkit.errors import InputError, one_line, prefixed
-from stitchkit.model.route_network import RouteNetwork
+from stitchkit.model.route_network import DenseRoute, RouteNetwork
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.files import unique_keys
-from stitchkit.ship.description import LOGITS, POOLED, TOKENS, build, gives_features
+from stitchkit.ship.description import POOLED, TOKENS, build, gives_features, output_name
 from stitchkit.ship.formats import About, suffix_of
 
 _KEY = "stitchkit"
@@ -27,7 +27,7 @@ Output: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 """What a file gives for images: logits, or several features by name."""
 
 
-def load_stitch(path: str | Path) -> RouteNetwork:
+def load_stitch(path: str | Path) -> RouteNetwork | DenseRoute:
     """The network of an exported `.safetensors` file, in evaluation mode.
 
     It is built from timm's classes; nothing is downloaded, nothing in the file is executed, and only the anchors on
@@ -166,7 +166,7 @@ def write_onnx(net: nn.Module, about: About, draft: Path) -> None:
         _trace(net, about),
         dynamo=True,
         input_names=["images"],
-        output_names=[POOLED, TOKENS] if gives_features(about) else [LOGITS],
+        output_names=[POOLED, TOKENS] if gives_features(about) else [output_name(about)],
         dynamic_shapes=_BATCH,
         verbose=False,
     )

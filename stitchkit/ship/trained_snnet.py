@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
+from stitchkit.data.dense.transforms import evaluation_transform
 from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.unlabelled import has_labels
@@ -42,6 +43,8 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, output_of, portable
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.data import Datasets, create_loaders, open_datasets
+from stitchkit.training.dense.data import open_split
+from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network
 
@@ -85,6 +88,8 @@ class Trained:
         if len(self.trained_for) == number:
             return self.trained_for
         data = self.recipe.data
+        if self.config.dense is not None:
+            return ()
         found = self.datasets.classes if data.data_dir and not data.dataset else ()
         return found if len(found) == number else ()
 
@@ -194,7 +199,9 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
     """The description for a stitch's exports, without paths of this machine."""
     model, settings = trained.model, trained.recipe.model
     route = model.resolve(stitch)
-    labels = {segment.anchor for segment in route.segments}
+    labels, dense = {segment.anchor for segment in route.segments}, trained.config.dense
+    if dense is not None:
+        labels.add(trained.config.anchors[-1].label)  # its levels are those of the head
     specs = [spec for spec in trained.config.anchors if spec.label in labels]
     return {
         "format": FORMAT,
@@ -206,6 +213,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
         # Updates of low rank are folded, so that the layer is linear.
         "layer": "mlp" if trained.config.layer == "mlp" else "linear",
         "bn_eps": settings.bn_eps,
+        **({} if dense is None else {"dense": asdict(dense)}),
         "input": trained.data_config,
         "output": output_of(model, route),
         "classes": list(trained.classes),
@@ -226,6 +234,8 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
         noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))
         mean, std = (torch.tensor(values)[:, None, None] for values in (config["mean"], config["std"]))
         return (noise - mean) / std, "images of seeded noise, since there is no --data"
+    if trained.config.dense is not None:
+        return _sample_windows(trained, number, data.train_split if train else data.val_split)
     opened = trained.datasets
     split, dataset = (data.train_split, opened.train) if train else (data.val_split, opened.validation)
     if dataset is None:
@@ -245,3 +255,14 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
     if not images:
         raise InputError(f"no image in {where} can be used; check its images, or name another split")
     return torch.stack(images), f"images from {where}"
+
+
+def _sample_windows(trained: Trained, number: int, split: str) -> tuple[torch.Tensor, str]:
+    """A window of each of some images of a split, spread evenly over it."""
+    recipe, config, (_, *sides) = trained.recipe, trained.data_config, trained.model.input_size
+    pairs = open_split(recipe, split, num_classes=recipe.model.num_classes or 0)
+    pairs.transform = evaluation_transform(recipe.dense.task, mean=config["mean"], std=config["std"])
+    windows = Windows((sides[0], sides[1]), max(sides), keeps_scale=recipe.dense.task == "depth")
+    places = range(min(number, len(pairs)))
+    images = [windows.cut([pairs[place * len(pairs) // len(places)][0]]).windows[0] for place in places]
+    return torch.stack(images), f"images from the {split} split of '{recipe.data.data_dir or recipe.data.dataset}'"

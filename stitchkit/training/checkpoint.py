@@ -186,7 +186,7 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
     keys = ["rule", "directions", "max_switches", "stitch_kernel_size", "stitch_stride", "nearest_stitching"]
-    keys += ["stitched_final_norm", "layer", "lora_r", "anchor_lora_r"]
+    keys += ["stitched_final_norm", "layer", "lora_r", "anchor_lora_r", "dense"]
     keys += ["stages"] if "stages" in trained and "stages" in ours else []
     wrong = _changes(trained, ours, keys)
     for before, now in zip(trained["anchors"], ours["anchors"], strict=False):
@@ -196,6 +196,8 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
         if len(wrong) == 1 and (rank := trained.get("anchor_lora_r")) != ours.get("anchor_lora_r"):
             set_it = f'-c with the args.yaml of its run, or write "anchor_lora_r": {rank} into the stitch configuration'
             more = f"; give {set_it}" if rank else "; leave --preserve lora and anchor_lora_r out"
+        elif len(wrong) == 1 and trained.get("dense") and not ours.get("dense"):
+            more = "; give -c with the args.yaml of its run, which has the task and the head"
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
 
 

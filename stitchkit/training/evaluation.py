@@ -18,20 +18,23 @@ from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.measure.features import FeatureScore
-from stitchkit.measure.hits import hits_beside
-from stitchkit.measure.intervals import add_intervals
+from stitchkit.measure.intervals import add_intervals, by_image_beside
 from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import LEDGER, Ledger
 from stitchkit.measure.ledger_origin import changed, of_the_bank, origin_file, origin_of, read_origin, write_origin
+from stitchkit.measure.metric import metric_of
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import has_own_statistics
 from stitchkit.measure.self_stitch import add_self_stitch, ends_in_ledger
+from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.answering import Answering, check_hits_beside, remove_progress
 from stitchkit.training.checkpoint import load_weights
+from stitchkit.training.dense.evaluation import DenseEvaluation, DenseFigure, check_sums_beside
+from stitchkit.training.dense.examples import write_examples
 from stitchkit.training.judging import Judge
 from stitchkit.training.network import uncompiled
 from stitchkit.training.own_statistics import recalibrated, with_own_statistics
@@ -39,7 +42,7 @@ from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 
-_Scores = Mapping[int, Score | FeatureScore]
+_Scores = Mapping[int, Score | FeatureScore | DenseFigure]
 """What stitches are worth, by `cfg_id`."""
 _UNSAID = ("acc5", "loss", "images", "part")
 # Settings that choose a plain model and its weights without --resume; a ledger knows its network by the stitches.
@@ -63,12 +66,7 @@ def evaluate_stitches(session: Session) -> None:
     own = with_own_statistics(session, model, missing)  # they share no work
     shared = [cfg_id for cfg_id in missing if cfg_id not in own]
     numbers = count(1)
-    judged: Iterator[_Scores] = (
-        Answering(session, model, origin, ledgers).stitches(shared, own)
-        if model.num_classes
-        else _by_features(session, model, shared, own, ledgers)
-    )
-    for found in judged:
+    for found in _judged(session, model, origin, shared, own, ledgers):
         for ledger in ledgers:
             _record(session, model, ledger, found)
         for cfg_id, one in found.items():
@@ -81,13 +79,27 @@ def evaluate_stitches(session: Session) -> None:
     def finish() -> None:
         for ledger in ledgers:
             remove_progress(session.folder)
-            add_intervals(ledger.rows, hits_beside(ledger.path))
+            add_intervals(ledger.rows, by_image_beside(ledger.path, metric_of(ledger.rows)))
             ledger.rewrite()
             _add_latencies(recipe.run.latency, model, ledger)
+            if isinstance(model, DenseSNNet):
+                uncompiled(model)(write_examples)(session, model, ledger.rows)
             said = "%s has %s; the front: stitchkit pareto %s"
             _logger.info(said, ledger.path, counted(len(ledger.rows), "stitch"), ledger.path)
 
     from_primary(world, finish)  # the other ranks wait, since their callers read the ledger next
+
+
+def _judged(
+    session: Session, model: SNNet, origin: Mapping[str, object], shared: Sequence[int], own: Sequence[int],
+    ledgers: Sequence[Ledger],
+) -> Iterator[_Scores]:  # fmt: skip
+    """What stitches are worth: by pixels, by labels, or by their features."""
+    if isinstance(model, DenseSNNet):
+        return DenseEvaluation(session, model, origin, ledgers).stitches(shared)
+    if model.num_classes:
+        return Answering(session, model, origin, ledgers).stitches(shared, own)
+    return _by_features(session, model, shared, own, ledgers)
 
 
 def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], list[Ledger]]:
@@ -115,7 +127,10 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
         ledgers.append(Ledger(_result(session), model.space, uncompiled(model)(Profiler(model).cost)))
         if ledgers[0].rows:
             _check_origin(ledgers[0].path, origin)
-            check_hits_beside(ledgers[0], session.loaders.validation.dataset)
+            if isinstance(model, DenseSNNet):
+                check_sums_beside(ledgers[0], session.loaders.validation)
+            else:
+                check_hits_beside(ledgers[0], session.loaders.validation.dataset)
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
     return origin, from_primary(session.world, find_missing), ledgers

@@ -23,6 +23,7 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from torch import nn
 
 from stitchkit.errors import InputError, unknown
+from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.recipe import OptimRecipe, Recipe
 
@@ -87,8 +88,10 @@ def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
             no_opt_scale=optim.layer_decay_no_opt_scale,
         )  # fmt: skip
     groups = []
-    for part in (model.stitch_layers, model.updates):  # all of them are new weights
+    for part in (model.stitch_layers, model.level_layers, model.updates):  # all of them are new weights
         groups += _times(param_groups_weight_decay(part, optim.weight_decay), optim.stitch_lr_scale)
+    if isinstance(model, DenseSNNet):
+        groups += _times(param_groups_weight_decay(model.head, optim.weight_decay), 1.0)
     for anchor in model.anchors:
         groups += _times(of_anchor(anchor, optim.weight_decay), optim.base_lr_scale)
     return groups

@@ -28,7 +28,7 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     With `--dry-run`, only say what the run would do. Nothing is overwritten if anything cannot be used.
     """
     plan = plan_network(recipe) if recipe.model.anchors else None
-    config = config if plan is None else plan.config.with_updates(recipe.stitch)
+    config = config if plan is None else plan.config.with_updates(recipe)
     check_names(recipe, config)
     check_labels(recipe)
     run = recipe.run

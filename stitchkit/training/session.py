@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.class_weights import class_weights
 from stitchkit.training.data import Loaders, create_loaders, open_datasets
+from stitchkit.training.dense.data import create_pair_loaders, open_splits
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network, input_size, place_network
 
@@ -78,6 +79,8 @@ class Session:
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """Open the data and build the network."""
     recipe = with_calibration(recipe, config)
+    if recipe.dense.is_dense:
+        return _open_dense(recipe, config, world)
     if source_of(recipe).download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
@@ -110,6 +113,28 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     place_network(model, recipe, world)
     classes = datasets.classes if needs_classes else ()
     return Session(recipe, config, model, loaders, size, classes, weights, world)
+
+
+def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
+    """The session of a task of dense prediction."""
+    if recipe.data.dataset_download and not recipe.run.dry_run:
+        from_primary(world, lambda: _opened(recipe))
+    train, judged = open_splits(recipe)
+    count = judged.num_classes if recipe.dense.task == "segmentation" else None
+    recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
+    random_seed(recipe.run.seed, 0)  # the same weights on all ranks
+    model = create_network(recipe, config, judged.classes or None)
+    size = input_size(model, recipe)
+    loaders = create_pair_loaders(
+        train, judged, recipe, world, input_size=size, model_config=as_timm(model).pretrained_cfg
+    )
+    place_network(model, recipe, world)
+    return Session(recipe, config, model, loaders, size, judged.classes, None, world)
+
+
+def _opened(recipe: Recipe) -> None:
+    """Open the splits, which downloads them."""
+    open_splits(recipe)
 
 
 def engine_settings(recipe: Recipe) -> EngineSettings:

@@ -18,10 +18,13 @@ from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
+from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
+from stitchkit.training.dense.task import create_dense_task
+from stitchkit.training.dense.validation import DenseFigures
 from stitchkit.training.feature_cache import open_cache
 from stitchkit.training.features import FeatureLoss
 from stitchkit.training.focus import focus_after
@@ -31,7 +34,7 @@ from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, say_fr
 from stitchkit.training.samplers import Sampler
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import cut_summaries, write_fit, write_losses, write_summary
-from stitchkit.training.task import create_task
+from stitchkit.training.task import StitchTask, create_task
 from stitchkit.training.validation import Accuracies, FeatureLosses, Validation
 
 _logger = logging.getLogger(__name__)
@@ -120,11 +123,15 @@ def _prepare(
         replay = Replay(model) if recipe.stitch.way_to_preserve == "replay" else None
     untouched = UntouchedAnchors(replay.copies if replay else features.copies if features else None)
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
-    task = create_task(
-        model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-        classes=session.classes, sampler=sampler, class_weights=session.class_weights, replay=replay,
-        features=features,
-    )  # fmt: skip
+    task: StitchTask
+    if isinstance(model, DenseSNNet):
+        task = create_dense_task(model, recipe, world.device, sampler)
+    else:
+        task = create_task(
+            model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
+            classes=session.classes, sampler=sampler, class_weights=session.class_weights, replay=replay,
+            features=features,
+        )  # fmt: skip
     trainer = Trainer(
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),
         world=world, folder=session.folder,
@@ -133,6 +140,8 @@ def _prepare(
     validation: Validation = Accuracies(session, trainer, untouched)
     if features is not None and not recipe.stitch.uses_labels:
         validation = FeatureLosses(session, trainer, features)
+    if isinstance(model, DenseSNNet):
+        validation = DenseFigures(session, trainer)
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start, position = restore(content, recipe, trainer)

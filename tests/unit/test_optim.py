@@ -6,6 +6,7 @@ import pytest
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 
+import stitchkit
 from stitchkit.engine.optimizers import load_optimizer
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.errors import InputError
@@ -13,7 +14,7 @@ from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.data import weights_dtype
 from stitchkit.training.optim import create_optimizer, create_schedule, learning_rate
-from tests.support import ROOT, family_snnet, mostly_full, pico_images, pico_snnet
+from tests.support import ROOT, family_snnet, mostly_full, pico_config, pico_images, pico_snnet
 
 
 def optim(**settings):
@@ -187,6 +188,16 @@ def test_anchors_and_stitching_layers_learn_at_their_own_rates(rank):
         assert group["lr_scale"] == (0.1 if name.startswith("anchors.") else 2.0)
         assert group["weight_decay"] == plain[name]["weight_decay"], "what decays does not change"
     assert {group["weight_decay"] for group in scaled.values()} == {0, 0.05}
+
+
+def test_a_head_for_dense_prediction_learns_at_the_full_rate():
+    """Layers that only levels have learn as stitching layers do."""
+    dense = {"task": "segmentation", "head": "setr", "levels": [0, 2]}
+    model = stitchkit.create_snnet(pico_config(), checkpoints=False, dense=dense, num_classes=5)
+    scaled = by_name(model, create_optimizer(model, optim(base_lr_scale=0.1, stitch_lr_scale=2.0), lr=0.1))
+    expected = {"anchors": 0.1, "stitch_layers": 2.0, "level_layers": 2.0, "head": 1.0}
+    assert scaled.keys() == dict(model.named_parameters()).keys()
+    assert {name.split(".")[0]: group["lr_scale"] for name, group in scaled.items()} == expected
 
 
 def test_layers_decay_in_each_anchor_as_in_timm():

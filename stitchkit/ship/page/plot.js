@@ -72,12 +72,13 @@ function drawPlot({ cost, within, best }) {
   Plotly.react("pareto", traces, layout, BAR);
 }
 
-/** The 95 % intervals of a front's accuracies, if all are known. */
+/** The 95 % intervals of a front's figures, if all are known. */
 function band(front, cost, color) {
-  if (data.metric !== "acc1" || !front.every((row) => has(row, "acc1_low"))) return [];
+  const [low, high] = [`${data.metric}_low`, `${data.metric}_high`];
+  if (!front.every((row) => has(row, low) && has(row, high))) return [];
   const back = [...front].reverse();
   const x = [...front, ...back].map((row) => row[cost]);
-  const y = [...front.map((row) => row.acc1_high), ...back.map((row) => row.acc1_low)];
+  const y = [...front.map((row) => row[high]), ...back.map((row) => row[low])];
   return [{ x, y, mode: "lines", line: { width: 0 }, fill: "toself", fillcolor: color + "22", hoverinfo: "skip" }];
 }
 

@@ -4,6 +4,11 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const UNITS = { T: 1e12, G: 1e9, M: 1e6, k: 1e3 }; // as stitchkit/display.py has them
 const percent = (value) => value.toFixed(2) + " %";
+const interval = (key) => ({
+  label: "95 %",
+  show: (low, row) => `${low.toFixed(2)}–${row[`${key}_high`].toFixed(2)}`,
+  descending: true,
+});
 const FIGURES = {
   flops: { label: "FLOPs", axis: "FLOPs of one image (multiply-adds)", ticks: "~s", show: quantity },
   params: { label: "params", axis: "parameters", ticks: "~s", show: quantity },
@@ -11,7 +16,14 @@ const FIGURES = {
   latency_ms: { label: "latency", axis: "latency of a batch (ms)", show: (value) => value.toFixed(2) + " ms" },
   images_per_s: { label: "images/s", show: (value) => value.toFixed(0), descending: true },
   acc1: { label: "top-1", show: percent, better: 1, descending: true },
-  acc1_low: { label: "95 %", show: (low, row) => `${low.toFixed(2)}–${row.acc1_high.toFixed(2)}`, descending: true },
+  acc1_low: interval("acc1"),
+  miou: { label: "mean IoU", show: percent, better: 1, descending: true },
+  miou_low: interval("miou"),
+  pixel_acc: { label: "pixels", show: percent, better: 1, descending: true },
+  delta1: { label: "δ < 1.25", show: percent, better: 1, descending: true },
+  delta1_low: interval("delta1"),
+  abs_rel: { label: "relative error", show: (value) => value.toFixed(4), better: -1 },
+  rmse: { label: "RMSE (m)", show: (value) => value.toFixed(3), better: -1 },
   p_front: { label: "P(front)", show: (value) => value.toFixed(2), descending: true },
   balanced_acc1: { label: "balanced", show: percent, better: 1, descending: true },
   parents_acc1: { label: "its parents, on average", show: percent, descending: true },
@@ -178,7 +190,7 @@ function ordered(within) {
 
 /** Save the rows of the table as it is, with all digits. */
 function saveTable() {
-  const keys = columns.flatMap(({ key }) => (key === "acc1_low" ? ["acc1_low", "acc1_high"] : [key]));
+  const keys = columns.flatMap(({ key }) => (key.endsWith("_low") ? [key, key.replace(/_low$/, "_high")] : [key]));
   const lines = ordered(selection().within).map((row) =>
     keys.map((key) => (key === "ledger" ? data.ledgers[row.ledger].name : row[key])),
   );

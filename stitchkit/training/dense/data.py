@@ -1,0 +1,132 @@
+"""The splits of a data set of images with masks or depth maps, and their loaders, from a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data.distributed import DistributedSampler
+
+from stitchkit.data.batches import DirectLoader
+from stitchkit.data.dense.pairs import ImagePairs, open_pairs
+from stitchkit.data.dense.transforms import evaluation_transform, training_transform
+from stitchkit.data.loader_processes import outlive_signals, workers_for
+from stitchkit.distributed import World
+from stitchkit.errors import InputError
+from stitchkit.settings.recipe import Recipe
+from stitchkit.training.data import Loaders, preparation, weights_dtype
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""An image `[C, H, W]` and its target `[H, W]`."""
+
+
+class PairLoader:
+    """The images of this rank, each once, at their own sizes: rank r of n has the images r, r + n, ...
+
+    Args:
+        pairs: The images with their targets.
+        batch_size: Images that are read together.
+        workers: Loader processes.
+        world: The ranks.
+    """
+
+    def __init__(self, pairs: ImagePairs, batch_size: int, workers: int, world: World):
+        self.dataset = pairs
+        self._world, self._workers, self._batch_size = world, workers, batch_size
+
+    def __len__(self) -> int:
+        """The batches of a rank, the most of any."""
+        most = -(-len(self.dataset) // self._world.size)
+        return -(-most // self._batch_size)
+
+    @property
+    def own(self) -> range:
+        """The numbers of this rank's images."""
+        return range(self._world.rank, len(self.dataset), self._world.size)
+
+    def batches(self, done: int = 0, after_batch: Callable[[], None] = lambda: None) -> Iterator[list[Pair]]:
+        """The pairs of this rank after the first `done`, on its device; `after_batch` is called equally often on all
+        ranks.
+        """
+        loader: DataLoader[Pair] = DataLoader(
+            Subset(self.dataset, self.own[done:]),
+            batch_size=self._batch_size,
+            num_workers=self._workers,
+            collate_fn=list,
+        )
+        outlive_signals(loader)
+        device = self._world.device
+        for batch in loader:
+            yield [(image.to(device), target.to(device)) for image, target in batch]
+            after_batch()
+        for _ in range(len(self) - len(loader)) if not done else ():
+            after_batch()
+
+
+def open_splits(recipe: Recipe) -> tuple[ImagePairs | None, ImagePairs]:
+    """The training split, which only a training opens, and the one for validation."""
+    data, train = recipe.data, None
+    wanted = (recipe.model.num_classes or 0) if recipe.dense.task == "segmentation" else 0
+    if not recipe.run.eval:
+        train = open_split(recipe, data.train_split, num_classes=wanted)
+        wanted = train.num_classes
+    return train, open_split(recipe, data.val_split, num_classes=wanted)
+
+
+def open_split(recipe: Recipe, split: str, *, num_classes: int = 0) -> ImagePairs:
+    """A split by its name; the number of classes is found if it is 0."""
+    data = recipe.data
+    return open_pairs(
+        data.dataset or str(data.data_dir),
+        split,
+        recipe.dense.task,
+        num_classes=num_classes,
+        input_key=data.input_key or "image",
+        target_key=data.target_key or "",
+        download=data.dataset_download and not recipe.run.dry_run,
+    )
+
+
+def create_pair_loaders(
+    train: ImagePairs | None,
+    judged: ImagePairs,
+    recipe: Recipe,
+    world: World,
+    *,
+    input_size: tuple[int, ...],
+    model_config: Mapping[str, object],
+) -> Loaders:
+    """Loaders over this rank's part of the splits; arguments as for `create_loaders`."""
+    data, augment, task = recipe.data, recipe.augment, recipe.dense.task
+    prepared = preparation(recipe, input_size, model_config)
+    colours = {"mean": tuple(prepared["mean"]), "std": tuple(prepared["std"])}
+    judged.transform = evaluation_transform(task, **colours)
+    batch_size = data.validation_batch_size or data.batch_size
+    validation = PairLoader(judged, batch_size, workers_for(judged, data.workers, world), world)
+    if train is None:
+        return Loaders(None, validation, **colours)
+    low, high = (1.0, 1.0) if augment.no_aug else recipe.dense.zoom
+    train.transform = training_transform(
+        task,
+        (input_size[1], input_size[2]),
+        **colours,
+        scale=(low, high),
+        hflip=0 if augment.no_aug else augment.hflip,
+        color_jitter=not augment.no_aug and augment.color_jitter > 0,
+    )
+    loader: DataLoader[Pair] = DataLoader(
+        train,
+        batch_size=data.batch_size,
+        sampler=DistributedSampler(train, world.size, world.rank, seed=recipe.run.seed),
+        num_workers=workers_for(train, data.workers, world),
+        pin_memory=data.pin_mem,
+        drop_last=True,
+    )
+    if len(loader) < recipe.optim.grad_accum_steps:
+        raise InputError(
+            f"the training split has {len(train)} images, less than one step of {data.batch_size} x {world.size} ranks "
+            f"x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
+        )
+    direct = DirectLoader(loader, device=world.device, dtype=weights_dtype(recipe))
+    return Loaders(direct, validation, **colours)

@@ -1,0 +1,100 @@
+"""`--eval` of networks for dense prediction: what every stitch gives on every image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from stitchkit.distributed import from_primary
+from stitchkit.errors import InputError
+from stitchkit.measure.evaluate import SAVE_EVERY
+from stitchkit.measure.image_sums import ImageSums, read_sums, sums_beside, sums_file, write_sums
+from stitchkit.measure.ledger import LEDGER, Ledger
+from stitchkit.model.dense import DensePass, DenseSNNet
+from stitchkit.progress import progress
+from stitchkit.training.dense.data import PairLoader
+from stitchkit.training.dense.judging import DenseJudge, of_all_ranks
+from stitchkit.training.session import Session
+
+
+@dataclass(frozen=True)
+class DenseFigure:
+    """What a stitch is worth: the figures of its row in a ledger."""
+
+    figures: Mapping[str, float]
+
+
+class DenseEvaluation:
+    """Evaluates stitches in one pass over the images; every rank makes one.
+
+    Args:
+        session: The run.
+        model: Its SN-Net.
+        origin: All that the figures depend on.
+        ledgers: The ledger on the primary rank, which keeps the sums of images beside it; none on the others.
+    """
+
+    def __init__(self, session: Session, model: DenseSNNet, origin: Mapping[str, object], ledgers: Sequence[Ledger]):
+        loader = session.loaders.validation
+        assert isinstance(loader, PairLoader), "it is of a dense task"
+        self._session, self._model, self._ledgers, self._loader = session, model, ledgers, loader
+        names = json.dumps(loader.dataset.names).encode()
+        self._origin = {**origin, "images_sha256": hashlib.sha256(names).hexdigest(), "ranks": session.world.size}
+
+    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, DenseFigure]]:
+        """The figures of stitches, all at once; sums are kept before them, so that all in the ledger have them."""
+        if not cfg_ids:
+            return
+        world = self._session.world
+        sums = of_all_ranks(self._own(cfg_ids), self._loader.dataset.names, world)
+        from_primary(world, lambda: self._keep(sums))
+        yield {cfg_id: DenseFigure(sums.figures(cfg_id)) for cfg_id in cfg_ids}
+        self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
+
+    @property
+    def _progress(self) -> Path:
+        return self._session.folder / f"{LEDGER}.part{self._session.world.rank}"
+
+    def _own(self, cfg_ids: Sequence[int]) -> ImageSums | None:
+        """The sums of this rank's images, of which those so far are saved every few seconds."""
+        session, model = self._session, self._model
+        sides = (session.input_size[1], session.input_size[2])
+        judge = DenseJudge(session.recipe.dense, model.num_classes, sides, session.autocast)
+        of = {**self._origin, "cfg_ids": [*cfg_ids]}
+        found = self._restored(of)
+        done, saved = sum(len(part.truth) for part in found), time.monotonic()
+        batches = self._loader.batches(done)
+        sums = judge.sums(model, DensePass(model, cfg_ids), cfg_ids, batches)
+        for part in progress(sums, session.world, "evaluation", unit="batches"):
+            found.append(part)
+            if time.monotonic() - saved >= SAVE_EVERY:
+                found, saved = [ImageSums.joined(found)], time.monotonic()
+                write_sums(self._progress, found[0], of=of)
+        return ImageSums.joined(found) if found else None
+
+    def _restored(self, of: Mapping[str, object]) -> list[ImageSums]:
+        """What a killed evaluation had saved of the same; nothing if there is none, or it is damaged."""
+        try:
+            return [read_sums(self._progress, of=of)]
+        except InputError:
+            return []
+
+    def _keep(self, sums: ImageSums) -> None:
+        for ledger in self._ledgers:
+            before = sums_beside(ledger.path) if ledger.rows else None
+            kept = [row["cfg_id"] for row in ledger.rows if before is not None and before.has([row["cfg_id"]])]
+            write_sums(sums_file(ledger.path), before.of(kept).with_more(sums) if before and kept else sums)
+
+
+def check_sums_beside(ledger: Ledger, loader: PairLoader) -> None:
+    """Refuse, before hours of evaluation, sums that are damaged or of other images than these."""
+    before, names = sums_beside(ledger.path) if ledger.rows else None, loader.dataset.names
+    if before is not None and before.names != names:
+        raise InputError(
+            f"'{sums_file(ledger.path)}' is of other images; choose another --experiment or move the ledger "
+            f"'{ledger.path}' away"
+        )

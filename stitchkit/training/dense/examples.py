@@ -1,0 +1,194 @@
+"""A picture beside the ledger of a dense task: some images, their truth, and what stitches of the front predict."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from stitchkit.display import counted, quantity
+from stitchkit.errors import InputError
+from stitchkit.measure.dense_sums import MIN_DEPTH, NOT_KNOWN
+from stitchkit.measure.figure import new_figure, save_figure
+from stitchkit.measure.ledger import Row
+from stitchkit.measure.metric import METRICS, metric_of
+from stitchkit.measure.pareto import pareto_front
+from stitchkit.model.dense import DensePass, DenseSNNet
+from stitchkit.training.dense.data import Pair, PairLoader
+from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.session import Session
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+EXAMPLES = "examples.png"
+"""The picture's name in the folder of a run."""
+_MOST_IMAGES, _MOST_NAMES = 4, 20
+_GREY = (0.6, 0.6, 0.6)
+_TURN = 0.618034  # of the colour circle from a class to the next: the golden ratio keeps any number of them apart
+_DEPTHS = "viridis_r"
+
+Map = npt.NDArray[Any]
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image with what is true and what stitches predict at each pixel: classes, or metres.
+
+    Args:
+        image: RGB in 0 to 1, `[H, W, 3]`.
+        truth: `[H, W]`.
+        known: Whether the truth of a pixel counts, `[H, W]`.
+        found: The prediction of each stitch, `[H, W]`.
+    """
+
+    image: Map
+    truth: Map
+    known: Map
+    found: tuple[Map, ...]
+
+
+def write_examples(session: Session, model: DenseSNNet, rows: Sequence[Row]) -> None:
+    """Draw four images of the validation split and three stitches of the front of a ledger's rows.
+
+    The figures are complete without the picture, so if it cannot be drawn, the log says why.
+    """
+    if not rows:
+        return
+    path, shown = session.folder / EXAMPLES, shown_stitches(rows)
+    try:
+        save_figure(_figure(session, shown, examples(session, model, [row["cfg_id"] for row in shown])), path)
+    except (InputError, ImportError) as error:
+        _logger.warning("'%s' is not drawn: %s", path, error)
+        return
+    _logger.info("%s shows images, their truth, and what %s of the front make of them", path, _several(len(shown)))
+
+
+def _several(stitches: int) -> str:
+    return counted(stitches, "stitch")
+
+
+def shown_stitches(rows: Sequence[Row]) -> list[Row]:
+    """The cheapest, a middle and the costliest row of the front, as far as they differ."""
+    front = pareto_front(rows)
+    return [front[place] for place in sorted({0, len(front) // 2, len(front) - 1})]
+
+
+def examples(session: Session, model: DenseSNNet, cfg_ids: Sequence[int]) -> list[Example]:
+    """What stitches make of images that are evenly spread over the validation split."""
+    loader = session.loaders.validation
+    assert isinstance(loader, PairLoader), "it is of a dense task"
+    pairs, device = loader.dataset, session.world.device
+    judge = DenseJudge(
+        session.recipe.dense, model.num_classes, (session.input_size[1], session.input_size[2]), session.autocast
+    )
+    places = np.linspace(0, len(pairs) - 1, min(_MOST_IMAGES, len(pairs))).round().astype(int)
+    found = []
+    for place in places.tolist():
+        image, target = (part.to(device) for part in pairs[place])
+        # One at a time, since outputs for all pixels are large.
+        outputs = judge.outputs(model, DensePass(model, cfg_ids), [(image, target)])
+        classes = {cfg_id: _predicted(output, session) for cfg_id, (output,) in outputs}
+        found.append(_example(session, (image, target), [classes[cfg_id] for cfg_id in cfg_ids]))
+    return found
+
+
+def _predicted(output: torch.Tensor, session: Session) -> Map:
+    """Classes or metres `[H, W]`, of outputs `[K, H, W]`."""
+    found = output[0] if session.recipe.dense.task == "depth" else output.argmax(dim=0)
+    return found.float().cpu().numpy()
+
+
+def _example(session: Session, pair: Pair, found: Sequence[Map]) -> Example:
+    image, target = (part.cpu() for part in pair)
+    mean, std = (torch.tensor(colour)[:, None, None] for colour in (session.loaders.mean, session.loaders.std))
+    pixels = (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
+    is_depth, most = session.recipe.dense.task == "depth", session.recipe.dense.max_depth
+    known = (target > MIN_DEPTH) & (target < most) if is_depth else target != NOT_KNOWN
+    return Example(pixels, target.numpy(), known.numpy(), tuple(found))
+
+
+def class_colours(count: int) -> Map:
+    """A colour in 0 to 1 for each class, `[count, 3]`; that of a class does not depend on how many there are."""
+    from matplotlib.colors import hsv_to_rgb  # slow to import
+
+    numbers = np.arange(count)
+    saturations, values = np.array([0.75, 0.45, 0.9])[numbers % 3], np.array([0.9, 0.75, 0.6, 1.0])[numbers % 4]
+    return np.asarray(hsv_to_rgb(np.stack([(0.6 + numbers * _TURN) % 1, saturations, values], axis=1)))
+
+
+def _figure(session: Session, shown: Sequence[Row], drawn: Sequence[Example]) -> Figure:
+    """Rows of images; columns of image, truth and stitches."""
+    metric = metric_of(shown)
+    titles = ["image", "truth"]
+    titles += [
+        f"{row['stitch']}\n{METRICS[metric]} {row[metric]:.1f} %\n{quantity(row['flops'])} FLOPs" for row in shown
+    ]
+    is_depth = session.recipe.dense.task == "depth"
+    figure = new_figure(2.3 * len(titles), 2.2 * len(drawn) + 1.3)
+    grid = figure.subplots(len(drawn), len(titles), squeeze=False)
+    draw = _depth_drawer(figure, grid, drawn) if is_depth else _class_drawer(figure, session)
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, size="small", parse_math=False)
+    for line, example in zip(grid, drawn, strict=True):
+        line[0].imshow(example.image)
+        draw(line[1], example.truth, example.known)
+        for axes, found in zip(line[2:], example.found, strict=True):
+            draw(axes, found, np.ones_like(example.known))
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return figure
+
+
+_Draw = Callable[["Axes", Map, Map], None]
+"""Draws a map on axes, and grey where it does not count."""
+
+
+def _class_drawer(figure: Figure, session: Session) -> _Draw:
+    """Draws classes; few have their names below."""
+    from matplotlib.patches import Patch
+
+    judged = session.loaders.validation
+    assert isinstance(judged, PairLoader), "it is of a dense task"
+    colours = class_colours(judged.dataset.num_classes)
+    if len(colours) <= _MOST_NAMES:
+        names = session.classes or tuple(map(str, range(len(colours))))
+        patches = [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
+        patches.append(Patch(color=_GREY, label="ignored"))
+        legend = figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+    def draw(axes: Axes, classes: Map, counts: Map) -> None:
+        picture = np.full((*classes.shape, 3), _GREY)
+        picture[counts] = colours[classes[counts].astype(int)]
+        axes.imshow(picture, interpolation="nearest")
+
+    return draw
+
+
+def _depth_drawer(figure: Figure, grid: Map, drawn: Sequence[Example]) -> _Draw:
+    """Draws depths, all on the scale of the known ones."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    known = np.concatenate([example.truth[example.known] for example in drawn])
+    scale = Normalize(*((known.min(), known.max()) if known.size else (0, 1)))
+    colours = colormaps[_DEPTHS]
+    bar = figure.colorbar(ScalarMappable(scale, colours), ax=grid, location="bottom", shrink=0.5, aspect=40)
+    bar.set_label("depth (m)")
+
+    def draw(axes: Axes, depths: Map, counts: Map) -> None:
+        picture = colours(scale(depths))[..., :3]
+        picture[~counts] = _GREY
+        axes.imshow(picture, interpolation="nearest")
+
+    return draw

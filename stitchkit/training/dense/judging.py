@@ -1,0 +1,118 @@
+"""What stitches of a dense SN-Net are worth on a split: the sums of each image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from stitchkit.distributed import World, gather_objects
+from stitchkit.engine.settings import Autocast
+from stitchkit.errors import InputError
+from stitchkit.measure.dense_score import DenseScore, DepthScore, SegmentationScore
+from stitchkit.measure.dense_sums import depth_sums, segmentation_sums
+from stitchkit.measure.image_sums import ImageSums
+from stitchkit.networks.mode import evaluating
+from stitchkit.settings.dense_recipe import DenseRecipe
+from stitchkit.training.dense.data import Pair
+from stitchkit.training.dense.windows import Windows
+
+Outputs = Iterable[tuple[int, torch.Tensor]]
+"""The `cfg_id` of each network and its outputs for windows, `[W, K, h, w]`."""
+
+
+class DenseJudge:
+    """Judges networks image by image.
+
+    Args:
+        settings: The task, and how images are cut into windows.
+        num_classes: Number of classes; for depth, any number.
+        sides: Height and width of the networks' images.
+        autocast: Makes the context in which networks run.
+    """
+
+    def __init__(self, settings: DenseRecipe, num_classes: int, sides: tuple[int, int], autocast: Autocast):
+        is_depth = settings.task == "depth"
+        self.score: DenseScore = DepthScore() if is_depth else SegmentationScore(num_classes)
+        stride = settings.window_stride or max(1, 2 * min(sides) // 3)
+        self._windows = Windows(sides, stride, keeps_scale=is_depth)
+        self._num_classes, self._max_depth, self._autocast = num_classes, settings.max_depth, autocast
+
+    @torch.no_grad()
+    def sums(
+        self,
+        network: nn.Module,
+        run: Callable[[torch.Tensor], Outputs],
+        cfg_ids: Sequence[int],
+        batches: Iterable[Sequence[Pair]],
+    ) -> Iterator[ImageSums]:
+        """The sums of networks on each batch of images.
+
+        Args:
+            network: The module that they belong to; its mode is restored.
+            run: Windows `[W, C, H, W]` to their outputs, in any order.
+            cfg_ids: The networks.
+            batches: The images with their targets.
+        """
+        for batch in batches:
+            targets, found = [target for _, target in batch], dict[int, np.ndarray]()
+            for cfg_id, outputs in self.outputs(network, run, batch):
+                each = zip(outputs, targets, strict=True)
+                found[cfg_id] = np.concatenate([self._of_image(output, target) for output, target in each])
+            yield ImageSums.from_sums(cfg_ids, self.score, np.stack([found[cfg_id] for cfg_id in cfg_ids]))
+
+    @torch.no_grad()
+    def outputs(
+        self, network: nn.Module, run: Callable[[torch.Tensor], Outputs], batch: Sequence[Pair]
+    ) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
+        """The `cfg_id` of each network and its outputs `[K, H, W]` for each image, at the size of its target.
+
+        Take the outputs of one before those of the next. Arguments as for `sums`.
+        """
+        cut = self._windows.cut([image for image, _ in batch])
+        targets = [target for _, target in batch]
+        with evaluating(network), self._autocast():
+            for cfg_id, outputs in run(cut.windows):
+                yield cfg_id, cut.merged(outputs, targets)
+
+    def _of_image(self, output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+        if isinstance(self.score, DepthScore):
+            return depth_sums(output, target[None], self._max_depth).cpu().numpy()
+        return segmentation_sums(output[None], target[None], self._num_classes).cpu().numpy()
+
+    def over_ranks(
+        self,
+        network: nn.Module,
+        run: Callable[[torch.Tensor], Outputs],
+        cfg_ids: Sequence[int],
+        batches: Iterable[Sequence[Pair]],
+    ) -> ImageSums:
+        """The sums of networks on the images of all ranks, in the order of the ranks; arguments as in `sums`."""
+        parts = [part for each in gather_objects([*self.sums(network, run, cfg_ids, batches)]) for part in each]
+        if not parts:
+            raise InputError("there is no image to evaluate on; check the validation set")
+        return ImageSums.joined(parts)
+
+    def figures(
+        self, network: nn.Module, stitches: Mapping[str, int], batches: Iterable[Sequence[Pair]]
+    ) -> dict[str, dict[str, float]]:
+        """The figures of stitches, by their labels, over the images of all ranks."""
+
+        def run(windows: torch.Tensor) -> Outputs:
+            return ((cfg_id, network(windows, cfg_id)) for cfg_id in stitches.values())
+
+        cfg_ids = [*stitches.values()]
+        whole = self.over_ranks(network, run, cfg_ids, batches)
+        return {label: whole.figures(cfg_id) for label, cfg_id in stitches.items()}
+
+
+def of_all_ranks(own: ImageSums | None, names: Sequence[str], world: World) -> ImageSums:
+    """The sums of all ranks, in the order of the set, with the names of its images."""
+    parts = [part for part in gather_objects(own) if part is not None]
+    if not parts:
+        raise InputError("there is no image to evaluate on; check the validation set")
+    whole = ImageSums.joined(parts)
+    numbers = [number for rank in range(world.size) for number in range(rank, len(whole.truth), world.size)]
+    return whole.in_order(numbers, names)

@@ -1,0 +1,56 @@
+"""What is judged between the epochs of a training for dense prediction: the anchors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from torch import nn
+
+from stitchkit.engine.loop import Trainer
+from stitchkit.model.snnet import SNNet
+from stitchkit.training.dense.data import PairLoader
+from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.session import Session
+from stitchkit.training.validation import Judgement, Validation
+
+_logger = logging.getLogger(__name__)
+
+
+class DenseFigures(Validation):
+    """Judges anchors by the metric of the task, on the images of the validation split at their own sizes."""
+
+    def __init__(self, session: Session, trainer: Trainer):
+        super().__init__(session, trainer)
+        model = session.model
+        assert isinstance(model, SNNet), "dense prediction needs anchors"
+        sides = (session.input_size[1], session.input_size[2])
+        self._judge = DenseJudge(session.recipe.dense, model.num_classes, sides, trainer.autocast)
+        self._anchors = {label: cfg_id for cfg_id, label in enumerate(model.views)}
+
+    def before(self) -> None:
+        """Nothing: the head knows nothing yet."""
+
+    def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
+        """The figures of the anchors."""
+        metric, networks = self._judge.score.metric, self._networks()
+        columns: dict[str, float | str] = {
+            f"eval_{label}{end}_{metric}": "" for end in networks for label in self._anchors
+        }
+        if not due:
+            return Judgement(columns)
+        found = {
+            f"{label}{end}": figures
+            for end, network in networks.items()
+            for label, figures in self._of(network, after_batch).items()
+        }
+        columns |= {f"eval_{label}_{metric}": figures[metric] for label, figures in found.items()}
+        every = {f"eval_{label}_{key}": value for label, figures in found.items() for key, value in figures.items()}
+        mean = sum(found[label][metric] for label in self._anchors) / len(self._anchors)
+        words = f"{metric}  " + "  ".join(f"{label} {figures[metric]:.2f}" for label, figures in found.items())
+        return Judgement(columns, every, metric=mean, words=words)
+
+    def _of(self, network: nn.Module, after_batch: Callable[[], None]) -> Mapping[str, Mapping[str, float]]:
+        loader = self.session.loaders.validation
+        assert isinstance(loader, PairLoader), "it is of a dense task"
+        return self._judge.figures(network, self._anchors, loader.batches(after_batch=after_batch))

@@ -1,0 +1,91 @@
+"""Predictions for images of any size by a network for one: in windows, whose predictions are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of the size of a network's images, a stride apart, the last ones at the edges.
+
+    For segmentation, an image is first resized so that it is as small as a window in one direction and no smaller in
+    the other. Depth depends on the scale, so there images keep theirs, and are padded if they are smaller.
+
+    Args:
+        size: Height and width of a window.
+        stride: Pixels between windows.
+        keeps_scale: Whether images are not resized.
+
+    Source: mmsegmentation's test in `slide` mode.
+    """
+
+    size: tuple[int, int]
+    stride: int
+    keeps_scale: bool
+
+    def cut(self, images: Sequence[torch.Tensor]) -> Cut:
+        """The windows of images `[C, H, W]` of any sizes, normalised, so that zeros are their mean."""
+        windows, places, sides = [], [], []
+        for image in images:
+            sized = self._sized(image)
+            height, width = (max(side, least) for side, least in zip(sized.shape[1:], self.size, strict=True))
+            padded = F.pad(sized, (0, width - sized.shape[2], 0, height - sized.shape[1]))
+            corners = [(y, x) for y in self._starts(height, 0) for x in self._starts(width, 1)]
+            windows += [padded[:, y : y + self.size[0], x : x + self.size[1]] for y, x in corners]
+            places.append(corners)
+            sides.append((int(sized.shape[1]), int(sized.shape[2])))
+        return Cut(torch.stack(windows), places, sides, self.size)
+
+    def _sized(self, image: torch.Tensor) -> torch.Tensor:
+        if self.keeps_scale:
+            return image
+        scale = max(least / side for side, least in zip(image.shape[1:], self.size, strict=True))
+        sides = [max(least, round(side * scale)) for side, least in zip(image.shape[1:], self.size, strict=True)]
+        if sides == [*image.shape[1:]]:
+            return image
+        return F.interpolate(image[None], sides, mode="bilinear", antialias=True)[0]
+
+    def _starts(self, side: int, axis: int) -> list[int]:
+        last = side - self.size[axis]
+        return [*range(0, last, self.stride), last]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The windows of some images, and where they are.
+
+    Args:
+        windows: Of all images, `[W, C, h, w]`.
+        places: Row and column of each window of each image.
+        sides: Height and width of each image, after it was resized and before it was padded.
+        size: Height and width of a window.
+    """
+
+    windows: torch.Tensor
+    places: Sequence[Sequence[tuple[int, int]]]
+    sides: Sequence[tuple[int, int]]
+    size: tuple[int, int]
+
+    def merged(self, outputs: torch.Tensor, targets: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The outputs for each image at the size of its target `[H, W]`: `[K, H, W]`.
+
+        Args:
+            outputs: Those for the windows, `[W, K, h', w']`.
+            targets: One for each image.
+        """
+        (height, width), first = self.size, 0
+        for places, sides, target in zip(self.places, self.sides, targets, strict=True):
+            own = F.interpolate(outputs[first : first + len(places)].float(), self.size, mode="bilinear")
+            first += len(places)
+            rows, columns = (max(side, least) for side, least in zip(sides, self.size, strict=True))
+            total, count = own.new_zeros(own.shape[1], rows, columns), own.new_zeros(rows, columns)
+            for (y, x), output in zip(places, own, strict=True):
+                total[:, y : y + height, x : x + width] += output
+                count[y : y + height, x : x + width] += 1
+            found = (total / count)[None, :, : sides[0], : sides[1]]
+            yield F.interpolate(found, target.shape, mode="bilinear")[0] if sides != target.shape else found[0]

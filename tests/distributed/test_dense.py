@@ -1,0 +1,312 @@
+"""Laws 6 to 9 for dense prediction: training and evaluation of networks that predict for each pixel."""
+
+import json
+import math
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import stitchkit
+from stitchkit.cli import main
+from stitchkit.data.dense.pairs import open_pairs
+from stitchkit.data.scenes import write_scenes
+from stitchkit.errors import InputError
+from stitchkit.measure.image_sums import read_sums
+from stitchkit.measure.ledger import read_rows
+from tests.distributed.forks import end, kill_once_there
+from tests.distributed.ranks import run_on_two_ranks
+from tests.distributed.subjects import equal
+from tests.support import FLAGS, mostly_full, pico_anchor, write_config
+
+STATES = ("state_dict", "state_dict_ema", "optimizer", "task", "epoch")
+BUSY = ["--drop-path", "0.2", "--model-ema", "--sched-on-updates", "--color-jitter", "0.4", "--hflip", "0.5"]
+PLAIN = ["--no-aug", "--opt", "sgd", "--lr", "0.05", "--sched", "none", "--sampling", "shared"]
+WAYS = {
+    "segmentation": ["--task", "segmentation"],
+    "depth": ["--task", "depth", "--head", "linear"],
+    "levels": ["--task", "segmentation", "--head", "fpn", "--levels", "0", "2"],
+}
+WAY = pytest.mark.parametrize("way", mostly_full(WAYS, quick=["segmentation", "depth"]))
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """32 scenes to train on and 5 to judge by, larger than the images of a pico network."""
+    folder = tmp_path_factory.mktemp("scenes") / "scenes"
+    write_scenes(folder, {"train": 32, "validation": 5, "test": 1}, side=32)
+    return folder
+
+
+def command(scenes, folder, way, *flags):
+    config = folder / "pico.json"
+    if not config.exists():
+        write_config(config)
+    return ["train", *map(str, [scenes, "--stitch_config", config, *FLAGS, *WAYS[way], "--output", folder, *flags])]
+
+
+def content(folder, file="last"):
+    return torch.load(folder / f"{file}.pth.tar", weights_only=True)
+
+
+def assert_same_end(one, other):
+    first, second = content(one), content(other)
+    for name in STATES:
+        assert (name in first) == (name in second), name
+        assert name not in first or equal(first[name], second[name]), name
+
+
+@WAY
+def test_law_8_a_training_resumes(way, scenes, tmp_path):
+    """From the end of an epoch, and from within one."""
+    busy = [*BUSY, "--epochs", "3", "--checkpoint-interval", "3"]
+    assert main([*command(scenes, tmp_path, way, *busy), "--experiment", "whole"]) == 0
+    assert content(tmp_path / "whole", "previous")["within"]
+    for file in ("checkpoint-0", "previous"):
+        resume = ["--experiment", file, "--resume", str(tmp_path / f"whole/{file}.pth.tar")]
+        assert main([*command(scenes, tmp_path, way, *busy), *resume]) == 0
+        assert_same_end(tmp_path / "whole", tmp_path / file)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("way", ["segmentation", "depth"])
+def test_law_8_a_training_killed(way, scenes, tmp_path):
+    """By `kill -9` on two ranks."""
+    flags = [*BUSY, "--checkpoint-interval", "1", "--resume", "auto"]
+    run_on_two_ranks([command(scenes, tmp_path, way, *flags, "--experiment", "whole")])
+    killed = command(scenes, tmp_path, way, *flags, "--experiment", "killed")
+    assert end(kill_once_there(killed, tmp_path / "killed/checkpoint-0.pth.tar", ranks=2)) == [-9, -9]
+    run_on_two_ranks([killed])
+    assert_same_end(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_law_9_two_ranks_train_what_one_with_twice_the_batch_does(scenes, tmp_path):
+    """With the head that has no batch norms, which see other batches; it needs four levels."""
+    anchors = [pico_anchor(label, width, depth=4) for label, width in (("s", 8), ("b", 16))]
+    write_config(tmp_path / "pico.json", anchors=anchors)
+    flags = [*PLAIN, "--head", "dpt"]
+    assert main([*command(scenes, tmp_path, "segmentation", *flags, "-b", "16"), "--experiment", "one"]) == 0
+    run_on_two_ranks([[*command(scenes, tmp_path, "segmentation", *flags, "-b", "8"), "--experiment", "two"]])
+    one, two = (content(tmp_path / count)["state_dict"] for count in ("one", "two"))
+    assert any(name.startswith("head.") for name in one)
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module", params=mostly_full(WAYS, quick=["segmentation", "depth"]))
+def trained(request, scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    assert main([*command(scenes, folder, request.param), "--experiment", "trained"]) == 0
+    return request.param, folder
+
+
+def evaluation(scenes, folder, way, *flags):
+    resume = ["--eval", "--resume", str(folder / "trained/last.pth.tar"), "-vb", "2"]
+    return [*command(scenes, folder, way), *resume, *flags]
+
+
+def test_law_7_every_stitch_is_judged_as_one_by_one(trained, scenes):
+    """By hand: windows of 16 x 16 pixels, 10 apart, from images of 32 x 32, which segmentation makes as small first."""
+    way, folder = trained
+    assert main([*evaluation(scenes, folder, way), "--experiment", "judged"]) == 0
+    rows = read_rows(folder / "judged/stitches_res.txt")
+    model = load(folder, way)
+    assert [row["cfg_id"] for row in rows] == [*model.space.ids]
+    pairs = open_pairs(scenes, "validation", "depth" if way == "depth" else "segmentation")
+    sums = read_sums(folder / "judged/stitches_res.sums")
+    for row in rows[::5]:
+        found = [by_hand(model, row["cfg_id"], image, target, way) for image, target in pairs]
+        assert sums.names == pairs.names
+        if way == "depth":
+            figures = np.mean([(rel, rmse, 100 * near) for rel, rmse, near in found], axis=0)
+            expected = dict(zip(("abs_rel", "rmse", "delta1"), figures, strict=True))
+        else:
+            total = np.sum(found, axis=0)
+            union = total.sum(0) + total.sum(1) - total.diagonal()
+            ious = total.diagonal()[union > 0] / union[union > 0]
+            expected = {"miou": 100 * ious.mean(), "pixel_acc": 100 * total.trace() / total.sum()}
+        for key, value in expected.items():
+            assert row[key] == pytest.approx(value, rel=1e-5), (row["cfg_id"], key)
+        assert row["images"] == len(pairs)
+
+
+def load(folder, way):
+    saved = content(folder / "trained")
+    model = stitchkit.create_snnet(saved["stitch_config"], num_classes=len(saved["classes"]) or None)
+    model.load_state_dict(saved["state_dict"])
+    return model.eval()
+
+
+@torch.no_grad()
+def by_hand(model, cfg_id, image, target, way):
+    mean, std = (torch.tensor(value)[:, None, None] for value in IMAGENET_HALF)
+    x = (torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 - mean) / std
+    size = 32 if way == "depth" else 16
+    if way != "depth":
+        x = torch.nn.functional.interpolate(x[None], (16, 16), mode="bilinear", antialias=True)[0]
+    total = count = 0
+    for top in (0, 10, 16) if size == 32 else (0,):
+        for left in (0, 10, 16) if size == 32 else (0,):
+            output = model(x[None, :, top : top + 16, left : left + 16], cfg_id)
+            output = torch.nn.functional.interpolate(output, (16, 16), mode="bilinear")
+            place = torch.zeros(1, output.shape[1], size, size)
+            place[:, :, top : top + 16, left : left + 16] = 1
+            whole = torch.zeros_like(place)
+            whole[:, :, top : top + 16, left : left + 16] = output
+            total, count = total + whole, count + place
+    found = torch.nn.functional.interpolate(total / count, target.shape, mode="bilinear")[0]
+    if way == "depth":
+        depth, truth = found[0].double().numpy(), target.astype(float)
+        known = (truth > 1e-3) & (truth < 10)
+        depth, truth = depth[known], truth[known]
+        near = np.maximum(depth / truth, truth / depth) < 1.25
+        return (abs(depth - truth) / truth).mean(), math.sqrt(((depth - truth) ** 2).mean()), near.mean()
+    confusion = np.zeros((10, 10))
+    np.add.at(confusion, (target.ravel(), found.argmax(0).numpy().ravel()), 1)
+    return confusion
+
+
+IMAGENET_HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+"""Mean and deviation of the pico networks, which are timm's for `vit_tiny_patch16_224`."""
+
+
+def test_law_9_two_ranks_judge_as_one(trained, scenes):
+    way, folder = trained
+    run_on_two_ranks([[*evaluation(scenes, folder, way), "--experiment", "two"]])
+    assert main([*evaluation(scenes, folder, way), "--experiment", "one"]) == 0
+    one, two = ((folder / name / "stitches_res.txt").read_text() for name in ("one", "two"))
+    assert one == two
+    assert not [*folder.glob("*/*.part*")]
+
+
+def test_law_8_an_evaluation_goes_on_where_it_was_killed(trained, scenes, monkeypatch):
+    way, folder = trained
+    assert main([*evaluation(scenes, folder, way), "--experiment", "unbroken"]) == 0
+    judged = []
+
+    def watched(self, image):
+        judged.append(len(judged))
+        if len(judged) == 4:
+            raise KeyboardInterrupt
+        return sized(self, image)
+
+    from stitchkit.training.dense import evaluation as module
+    from stitchkit.training.dense.windows import Windows
+
+    sized = Windows._sized
+    monkeypatch.setattr(module, "SAVE_EVERY", 0)
+    monkeypatch.setattr(Windows, "_sized", watched)
+    assert main([*evaluation(scenes, folder, way), "--experiment", "killed"]) != 0
+    assert (folder / "killed/stitches_res.txt.part0").exists()
+    assert main([*evaluation(scenes, folder, way), "--experiment", "killed"]) == 0
+    assert len(judged) == 4 + 3 + 4, "the first batch of two is not judged again; four images are drawn"
+    names = ("stitches_res.txt", "stitches_res.sums")
+    for name in names:
+        assert (folder / "killed" / name).read_bytes() == (folder / "unbroken" / name).read_bytes()
+
+
+def test_a_few_stitches_are_joined_by_the_others(trained, scenes):
+    way, folder = trained
+    for flags in (["--eval-stitches", "3,0"], []):
+        assert main([*evaluation(scenes, folder, way), *flags, "--experiment", "parts"]) == 0
+    assert main([*evaluation(scenes, folder, way), "--experiment", "at once"]) == 0
+    parts, whole = (read_rows(folder / name / "stitches_res.txt") for name in ("parts", "at once"))
+    assert sorted(parts, key=lambda row: row["cfg_id"]) == whole
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "safetensors"])
+def test_law_6_an_exported_stitch(suffix, trained, scenes):
+    way, folder = trained
+    if not (folder / "judged/eval_args.yaml").exists():
+        assert main([*evaluation(scenes, folder, way), "--experiment", "judged"]) == 0
+    path = folder / f"stitch.{suffix}"
+    path.unlink(missing_ok=True)
+    flags = ["-c", folder / "judged/eval_args.yaml", "--cfg_id", "9", "-o", path]
+    assert main(["export", *map(str, flags)]) == 0
+    model = load(folder, way)
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x, 9)
+        if suffix == "onnx":
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            assert [output.name for output in session.get_outputs()] == ["depth" if way == "depth" else "logits"]
+            found = torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
+        else:
+            net = stitchkit.load_stitch(path)
+            found = net(x)
+            assert net.num_classes == (1 if way == "depth" else 10)
+            assert len(load_file(path)) == len(net.state_dict())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_tools_take_the_ledger(trained, scenes, capsys):
+    """The front, a choice within a budget, and a page."""
+    way, folder = trained
+    metric = "delta1" if way == "depth" else "miou"
+    if not (folder / "judged/stitches_res.txt").exists():
+        assert main([*evaluation(scenes, folder, way), "--experiment", "judged"]) == 0
+    ledger = str(folder / "judged/stitches_res.txt")
+    capsys.readouterr()
+    assert main(["pareto", ledger, "--plot", str(folder / "front.png")]) == 0
+    assert metric in capsys.readouterr().out
+    assert main(["pick", ledger, "--max-flops", "1G", "--confident"]) == 0
+    assert main(["report", ledger, "-o", str(folder / "page.html")]) == 0
+    assert json.dumps(metric) in (folder / "page.html").read_text()
+
+
+REFUSED = [
+    (["--head", "setr"], "--head is for dense prediction; add --task segmentation or --task depth"),
+    (["--task", "depth", "--mixup", "0.8"], "--mixup 0.8 is for the classes of whole images, not for --task depth"),
+    (["--task", "depth", "--sampler", "sandwich"], "--sampler sandwich teaches by the classes of images"),
+    (["--task", "segmentation", "--levels", "2", "1"], "levels are [2, 1]; give blocks of 'b' in ascending order"),
+    (["--task", "segmentation", "--head", "dpt"], "the dpt head needs 4 levels, not 3"),
+    (["--task", "segmentation", "--num-classes", "3"], "num_classes is 3, but the data set has 10 classes"),
+    (["--task", "segmentation", "--zoom", "2", "0.5"], "--zoom is [2.0, 0.5]; give the smallest scale first"),
+]
+
+
+@pytest.mark.parametrize(("flags", "said"), REFUSED)
+def test_settings_that_do_not_fit_are_refused(flags, said, scenes, tmp_path, capsys):
+    run = ["train", str(scenes), "--stitch_config", str(write_config(tmp_path / "pico.json")), *FLAGS]
+    assert main([*run, *flags, "--output", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+    assert not [*tmp_path.glob("*/*.tar")]
+
+
+def test_images_without_masks_are_refused(images, tmp_path, capsys):
+    assert main(command(images, tmp_path, "segmentation")) == 2
+    assert "has no train split of images with masks" in capsys.readouterr().err
+
+
+def test_a_run_resumes_only_with_its_task(trained, scenes, capsys):
+    way, folder = trained
+    other = {"segmentation": "depth", "depth": "segmentation", "levels": "segmentation"}[way]
+    resume = ["--resume", str(folder / "trained/last.pth.tar"), "--experiment", "other"]
+    capsys.readouterr()
+    assert main([*command(scenes, folder, other), *resume]) == 2
+    assert "belongs to another configuration: dense was" in capsys.readouterr().err
+
+
+def test_what_is_for_classes_of_images_is_refused(trained, images, tmp_path, capsys):
+    _, folder = trained
+    weights, exported = ["--resume", str(folder / "trained/last.pth.tar")], str(tmp_path / "stitch.safetensors")
+    settings = ["-c", str(folder / "trained/args.yaml"), *weights]
+    with pytest.raises(InputError, match="has no folder for the Hub yet"):
+        stitchkit.HubSNNet(content(folder / "trained")["stitch_config"])
+    assert main(["export", *settings, "--cfg_id", "1", "-o", exported]) == 0
+    capsys.readouterr()
+    for network in (["--exported", exported], [*settings, "--cfg_id", "1"]):
+        assert main(["predict", str(images), *network, "-o", str(tmp_path / "found.csv")]) == 2
+        assert "predicts for each pixel, not a class of the image" in capsys.readouterr().err
+    without = ["--stitch_config", str(folder / "pico.json"), *weights]
+    assert main(["export", *without, "--cfg_id", "1", "-o", str(tmp_path / "other.onnx")]) == 2
+    assert "give -c with the args.yaml of its run, which has the task and the head" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_is_trained(scenes, tmp_path, caplog):
+    caplog.set_level("INFO")
+    assert main(command(scenes, tmp_path, "segmentation", "--dry-run")) == 0
+    assert "data: 32 training images, 5 validation images, 10 classes" in caplog.text
+    assert not [*tmp_path.glob("*/*")]
