@@ -206,6 +206,23 @@ def write_images(folder: Path, *, train: int = 16, validation: int = 5, classes:
     return folder
 
 
+def write_scene_pairs(folder: Path, *, train: int = 16, validation: int = 5) -> Path:
+    """Images of 32 x 32 whose halves are brighter the higher the class and the depth; masks and depths beside them."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", train), ("validation", validation)):
+        for number in range(count):
+            classes = np.repeat(random.integers(0, 3, (1, 2)), 16, axis=1).repeat(32, axis=0)
+            unknown = np.arange(32)[:, None] < 4 * (number % 2)
+            for kind, content in (
+                ("images", (random.integers(0, 60, (32, 32, 3)) + 60 * classes[..., None]).astype(np.uint8)),
+                ("masks", np.where(unknown, 255, classes).astype(np.uint8)),
+                ("depths", np.where(unknown, 0, 1000 + 2000 * classes).astype(np.uint16)),
+            ):
+                (folder / split / kind).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(content).save(folder / split / kind / f"{number}.png")
+    return folder
+
+
 def write_config(path: Path, **changes: Any) -> Path:
     """A pico configuration as a file."""
     path.write_text(json.dumps(pico_config(**changes)))

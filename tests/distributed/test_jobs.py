@@ -12,8 +12,8 @@ import torch
 
 from stitchkit.cli import main
 from tests.distributed.ranks import run_on_two_ranks
-from tests.jobs import write_job
-from tests.support import write_images
+from tests.jobs import vit, write_job
+from tests.support import write_images, write_scene_pairs
 
 
 def job(train: Mapping[str, object], *last: object) -> dict[str, Any]:
@@ -71,3 +71,16 @@ def test_law_9_several_tasks_on_two_ranks_have_the_scales_of_one(tmp_path):
     one, two = run_on_one_and_two_ranks(config, tmp_path, ["Overall/Train Loss", *columns])
     assert two["loss_scales"] == pytest.approx(one["loss_scales"])
     assert len(set(two["loss_scales"])) == 2
+
+
+def test_law_9_classes_and_masks_by_two_tails_of_a_trunk_on_two_ranks(tmp_path):
+    write_images(tmp_path / "images", train=8, classes=4)
+    write_scene_pairs(tmp_path / "scenes", train=32, validation=5)  # of which the ranks have 3 and 2
+    tasks = [{"dataset": str(tmp_path / "images")}, {"dataset": str(tmp_path / "scenes"), "task": "segmentation"}]
+    piece = vit("blocks.1", "norm", embed_dim=32, in_format=["bert", 16], out_format="bert")
+    tails = [{"Assembly": {"parts": [piece, head]}} for head in ("ClassifierHead", "SegmentationHead")]
+    config = job({"tasks": tasks}, {"ParallelPart": {"agg": "none", "parts": tails}})
+    columns = ["Overall/Train Loss", "Overall/images/Test Accuracy", "Overall/Train scenes-segmentation/Main Loss"]
+    columns += [f"Overall/scenes-segmentation/Test {name}" for name in ("mIoU", "Pixel Accuracy")]
+    one, two = run_on_one_and_two_ranks(config, tmp_path, columns)
+    assert two["loss_scales"] == pytest.approx(one["loss_scales"])

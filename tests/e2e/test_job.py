@@ -439,7 +439,7 @@ def test_each_task_needs_an_output_with_its_classes(images, tmp_path, capsys):
     few = [heads["parts"][0]] * 2
     for heads["parts"], words in (
         (few[:1], "1 output for 2 data sets"),
-        (few, "returns [4] per image, but data set 'digits' has 10 classes"),
+        (few, "the network has 4 logits, but the data have 10 classes; end it with a ClassifierHead"),
     ):
         assert words in refusal(capsys, write_job(tmp_path, config), tmp_path / "out")
 

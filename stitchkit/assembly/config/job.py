@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.assembly.config.job_settings import PARTS, WRITTEN, JobSettings, read_job, refuse_misplaced, refuse_sweep
 from stitchkit.assembly.parts.registry import WrittenPart
-from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted
 from stitchkit.engine.checkpoint_schema import in_short
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming
@@ -77,6 +77,12 @@ class JobConfig(JobSettings):
             parts = (PartSpec.parse(self.model, "model"),)
         head = None if self.head is None else PartSpec.parse(self.head, "head")
         return NetworkSpec(parts, head, self.reformat_options, self.unfrozen)
+
+    def wanted(self, num_classes: Sequence[int] = ()) -> tuple[Wanted, ...]:
+        """What the tasks need of the network; without the numbers of their classes, a network that fits any."""
+        tasks = self.train_config.resolved_tasks
+        counts = num_classes or [1] * len(tasks)
+        return tuple(Wanted(count, task.is_dense) for count, task in zip(counts, tasks, strict=True))
 
     @property
     def has_weights(self) -> bool:

@@ -136,6 +136,7 @@ class SharedByTasks(Settings):
     """Settings of a task, by default those of `train_config`.
 
     Args:
+        task: What the network predicts: the class of an image, or at each pixel a class (`segmentation`) or a `depth`.
         val_split: The split for tests; by default `validation` or its other names (docs/datasets.md).
         num_classes: Number of classes of a data set that does not name them, such as a streamed one.
         train_num_samples: Number of training images of a streamed data set that does not state it.
@@ -146,10 +147,14 @@ class SharedByTasks(Settings):
         class_weights: Weights of classes in the loss: `balanced`, inverse to their numbers of training images, or a
             number for each, such as `1,2.5,1`.
         aux_losses: Further losses; the loss of the task is the weighted mean.
+        loss_scale: What the loss of the task is divided by; by default, with several tasks, its mean over the first
+            three batches before training.
+        max_depth: With `task: depth`, the largest depth in metres that counts.
         max_batches: Number of random batches of the data used for training and for tests.
         data_augmentation: As in `Preprocessing`, if that has none.
     """
 
+    task: Literal["classification", "segmentation", "depth"] = "classification"
     val_split: LocalPath | None = None
     num_classes: Count | None = None
     train_num_samples: Count | None = None
@@ -159,8 +164,14 @@ class SharedByTasks(Settings):
     loss_fn_args: dict[str, object] = Field(default_factory=dict)
     class_weights: ClassWeights | None = None
     aux_losses: tuple[AuxLoss, ...] = ()
+    loss_scale: StrictFloat | None = Field(default=None, gt=0)
+    max_depth: StrictFloat = Field(default=10.0, gt=0)
     max_batches: Count | None = None
     data_augmentation: Augmentation = None
+
+
+_OF_CLASSES: dict[str, object] = {"loss_fn": "cross_entropy", "loss_fn_args": {}, "class_weights": None}
+"""Settings of losses of classes, with their defaults; dense tasks have losses of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,15 +181,50 @@ class TaskConfig(SharedByTasks):
     Args:
         dataset: Name or folder of the data set.
         data_preprocessing: Preparation of images.
+        metrics: Figures of merit; by default those of the job, of a dense task all of its kind.
     """
 
     dataset: DatasetName
     data_preprocessing: Preprocessing = Field(default_factory=Preprocessing)
+    metrics: tuple[Metric, ...] | None = None
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """The augmentation of its training images."""
+        how = self.data_preprocessing
+        return self.data_augmentation if how.data_augmentation is None else how.data_augmentation
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether each pixel has a prediction of its own."""
+        return self.task != "classification"
 
     @property
     def name(self) -> str:
-        """The data set's name in results."""
-        return Path(self.dataset).name
+        """Its name in results: that of the data set, which may serve several dense tasks."""
+        name = Path(self.dataset).name
+        return f"{name}-{self.task}" if self.is_dense else name
+
+    def check(self, place: str) -> None:
+        """Refuse settings of classification in a dense task; errors begin with its `place` in the file."""
+        if not self.is_dense:
+            return
+        pieces = [
+            (place, self),
+            *((f"{place}.aux_losses[{number}]", aux) for number, aux in enumerate(self.aux_losses)),
+        ]
+        for where, piece in pieces:
+            for key, default in _OF_CLASSES.items():
+                if getattr(piece, key, default) != default:
+                    raise InputError(
+                        f"{where}.{key} is for classification; {self.task} has a loss of its own; set it only in the "
+                        "tasks that it is for"
+                    )
+        if isinstance(self.augmentation, tuple):
+            raise InputError(
+                f"{place}.data_augmentation is a list, whose transforms would not change {self.task} with the image; "
+                "write default, or false"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
 from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, combine
 from stitchkit.assembly.parts.pretrained import CONVNET, Pretrained, WholeNetwork
 from stitchkit.assembly.parts.registry import COMMON, PARTS
-from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, class_token_of
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted, class_token_of
+from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.layout import Layout
 
@@ -26,7 +27,7 @@ _logger = logging.getLogger(__name__)
 def build_network(
     spec: NetworkSpec,
     *,
-    num_classes: int,
+    num_classes: int | Sequence[Wanted],
     input_size: tuple[int, int, int] = (3, 224, 224),
     pretrained: bool = True,
     replaced: bool = False,
@@ -37,25 +38,31 @@ def build_network(
     is downloaded.
 
     Args:
+        num_classes: Number of classes; or what each task wants, in the order of the outputs, or of the one that all
+            share.
         input_size: Size of an image, `(C, H, W)`.
         pretrained: Download the weights of pretrained parts; files of weights that parts name are always read.
         replaced: The caller replaces all weights, so none are downloaded or read.
     """
     check_network(spec, num_classes=num_classes, input_size=input_size, replaced=replaced)
-    return _Builder(spec, num_classes, input_size, pretrained, replaced).network()
+    return _Builder(spec, _wanted(num_classes), input_size, pretrained, replaced).network()
 
 
 def check_network(
-    spec: NetworkSpec, *, num_classes: int, input_size: tuple[int, int, int], replaced: bool = False
+    spec: NetworkSpec, *, num_classes: int | Sequence[Wanted], input_size: tuple[int, int, int], replaced: bool = False
 ) -> tuple[Assembly, list[TracedPart]]:
     """The network on the meta device, and all its parts, inner ones before those that consist of them.
 
     It can be built, its parts fit, and unless `replaced` its files of weights exist. Arguments and errors as in
     `build_network`.
     """
-    builder = _Builder(spec, num_classes, input_size, False, replaced, checking=True)
+    builder = _Builder(spec, _wanted(num_classes), input_size, False, replaced, checking=True)
     with torch.device("meta"):
         return builder.network(), builder.traced
+
+
+def _wanted(num_classes: int | Sequence[Wanted]) -> tuple[Wanted, ...]:
+    return (Wanted(num_classes),) if isinstance(num_classes, int) else tuple(num_classes)
 
 
 class TracedPart(NamedTuple):
@@ -89,7 +96,7 @@ class _Builder:
     """Builds parts and traces the tensors between them; if `checking`, files of weights must exist but are not read."""
 
     spec: NetworkSpec
-    num_classes: int
+    wanted: tuple[Wanted, ...]
     input_size: tuple[int, int, int]
     pretrained: bool
     replaced: bool
@@ -101,15 +108,28 @@ class _Builder:
         class_token = class_token_of(self.spec.reformat_options, "zeros")
         images = PassingTensor(torch.empty(2, *self.input_size, device="meta"), Layout("NCHW"))
         network, logits = self._chain(self.spec.parts, self.spec.head, images, class_token)
-        for value in logits.value if isinstance(logits.value, list) else [logits.value]:
-            _check_logits(value, self.num_classes)
-            if not self.checking and value.shape[1] > self.num_classes:
-                _logger.warning(
-                    "the network has %d logits, but the data have %d classes, so the other logits are always wrong. "
-                    "That suits a classifier that knows these classes; otherwise end with a ClassifierHead",
-                    value.shape[1], self.num_classes,
-                )  # fmt: skip
+        outputs = logits.value if isinstance(logits.value, list) else [logits.value]
+        if isinstance(logits.value, list) and 1 < len(self.wanted) != len(outputs):
+            raise InputError(
+                f"the network has {counted(len(outputs), 'output')} for {len(self.wanted)} data sets; it needs one for "
+                "each"
+            )
+        for value, branch in zip(outputs, self._branches(len(outputs)), strict=True):
+            for wanted in branch.wanted:
+                _check_output(value, wanted)
+                if not self.checking and not wanted.is_dense and value.shape[1] > wanted.channels:
+                    _logger.warning(
+                        "the network has %d logits, but the data have %d classes, so the other logits are always "
+                        "wrong. That suits a classifier that knows these classes; otherwise end with a ClassifierHead",
+                        value.shape[1], wanted.channels,
+                    )  # fmt: skip
         return network
+
+    def _branches(self, count: int) -> list[_Builder]:
+        """A builder for each of the outputs of a network: of the output of each task, or of those of all."""
+        if count != len(self.wanted):
+            return [self] * count
+        return [replace(self, wanted=(one,)) for one in self.wanted]
 
     def _chain(
         self, specs: Sequence[PartSpec], head: PartSpec | None, flow: PassingTensor, class_token: str
@@ -153,7 +173,8 @@ class _Builder:
         arguments = own_arguments(spec, pretrained=self.pretrained, replaced=self.replaced)
         for name in kind.inferred:  # the data and the previous part decide these if the file does not
             if name not in arguments and not (kind is WholeNetwork and _keeps_its_outputs(spec)):
-                known = self.num_classes if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
+                most = max(one.channels for one in self.wanted)
+                known = most if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
         if self.checking and issubclass(kind, Pretrained):
             arguments.pop("ckp_path", None)
@@ -169,7 +190,10 @@ class _Builder:
 
     def _parallel(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
         agg, declared = spec.arguments.get("agg") or "none", _declared(spec, "out_format")
-        entries, parts, given = zip(*(self._part(part, flow, class_token) for part in _inside(spec)), strict=True)
+        inside = _inside(spec)
+        builders = self._branches(len(inside)) if agg == "none" else [self] * len(inside)
+        built = (builder._part(part, flow, class_token) for builder, part in zip(builders, inside, strict=True))
+        entries, parts, given = zip(*built, strict=True)
         common = None if agg == "none" else _common_format(declared, given, agg)
         exits, left = zip(*(enter(gives, common, (), class_token) for gives in given), strict=True)
         layout = Layout("vector") if common is None else common.bare
@@ -201,14 +225,18 @@ def _copied(entry: Conversion, x: torch.Tensor) -> torch.Tensor:
     return entry(x).clone()
 
 
-def _check_logits(value: object, num_classes: int) -> None:
-    if not isinstance(value, torch.Tensor) or value.ndim != 2:
+def _check_output(value: object, wanted: Wanted) -> None:
+    if not isinstance(value, torch.Tensor) or value.ndim != (4 if wanted.is_dense else 2):
         shape = list(value.shape[1:]) if isinstance(value, torch.Tensor) else type(value).__name__
-        raise InputError(f"the last part returns {shape}, not a vector of logits; add `head: {{ClassifierHead: {{}}}}`")
-    if value.shape[1] < num_classes:
+        advice = "a vector of logits; add `head: {ClassifierHead: {}}`"
+        if wanted.is_dense:
+            advice = "a map; end with a SegmentationHead or a DepthHead"
+        raise InputError(f"the last part returns {shape}, not {advice}")
+    if value.shape[1] < wanted.channels:
+        heads = "SegmentationHead" if wanted.is_dense else "ClassifierHead"
         raise InputError(
-            f"the network has {value.shape[1]} logits, but the data have {num_classes} classes; end it with a "
-            "ClassifierHead, or use the data that its last part was trained for"
+            f"the network has {value.shape[1]} logits, but the data have {wanted.channels} classes; end it with a "
+            f"{heads}, or use the data that its last part was trained for"
         )
 
 

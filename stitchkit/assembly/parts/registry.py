@@ -14,6 +14,7 @@ from pydantic_core import CoreSchema
 
 from stitchkit.assembly.parts import adapters
 from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Format, Function, ParallelPart, Part
+from stitchkit.assembly.parts.pixel_heads import DepthHead, SegmentationHead
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
@@ -23,6 +24,8 @@ PARTS: dict[str, type[Part]] = {
     "Subnet": Subnet,
     "Net": WholeNetwork,
     "ClassifierHead": ClassifierHead,
+    "SegmentationHead": SegmentationHead,
+    "DepthHead": DepthHead,
     "BaseBlock": BaseBlock,
     "Function": Function,
     "Assembly": Assembly,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 ReformatOptions = dict[Literal["class_token"], Literal["zeros", "ones", "avg", "zeroes", "mean"]]
 """`class_token`: the replacement for a missing one; `zeroes` is `zeros`, and `mean` is `avg`."""
@@ -14,6 +14,18 @@ def class_token_of(options: ReformatOptions | None, otherwise: str) -> str:
     """The replacement for a missing class token, in our spelling."""
     given: str = (options or {}).get("class_token", otherwise)
     return {"zeroes": "zeros", "mean": "avg"}.get(given, given)
+
+
+class Wanted(NamedTuple):
+    """The output that a task needs of a network.
+
+    Args:
+        channels: How many values it has, one for each class, and one for depth.
+        is_dense: Whether it has them at each position.
+    """
+
+    channels: int
+    is_dense: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.train.metrics import create_all_measures
+from stitchkit.assembly.config.settings import TaskConfig
+from stitchkit.assembly.train.metrics import tested_figures
 from stitchkit.assembly.train.result import FIRST_COLUMNS
 
 AVERAGE = "EMA "
@@ -15,6 +16,11 @@ TRAIN_LOSS = "Overall/Train Loss"
 def loss_names(num_auxiliary: int) -> list[str]:
     """The published names of the losses of a task."""
     return ["Main Loss", *(f"Aux Loss {number}" for number in range(1, num_auxiliary + 1))]
+
+
+def accuracy_names(task: TaskConfig) -> list[str]:
+    """The names of the accuracy on training images; a dense task has only losses there."""
+    return [] if task.is_dense else ["Accuracy"]
 
 
 def tested_column(task: str, figure: str, *, output: str | None, average: str) -> str:
@@ -35,14 +41,14 @@ def planned_columns(config: JobConfig) -> list[str]:
     if not config.test_only:
         found = [*FIRST_COLUMNS, TRAIN_LOSS]
         for task in tasks:
-            kinds = ["Accuracy", *(loss_names(len(task.aux_losses)) if several else [])]
+            kinds = [*accuracy_names(task), *(loss_names(len(task.aux_losses)) if several else [])]
             found += [trained_column(task.name, kind, is_mean=mean) for mean in (False, True) for kind in kinds]
     if config.test_only or config.eval_checkpoints:
         averages = ["", AVERAGE] if train.model_ema and not config.test_only else [""]
         found += [
             tested_column(task.name, kind, output=output, average=average)
-            for task in tasks
+            for number, task in enumerate(tasks)
             for average in averages
-            for output, kind in create_all_measures(config.metrics)
+            for output, kind in tested_figures(config, number)
         ]
     return found

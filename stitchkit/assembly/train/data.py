@@ -13,9 +13,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.settings import TaskConfig
+from stitchkit.assembly.train.dense import open_task_pairs, outputs_of
 from stitchkit.assembly.train.preprocessing import create_transform
 from stitchkit.assembly.train.task import Labels
 from stitchkit.data.batches import Batch, DirectLoader
+from stitchkit.data.dense.pairs import ImagePairs
 from stitchkit.data.labelled_images import numbered
 from stitchkit.data.loader_processes import usable_cores, workers_for
 from stitchkit.data.open_dataset import agreed_classes, download, open_dataset
@@ -24,27 +26,32 @@ from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
 from stitchkit.training.class_weights import class_weights
+from stitchkit.training.dense.data import PairLoader
 
 
 @dataclass(frozen=True)
 class TaskData:
     """The data of a task; `classes` are in the order of their numbers, `test` is read through `without_padding`.
 
-    `class_weights`, `[num_classes]`, are None for equal ones.
+    `class_weights`, `[num_classes]`, are None for equal ones. Depth counts as one class. Dense tasks test images at
+    their own sizes.
     """
 
     config: TaskConfig
     classes: tuple[str, ...]
     train: DirectLoader
-    test: DirectLoader
+    test: DirectLoader | PairLoader
     class_weights: torch.Tensor | None = None
 
 
 def download_data(configs: Iterable[JobConfig]) -> None:
     """Download the data sets of jobs that are missing; only one process calls this."""
-    tasks = {(_root(config), task.dataset) for config in configs for task in config.train_config.resolved_tasks}
-    for root, name in sorted(tasks, key=str):
+    every = [(_root(config), task) for config in configs for task in config.train_config.resolved_tasks]
+    for root, name in sorted({(root, task.dataset) for root, task in every if not task.is_dense}, key=str):
         download(Source(name, root))
+    for root, task in every:
+        if task.is_dense:
+            open_task_pairs(task, root, download=True)
 
 
 def open_data(config: JobConfig, world: World) -> list[TaskData]:
@@ -55,6 +62,13 @@ def open_data(config: JobConfig, world: World) -> list[TaskData]:
 def open_task(config: JobConfig, number: int, world: World) -> TaskData:
     """Open the data set of one task of a job."""
     task, place = config.train_config.resolved_tasks[number], config.train_config.places[number]
+    if task.is_dense:
+        with prefixed(f"{place}.dataset: "):
+            pairs, judged = open_task_pairs(task, _root(config))
+        loader = _loader(pairs, config, task, world, training=True)
+        tested: Any = _some(judged, config.train_config.seed, task)
+        workers = min(config.workers, usable_cores())
+        return TaskData(task, outputs_of(pairs), loader, PairLoader(tested, task.batch_size, workers, world))
     options = (("batch_size", task.batch_size), ("seed", config.train_config.seed))
     source = Source(task.dataset, _root(config), options=options)
     with prefixed(f"{place}.dataset: "):
@@ -113,7 +127,7 @@ def _loader(dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, 
     return DirectLoader(loader, device=world.device, dtype=torch.float32, max_batches=most)
 
 
-def _some(dataset: CheckedImages, seed: int, task: TaskConfig) -> Dataset[Any]:
+def _some(dataset: CheckedImages | ImagePairs, seed: int, task: TaskConfig) -> Dataset[Any]:
     """The data set, or `max_batches` random batches of it, the same on all ranks and after a resume."""
     size = len(dataset)
     if not size:

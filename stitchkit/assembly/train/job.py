@@ -22,9 +22,10 @@ from stitchkit.assembly.parts.network import build_network, check_network
 from stitchkit.assembly.parts.part import Assembly
 from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.data import TaskData, TrainingLoader, download_data, open_data
+from stitchkit.assembly.train.dense import pixel_loss
 from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.result import Row
-from stitchkit.assembly.train.task import Captured, JobTask, TaskLoss, WeightedLoss, rehearse
+from stitchkit.assembly.train.task import Captured, Expected, JobTask, TaskLoss, WeightedLoss, rehearse
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.bfloat16 import suit_precision
 from stitchkit.engine.loop import Trainer
@@ -97,13 +98,13 @@ def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPat
         # First the settings and the parts: an error in them should not wait for data that may take long to download.
         # The number of classes is not known yet; a network that fits one class fits any.
         check_training(config)
-        check_network(config.network, num_classes=1, **build)
+        check_network(config.network, num_classes=config.wanted(), **build)
         if download:
             from_primary(world, lambda: download_data([config]))
         data = open_data(config, world)
         random_seed(config.train_config.seed, 0)  # the same weights on all ranks
-        classes = min(len(task.classes) for task in data)  # each task's own head is checked later
-        network = build_network(config.network, num_classes=classes, pretrained=config.pretrained, **build)
+        wanted = config.wanted([len(task.classes) for task in data])
+        network = build_network(config.network, num_classes=wanted, pretrained=config.pretrained, **build)
         metadata = _metadata(network, torch.zeros(1, *size), data, world)
         network.to(world.device)
         suit_precision(network, world.device, amp=config.train_config.amp, how="train_config.amp: true")
@@ -140,11 +141,12 @@ def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: Wo
     train, losses = config.train_config, []
     for task, place in zip(data, train.places, strict=True):
         weighted = {} if task.class_weights is None else {"weight": task.class_weights.to(world.device)}
-        main = create_loss(task.config.loss_fn, {**task.config.loss_fn_args, **weighted}, place, world.device)
+        dense = pixel_loss(task.config) if task.config.is_dense else None
+        main = dense or create_loss(task.config.loss_fn, {**task.config.loss_fn_args, **weighted}, place, world.device)
         further = []
         for number, aux in enumerate(task.config.aux_losses):
             here = f"{place}.aux_losses[{number}]"
-            loss = create_loss(aux.loss_fn, aux.loss_fn_args, here, world.device)
+            loss = dense or create_loss(aux.loss_fn, aux.loss_fn_args, here, world.device)
             further.append(WeightedLoss(Captured(network, aux.output, here, training=True), loss, aux.weight))
         losses.append(TaskLoss(main, tuple(further)))
     return JobTask(network, losses, device=world.device)
@@ -155,7 +157,8 @@ def _trainer(
 ) -> Trainer:
     train = config.train_config
     parameters = trained_parameters(task.network)
-    unused = rehearse(task, size, [(each.config.name, len(each.classes)) for each in data])
+    expected = [Expected(each.config.name, each.config.task, len(each.classes)) for each in data]
+    unused = rehearse(task, size, expected)
     optimizer = create_optimizer(train, parameters)
     loader, settings = TrainingLoader([each.train for each in data]), engine_settings(config)
     if len(loader) < settings.grad_accum_steps:

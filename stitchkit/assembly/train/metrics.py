@@ -1,20 +1,22 @@
-"""Figures of merit by name: accuracies, and functions of `torch.nn.functional` that compare outputs with classes."""
+"""Figures of merit by name: accuracies, functions of `torch.nn.functional`, and the figures of dense tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch.nn import functional as F
 
+from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.train.optim import named
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import InputError, one_line, unknown
 
 Measure: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Outputs `[B, num_classes]` and labels `[B]` to the sum of a figure over the images."""
+_Figure = TypeVar("_Figure")
 
 _OF_NUMBERS: dict[str, Callable[..., torch.Tensor]] = {
     "cross_entropy": F.cross_entropy,
@@ -34,15 +36,60 @@ _OF_VECTORS: dict[str, Callable[..., torch.Tensor]] = {
 """Functions for which a label is a vector with a 1 at its class; those that want -1 elsewhere would mean nothing."""
 
 
-def create_all_measures(metrics: Sequence[Metric]) -> dict[tuple[str | None, str], Measure]:
-    """What all metrics of a job measure, by output and name, which are a column of the result."""
-    found: dict[tuple[str | None, str], Measure] = {}
+DENSE_FIGURES: dict[str, dict[str, str]] = {
+    "segmentation": {"miou": "mIoU", "pixel_acc": "Pixel Accuracy"},
+    "depth": {"abs_rel": "AbsRel", "rmse": "RMSE", "delta1": "delta1"},
+}
+"""The metrics of dense tasks, as `stitchkit.measure.dense_score` has them, and their names in results."""
+
+Column: TypeAlias = tuple[str | None, str]
+"""An output of the network, None for its own, and the name of a figure: together a column of the result."""
+
+
+def metrics_of(config: JobConfig, number: int) -> tuple[tuple[Metric, ...], str]:
+    """The metrics of a task, and their place in the file: its own, those of the job, or all of a dense task."""
+    task, train = config.train_config.resolved_tasks[number], config.train_config
+    if task.metrics is not None:
+        return task.metrics, f"{train.places[number]}.metrics"
+    if task.is_dense and config.metrics:
+        return tuple(Metric(metric_fn=name) for name in DENSE_FIGURES[task.task]), "metrics"
+    return config.metrics, "metrics"
+
+
+def tested_figures(config: JobConfig, number: int) -> list[Column]:
+    """The figures on the test images of a task, in the order of their columns."""
+    metrics, place = metrics_of(config, number)
+    task = config.train_config.resolved_tasks[number]
+    return [*(dense_figures(task.task, metrics, place) if task.is_dense else create_all_measures(metrics, place))]
+
+
+def dense_figures(task: str, metrics: Sequence[Metric], place: str = "metrics") -> dict[Column, str]:
+    """The metrics of a dense task by their columns."""
+    found: dict[Column, str] = {}
     for number, metric in enumerate(metrics):
-        for name, measure in create_measures(metric, f"metrics[{number}]").items():
-            if (metric.output, name) in found:
-                raise InputError(f"metrics[{number}]: an earlier metric has this column too, {name}; keep one of them")
-            found[metric.output, name] = measure
+        here = f"{place}[{number}]"
+        if metric.metric_fn not in DENSE_FIGURES[task]:
+            raise InputError(f"{here}.metric_fn: {unknown(f'metric of {task}', metric.metric_fn, DENSE_FIGURES[task])}")
+        if metric.metric_fn_args:
+            raise InputError(f"{here}.metric_fn_args: {metric.metric_fn} takes none; remove them")
+        _add(found, (metric.output, DENSE_FIGURES[task][metric.metric_fn]), metric.metric_fn, here)
     return found
+
+
+def create_all_measures(metrics: Sequence[Metric], place: str = "metrics") -> dict[Column, Measure]:
+    """What all metrics of a task measure, by their columns; errors begin with their `place` in the file."""
+    found: dict[Column, Measure] = {}
+    for number, metric in enumerate(metrics):
+        here = f"{place}[{number}]"
+        for name, measure in create_measures(metric, here).items():
+            _add(found, (metric.output, name), measure, here)
+    return found
+
+
+def _add(found: dict[Column, _Figure], column: Column, figure: _Figure, place: str) -> None:
+    if column in found:
+        raise InputError(f"{place}: an earlier metric has this column too, {column[1]}; keep one of them")
+    found[column] = figure
 
 
 def create_measures(metric: Metric, place: str) -> dict[str, Measure]:
@@ -51,6 +98,11 @@ def create_measures(metric: Metric, place: str) -> dict[str, Measure]:
         return {"Accuracy": partial(_hits, k=1)}
     if metric.metric_fn == "topk_accuracy":
         return {f"Top-{k} Accuracy": partial(_hits, k=k) for k in metric.ranks}
+    if task := next((task for task, figures in DENSE_FIGURES.items() if metric.metric_fn in figures), None):
+        raise InputError(
+            f"{place}.metric_fn is {metric.metric_fn}, a figure of {task}; list it in the metrics of a task of this "
+            f"kind, train_config.tasks[N].metrics"
+        )
     known = _OF_NUMBERS | _OF_VECTORS
     name = named("metric", metric.metric_fn, ["accuracy", "topk_accuracy", *known], f"{place}.metric_fn")
     if "reduction" in metric.metric_fn_args:

@@ -31,8 +31,8 @@ def job_plan(config: JobConfig, source: Path) -> str:
         check_training(config)
         found = [_opened(config, number) for number in range(len(config.train_config.places))]
         data = [task for task in found if isinstance(task, TaskData)]
-        classes = min((len(task.classes) for task in data), default=1)
-        network, traced = check_network(config.network, num_classes=classes, input_size=size, replaced=True)
+        wanted = config.wanted([len(task.classes) if isinstance(task, TaskData) else 1 for task in found])
+        network, traced = check_network(config.network, num_classes=wanted, input_size=size, replaced=True)
         if not config.test_only:
             trained_parameters(network)
     lines = [_table(network, traced, size), "", *_of_data(data)]
@@ -56,7 +56,8 @@ def _opened(config: JobConfig, number: int) -> TaskData | str:
 def _of_data(data: list[TaskData]) -> Iterator[str]:
     for task in data:
         batches = f"batches of {task.config.batch_size} images: {len(task.train)} to train, {len(task.test)} to test"
-        yield f"data: {task.config.dataset}, {len(task.classes)} classes, {batches}"
+        what = "depth" if task.config.task == "depth" else f"{len(task.classes)} classes"
+        yield f"data: {task.config.dataset}, {what}, {batches}"
 
 
 def _table(network: Assembly, traced: list[TracedPart], size: tuple[int, int, int]) -> str:

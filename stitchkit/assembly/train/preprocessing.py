@@ -39,8 +39,7 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
     dataset = task.name.lower().replace("-", "")
     steps = _resize(how, crop=training and how.random_resize_scale != (1.0, 1.0))
     if training:
-        augmentation = task.data_augmentation if how.data_augmentation is None else how.data_augmentation
-        steps += _augmentation(augmentation, dataset, f"{place}.data_augmentation")
+        steps += _augmentation(task.augmentation, dataset, f"{place}.data_augmentation")
     mean, std = _NORMALISATIONS.get(dataset, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     # RGB first, because AutoAugment does not work on palettes.
     steps = [v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]

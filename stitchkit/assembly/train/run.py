@@ -7,7 +7,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import WRITTEN
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
-from stitchkit.assembly.train.columns import TRAIN_LOSS, trained_column
+from stitchkit.assembly.train.columns import TRAIN_LOSS, accuracy_names, trained_column
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
 from stitchkit.assembly.train.result import Row, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
@@ -174,14 +174,19 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
 
 
 def _scale_losses(job: Job, trainer: Trainer) -> None:
-    """Scale the losses of several tasks by their start, and say by how much."""
+    """Scale the losses of tasks as the file says, those of several tasks by their start, and say by how much."""
     assert isinstance(trainer.task, JobTask)
-    if len(job.data) == 1:
-        return
-    scale_losses(trainer.task, trainer.loader)
-    pairs = zip(job.data, trainer.task.scales.tolist(), strict=True)
-    scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
-    _logger.info("losses are divided by their start: %s", scales)
+    given = [each.config.loss_scale for each in job.data]
+    if None in given and len(given) > 1:
+        scale_losses(trainer.task, trainer.loader)
+    for number, scale in enumerate(given):
+        if scale is not None:
+            trainer.task.scales[number] = scale
+    if len(given) > 1:
+        pairs = zip(job.data, trainer.task.scales.tolist(), strict=True)
+        scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
+        how = "their start" if given == [None] * len(given) else "their start or loss_scale"
+        _logger.info("losses are divided by %s: %s", how, scales)
 
 
 def _moving_norms(network: nn.Module) -> str:
@@ -234,18 +239,25 @@ def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Ro
     }
     if world.device.type == "cuda":
         row["GPU Mem"] = torch.cuda.max_memory_allocated(world.device) / _MB
-    names = [each.config.name for each in job.data]
-    last = zip(names, task.last["accuracy"].tolist(), strict=True)
-    mean = zip(names, task.accuracies(), strict=True)
-    row |= {trained_column(name, "Accuracy", is_mean=False): figure for name, figure in last}
+    row |= _accuracies(job, task.last["accuracy"].tolist(), is_mean=False)
     row[TRAIN_LOSS] = trained.loss
-    row |= {trained_column(name, "Accuracy", is_mean=True): figure for name, figure in mean}
+    row |= _accuracies(job, task.accuracies(), is_mean=True)
+    names = [each.config.name for each in job.data]
     losses = [(name, loss) for name, of in zip(names, task.losses, strict=True) for loss in of.names]
     if len(losses) > 1:  # the only loss is `Loss`
         for is_mean, figures in ((False, task.last["losses"].tolist()), (True, task.mean_losses())):
             columns = [trained_column(*loss, is_mean=is_mean) for loss in losses]
             row |= dict(zip(columns, figures, strict=True))
     return row
+
+
+def _accuracies(job: Job, figures: Sequence[float], *, is_mean: bool) -> Row:
+    pairs = [(each.config, figure) for each, figure in zip(job.data, figures, strict=True)]
+    return {
+        trained_column(task.name, name, is_mean=is_mean): figure
+        for task, figure in pairs
+        for name in accuracy_names(task)
+    }
 
 
 def _resident() -> float:

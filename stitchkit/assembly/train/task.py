@@ -17,9 +17,10 @@ from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.slices import snapshot
+from stitchkit.training.dense.losses import DenseLoss
 
 Labels = tuple[torch.Tensor, ...]
-"""Labels of each task; the tasks' images follow one another in the batch."""
+"""Labels `[B]` of each task, or masks or depth maps `[B, H, W]`; the tasks' images follow one another in the batch."""
 
 
 class Captured:
@@ -58,6 +59,30 @@ class WeightedLoss(NamedTuple):
     weight: float
 
 
+class PixelLoss:
+    """The loss of a dense task, as losses of classes are called.
+
+    Args:
+        loss: Of outputs `[B, channels, h, w]` and targets `[B, H, W]`.
+
+    Attributes:
+        is_warm: Whether the step is one of the first, which some losses treat otherwise.
+    """
+
+    def __init__(self, loss: DenseLoss):
+        self._loss = loss
+        self.is_warm = False
+
+    def begin(self, step: int) -> None:
+        """Note the number of the step."""
+        self.is_warm = step < self._loss.warm_steps
+
+    def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The loss `[]` of an output and its target."""
+        loss: torch.Tensor = self._loss([output], target, warm=self.is_warm)
+        return loss
+
+
 class TaskLoss(NamedTuple):
     """The loss of a task: the mean of its main loss, whose weight is 1, and its auxiliary losses."""
 
@@ -82,18 +107,19 @@ def output_of(outputs: Any, number: int) -> torch.Tensor:
 
 
 def rows_of(outputs: object, labels: Labels, number: int) -> torch.Tensor:
-    """The rows of one task from its output `[B, num_classes]`, or from the one that all tasks share."""
+    """The rows of one task from its output `[B, num_classes, ...]`, or from the one that all tasks share."""
     start = sum(map(len, labels[:number]))
     return output_of(outputs, number)[start : start + len(labels[number])]
 
 
 class JobTask(Task):
-    """Classification by an assembly, with one loss per task.
+    """Tasks of an assembly, with one loss each.
 
-    With several tasks, the loss is the sum of theirs, each divided by its scale, which is its value before training.
+    The loss is the sum of theirs, each divided by its scale: with several tasks, its value before training.
 
     Args:
-        network: Images `[B, C, H, W]` to logits, or to a list with the logits of each task.
+        network: Images `[B, C, H, W]` to an output, or to a list with that of each task: logits `[B, num_classes]`, of
+            a dense task `[B, channels, h, w]`.
         losses: Loss of each task.
         device: The device of the sums.
     """
@@ -114,8 +140,15 @@ class JobTask(Task):
         self._sums = torch.zeros(len(losses), 2, dtype=torch.float64, device=device)
         self._loss_sums = torch.zeros_like(self.last["losses"], dtype=torch.float64)
 
+    def draw(self, step: int, rank: int) -> tuple[int, ...]:
+        """No routes; but losses learn the number of the step."""
+        for of in self.losses:
+            if isinstance(of.main, PixelLoss):  # which its auxiliary losses share
+                of.main.begin(step)
+        return super().draw(step, rank)
+
     def forward(self, images: torch.Tensor, labels: Labels) -> dict[str, object]:
-        """`loss` and `output`, the logits of each task, of images `[B, C, H, W]` ordered by task."""
+        """`loss` and `output`, that of each task, of images `[B, C, H, W]` ordered by task."""
         outputs = self.trainable_module(images)
         logits = [rows_of(outputs, labels, number) for number in range(len(labels))]
         found = [self.losses_of(number, logits[number], labels) for number in range(len(labels))]
@@ -136,7 +169,7 @@ class JobTask(Task):
     def _count(
         self, loss: torch.Tensor, found: Sequence[torch.Tensor], logits: Sequence[torch.Tensor], labels: Labels
     ) -> None:
-        hits = torch.stack([(output.argmax(1) == own).sum() for output, own in zip(logits, labels, strict=True)])
+        hits = torch.stack([_hits(output, own) for output, own in zip(logits, labels, strict=True)])
         # Filled on the device: copying a list there would make the host wait for the GPU.
         counts = torch.stack([hits.new_full((), len(own)) for own in labels])
         self._sums += torch.stack([hits, counts], dim=1)
@@ -168,6 +201,12 @@ class JobTask(Task):
         self._loss_sums.zero_()
 
 
+def _hits(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Images whose class is found; none of a dense task, which only its losses judge in training."""
+    found = output.argmax(1) == labels if labels.ndim == 1 else labels.new_zeros((), dtype=torch.bool)
+    return found.sum()
+
+
 _FIRST_BATCHES = 3
 """Batches by which the published system scales the losses of tasks."""
 
@@ -187,32 +226,56 @@ def scale_losses(task: JobTask, batches: Iterable[tuple[torch.Tensor, Labels]]) 
     task.scales.copy_(torch.where(scales > 0, scales, 1))
 
 
-def rehearse(task: JobTask, size: tuple[int, int, int], classes: Sequence[tuple[str, int]]) -> list[str]:
+class Expected(NamedTuple):
+    """What the data of a task need: its name in results, its kind, and its number of classes, which is 1 for depth."""
+
+    name: str
+    kind: str
+    num_classes: int
+
+    def blank(self, sides: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """Labels of two images."""
+        if self.kind == "depth":
+            return torch.ones(2, *sides, device=device)
+        return torch.zeros(2, *(() if self.kind == "classification" else sides), dtype=torch.long, device=device)
+
+    def check(self, output: torch.Tensor) -> None:
+        """Refuse the output of a network that is not for these data."""
+        shape = list(output.shape)
+        has, head = f"data set '{self.name}' has {self.num_classes} classes", "SegmentationHead"
+        if self.kind == "depth":
+            has, head = f"'{self.name}' needs one depth at each position", "DepthHead"
+        if self.kind != "classification":
+            if len(shape) != 4 or shape[1] != self.num_classes:
+                raise InputError(f"the network returns {shape[1:]} per image, but {has}; end it with a {head}")
+        elif len(shape) != 2 or shape[1] < max(self.num_classes, 1):
+            raise InputError(
+                f"the network returns {shape[1:]} per image, but {has}; end it with a part that returns one value per "
+                "class, such as head: {ClassifierHead: {}}"
+            )
+
+
+def rehearse(task: JobTask, size: tuple[int, int, int], expected: Sequence[Expected]) -> list[str]:
     """Run a task once on blank images before training, to check that outputs and losses fit the data.
 
-    `size` is that of an image; `classes` are the name and number of classes of each data set. The task is not yet
-    distributed.
+    `size` is that of an image. The task is not yet distributed.
 
     Returns:
         Names of trainable parameters that the loss does not depend on.
     """
     network = task.network
-    images = torch.zeros(2 * len(classes), *size, device=task.device)
-    labels = tuple(torch.zeros(2, dtype=torch.long, device=task.device) for _ in classes)
+    images = torch.zeros(2 * len(expected), *size, device=task.device)
+    labels = tuple(each.blank(size[1:], task.device) for each in expected)
     trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     with evaluating(network):  # in training mode, norms would count the blank images
         outputs = network(images)
-        if isinstance(outputs, list | tuple) and len(outputs) != len(classes):
+        if isinstance(outputs, list | tuple) and len(outputs) != len(expected):
             raise InputError(
-                f"the network has {counted(len(outputs), 'output')} for {len(classes)} data sets; it needs one for each"
+                f"the network has {counted(len(outputs), 'output')} for {counted(len(expected), 'data set')}; it needs "
+                "one for each"
             )
-        for number, (name, count) in enumerate(classes):
-            shape = list(output_of(outputs, number).shape)
-            if len(shape) != 2 or shape[1] < max(count, 1):
-                raise InputError(
-                    f"the network returns {shape[1:]} per image, but data set '{name}' has {count} classes; "
-                    "end it with a part that returns one value per class, such as head: {ClassifierHead: {}}"
-                )
+        for number, each in enumerate(expected):
+            each.check(output_of(outputs, number))
         try:
             loss = task(images, labels)["loss"]
             if trained:

@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.train.columns import AVERAGE, tested_column
+from stitchkit.assembly.train.data import TaskData
+from stitchkit.assembly.train.dense import PixelTest
 from stitchkit.assembly.train.job import Job, engine_settings
-from stitchkit.assembly.train.metrics import Measure, create_all_measures
+from stitchkit.assembly.train.metrics import Column, Measure, create_all_measures, dense_figures, metrics_of
 from stitchkit.assembly.train.task import Captured, output_of
-from stitchkit.data.batches import Batch
-from stitchkit.distributed import sum_over_ranks
+from stitchkit.distributed import World, sum_over_ranks
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import batches_of
 from stitchkit.networks.mode import evaluating
+from stitchkit.training.dense.data import PairLoader
 
 _logger = logging.getLogger(__name__)
 
 _Outputs = Mapping[str | None, Captured | None]
 """The outputs of a network that metrics are of, by name; None is its own."""
+_Run = Callable[[torch.Tensor], Mapping[str | None, torch.Tensor]]
+"""Images to the outputs for a task, by name."""
+
+
+class TaskTest(Protocol):
+    """The test of a network on the images of a task."""
+
+    columns: list[Column]
+
+    def measure(
+        self, network: nn.Module, run: _Run, after_batch: Callable[[], None]
+    ) -> tuple[list[float], list[float]]:
+        """The figures in the order of the columns, and the losses, over the images of all ranks."""
 
 
 class Evaluator:
@@ -40,15 +55,20 @@ class Evaluator:
         networks: dict[str, nn.Module] = {"": job.network}
         if job.trainer is not None and job.trainer.task.average is not None:
             networks[AVERAGE] = job.trainer.task.average
-        self._networks = [
-            (prefix, network, _outputs(network, job.config.metrics)) for prefix, network in networks.items()
-        ]
-        self._figures = create_all_measures(job.config.metrics)
-        # First the loss of each output, by which a network that is not finite is found.
-        self._measures: list[tuple[str | None, Measure]] = [
-            *((output, partial(F.cross_entropy, reduction="sum")) for output in self._networks[0][2]),
-            *((output, measure) for (output, _), measure in self._figures.items()),
-        ]
+        places = {
+            metric.output: f"{place}[{number}]"
+            for metrics, place in (metrics_of(job.config, task) for task in range(len(job.data)))
+            for number, metric in enumerate(metrics)
+        }
+        self._networks = [(prefix, network, _outputs(network, places)) for prefix, network in networks.items()]
+        self._tests = [self._test(number, data) for number, data in enumerate(job.data)]
+
+    def _test(self, number: int, data: TaskData) -> TaskTest:
+        metrics, place = metrics_of(self._job.config, number)
+        if isinstance(data.test, PairLoader):
+            figures = dense_figures(data.config.task, metrics, place)
+            return PixelTest(data.config, data.test, len(data.classes), figures, self._autocast)
+        return ImageTest(data, create_all_measures(metrics, place), self._job.world)
 
     def evaluate(
         self, when: str, after_batch: Callable[[], None] = lambda: None
@@ -58,35 +78,71 @@ class Evaluator:
         `when` begins the log line; `after_batch` is called after each batch, equally often on all ranks.
         """
         figures, losses = dict[str, float](), list[float]()
-        if not self._job.config.metrics:
-            return figures, losses  # a pass over the images would keep nothing
-        for number, task in enumerate(self._job.data):
-            name = task.config.name
+        for number, (data, test) in enumerate(zip(self._job.data, self._tests, strict=True)):
+            if not test.columns:
+                continue  # a pass over the images would keep nothing
             for average, network, outputs in self._networks:
-                batches = batches_of(task.test, self._job.world, name, after_batch)
-                means = self._means(network, outputs, number, batches)
-                losses += means[: len(outputs)]
-                for (output, kind), figure in zip(self._figures, means[len(outputs) :], strict=True):
-                    figures[tested_column(name, kind, output=output, average=average)] = figure
-        said = (f"{name.removeprefix('Overall/')} {_said(name, figure)}" for name, figure in figures.items())
-        _logger.info("%s  %s", when, "  ".join(said))
+                run = partial(self._run, network, outputs, number)
+                means, more = test.measure(network, run, after_batch)
+                losses += more
+                for (output, kind), figure in zip(test.columns, means, strict=True):
+                    figures[tested_column(data.config.name, kind, output=output, average=average)] = figure
+        if figures:
+            said = (f"{name.removeprefix('Overall/')} {_said(name, figure)}" for name, figure in figures.items())
+            _logger.info("%s  %s", when, "  ".join(said))
         return figures, losses
 
+    def _run(
+        self, network: nn.Module, outputs: _Outputs, number: int, images: torch.Tensor
+    ) -> dict[str | None, torch.Tensor]:
+        """The outputs for a task, by name."""
+        with self._autocast():
+            own = network(images)
+        found = {name: own if inner is None else inner.take() for name, inner in outputs.items()}
+        return {name: output_of(value, number) for name, value in found.items()}
+
+
+class ImageTest:
+    """Tests a network on the images of a task of classification, each once over all ranks.
+
+    Args:
+        data: The task.
+        figures: What is measured, by column.
+        world: The ranks.
+    """
+
+    def __init__(self, data: TaskData, figures: Mapping[Column, Measure], world: World):
+        self.columns = [*figures]
+        self._data, self._world = data, world
+        outputs = dict.fromkeys(output for output, _ in figures)
+        self._num_losses = len(outputs)
+        # First the loss of each output, by which a network that is not finite is found.
+        self._measures: list[tuple[str | None, Measure]] = [
+            *((output, partial(F.cross_entropy, reduction="sum")) for output in outputs),
+            *((output, measure) for (output, _), measure in figures.items()),
+        ]
+
+    def measure(
+        self, network: nn.Module, run: _Run, after_batch: Callable[[], None]
+    ) -> tuple[list[float], list[float]]:
+        """Every measure from one pass over the images, since the pass is what takes time."""
+        assert not isinstance(self._data.test, PairLoader), "it is of classification"
+        batches = batches_of(self._data.test, self._world, self._data.config.name, after_batch)
+        means = self._means(network, run, batches)
+        return means[self._num_losses :], means[: self._num_losses]
+
     @torch.no_grad()
-    def _means(self, network: nn.Module, outputs: _Outputs, number: int, batches: Iterator[Batch]) -> list[float]:
-        """Every measure of a task, all from one pass over its images, since the pass is what takes time."""
-        sums = torch.zeros(len(self._measures) + 1, dtype=torch.float64, device=self._job.world.device)
+    def _means(
+        self, network: nn.Module, run: _Run, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
+    ) -> list[float]:
+        sums = torch.zeros(len(self._measures) + 1, dtype=torch.float64, device=self._world.device)
         with evaluating(network):
             for images, labels in batches:
-                with self._autocast():
-                    own = network(images)
+                outputs = run(images)
                 known = labels >= 0  # others are of images that cannot be read
-                logits = {  # autocast's have too few digits for a mean of losses
-                    name: output_of(own if inner is None else inner.take(), number)[known].float()
-                    for name, inner in outputs.items()
-                }
                 if len(labels[known]):
-                    found = [measure(logits[output], labels[known]) for output, measure in self._measures]
+                    # autocast's outputs have too few digits for a mean of losses
+                    found = [measure(outputs[name][known].float(), labels[known]) for name, measure in self._measures]
                     sums += torch.stack([*(one.double() for one in found), known.sum().double()])
         *totals, count = sum_over_ranks(sums).tolist()
         if not count:
@@ -94,15 +150,13 @@ class Evaluator:
         return [total / count for total in totals]
 
 
-def _outputs(network: nn.Module, metrics: tuple[Metric, ...]) -> _Outputs:
-    captured: dict[str | None, Captured | None] = {}
-    for number, name in enumerate(metric.output for metric in metrics):
-        if name not in captured:
-            own = None if name is None else Captured(network, name, f"metrics[{number}]", training=False)
-            captured[name] = own
-    return captured
+def _outputs(network: nn.Module, places: Mapping[str | None, str]) -> _Outputs:
+    """The outputs that metrics are of, by name, with the place of each in the file."""
+    return {
+        name: None if name is None else Captured(network, name, place, training=False) for name, place in places.items()
+    }
 
 
 def _said(name: str, figure: float) -> str:
-    """A figure for the log; accuracies are shares of the images in the result, as in the publication."""
-    return f"{100 * figure:.2f} %" if name.endswith("Accuracy") else f"{figure:.4g}"
+    """A figure for the log; shares are of 1 in the result, as in the publication."""
+    return f"{100 * figure:.2f} %" if name.endswith(("Accuracy", "mIoU", "delta1")) else f"{figure:.4g}"

@@ -68,7 +68,7 @@ def _check(config: JobConfig) -> None:
     check_training(config)
     size = config.train_config.resolved_tasks[0].data_preprocessing.size
     # Files of weights may be missing still; they are read before the first job starts.
-    check_network(config.network, num_classes=1, input_size=(3, *size), replaced=True)
+    check_network(config.network, num_classes=config.wanted(), input_size=(3, *size), replaced=True)
 
 
 def _resolved(content: Any, folder: Path) -> Any:

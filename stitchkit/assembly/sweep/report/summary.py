@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stitchkit.assembly.sweep.report.heat_map import FIGURES
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -12,13 +14,19 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for each job, from those of its seeds and epochs, which are all done.
 
     `test_accuracy` is the mean of the seeds' last epochs and `test_accuracy_std` their standard deviation, which one
-    seed does not have; `num_seeds` says how many there are.
+    seed does not have; `num_seeds` says how many there are. Figures of dense tasks are likewise.
     """
+    import pandas as pd
+
     last = rows.sort_values("epoch").groupby(["job", "seed"], dropna=False).tail(1)
-    figures = last.groupby("job")["test_accuracy"].agg(test_accuracy="mean", test_accuracy_std="std", num_seeds="count")
-    varying = ["epoch", "step", "seed", "lr", "loss", "train_loss", "test_accuracy", "state"]
+    known = [key for key in FIGURES if key in last]
+    jobs, figures = last.groupby("job"), dict[str, pd.Series]()
+    for key in known:
+        figures |= {key: jobs[key].mean(), f"{key}_std": jobs[key].std()}
+    figures["num_seeds"] = jobs.size()
+    varying = ["epoch", "step", "seed", "lr", "loss", "train_loss", *known, "state"]
     about = last.drop_duplicates("job").drop(columns=varying, errors="ignore")
-    return about.merge(figures, on="job").sort_values("job", ignore_index=True)
+    return about.merge(pd.DataFrame(figures), on="job").sort_values("job", ignore_index=True)
 
 
 def spread(final: pd.DataFrame) -> str:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-_ACCURACY = re.compile(r"^Overall/.+/Test Accuracy$")
+_TESTED = re.compile(r"^Overall/.+/Test (Accuracy|mIoU|delta1)$")
+_DENSE = {"test_miou": "/Test mIoU$", "test_delta1": "/Test delta1$"}
 _Number = Annotated[int, Field(strict=True, ge=-1, lt=2**63)]
 _Value = (
     str | Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | float | bool | date | list[Any] | dict[Any, Any]
@@ -55,7 +56,7 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     test accuracy. Returns the files.
     """
     from stitchkit.assembly.sweep.report.draw import draw, draw_jobs
-    from stitchkit.assembly.sweep.report.heat_map import draw_cross
+    from stitchkit.assembly.sweep.report.heat_map import FIGURES, draw_cross
     from stitchkit.assembly.sweep.report.summary import spread, summarise
 
     place = Path(folder)
@@ -81,7 +82,8 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
             done["test_accuracy"].notna().any() and "uncut" not in done
         ):  # or it is a sweep of gaps that has just begun
             pictures = {"curves": draw_jobs(done, title)}
-        if "encoder_dataset" in done and done["encoder_dataset"].notna().any():
+        is_measured = any(final[key].notna().any() for key in FIGURES if key in final)
+        if is_measured and "encoder_dataset" in done and done["encoder_dataset"].notna().any():
             pictures["heatmap"] = draw_cross(final, title)
         for kind, figure in pictures.items():
             files.append(place / f"{arch}-{kind}.{picture_format}")
@@ -140,7 +142,7 @@ def _rows(job: SweepJob, about: dict[str, object]) -> pd.DataFrame:
     file = _figures(job)
     try:
         raw = pd.read_csv(file) if file.exists() else pd.DataFrame({"Epoch": [pd.NA]})
-        raw = raw[[name for name in raw if name in _COLUMNS or _ACCURACY.match(name)]].apply(pd.to_numeric)
+        raw = raw[[name for name in raw if name in _COLUMNS or _TESTED.match(name)]].apply(pd.to_numeric)
         figures = raw.rename(columns=_COLUMNS).reindex(columns=[*_COLUMNS.values()])
         figures = figures.astype({"epoch": "Int64", "step": "Int64"})
     except (ValueError, TypeError) as error:
@@ -150,7 +152,8 @@ def _rows(job: SweepJob, about: dict[str, object]) -> pd.DataFrame:
         "seed": pd.NA if job.seed is None else job.seed,
         "gap": f"{about['first_deleted_block']},{about['last_deleted_block']}" if about.get("adapter") else "",
         # A picture has one value per job, so several data sets are averaged.
-        "test_accuracy": 100 * raw.filter(regex=_ACCURACY).mean(axis=1),
+        "test_accuracy": 100 * raw.filter(regex="/Test Accuracy$").mean(axis=1),
+        **{key: 100 * found.mean(axis=1) for key, name in _DENSE.items() if len((found := raw.filter(regex=name)).T)},
     }
     plain = {key: value for key, value in about.items() if not isinstance(value, dict | list) and key not in figures}
     return figures.assign(**{**plain, **own})
