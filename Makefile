@@ -1,4 +1,4 @@
-# make demo, make demo-backbone, make demo-sweep, make demo-compose: everything at small size, in a few minutes.
+# make demo, make demo-backbone, make demo-dense, make demo-sweep, make demo-compose: everything at small size, in a few minutes.
 # make test: a case of every kind, in minutes.   make test-all: every case.   make lint: style and types.   CI runs all three.
 # make nightly: 5,000 new odd files for every reader, and every model as an anchor; it takes hours.
 # make bench: our code against a plain reference; it takes long, and needs an idle machine.
@@ -17,10 +17,12 @@ RUN := outputs/digits_vit
 
 GLYPHS := data/glyphs
 BACKBONES := outputs/glyphs_convnext
+SCENES := data/scenes
+DENSE := outputs/scenes_vit
 SWEEP := outputs/sweep_digits
 COMPOSED := outputs/compose_digits
 
-.PHONY: install demo demo-backbone demo-sweep demo-compose test test-full test-all nightly lint bench bench-gpu clean
+.PHONY: install demo demo-backbone demo-dense demo-sweep demo-compose test test-full test-all nightly lint bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -85,6 +87,19 @@ demo-backbone: $(DEMO) $(BACKBONES)/trained
 	  '  $(BIN)/stitchkit export -c $(BACKBONES)/eval_args.yaml --resume $(BACKBONES)/last.pth.tar \' \
 	  '    --ledger $(BACKBONES)/stitches_res.txt --metric knn --max-flops 1M -o backbone.onnx' \
 	  'or your own photos and DINOv2: docs/backbones.md'
+
+demo-dense: $(DEMO) $(DENSE)/trained
+	@echo "== every stitch of two small ViTs, judged by the class of each pixel"
+	$(LAUNCH) $(SCENES) --stitch_config configs/scenes_vit.json --eval --resume $(DENSE)/last.pth.tar
+	$(BIN)/stitchkit pareto $(DENSE)/stitches_res.txt --plot $(DENSE)/pareto.png
+	@printf '%s\n' '' 'Two anchors became 8 networks for segmentation in one training run, with one head.' \
+	  '  $(DENSE)/examples.png      images, their truth, and what three stitches make of them; open it' \
+	  '  $(DENSE)/pareto.png        mean IoU over FLOPs, with its 95 % band' \
+	  '  $(DENSE)/stitches_res.txt  mean IoU, pixel accuracy and cost of each' \
+	  'Next, one of them as a file:' \
+	  '  $(BIN)/stitchkit export -c $(DENSE)/eval_args.yaml --resume $(DENSE)/last.pth.tar \' \
+	  '    --ledger $(DENSE)/stitches_res.txt --max-flops 100M -o scenes.onnx' \
+	  'or your own masks: docs/dense.md'
 
 demo-sweep: $(DEMO) outputs/digits_r18/trained outputs/digits_s/trained
 	@echo "== from the ResNet into the ViT: every gap, every adapter"
@@ -158,6 +173,11 @@ $(BACKBONES)/trained: outputs/glyphs_s/trained outputs/glyphs_b/trained
 	$(LAUNCH) $(GLYPHS)/unlabelled --stitch_config configs/glyphs_convnext.json --resume auto
 	@touch $@
 
+$(DENSE)/trained: $(SCENES)/validation
+	@echo "== all stitches of two ViTs and their head, from scratch, on rendered scenes"
+	$(LAUNCH) $(SCENES) --stitch_config configs/scenes_vit.json --resume auto
+	@touch $@
+
 $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained
 	@echo "== all stitches of the three anchors, trained together"
 	$(TRAIN) --stitch_config configs/digits_vit.json --resume auto
@@ -169,7 +189,10 @@ $(DATA)/validation: | $(DEMO)
 $(GLYPHS)/validation: | $(DEMO)
 	$(BIN)/stitchkit demo-data $(GLYPHS) --kind glyphs
 
-.PRECIOUS: outputs/digits_%/trained $(DATA)/validation $(GLYPHS)/validation
+$(SCENES)/validation: | $(DEMO)
+	$(BIN)/stitchkit scenes $(SCENES)
+
+.PRECIOUS: outputs/digits_%/trained $(DATA)/validation $(GLYPHS)/validation $(SCENES)/validation
 
 clean:
 	rm -rf outputs data build *.egg-info

@@ -59,3 +59,18 @@ def test_the_job_in_the_page_builds():
         network = build_network(config.network, num_classes=10, pretrained=False)
     trained = [name for name, weight in network.named_parameters() if weight.requires_grad]
     assert {name.split(".")[0] + "." + name.split(".")[1] for name in trained} == {"parts.1", "head.linear"}
+
+
+def test_the_job_of_several_tasks_in_the_page_builds():
+    (block,) = [
+        block
+        for block in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/jobs.md").read_text(), re.DOTALL)
+        if "  tasks:" in block
+    ]
+    config = JobConfig.parse(yaml.safe_load(block))
+    size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
+    with torch.device("meta"):
+        wanted = config.wanted([10, 10, 1])
+        network = build_network(config.network, num_classes=wanted, input_size=size, pretrained=False)
+        found = [list(output.shape) for output in network(torch.zeros(2, *size))]
+    assert found == [[2, 10], [2, 10, 8, 8], [2, 1, 8, 8]]

@@ -7,6 +7,8 @@ import pytest
 
 from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.cli import main
+from stitchkit.measure.image_sums import read_sums
+from stitchkit.measure.intervals import add_intervals, by_image_beside
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
@@ -107,3 +109,27 @@ def test_adapters_of_the_digits_sweep_differ_in_how_they_down_sample_only_where_
     assert (
         f"{resized:.1f} %, one with a stride {strided:.1f} %" in (ROOT / "results/digits_sweep/README.md").read_text()
     )
+
+
+SCENES = ROOT / "results/scenes"
+
+
+def test_the_ledger_of_scenes_is_of_the_shipped_configuration_and_its_intervals_of_its_sums():
+    model = create_snnet(StitchConfig.load(ROOT / "configs/scenes_vit.json"), checkpoints=False, num_classes=10)
+    ledger = Ledger(SCENES / "stitches_res.txt", model.space, Profiler(model).cost)
+    assert not ledger.missing
+    sums = read_sums(SCENES / "stitches_res.sums")
+    assert sums.names == tuple(f"{number:04d}.png" for number in range(200))
+    again = [{key: row[key] for key in ("cfg_id", "stitch", "flops", "miou")} for row in ledger.rows]
+    add_intervals(again, by_image_beside(SCENES / "stitches_res.txt", "miou"))
+    for row, other in zip(ledger.rows, again, strict=True):
+        assert sums.figures(row["cfg_id"]) == {key: row[key] for key in ("miou", "pixel_acc", "images")}
+        assert {key: row[key] for key in other} == other
+
+
+def test_the_page_of_scenes_shows_its_ledger(capsys):
+    assert main(["pareto", str(SCENES / "stitches_res.txt")]) == 0
+    assert capsys.readouterr().out in (SCENES / "README.md").read_text()
+    rows = read_rows(SCENES / "stitches_res.txt")
+    assert all(20 < row["miou"] < 100 for row in rows)
+    assert len(pareto_front(rows)) == 3

@@ -1,11 +1,13 @@
 """Nothing in a file is executed: a hostile file against every reader; and no reader that could is in the code."""
 
 import ast
+import io
 import json
 import math
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +15,9 @@ import stitchkit
 import stitchnet
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.cli import main
+from stitchkit.data.dense.pairs import open_pairs
 from stitchkit.data.folders import open_images
+from stitchkit.data.scenes import write_scenes
 from stitchkit.data.timm_readers import open_timm
 from stitchkit.data.unreadable import open_image
 from stitchkit.errors import InputError
@@ -154,6 +158,23 @@ def test_hostile_files_beside_a_ledger(images, made, tmp_path, capsys):
         assert "cannot be read" in capsys.readouterr().err
     (folder / "stitches_res.txt").write_bytes(pickle.dumps(Hostile(made)) + b"\n")
     assert main(evaluate) == 2
+
+
+def test_hostile_files_of_dense_prediction(made, tmp_path, capsys):
+    """Depth maps that are pickles, also within a file of arrays, and sums beside a ledger."""
+    write_scenes(tmp_path / "scenes", {"train": 2, "validation": 1, "test": 1}, side=32)
+    depth = tmp_path / "scenes/validation/depths/0000.npy"
+    depth.with_suffix(".png").unlink()
+    header = io.BytesIO()
+    np.save(header, np.array([Hostile(made)], dtype=object), allow_pickle=True)
+    for content in (pickle.dumps(Hostile(made)), header.getvalue()):
+        depth.write_bytes(content)
+        with pytest.raises(InputError, match=r"0000\.npy' cannot be read"):
+            _ = open_pairs(tmp_path / "scenes", "validation", "depth")[0]
+    ledger = tmp_path / "stitches_res.txt"
+    ledger.write_text('{"cfg_id": 0, "flops": 1, "miou": 50.0}\n')
+    ledger.with_suffix(".sums").write_bytes(pickle.dumps(Hostile(made)))
+    refused(capsys, "pareto", ledger)
 
 
 def test_hostile_files_of_the_evidence(made, tmp_path, capsys):
@@ -340,6 +361,8 @@ READERS = {
     "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/hits.py": test_hostile_files_beside_a_ledger,
+    "stitchkit/measure/image_sums.py": test_hostile_files_of_dense_prediction,
+    "stitchkit/data/dense/maps.py": test_hostile_files_of_dense_prediction,
     "stitchkit/evidence/record.py": test_hostile_files_of_the_evidence,
     "stitchkit/evidence/study.py": test_hostile_files_of_the_evidence,
     "stitchkit/networks/weights.py": test_hostile_checkpoints,

@@ -19,7 +19,7 @@ from timm.data import create_dataset
 from torch.utils.data import DataLoader
 
 import stitchkit.engine.checkpoint_files as checkpoint
-from stitchkit.assembly.train.testing import Evaluator
+from stitchkit.assembly.train.testing import ImageTest
 from stitchkit.cli import main
 from stitchkit.data.folders import open_images
 from stitchkit.data.loader_processes import explained
@@ -619,7 +619,7 @@ def test_an_epoch_of_an_infinite_validation_loss_is_not_saved(subject, trained, 
     assert trained("infinite", "--epochs", "1") == 0
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "_score", lambda *sums: inner(*sums)._replace(loss=torch.inf))
-        patch.setattr(Evaluator, "_means", lambda evaluator, *_: [torch.inf] * len(evaluator._measures))
+        patch.setattr(ImageTest, "_means", lambda evaluator, *_: [torch.inf] * len(evaluator._measures))
         assert trained("infinite", "--resume", "auto", "--epochs", "2") == 2
     assert "validation loss are not finite after epoch 2; stopped." in capsys.readouterr().err
     assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from timm.models import get_pretrained_cfg
 
 from stitchkit.cli import main
+from stitchkit.data.scenes import CLASSES, write_scenes
 from stitchkit.measure.ledger import read_rows
 from tests.distributed.forks import end, start
 from tests.support import ROOT, launch, write_images
@@ -95,6 +96,38 @@ def test_the_recipe_of_snnetv2_trains_and_evaluates_small_anchors(images, tmp_pa
     rows = read_rows(tmp_path / "small/stitches_res.txt")
     assert [row["cfg_id"] for row in rows] == [*range(5), *range(6, 15)], "four blocks, so it is 5 that is left out"
     assert {row["images"] for row in rows} == {20}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("name", "size", "words", "metric"),
+    [
+        ("ade20k_deit3_s_l", [32, 32], "4 steps, momentum, learning rate 0.01", "miou"),
+        ("nyuv2_deit3_b_l", [32, 48], "4 steps, adamw, learning rate 2e-05", "abs_rel"),
+    ],
+)
+def test_the_recipes_for_dense_prediction_train_and_evaluate_small_anchors(name, size, words, metric, tmp_path):
+    """As published, but for the size of the anchors, the levels in them, the scenes and the epochs."""
+    write_scenes(tmp_path / "scenes", {"train": 8, "validation": 3, "test": 1})
+    content = json.loads((ROOT / f"configs/{name}.json").read_text())
+    kwargs = {"img_size": size, "patch_size": 8, "num_heads": 2}
+    content["anchors"] = [
+        {**anchor, "kwargs": {**kwargs, "embed_dim": 16 * number, "depth": 4 * number}}
+        for number, anchor in enumerate(content["anchors"], start=1)
+    ]
+    content["dense"]["levels"] = [1, 3, 5, 7]
+    config = tmp_path / "small.json"
+    config.write_text(json.dumps(content))
+    command = ["train", tmp_path / "scenes", "--stitch_config", config, "--epochs", "2", "--output", tmp_path]
+    command += ["--no-pretrained", "--device", "cpu", "-j", "0", "--num-classes", len(CLASSES)]
+    assert main([*map(str, command)]) == 0
+    assert words in (tmp_path / "small/log.txt").read_text()
+    weights = tmp_path / "small/last.pth.tar"
+    assert main([*map(str, command), "--eval", "--resume", str(weights)]) == 0
+    rows = read_rows(tmp_path / "small/stitches_res.txt")
+    assert [row["cfg_id"] for row in rows] == [*range(5), *range(6, 15)]
+    assert {row["images"] for row in rows} == {3}
+    assert all(row[metric] >= 0 for row in rows)
 
 
 @pytest.mark.full

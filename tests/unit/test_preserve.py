@@ -152,8 +152,8 @@ def test_a_run_that_trains_nothing_is_refused():
 @pytest.mark.parametrize(("given", "rank"), [(0, 16), (4, 4)])
 def test_the_updates_are_part_of_the_configuration(given, rank):
     config = stitchkit.StitchConfig.parse(pico_config(anchor_lora_r=given))
-    assert config.with_updates(settings(preserve="frozen").stitch) == config
-    config = config.with_updates(settings(preserve="lora").stitch)
+    assert config.with_updates(settings(preserve="frozen")) == config
+    config = config.with_updates(settings(preserve="lora"))
     assert config.anchor_lora_r == config.to_dict()["anchor_lora_r"] == rank
     assert stitchkit.StitchConfig.parse(config.to_dict()).anchor_lora_r == rank
 
