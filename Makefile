@@ -104,7 +104,6 @@ demo-dense: $(DEMO) $(DENSE)/trained
 demo-sweep: $(DEMO) outputs/digits_r18/trained outputs/digits_s/trained
 	@echo "== from the ResNet into the ViT: every gap, every adapter"
 	$(BIN)/stitchkit sweep -c configs/across-scales/digits.yml -o $(SWEEP) --jobs 2 --device cpu
-	$(BIN)/stitchkit sweep-report $(SWEEP)
 	@printf '%s\n' '' 'Pieces of two trained networks were joined by adapters; only the adapters were trained.' \
 	  '  $(SWEEP)/digits-heatmap.png      which gap can be bridged by what; open it' \
 	  '  $(SWEEP)/digits-parameters.png   what each adapter costs' \

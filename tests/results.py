@@ -61,12 +61,13 @@ def write_result(
     *,
     seed: int = 1,
     epochs: Iterable[int] | None = None,
+    figure: str = "Accuracy",
 ) -> None:
-    """Write what a finished job of a sweep leaves: its metadata, and an accuracy for each epoch."""
+    """Write what a finished job of a sweep leaves: its metadata, and an accuracy, or another figure, for each epoch."""
     place = folder / name
     place.mkdir(parents=True, exist_ok=True)
     (place / "metadata.yml").write_text(yaml.safe_dump({**about, "num_classes": {"digits": 10}}))
     epochs = range(1, len(accuracies) + 1) if epochs is None else epochs
-    rows = {"Epoch": epochs, "Step": 5, "LR": 0.1, "Loss": 1.0, "Overall/digits/Test Accuracy": accuracies}
+    rows = {"Epoch": epochs, "Step": 5, "LR": 0.1, "Loss": 1.0, f"Overall/digits/Test {figure}": accuracies}
     pd.DataFrame(rows).to_csv(place / f"result-{seed}.csv", index=False)
     (place / f"result-{seed}.pkl").touch()

@@ -199,16 +199,23 @@ def _sweep(flags: argparse.Namespace) -> None:
         smoke(planned)
     else:
         names = {job.name for job in planned} if only else None
-        launch(sweep, Path(output), enter(), only=names, retry_failed=retry_failed)
+        cluster = enter()
+        launch(sweep, Path(output), cluster, only=names, retry_failed=retry_failed)
+        if not cluster.is_detached:
+            _print_report(output)
 
 
 def _sweep_report(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.sweep.check import check_folder
 
     check_folder(flags.folder)  # before torch is loaded
+    _print_report(flags.folder, picture_format=flags.format)
+
+
+def _print_report(folder: str, **options: str) -> None:
     from stitchkit.assembly.sweep.report.tables import sweep_report
 
-    for file in sweep_report(flags.folder, picture_format=flags.format):
+    for file in sweep_report(folder, **options):
         print(file)
 
 
@@ -217,9 +224,11 @@ job = Command(
     resumes="continue from the newest checkpoint with --resume auto",
 )  # fmt: skip
 sweep = Command(
-    _sweep, "run all jobs of one file: one for each gap and stitcher, data set, seed or trial", _add_sweep_flags,
+    _sweep,
+    "run all jobs of one file, one for each gap and stitcher, data set, seed or trial, and report the results",
+    _add_sweep_flags,
     resumes=REPEAT,
-)  # fmt: skip
+)
 sweep_report = Command(
     _sweep_report,
     "collect the results of sweeps into tables, with accuracies in percent, and draw them",

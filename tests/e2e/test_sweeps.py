@@ -1,6 +1,7 @@
 """A miniature sweep on this machine, from its file to its pictures; jobs are real processes."""
 
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -84,7 +85,7 @@ def test_the_sample_sweeps_search_and_cross_what_the_search_trained(tmp_path, mo
     for name, flags in {"search": ["--only", "1", "3", "--epochs", "1"], "heads-by-encoders": []}.items():
         out = ["-o", f"outputs/sweep_{name.partition('-')[0]}", "--jobs", "2", "--device", "cpu"]
         assert main(["sweep", "-c", f"configs/sweeps/{name}.yml", *out, *flags]) == 0
-    assert main(["sweep-report", "outputs/sweep_heads"]) == 0
+    assert Path("outputs/sweep_heads/heads-by-encoders-heatmap.png").stat().st_size > 10_000
     table = pd.read_csv("outputs/sweep_heads/summary.csv")
     found = table.pivot_table(index="head_dataset", columns="encoder_dataset", values="test_accuracy")
     assert found.shape == (2, 3)

@@ -98,7 +98,6 @@ def test_replicates_run_and_are_reported_together(tmp_path, images):
     assert main([*command, "--seeds", "1", "2"]) == 0
     assert {file.name for file in (out / "train-one").glob("*.pkl")} == {"result-1.pkl", "result-2.pkl"}
     assert main([*command, "--seed", "3"]) == 0
-    assert main(["sweep-report", str(out)]) == 0
     header, row = (out / "summary.csv").read_text().splitlines()
     assert dict(zip(header.split(","), row.split(","), strict=True))["num_seeds"] == "3"
 

@@ -190,6 +190,16 @@ def test_a_sweep_without_gaps_has_learning_curves(tmp_path, figures):
     assert "mean ± standard deviation of up to 2 seeds" in figure.get_suptitle()
 
 
+def test_each_figure_of_merit_has_learning_curves(tmp_path, figures):
+    write_result(tmp_path, "classes", {"arch": "sets", "dataset": "digits"}, [0.2, 0.5])
+    write_result(tmp_path, "masks", {"arch": "sets", "dataset": "scenes"}, [0.1, 0.3], figure="mIoU")
+    names = [file.name for file in sweep_report(tmp_path)][3:]
+    assert names == ["sets-curves.png", "sets-curves-miou.png"]
+    drawn = {figure.get_supylabel(): figure.axes[0].get_lines() for figure in figures}
+    heights = {label: line.get_ydata().tolist() for label, [line] in drawn.items()}
+    assert heights == {"test accuracy (%)": [20, 50], "test mIoU (%)": [10, 30]}
+
+
 def test_pictures_in_a_vector_format(swept):
     assert main(["sweep-report", str(swept), "--format", "svg"]) == 0
     assert ">gap (slices left out)</text>" in (swept / "a-b-heatmap.svg").read_text()

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: accuracy by gap and adapter, over parameters, and over epochs."""
+"""Pictures of a sweep: accuracy by gap and adapter, over parameters, and figures of merit over epochs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stitchkit.assembly.sweep.kinds.gap_jobs import UNCUT
 from stitchkit.assembly.sweep.kinds.stitchers import FINETUNE, STITCHERS
-from stitchkit.assembly.sweep.report.heat_map import Side, draw_heat_map, shown
+from stitchkit.assembly.sweep.report.heat_map import FIGURES, Side, draw_heat_map, shown
 from stitchkit.assembly.sweep.report.summary import summarise
 from stitchkit.display import counted
 from stitchkit.measure.figure import draw_costs, new_figure, side_by_side
@@ -39,7 +39,7 @@ _POINT = 7
 _DASH = 4
 """Length of a dash, in widths of its line."""
 _WIDTH = 1
-"""Accuracies (%) that a line in a panel covers."""
+"""Points of a figure (%) that a line in a panel covers."""
 
 
 def draw(rows: pd.DataFrame, title: str) -> dict[str, Figure]:
@@ -60,12 +60,18 @@ def draw(rows: pd.DataFrame, title: str) -> dict[str, Figure]:
     }  # fmt: skip
 
 
-def draw_jobs(rows: pd.DataFrame, title: str) -> Figure:
-    """The learning curves of a sweep without gaps: a line for each job, in the order of their names."""
+def draw_jobs(rows: pd.DataFrame, title: str) -> dict[str, Figure]:
+    """The learning curves of a sweep without gaps: a picture for each figure, a line for each job, by their names."""
     from matplotlib import colormaps
 
     colors = {job: colormaps["tab20"](number % 20) for number, job in enumerate(sorted(rows["job"].unique()))}
-    return _learning_curves({"": rows}, "job", colors, {}, title)
+    measured = [key for key in FIGURES if key in rows and rows[key].notna().any()]
+    return {
+        "curves" if key == "test_accuracy" else f"curves-{key.removeprefix('test_')}": _learning_curves(
+            {"": rows}, "job", colors, {}, title, key
+        )
+        for key in measured
+    }
 
 
 def _uncut(final: pd.DataFrame) -> dict[str, float]:
@@ -127,14 +133,15 @@ def _accuracy_over_parameters(
     axes.update_datalim([*zip(x, y - spread.fillna(0), strict=True), *zip(x, y + spread.fillna(0), strict=True)])
     axes.autoscale_view()
     for place, (_, job) in zip(side_by_side(axes, x, y, size=_POINT), final.iterrows(), strict=True):
-        _draw_point(axes, place, job, colors[job["adapter"]], markers[job["num_downsamples"]])
+        color, marker = colors[job["adapter"]], markers[job["num_downsamples"]]
+        _draw_point(axes, place, job["test_accuracy"], job["test_accuracy_std"], color, marker)
     return figure
 
 
-def _draw_point(axes: Axes, x: float, job: pd.Series, color: _Color, marker: str) -> None:
-    """A job's accuracy as a point, with a bar for the spread over its seeds."""
+def _draw_point(axes: Axes, x: float, y: float, spread: float, color: _Color, marker: str) -> None:
+    """A job's figure as a point, with a bar for the spread over its seeds."""
     axes.errorbar(
-        x, job["test_accuracy"], yerr=job["test_accuracy_std"], color=color, marker=marker, markersize=_POINT,
+        x, y, yerr=spread, color=color, marker=marker, markersize=_POINT,
         markeredgecolor="white", markeredgewidth=0.5, capsize=2, elinewidth=1,
     )  # fmt: skip
 
@@ -154,16 +161,21 @@ def _add_legend(figure: Figure, uncut: Iterable[str], colors: Mapping[str, _Colo
 
 
 def _learning_curves(
-    panels: Mapping[str, pd.DataFrame], key: str, colors: Mapping[str, _Color], uncut: Mapping[str, float], title: str
+    panels: Mapping[str, pd.DataFrame],
+    key: str,
+    colors: Mapping[str, _Color],
+    uncut: Mapping[str, float],
+    title: str,
+    figure_of_merit: str = "test_accuracy",
 ) -> Figure:
-    """Test accuracy over epochs: panels by title, a line for each value of `key`, a band for its seeds."""
+    """A figure of merit over epochs: panels by title, a line for each value of `key`, a band for its seeds."""
     from matplotlib.ticker import MaxNLocator
 
     columns = math.ceil(len(panels) ** 0.5)
     lines = -(-len(panels) // columns)
     figure = new_figure(max(3.0 * columns, 5.0) + 2.6, max(2.4 * lines, 3.6) + 0.8)
     places = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    curves = [_curves(rows, key, colors) for rows in panels.values()]
+    curves = [_curves(rows, key, colors, figure_of_merit) for rows in panels.values()]
     for axes, name, some in zip(places, panels, curves, strict=False):
         _draw_uncut(axes, uncut)
         _draw_curves(axes, some, colors)
@@ -180,16 +192,15 @@ def _learning_curves(
     places[0].set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     _add_legend(figure, uncut, colors, {})
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    figure.supylabel("test accuracy (%)", fontsize=10)
+    figure.supylabel(f"{FIGURES[figure_of_merit]} (%)", fontsize=10)
     for axes, some in zip(places, curves, strict=False):
         _draw_single_epochs(axes, some, colors)
     return figure
 
 
-def _curves(rows: pd.DataFrame, key: str, names: Iterable[str]) -> dict[str, pd.DataFrame]:
-    """Mean and spread of the test accuracy over the seeds, by epoch, for each of some values of a column."""
-    every = rows.groupby([key, "epoch"])["test_accuracy"].agg(test_accuracy="mean", test_accuracy_std="std")
-    every = every.dropna(subset=["test_accuracy"])
+def _curves(rows: pd.DataFrame, key: str, names: Iterable[str], figure_of_merit: str) -> dict[str, pd.DataFrame]:
+    """Mean and spread of a figure over the seeds, by epoch, for each of some values of a column."""
+    every = rows.groupby([key, "epoch"])[figure_of_merit].agg(["mean", "std"]).dropna(subset=["mean"])
     return {name: every.loc[name] for name in names if name in every.index}
 
 
@@ -202,7 +213,7 @@ def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping
     for group in groups:
         period = _DASH * len(group)
         for number, name in enumerate(group):
-            mean, spread = curves[name]["test_accuracy"], curves[name]["test_accuracy_std"]
+            mean, spread = curves[name]["mean"], curves[name]["std"]
             dashes = (period - _DASH * number, (_DASH, period - _DASH)) if len(group) > 1 else "-"
             axes.fill_between(mean.index, mean - spread, mean + spread, color=colors[name], alpha=0.2, linewidth=0)
             axes.plot(mean.index, mean, color=colors[name], linewidth=1.8, linestyle=dashes)
@@ -212,15 +223,15 @@ def _coincide(one: pd.DataFrame, other: pd.DataFrame) -> bool:
     """Whether two curves lie within the width of a line from each other."""
     if not one.index.equals(other.index):
         return False
-    return bool((one["test_accuracy"] - other["test_accuracy"]).abs().max() < _WIDTH)
+    return bool((one["mean"] - other["mean"]).abs().max() < _WIDTH)
 
 
 def _draw_single_epochs(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping[str, _Color]) -> None:
     """Draw jobs of one epoch, which have no line, as points side by side."""
     single = {name: curve.reset_index().iloc[0] for name, curve in curves.items() if len(curve) == 1}
-    x, y = ([job[key] for job in single.values()] for key in ("epoch", "test_accuracy"))
+    x, y = ([job[key] for job in single.values()] for key in ("epoch", "mean"))
     for place, (name, job) in zip(side_by_side(axes, x, y, size=_POINT), single.items(), strict=True):
-        _draw_point(axes, place, job, colors[name], "o")
+        _draw_point(axes, place, job["mean"], job["std"], colors[name], "o")
 
 
 def _colors(adapters: Sequence[str]) -> dict[str, _Color]:

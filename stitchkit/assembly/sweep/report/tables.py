@@ -53,10 +53,10 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
 
     `results.csv` and `results.parquet` have a row for each epoch of each seed, `summary.csv` one for each job. This and
     the pictures show only jobs that are done; titles say if there are others. A sweep has no pictures until a job has a
-    test accuracy. Returns the files.
+    figure of merit. Returns the files.
     """
     from stitchkit.assembly.sweep.report.draw import draw, draw_jobs
-    from stitchkit.assembly.sweep.report.heat_map import FIGURES, draw_cross
+    from stitchkit.assembly.sweep.report.heat_map import draw_cross
     from stitchkit.assembly.sweep.report.summary import spread, summarise
 
     place = Path(folder)
@@ -78,12 +78,9 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
         pictures = {}
         if (done["gap"] != "").any():
             pictures = draw(done, title)
-        elif (
-            done["test_accuracy"].notna().any() and "uncut" not in done
-        ):  # or it is a sweep of gaps that has just begun
-            pictures = {"curves": draw_jobs(done, title)}
-        is_measured = any(final[key].notna().any() for key in FIGURES if key in final)
-        if is_measured and "encoder_dataset" in done and done["encoder_dataset"].notna().any():
+        elif "uncut" not in done:  # or it is a sweep of gaps that has just begun
+            pictures = draw_jobs(done, title)
+        if pictures and "encoder_dataset" in done and done["encoder_dataset"].notna().any():
             pictures["heatmap"] = draw_cross(final, title)
         for kind, figure in pictures.items():
             files.append(place / f"{arch}-{kind}.{picture_format}")
