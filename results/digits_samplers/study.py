@@ -90,7 +90,7 @@ def step_flops(sampler: str, way: str) -> float:
     config = StitchConfig.load(config_of(way))
     recipe = make_recipe({**config.recipe, "sampler": sampler, "preserve": way, "stitch_config": str(config_of(way))})
     torch.manual_seed(0)
-    model = stitchkit.create_snnet(config.with_updates(recipe.stitch), checkpoints=False).train()
+    model = stitchkit.create_snnet(config.with_updates(recipe), checkpoints=False).train()
     freeze(model, recipe.stitch)
     task = create_task(
         model, recipe, torch.device("cpu"), sides=model.input_size[1:], mean=(0.5,) * 3, std=(0.5,) * 3,
@@ -133,7 +133,7 @@ def train_and_judge(row: tuple[str, str, int, int]) -> str:
         sampler=sampler, preserve=way, epochs=epochs, warmup_epochs=epochs * WARM_UP, batch_size=BATCH,
         val_interval=epochs,
     )  # fmt: skip
-    config = StitchConfig.load(config_of(way)).with_updates(make_recipe({"preserve": way}).stitch)
+    config = StitchConfig.load(config_of(way)).with_updates(make_recipe({"preserve": way}))
     model = stitchkit.create_snnet(config, checkpoints=False).eval()
     stitchkit.load_checkpoint(model, run.checkpoint)
     np.save(hits, judge(model))
