@@ -28,12 +28,12 @@ def with_calibration(recipe: Recipe, config: StitchConfig | None) -> Recipe:
     """The recipe of an evaluation, which says from how many training batches stitched routes get their statistics.
 
     What flags and configuration leave open is decided by the anchors: those with batch norms need it. Published
-    configurations leave nothing open: they say 0, as they were published. So do networks for dense prediction.
+    configurations leave nothing open: they say 0, as they were published.
     """
     if recipe.run.recalibrate_bn is not None or not recipe.run.eval:
         return recipe
     number = 0
-    if config is not None and not recipe.dense.is_dense:
+    if config is not None:
         with torch.device("meta"):
             networks = [create_network(spec, pretrained=False, checkpoints=False)[0] for spec in config.anchors]
         number = BATCHES if any(map(batch_norms, networks)) else 0

@@ -21,7 +21,7 @@ from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.unlabelled import has_labels
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
-from stitchkit.distributed import init_world
+from stitchkit.distributed import World, init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
 from stitchkit.measure.recalibrate import has_own_statistics, recalibrate, with_calibration
@@ -42,11 +42,12 @@ from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, output_of, portable
 from stitchkit.training.checkpoint import check_header
-from stitchkit.training.data import Datasets, create_loaders, open_datasets
-from stitchkit.training.dense.data import open_split
+from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
+from stitchkit.training.dense.data import create_pair_loaders, open_split, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network
+from stitchkit.training.own_statistics import calibration_images
 
 _SIZES = ("img_size", "input_size")
 
@@ -184,15 +185,23 @@ def calibrated(trained: Trained, stitch: int) -> RouteNetwork | None:
     world = init_world("cpu")
     try:
         with more_than_cores():
-            loaders = create_loaders(
-                trained.datasets, recipe, world,
-                input_size=model.input_size, model_config=model.pretrained_cfg, num_classes=model.num_classes,
-            )  # fmt: skip
-            assert loaders.train is not None, "recalibration opens the training split"
-            recalibrate(net, (images for images, _ in islice(loaders.train, recipe.run.recalibrate_bn)))
+            recalibrate(net, calibration_images(recipe, _create_loaders(trained, world), model.input_size))
     finally:
         dist.destroy_process_group()
     return net
+
+
+def _create_loaders(trained: Trained, world: World) -> Loaders:
+    """The loaders of an evaluation."""
+    recipe, model = trained.recipe, trained.model
+    if recipe.dense.is_dense:
+        return create_pair_loaders(
+            *open_splits(recipe), recipe, world, input_size=model.input_size, model_config=model.pretrained_cfg
+        )
+    return create_loaders(
+        trained.datasets, recipe, world,
+        input_size=model.input_size, model_config=model.pretrained_cfg, num_classes=model.num_classes,
+    )  # fmt: skip
 
 
 def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:

@@ -31,7 +31,7 @@ from stitchkit.training.inputs import source_of
 BANK_IMAGES = 50_000
 """Labelled images with which features are compared, unless `--bank-images` says otherwise."""
 _FEWEST_FOR_FOCUS = 4
-_FOR_CALIBRATION = "batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "
+FOR_CALIBRATION = "batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def open_datasets(recipe: Recipe) -> Datasets:
     data, source, train = recipe.data, source_of(recipe), None
     if not recipe.run.eval or recipe.run.recalibrate_bn:
         options = {"num_samples": data.train_num_samples, "repeats": data.epoch_repeats}
-        with prefixed(_FOR_CALIBRATION if recipe.run.eval else ""):
+        with prefixed(FOR_CALIBRATION if recipe.run.eval else ""):
             train = open_dataset(source, data.train_split, is_training=True, **options)
         for name in ("aug_repeats", "aug_splits"):
             if isinstance(train, IterableDataset) and getattr(recipe.augment, name):
@@ -282,11 +282,16 @@ def _create_sample_loader(
     """Some training images in random order, prepared as for evaluation; the seed decides which. Of a stream, all."""
     if isinstance(images, IterableDataset):
         return _create_loader(images, recipe, world, **for_evaluation)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(recipe.run.seed))
-    chosen = Subset(images, order[:count].tolist())
+    chosen = Subset(images, drawn_numbers(len(images), count, recipe.run.seed))
     loader = _create_loader(chosen, recipe, world, **for_evaluation)
     images.transform = chosen.transform  # type: ignore[attr-defined] # timm set it on the subset only
     return loader
+
+
+def drawn_numbers(total: int, count: int, seed: int) -> list[int]:
+    """Numbers of at most `count` of some images, in random order."""
+    order: list[int] = torch.randperm(total, generator=torch.Generator().manual_seed(seed)).tolist()
+    return order[:count]
 
 
 _SRC = "src"

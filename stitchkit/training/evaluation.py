@@ -82,11 +82,11 @@ def evaluate_stitches(session: Session) -> None:
             add_intervals(ledger.rows, by_image_beside(ledger.path, metric_of(ledger.rows)))
             ledger.rewrite()
             _add_latencies(recipe.run.latency, model, ledger)
-            if isinstance(model, DenseSNNet):
-                uncompiled(model)(write_examples)(session, model, ledger.rows)
             said = "%s has %s; the front: stitchkit pareto %s"
             _logger.info(said, ledger.path, counted(len(ledger.rows), "stitch"), ledger.path)
 
+    if isinstance(model, DenseSNNet):
+        uncompiled(model)(write_examples)(session, model, ledgers)
     from_primary(world, finish)  # the other ranks wait, since their callers read the ledger next
 
 
@@ -96,7 +96,7 @@ def _judged(
 ) -> Iterator[_Scores]:  # fmt: skip
     """What stitches are worth: by pixels, by labels, or by their features."""
     if isinstance(model, DenseSNNet):
-        return DenseEvaluation(session, model, origin, ledgers).stitches(shared)
+        return DenseEvaluation(session, model, origin, ledgers).stitches(shared, own)
     if model.num_classes:
         return Answering(session, model, origin, ledgers).stitches(shared, own)
     return _by_features(session, model, shared, own, ledgers)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
+import torch
 from timm.utils import distribute_bn
 from torch import nn
 
 from stitchkit.display import counted
 from stitchkit.measure.recalibrate import has_own_statistics, recalibrate
 from stitchkit.model.snnet import SNNet
+from stitchkit.settings.recipe import Recipe
+from stitchkit.training.data import Loaders
+from stitchkit.training.dense.data import PairLoader
+from stitchkit.training.dense.windows import Windows
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -34,11 +39,19 @@ def with_own_statistics(session: Session, model: SNNet, cfg_ids: Iterable[int]) 
 
 def recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
     """A copy of one stitch, or of the plain model, with its own batch-norm statistics."""
-    run, loader = session.recipe.run, session.loaders.train
-    assert loader is not None, "recalibration opens the training split"
     net = session.model.extract(cfg_id) if isinstance(session.model, SNNet) else copy.deepcopy(session.model)
     with session.autocast():
-        recalibrate(net, (images for images, _ in islice(loader, run.recalibrate_bn)))
+        recalibrate(net, calibration_images(session.recipe, session.loaders, session.input_size))
     if way := session.recipe.distributed.dist_bn:
         distribute_bn(net, session.world.size, way == "reduce")
     return net
+
+
+def calibration_images(recipe: Recipe, loaders: Loaders, input_size: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    """Batches of training images `[B, C, H, W]` for batch-norm statistics; in dense prediction, of their windows."""
+    loader, count = loaders.train, recipe.run.recalibrate_bn
+    assert loader is not None, "recalibration opens the training split"
+    if not isinstance(loader, PairLoader):
+        return (images for images, _ in islice(loader, count))
+    windows = Windows.of_task(recipe.dense, (input_size[1], input_size[2]))
+    return (windows.cut([image for image, _ in pairs]).windows for pairs in loader.batches())

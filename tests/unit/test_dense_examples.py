@@ -83,7 +83,7 @@ def test_what_is_drawn_is_what_the_network_says(judged, scenes):
     recipe, config = resolve({**flags, "task": way, "head": "linear", "eval": True, "device": "cpu"})
     session = open_session(recipe, config, init_world("cpu"))
     model, cfg_ids = session.model.eval(), [row["cfg_id"] for row in shown]
-    drawn, pairs = examples(session, model, cfg_ids), open_pairs(scenes, "validation", way)
+    drawn, pairs = examples(session, model, cfg_ids, own={}), open_pairs(scenes, "validation", way)
     for place, example in zip((0, 2, 4, 6), drawn, strict=True):
         image, truth = pairs[place]
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -13,9 +13,9 @@ from stitchkit.data.dense.pairs import ImagePairs, open_pairs
 from stitchkit.data.dense.transforms import evaluation_transform, training_transform
 from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.distributed import World
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, prefixed
 from stitchkit.settings.recipe import Recipe
-from stitchkit.training.data import Loaders, preparation, weights_dtype
+from stitchkit.training.data import FOR_CALIBRATION, Loaders, drawn_numbers, preparation, weights_dtype
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """An image `[C, H, W]` and its target `[H, W]`."""
@@ -29,21 +29,25 @@ class PairLoader:
         batch_size: Images that are read together.
         workers: Loader processes.
         world: The ranks.
+        numbers: Those of the images, in the order in which ranks take them; by default all.
     """
 
-    def __init__(self, pairs: ImagePairs, batch_size: int, workers: int, world: World):
+    def __init__(
+        self, pairs: ImagePairs, batch_size: int, workers: int, world: World, numbers: Sequence[int] | None = None
+    ):
         self.dataset = pairs
+        self._numbers = range(len(pairs)) if numbers is None else numbers
         self._world, self._workers, self._batch_size = world, workers, batch_size
 
     def __len__(self) -> int:
         """The batches of a rank, the most of any."""
-        most = -(-len(self.dataset) // self._world.size)
+        most = -(-len(self._numbers) // self._world.size)
         return -(-most // self._batch_size)
 
     @property
-    def own(self) -> range:
+    def own(self) -> Sequence[int]:
         """The numbers of this rank's images."""
-        return range(self._world.rank, len(self.dataset), self._world.size)
+        return self._numbers[self._world.rank :: self._world.size]
 
     def batches(self, done: int = 0, after_batch: Callable[[], None] = lambda: None) -> Iterator[list[Pair]]:
         """The pairs of this rank after the first `done`, on its device; `after_batch` is called equally often on all
@@ -65,11 +69,12 @@ class PairLoader:
 
 
 def open_splits(recipe: Recipe) -> tuple[ImagePairs | None, ImagePairs]:
-    """The training split, which only a training opens, and the one for validation."""
+    """The training split, unless an evaluation has no use for it, and the one for validation."""
     data, train = recipe.data, None
     wanted = (recipe.model.num_classes or 0) if recipe.dense.task == "segmentation" else 0
-    if not recipe.run.eval:
-        train = open_split(recipe, data.train_split, num_classes=wanted)
+    if not recipe.run.eval or recipe.run.recalibrate_bn:
+        with prefixed(FOR_CALIBRATION if recipe.run.eval else ""):
+            train = open_split(recipe, data.train_split, num_classes=wanted)
         wanted = train.num_classes
     return train, open_split(recipe, data.val_split, num_classes=wanted)
 
@@ -106,6 +111,11 @@ def create_pair_loaders(
     validation = PairLoader(judged, batch_size, workers_for(judged, data.workers, world), world)
     if train is None:
         return Loaders(None, validation, **colours)
+    if recipe.run.eval:
+        train.transform, workers = judged.transform, workers_for(train, data.workers, world)
+        count = (recipe.run.recalibrate_bn or 0) * batch_size * world.size
+        numbers = drawn_numbers(len(train), count, recipe.run.seed)
+        return Loaders(PairLoader(train, batch_size, workers, world, numbers), validation, **colours)
     low, high = (1.0, 1.0) if augment.no_aug else recipe.dense.zoom
     train.transform = training_transform(
         task,

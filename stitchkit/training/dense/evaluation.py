@@ -7,7 +7,10 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from torch import nn
 
 from stitchkit.distributed import from_primary
 from stitchkit.errors import InputError
@@ -17,7 +20,8 @@ from stitchkit.measure.ledger import LEDGER, Ledger
 from stitchkit.model.dense import DensePass, DenseSNNet
 from stitchkit.progress import progress
 from stitchkit.training.dense.data import PairLoader
-from stitchkit.training.dense.judging import DenseJudge, of_all_ranks
+from stitchkit.training.dense.judging import DenseJudge, Run, alone, of_all_ranks
+from stitchkit.training.own_statistics import recalibrated
 from stitchkit.training.session import Session
 
 
@@ -45,21 +49,39 @@ class DenseEvaluation:
         names = json.dumps(loader.dataset.names).encode()
         self._origin = {**origin, "images_sha256": hashlib.sha256(names).hexdigest(), "ranks": session.world.size}
 
-    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, DenseFigure]]:
-        """The figures of stitches, all at once; sums are kept before them, so that all in the ledger have them."""
-        if not cfg_ids:
-            return
+    def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[dict[int, DenseFigure]]:
+        """The figures of stitches: of those that share work at once, then of each of the others.
+
+        Sums are kept before figures are given, so that all in the ledger have them.
+
+        Args:
+            shared: Stitches that share work.
+            own: Stitches with batch-norm statistics of their own.
+        """
+        for cfg_ids, net, run in self._passes(shared, own):
+            yield self._kept(cfg_ids, net, run)
+            self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
+
+    def _passes(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[tuple[Sequence[int], nn.Module, Run]]:
+        """The stitches of each pass over the images, the module that they belong to, and what runs them."""
+        if shared:
+            yield shared, self._model, DensePass(self._model, shared)
+        for cfg_id in own:
+            net = recalibrated(self._session, cfg_id)
+            yield [cfg_id], net, partial(alone, cfg_id, net)
+
+    def _kept(self, cfg_ids: Sequence[int], net: nn.Module, run: Run) -> dict[int, DenseFigure]:
+        """The figures of the stitches that `run` gives, whose sums are in the file beside the ledger."""
         world = self._session.world
-        sums = of_all_ranks(self._own(cfg_ids), self._loader.dataset.names, world)
+        sums = of_all_ranks(self._of_rank(cfg_ids, net, run), self._loader.dataset.names, world)
         from_primary(world, lambda: self._keep(sums))
-        yield {cfg_id: DenseFigure(sums.figures(cfg_id)) for cfg_id in cfg_ids}
-        self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
+        return {cfg_id: DenseFigure(sums.figures(cfg_id)) for cfg_id in cfg_ids}
 
     @property
     def _progress(self) -> Path:
         return self._session.folder / f"{LEDGER}.part{self._session.world.rank}"
 
-    def _own(self, cfg_ids: Sequence[int]) -> ImageSums | None:
+    def _of_rank(self, cfg_ids: Sequence[int], net: nn.Module, run: Run) -> ImageSums | None:
         """The sums of this rank's images, of which those so far are saved every few seconds."""
         session, model = self._session, self._model
         sides = (session.input_size[1], session.input_size[2])
@@ -68,7 +90,7 @@ class DenseEvaluation:
         found = self._restored(of)
         done, saved = sum(len(part.truth) for part in found), time.monotonic()
         batches = self._loader.batches(done)
-        sums = judge.sums(model, DensePass(model, cfg_ids), cfg_ids, batches)
+        sums = judge.sums(net, run, cfg_ids, batches)
         for part in progress(sums, session.world, "evaluation", unit="batches"):
             found.append(part)
             if time.monotonic() - saved >= SAVE_EVERY:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from stitchkit.display import counted, quantity
+from stitchkit.distributed import from_primary
 from stitchkit.errors import InputError
 from stitchkit.measure.dense_sums import MIN_DEPTH, NOT_KNOWN
 from stitchkit.measure.figure import new_figure, save_figure
-from stitchkit.measure.ledger import Row
+from stitchkit.measure.ledger import Ledger, Row
 from stitchkit.measure.metric import METRICS, metric_of
 from stitchkit.measure.pareto import pareto_front
+from stitchkit.measure.recalibrate import has_own_statistics
 from stitchkit.model.dense import DensePass, DenseSNNet
+from stitchkit.networks.mode import evaluating
 from stitchkit.training.dense.data import Pair, PairLoader
-from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.dense.judging import DenseJudge, Outputs, alone
+from stitchkit.training.own_statistics import recalibrated
 from stitchkit.training.session import Session
 
 if TYPE_CHECKING:
@@ -55,20 +60,31 @@ class Example:
     found: tuple[Map, ...]
 
 
-def write_examples(session: Session, model: DenseSNNet, rows: Sequence[Row]) -> None:
-    """Draw four images of the validation split and three stitches of the front of a ledger's rows.
+def write_examples(session: Session, model: DenseSNNet, ledgers: Sequence[Ledger]) -> None:
+    """Draw four images of the validation split and three stitches of the front of a ledger.
+
+    Every rank calls it, because batch-norm statistics of a stitch's own are computed by all; the primary one, which
+    has the ledger, draws.
 
     The figures are complete without the picture, so if it cannot be drawn, the log says why.
     """
-    if not rows:
-        return
-    path, shown = session.folder / EXAMPLES, shown_stitches(rows)
-    try:
-        save_figure(_figure(session, shown, examples(session, model, [row["cfg_id"] for row in shown])), path)
-    except (InputError, ImportError) as error:
-        _logger.warning("'%s' is not drawn: %s", path, error)
-        return
-    _logger.info("%s shows images, their truth, and what %s of the front make of them", path, _several(len(shown)))
+    world = session.world
+    shown = from_primary(world, lambda: [row for ledger in ledgers for row in shown_stitches(ledger.rows)])
+    cfg_ids = [row["cfg_id"] for row in shown]
+    has_own = [cfg_id for cfg_id in cfg_ids if session.recipe.run.recalibrate_bn and has_own_statistics(model, cfg_id)]
+    own = {cfg_id: recalibrated(session, cfg_id) for cfg_id in has_own}
+
+    def draw() -> None:
+        path = session.folder / EXAMPLES
+        try:
+            save_figure(_figure(session, shown, examples(session, model, cfg_ids, own)), path)
+        except (InputError, ImportError) as error:
+            _logger.warning("'%s' is not drawn: %s", path, error)
+            return
+        _logger.info("%s shows images, their truth, and what %s of the front make of them", path, _several(len(shown)))
+
+    if shown:
+        from_primary(world, draw)
 
 
 def _several(stitches: int) -> str:
@@ -81,20 +97,37 @@ def shown_stitches(rows: Sequence[Row]) -> list[Row]:
     return [front[place] for place in sorted({0, len(front) // 2, len(front) - 1})]
 
 
-def examples(session: Session, model: DenseSNNet, cfg_ids: Sequence[int]) -> list[Example]:
-    """What stitches make of images that are evenly spread over the validation split."""
+def examples(
+    session: Session, model: DenseSNNet, cfg_ids: Sequence[int], own: Mapping[int, nn.Module]
+) -> list[Example]:
+    """What stitches make of images that are evenly spread over the validation split.
+
+    Args:
+        session: The run.
+        model: Its SN-Net.
+        cfg_ids: The stitches.
+        own: The networks of those with batch-norm statistics of their own.
+    """
     loader = session.loaders.validation
     assert isinstance(loader, PairLoader), "it is of a dense task"
     pairs, device = loader.dataset, session.world.device
     judge = DenseJudge(
         session.recipe.dense, model.num_classes, (session.input_size[1], session.input_size[2]), session.autocast
     )
+    shared = DensePass(model, [cfg_id for cfg_id in cfg_ids if cfg_id not in own])
+
+    def run(windows: torch.Tensor) -> Outputs:
+        yield from shared(windows)
+        for cfg_id, net in own.items():
+            with evaluating(net):
+                yield from alone(cfg_id, net, windows)
+
     places = np.linspace(0, len(pairs) - 1, min(_MOST_IMAGES, len(pairs))).round().astype(int)
     found = []
     for place in places.tolist():
         image, target = (part.to(device) for part in pairs[place])
         # One at a time, since outputs for all pixels are large.
-        outputs = judge.outputs(model, DensePass(model, cfg_ids), [(image, target)])
+        outputs = judge.outputs(model, run, [(image, target)])
         classes = {cfg_id: _predicted(output, session) for cfg_id, (output,) in outputs}
         found.append(_example(session, (image, target), [classes[cfg_id] for cfg_id in cfg_ids]))
     return found

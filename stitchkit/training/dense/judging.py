@@ -21,6 +21,8 @@ from stitchkit.training.dense.windows import Windows
 
 Outputs = Iterable[tuple[int, torch.Tensor]]
 """The `cfg_id` of each network and its outputs for windows, `[W, K, h, w]`."""
+Run = Callable[[torch.Tensor], Outputs]
+"""Runs networks on windows `[W, C, H, W]`, in any order."""
 
 
 class DenseJudge:
@@ -34,17 +36,15 @@ class DenseJudge:
     """
 
     def __init__(self, settings: DenseRecipe, num_classes: int, sides: tuple[int, int], autocast: Autocast):
-        is_depth = settings.task == "depth"
-        self.score: DenseScore = DepthScore() if is_depth else SegmentationScore(num_classes)
-        stride = settings.window_stride or max(1, 2 * min(sides) // 3)
-        self._windows = Windows(sides, stride, keeps_scale=is_depth)
+        self.score: DenseScore = DepthScore() if settings.task == "depth" else SegmentationScore(num_classes)
+        self._windows = Windows.of_task(settings, sides)
         self._num_classes, self._max_depth, self._autocast = num_classes, settings.max_depth, autocast
 
     @torch.no_grad()
     def sums(
         self,
         network: nn.Module,
-        run: Callable[[torch.Tensor], Outputs],
+        run: Run,
         cfg_ids: Sequence[int],
         batches: Iterable[Sequence[Pair]],
     ) -> Iterator[ImageSums]:
@@ -52,7 +52,7 @@ class DenseJudge:
 
         Args:
             network: The module that they belong to; its mode is restored.
-            run: Windows `[W, C, H, W]` to their outputs, in any order.
+            run: Runs the networks.
             cfg_ids: The networks.
             batches: The images with their targets.
         """
@@ -65,7 +65,7 @@ class DenseJudge:
 
     @torch.no_grad()
     def outputs(
-        self, network: nn.Module, run: Callable[[torch.Tensor], Outputs], batch: Sequence[Pair]
+        self, network: nn.Module, run: Run, batch: Sequence[Pair]
     ) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
         """The `cfg_id` of each network and its outputs `[K, H, W]` for each image, at the size of its target.
 
@@ -85,7 +85,7 @@ class DenseJudge:
     def over_ranks(
         self,
         network: nn.Module,
-        run: Callable[[torch.Tensor], Outputs],
+        run: Run,
         cfg_ids: Sequence[int],
         batches: Iterable[Sequence[Pair]],
     ) -> ImageSums:
@@ -106,6 +106,11 @@ class DenseJudge:
         cfg_ids = [*stitches.values()]
         whole = self.over_ranks(network, run, cfg_ids, batches)
         return {label: whole.figures(cfg_id) for label, cfg_id in stitches.items()}
+
+
+def alone(cfg_id: int, net: nn.Module, windows: torch.Tensor) -> Outputs:
+    """A network that shares no work as a `Run`, if its first arguments are given."""
+    return [(cfg_id, net(windows))]
 
 
 def of_all_ranks(own: ImageSums | None, names: Sequence[str], world: World) -> ImageSums:

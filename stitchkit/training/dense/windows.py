@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from stitchkit.settings.dense_recipe import DenseRecipe
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -27,6 +29,12 @@ class Windows:
     size: tuple[int, int]
     stride: int
     keeps_scale: bool
+
+    @classmethod
+    def of_task(cls, settings: DenseRecipe, size: tuple[int, int]) -> Windows:
+        """Those of a task, by default two thirds of a window apart."""
+        stride = settings.window_stride or max(1, 2 * min(size) // 3)
+        return cls(size, stride, keeps_scale=settings.task == "depth")
 
     def cut(self, images: Sequence[torch.Tensor]) -> Cut:
         """The windows of images `[C, H, W]` of any sizes, normalised, so that zeros are their mean."""

@@ -1,0 +1,83 @@
+"""Anchors with batch norms in dense prediction: each stitched route is judged, and exported, with its own."""
+
+import json
+
+import pytest
+import torch
+
+from stitchkit import load_stitch
+from stitchkit.cli import main
+from stitchkit.data.scenes import write_scenes
+from stitchkit.distributed import init_world
+from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.recalibrate import batch_norms, recalibrate
+from stitchkit.settings.flags import resolve
+from stitchkit.training.checkpoint import load_weights
+from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.session import open_session
+from tests.support import FAMILIES, FLAGS
+
+TRAIN, SIDE = 6, 64
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of scenes and runs, and the command that trained two small ResNets on them."""
+    folder = tmp_path_factory.mktemp("norms")
+    write_scenes(folder / "scenes", {"train": TRAIN, "validation": 3, "test": 1}, side=SIDE)
+    (folder / "pico.json").write_text(json.dumps({**FAMILIES["resnet"], "rule": "two_way"}))
+    way = ["--task", "segmentation", "--head", "linear", "--img-size", str(SIDE), "--stitch-init-bs", "2"]
+    config = ["--stitch_config", str(folder / "pico.json")]
+    command = ["train", str(folder / "scenes"), *config, *FLAGS, *way, "-b", "2", "--output", str(folder)]
+    assert main([*command, "--experiment", "trained", "--epochs", "2", "--lr", "0.01"]) == 0
+    return folder, command
+
+
+@pytest.fixture(scope="module")
+def judged(trained):
+    folder, command = trained
+    resume = ["--eval", "--resume", str(folder / "trained/last.pth.tar")]
+    assert main([*command, "--experiment", "judged", *resume]) == 0
+    assert main([*command, "--experiment", "shared", *resume, "--recalibrate-bn", "0"]) == 0
+    return {name: read_rows(folder / name / "stitches_res.txt") for name in ("judged", "shared")}
+
+
+def test_stitched_routes_have_statistics_of_their_own_and_anchors_those_of_training(judged):
+    pairs = [*zip(judged["judged"], judged["shared"], strict=True)]
+    assert [one["miou"] for one, _ in pairs[:2]] == [other["miou"] for _, other in pairs[:2]]
+    assert [one.get("recalibrate_bn") for one, _ in pairs] == [None, None, *[10] * (len(pairs) - 2)]
+    assert all("recalibrate_bn" not in other for _, other in pairs)
+    assert sum(one["pixel_acc"] != other["pixel_acc"] for one, other in pairs[2:]) > len(pairs[2:]) / 2
+
+
+def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(trained, judged):
+    """All training images fit into the ten batches, and each is one window."""
+    folder, _ = trained
+    flags = {"data_dir": str(folder / "scenes"), "stitch_config": str(folder / "pico.json"), "pretrained": False}
+    flags |= {"workers": 0, "task": "segmentation", "head": "linear", "img_size": SIDE, "batch_size": 2}
+    flags |= {"resume": str(folder / "trained/last.pth.tar"), "eval": True, "device": "cpu"}
+    recipe, config = resolve(flags)
+    session = open_session(recipe, config, init_world("cpu"))
+    load_weights(session)
+    row = judged["judged"][-1]
+    net = session.model.extract(row["cfg_id"])
+    assert batch_norms(net)
+    numbers = torch.randperm(TRAIN, generator=torch.Generator().manual_seed(recipe.run.seed)).split(2)
+    images = session.loaders.train.dataset
+    recalibrate(net, [torch.stack([images[int(number)][0] for number in batch]) for batch in numbers])
+    judge = DenseJudge(recipe.dense, session.model.num_classes, (SIDE, SIDE), session.autocast)
+    batches = session.loaders.validation.batches()
+    sums = judge.over_ranks(net, lambda windows: [(row["cfg_id"], net(windows))], [row["cfg_id"]], batches)
+    found = sums.figures(row["cfg_id"])
+    assert {key: row[key] for key in found} == pytest.approx(found, abs=0.01)
+
+
+def test_an_export_has_them_too(trained, judged):
+    folder, _ = trained
+    row = judged["judged"][-1]
+    flags = ["-c", str(folder / "judged/eval_args.yaml"), "--resume", str(folder / "trained/last.pth.tar")]
+    wanted = ["--cfg-id", str(row["cfg_id"]), "-o", str(folder / "one.safetensors")]
+    assert main(["export", *flags, *wanted]) == 0
+    norms = batch_norms(load_stitch(folder / "one.safetensors"))
+    assert norms
+    assert all(int(norm.num_batches_tracked) == TRAIN / 2 for norm in norms)
