@@ -18,7 +18,7 @@ RUN := outputs/digits_vit
 GLYPHS := data/glyphs
 BACKBONES := outputs/glyphs_convnext
 SCENES := data/scenes
-DENSE := outputs/scenes_vit
+DENSE := outputs/scenes_resnet
 SWEEP := outputs/sweep_digits
 COMPOSED := outputs/compose_digits
 
@@ -89,8 +89,8 @@ demo-backbone: $(DEMO) $(BACKBONES)/trained
 	  'or your own photos and DINOv2: docs/backbones.md'
 
 demo-dense: $(DEMO) $(DENSE)/trained
-	@echo "== every stitch of two small ViTs, judged by the class of each pixel"
-	$(LAUNCH) $(SCENES) --stitch_config configs/scenes_vit.json --eval --resume $(DENSE)/last.pth.tar
+	@echo "== every stitch of two small ResNets, judged by the class of each pixel"
+	$(LAUNCH) $(SCENES) --stitch_config configs/scenes_resnet.json --eval --resume $(DENSE)/last.pth.tar
 	$(BIN)/stitchkit pareto $(DENSE)/stitches_res.txt --plot $(DENSE)/pareto.png
 	@printf '%s\n' '' 'Two anchors became 8 networks for segmentation in one training run, with one head.' \
 	  '  $(DENSE)/examples.png      images, their truth, and what three stitches make of them; open it' \
@@ -98,7 +98,7 @@ demo-dense: $(DEMO) $(DENSE)/trained
 	  '  $(DENSE)/stitches_res.txt  mean IoU, pixel accuracy and cost of each' \
 	  'Next, one of them as a file:' \
 	  '  $(BIN)/stitchkit export -c $(DENSE)/eval_args.yaml --resume $(DENSE)/last.pth.tar \' \
-	  '    --ledger $(DENSE)/stitches_res.txt --max-flops 100M -o scenes.onnx' \
+	  '    --ledger $(DENSE)/stitches_res.txt --max-flops 30M -o scenes.onnx' \
 	  'or your own masks: docs/dense.md'
 
 demo-sweep: $(DEMO) outputs/digits_r18/trained outputs/digits_s/trained
@@ -173,8 +173,8 @@ $(BACKBONES)/trained: outputs/glyphs_s/trained outputs/glyphs_b/trained
 	@touch $@
 
 $(DENSE)/trained: $(SCENES)/validation
-	@echo "== all stitches of two ViTs and their head, from scratch, on rendered scenes"
-	$(LAUNCH) $(SCENES) --stitch_config configs/scenes_vit.json --resume auto
+	@echo "== all stitches of two ResNets and their head, from scratch, on rendered scenes"
+	$(LAUNCH) $(SCENES) --stitch_config configs/scenes_resnet.json --resume auto
 	@touch $@
 
 $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained

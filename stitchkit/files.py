@@ -23,14 +23,15 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, writer: str = "") -> Iterator[Path]:
     """A temporary file beside `path` that replaces it when the block ends.
 
-    An error in the block leaves everything as it was. Links under both names are removed, not followed.
+    An error in the block leaves everything as it was. Links under both names are removed, not followed. Where several
+    processes may write the file at once, each is a `writer` of its own, which goes into the temporary name.
     """
     if path.exists() and not path.is_symlink() and not path.is_file():
         raise InputError(f"'{path}' is not a regular file, so it is not replaced; choose another name")
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(".".join(filter(None, [path.name, writer, "tmp"])))
     temporary.unlink(missing_ok=True)
     # Created here, so that whoever writes to the name opens this file, not a link that was put there meanwhile.
     os.close(descriptor(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
@@ -45,9 +46,9 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file completely, or keep the old one."""
-    with replacing(path) as draft:
+def write_text(path: Path, text: str, *, writer: str = "") -> None:
+    """Write a small file completely, or keep the old one; `writer` is as for `replacing`."""
+    with replacing(path, writer=writer) as draft:
         draft.write_text(text, encoding="utf-8")
 
 

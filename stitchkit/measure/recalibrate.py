@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_network
 from stitchkit.networks.mode import evaluating
@@ -41,9 +42,10 @@ def with_calibration(recipe: Recipe, config: StitchConfig | None) -> Recipe:
 
 
 def has_own_statistics(model: SNNet, cfg_id: int) -> bool:
-    """Whether recalibration concerns a stitch: it is not an uncut anchor, and it has batch norms."""
+    """Whether recalibration concerns a stitch: it has batch norms, and is no uncut anchor with a head of its own."""
     norms = (batch_norms(model.module_of(step)) for step in model.steps(cfg_id))
-    return bool(model.space[cfg_id].joints) and any(norms)
+    shares = bool(model.space[cfg_id].joints) or isinstance(model, DenseSNNet)
+    return shares and any(norms)
 
 
 @torch.no_grad()

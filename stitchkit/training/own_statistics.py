@@ -32,7 +32,7 @@ def with_own_statistics(session: Session, model: SNNet, cfg_ids: Iterable[int]) 
         _logger.info(
             "batch-norm statistics of %s are recomputed for each, from %s: in training all routes share them, so they "
             "fit none well; --recalibrate-bn 0 keeps those",
-            counted(len(found), "stitched route"), counted(batches, "training batch"),
+            counted(len(found), "route"), counted(batches, "training batch"),
         )  # fmt: skip
     return found
 

@@ -20,7 +20,7 @@ def test_from_scenes_to_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_scenes(tmp_path / "data/scenes", {"train": 16, "validation": 6, "test": 1}, side=32)
     (tmp_path / "configs").mkdir()
-    write_config(tmp_path / "configs/scenes_vit.json", dense={"task": "segmentation", "head": "linear"})
+    write_config(tmp_path / "configs/scenes_resnet.json", dense={"task": "segmentation", "head": "linear"})
     for words in commands(PAGE):
         assert words[0] == "stitchkit"
         new = FLAGS if "--stitch_config" in words else []
@@ -28,7 +28,7 @@ def test_from_scenes_to_a_file(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "the Pareto front by mean IoU has" in said
     assert re.search(r"largest difference \S+ of logits up to .*\n  SN-Net .*\n  scenes.onnx +0\.", said)
-    rows = read_rows("outputs/scenes_vit/stitches_res.txt")
+    rows = read_rows("outputs/scenes_resnet/stitches_res.txt")
     assert len(rows) == 17
     assert all(row["miou_low"] <= row["miou"] <= row["miou_high"] for row in rows)
     session = onnxruntime.InferenceSession("scenes.onnx", providers=["CPUExecutionProvider"])

@@ -1,6 +1,7 @@
 """The kinds of sweeps: which jobs are made from a file."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -17,6 +18,7 @@ from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.checkpoint import JobCheckpoints
 from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.job import job_paths, open_job
+from stitchkit.assembly.train.result import read_metadata, update_metadata
 from stitchkit.assembly.train.run import _begin, run_job
 from stitchkit.cli import main
 from stitchkit.distributed import World
@@ -89,6 +91,20 @@ def test_replicates_of_one_job(tmp_path, images, capsys):
     flags = ["sweep", "-c", str(path), "-o", str(tmp_path / "out"), "--seeds", "1", "2", "--dry-run"]
     assert main(flags) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "2 jobs: 1 with each of the seeds 1, 2; 0 combinations left out"
+
+
+def test_runs_with_several_seeds_add_to_the_facts_of_their_job_at_once(tmp_path):
+    """They begin together, and one must not take the other's draft."""
+    path = tmp_path / "metadata.yml"
+
+    def add(seed):
+        for _ in range(50):
+            update_metadata(path, {"arch": "one", "num_params": 3}, writer=f"result-{seed}")
+
+    with ThreadPoolExecutor() as pool:
+        [*pool.map(add, [1, 2, 3])]
+    assert read_metadata(path) == {"arch": "one", "num_params": 3}
+    assert [*tmp_path.iterdir()] == [path]
 
 
 @pytest.mark.full
@@ -294,7 +310,7 @@ def test_a_failed_trial_is_listed_again_and_retried_on_request(tmp_path, images,
             if started == ["trial-1-base"]:
                 job.fail("out of luck")
             else:
-                write_result(out, job.path.name, {}, [0.5])
+                write_result(out, job.path.name, {"arch": "search"}, [0.5])
             yield job
 
     monkeypatch.setattr(LocalPool, "run", run)

@@ -43,9 +43,12 @@ def write_frame(result: Path, rows: list[Row]) -> None:
         frame.set_axis(frame["Step"].tolist()).to_pickle(draft)
 
 
-def update_metadata(path: Path, content: Mapping[str, object]) -> None:
-    """Add facts about a job to those in its metadata file."""
-    write_text(path, settings_text({**read_metadata(path), **content}))
+def update_metadata(path: Path, content: Mapping[str, object], *, writer: str = "") -> None:
+    """Add facts about a job to those in its metadata file.
+
+    The runs of a job with several seeds share the file, and know the same facts; `writer` tells them apart.
+    """
+    write_text(path, settings_text({**read_metadata(path), **content}), writer=writer)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def _run(job: Job, files: JobCheckpoints) -> None:
         files.clear()
         settings = {key: value for key, value in config.to_dict().items() if key not in WRITTEN}
         write_text(job.paths.settings, settings_text(settings))
-        update_metadata(job.paths.metadata, job.metadata)
+        update_metadata(job.paths.metadata, job.metadata, writer=job.paths.result.stem)
         begin_log(job.paths.folder)
     options = None
     if config.project:

@@ -114,10 +114,11 @@ def examples(
     judge = DenseJudge(
         session.recipe.dense, model.num_classes, (session.input_size[1], session.input_size[2]), session.autocast
     )
-    shared = DensePass(model, [cfg_id for cfg_id in cfg_ids if cfg_id not in own])
+    sharing = [cfg_id for cfg_id in cfg_ids if cfg_id not in own]
+    shared = DensePass(model, sharing) if sharing else None
 
     def run(windows: torch.Tensor) -> Outputs:
-        yield from shared(windows)
+        yield from shared(windows) if shared else ()
         for cfg_id, net in own.items():
             with evaluating(net):
                 yield from alone(cfg_id, net, windows)
