@@ -57,7 +57,7 @@ def depth_sums(
 
     Args:
         depth: Predictions `[B, H, W]` in metres.
-        truth: `[B, H, W]` in metres; a pixel counts if its depth lies between the limits, and is neither.
+        truth: `[B, H, W]` in metres; a pixel counts if min_depth < depth <= max_depth.
         max_depth: Upper limit in metres.
         min_depth: Lower limit in metres.
 
@@ -66,7 +66,7 @@ def depth_sums(
         max(p / t, t / p) < 1.25, and 1, float64 `[B, 4]`; zeros for an image without a pixel that counts.
     """
     assert depth.shape == truth.shape, "a prediction for each pixel of the truth"
-    valid = ((truth > min_depth) & (truth < max_depth)).flatten(1)  # before float64, in which 0.001 would be more
+    valid = ((truth > min_depth) & (truth <= max_depth)).flatten(1)  # before float64, in which 0.001 would be more
     found, true = depth.double().flatten(1), truth.double().flatten(1)
     # Where the truth does not count, both are 1, so that nothing is divided by 0 and no error is added.
     found, true = found.masked_fill(~valid, 1), true.masked_fill(~valid, 1)

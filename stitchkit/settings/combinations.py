@@ -63,7 +63,8 @@ _OF_IMAGES = (
     *("loss", "distillation_type", "focus", "cache_features", "class_weights", "jsd_loss", "bce_loss", "class_map"),
     *("mixup", "cutmix", "cutmix_minmax", "aa", "reprob", "vflip", "aug_splits", "aug_repeats", "train_crop_mode"),
     *("grayscale_prob", "gaussian_blur_prob", "eval_images", "bank_images", "self_stitch"),
-    *("train_num_samples", "val_num_samples", "epoch_repeats"),
+    *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),
+    *("crop_pct", "interpolation", "train_interpolation", "color_jitter_prob"),
 )
 
 

@@ -77,6 +77,15 @@ def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(tr
     assert {key: row[key] for key in found} == pytest.approx(found, abs=0.01)
 
 
+def test_networks_of_low_precision_are_judged_in_it(trained):
+    folder, command = trained
+    flags = ["--experiment", "low", "--epochs", "1", "--model-dtype", "bfloat16"]
+    assert main([*command, *flags]) == 0
+    assert main([*command, *flags, "--eval", "--resume", str(folder / "low/last.pth.tar")]) == 0
+    assert all(row["images"] == 3 for row in read_rows(folder / "low/stitches_res.txt"))
+    assert (folder / "low/examples.png").stat().st_size > 1000
+
+
 def test_an_export_has_them_too(trained, judged):
     folder, _ = trained
     row = judged["judged"][-1]

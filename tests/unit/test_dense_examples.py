@@ -89,7 +89,7 @@ def test_what_is_drawn_is_what_the_network_says(judged, scenes):
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
         np.testing.assert_allclose(example.image, pixels[0].permute(1, 2, 0), atol=1e-6)
         np.testing.assert_array_equal(example.truth, truth)
-        known = (truth > 0) & (truth < 10) if way == "depth" else truth != 255
+        known = (truth > 0) & (truth <= 10) if way == "depth" else truth != 255
         np.testing.assert_array_equal(example.known, known)
         assert not (place == 0 and known.all())
         for cfg_id, found in zip(cfg_ids, example.found, strict=True):

@@ -150,7 +150,7 @@ def _count_classes(source: PairFiles | PairRows, found: Callable[[str], PairFile
         name, _ = source.target(place)
         fault = f"mask '{name}' has the class number {largest}" if largest > 0 else "every pixel is ignored"
         raise InputError(
-            f"{fault}; the {masks} of the {source.split} split need class numbers from 0 to {MOST_CLASSES - 1}"
+            f"{fault}; the masks of the {source.split} split must have class numbers from 0 to {MOST_CLASSES - 1}"
         )
     return largest + 1
 

@@ -30,12 +30,20 @@ class PairLoader:
         workers: Loader processes.
         world: The ranks.
         numbers: Those of the images, in the order in which ranks take them; by default all.
+        dtype: Of the images.
     """
 
     def __init__(
-        self, pairs: ImagePairs, batch_size: int, workers: int, world: World, numbers: Sequence[int] | None = None
+        self,
+        pairs: ImagePairs,
+        batch_size: int,
+        workers: int,
+        world: World,
+        numbers: Sequence[int] | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
     ):
-        self.dataset = pairs
+        self.dataset, self.dtype = pairs, dtype
         self._numbers = range(len(pairs)) if numbers is None else numbers
         self._world, self._workers, self._batch_size = world, workers, batch_size
 
@@ -62,7 +70,7 @@ class PairLoader:
         outlive_signals(loader)
         device = self._world.device
         for batch in loader:
-            yield [(image.to(device), target.to(device)) for image, target in batch]
+            yield [(image.to(device, self.dtype), target.to(device)) for image, target in batch]
             after_batch()
         for _ in range(len(self) - len(loader)) if not done else ():
             after_batch()
@@ -108,14 +116,15 @@ def create_pair_loaders(
     colours = {"mean": tuple(prepared["mean"]), "std": tuple(prepared["std"])}
     judged.transform = evaluation_transform(task, **colours)
     batch_size = data.validation_batch_size or data.batch_size
-    validation = PairLoader(judged, batch_size, workers_for(judged, data.workers, world), world)
+    dtype = weights_dtype(recipe)
+    validation = PairLoader(judged, batch_size, workers_for(judged, data.workers, world), world, dtype=dtype)
     if train is None:
         return Loaders(None, validation, **colours)
     if recipe.run.eval:
         train.transform, workers = judged.transform, workers_for(train, data.workers, world)
         count = (recipe.run.recalibrate_bn or 0) * batch_size * world.size
         numbers = drawn_numbers(len(train), count, recipe.run.seed)
-        return Loaders(PairLoader(train, batch_size, workers, world, numbers), validation, **colours)
+        return Loaders(PairLoader(train, batch_size, workers, world, numbers, dtype=dtype), validation, **colours)
     low, high = (1.0, 1.0) if augment.no_aug else recipe.dense.zoom
     train.transform = training_transform(
         task,
@@ -138,5 +147,5 @@ def create_pair_loaders(
             f"the training split has {len(train)} images, less than one step of {data.batch_size} x {world.size} ranks "
             f"x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
-    direct = DirectLoader(loader, device=world.device, dtype=weights_dtype(recipe))
+    direct = DirectLoader(loader, device=world.device, dtype=dtype)
     return Loaders(direct, validation, **colours)

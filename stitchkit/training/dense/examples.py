@@ -127,6 +127,7 @@ def examples(
     found = []
     for place in places.tolist():
         image, target = (part.to(device) for part in pairs[place])
+        image = image.to(loader.dtype)
         # One at a time, since outputs for all pixels are large.
         outputs = judge.outputs(model, run, [(image, target)])
         classes = {cfg_id: _predicted(output, session) for cfg_id, (output,) in outputs}
@@ -142,10 +143,11 @@ def _predicted(output: torch.Tensor, session: Session) -> Map:
 
 def _example(session: Session, pair: Pair, found: Sequence[Map]) -> Example:
     image, target = (part.cpu() for part in pair)
+    image = image.float()
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (session.loaders.mean, session.loaders.std))
     pixels = (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
     is_depth, most = session.recipe.dense.task == "depth", session.recipe.dense.max_depth
-    known = (target > MIN_DEPTH) & (target < most) if is_depth else target != NOT_KNOWN
+    known = (target > MIN_DEPTH) & (target <= most) if is_depth else target != NOT_KNOWN
     return Example(pixels, target.numpy(), known.numpy(), tuple(found))
 
 

@@ -60,7 +60,7 @@ class DenseJudge:
             targets, found = [target for _, target in batch], dict[int, np.ndarray]()
             for cfg_id, outputs in self.outputs(network, run, batch):
                 each = zip(outputs, targets, strict=True)
-                found[cfg_id] = np.concatenate([self._of_image(output, target) for output, target in each])
+                found[cfg_id] = np.concatenate([self._of_image(cfg_id, output, target) for output, target in each])
             yield ImageSums.from_sums(cfg_ids, self.score, np.stack([found[cfg_id] for cfg_id in cfg_ids]))
 
     @torch.no_grad()
@@ -77,7 +77,12 @@ class DenseJudge:
             for cfg_id, outputs in run(cut.windows):
                 yield cfg_id, cut.merged(outputs, targets)
 
-    def _of_image(self, output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    def _of_image(self, cfg_id: int, output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+        if not output.isfinite().all():  # the class of NaN would be 0
+            raise InputError(
+                f"the outputs of the network with cfg_id {cfg_id} are not finite; the weights may have diverged, so "
+                "evaluate those of an earlier epoch, or without float16"
+            )
         if isinstance(self.score, DepthScore):
             return depth_sums(output, target[None], self._max_depth).cpu().numpy()
         return segmentation_sums(output[None], target[None], self._num_classes).cpu().numpy()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from stitchkit.errors import InputError
 from stitchkit.settings.dense_recipe import DenseRecipe
 
 
@@ -32,8 +33,13 @@ class Windows:
 
     @classmethod
     def of_task(cls, settings: DenseRecipe, size: tuple[int, int]) -> Windows:
-        """Those of a task, by default two thirds of a window apart."""
+        """Those of a task, by default two thirds of a window apart; a stride that leaves gaps is refused."""
         stride = settings.window_stride or max(1, 2 * min(size) // 3)
+        if stride > min(size):
+            raise InputError(
+                f"--window-stride {stride} would leave gaps between windows of {size[0]} x {size[1]} pixels; give at "
+                f"most {min(size)}"
+            )
         return cls(size, stride, keeps_scale=settings.task == "depth")
 
     def cut(self, images: Sequence[torch.Tensor]) -> Cut:

@@ -1,0 +1,53 @@
+"""Windows: what is cut is put together again, and what cannot be judged is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from stitchkit.errors import InputError
+from stitchkit.settings.dense_recipe import DenseRecipe
+from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.dense.windows import Windows
+
+SIZE = (8, 12)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (21, 33), (5, 40), (30, 7), (1, 1)])
+@pytest.mark.parametrize("stride", [1, 5, 8])
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_outputs_are_means_over_the_windows_that_see_a_pixel(height, width, stride, task):
+    """Each window adds its number, so that the mean at a pixel tells which have seen it."""
+    image = torch.arange(height * width, dtype=torch.float32).view(1, height, width)
+    windows = Windows.of_task(DenseRecipe(task=task, window_stride=stride), SIZE)
+    cut = windows.cut([image])
+    (places,), ((rows, columns),) = cut.places, cut.sides
+    assert (rows, columns) == (height, width) if task == "depth" else (rows >= SIZE[0] and columns >= SIZE[1])
+    total, count = np.zeros((2, max(rows, SIZE[0]), max(columns, SIZE[1])))
+    for number, (top, left) in enumerate(places):
+        for y in range(top, top + SIZE[0]):
+            for x in range(left, left + SIZE[1]):
+                total[y, x] += number
+                count[y, x] += 1
+    assert count.min() >= 1, "no gaps"
+    outputs = torch.arange(len(places), dtype=torch.float32)[:, None, None, None].expand(-1, 1, 2, 3)
+    (found,) = cut.merged(outputs, [torch.zeros(rows, columns)])
+    np.testing.assert_allclose(found[0], (total / count)[:rows, :columns], rtol=1e-5)
+
+
+def test_a_stride_that_leaves_gaps_is_refused():
+    with pytest.raises(InputError, match=r"--window-stride 9 would leave gaps between windows of 8 x 12 .* at most 8"):
+        DenseJudge(DenseRecipe(task="depth", window_stride=9), 0, SIZE, torch.no_grad)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_outputs_that_are_not_finite_are_no_figures(task, value):
+    """The class of NaN would be 0, which is often right."""
+    judge = DenseJudge(DenseRecipe(task=task), 2, SIZE, torch.no_grad)
+    batch = [(torch.zeros(3, *SIZE), torch.ones(SIZE, dtype=torch.int64 if task == "segmentation" else torch.float32))]
+
+    def run(windows):
+        yield 5, torch.full((len(windows), 2 if task == "segmentation" else 1, *SIZE), value)
+
+    with pytest.raises(InputError, match="the network with cfg_id 5 are not finite; the weights may have diverged"):
+        [*judge.sums(torch.nn.Identity(), run, [5], [batch])]
