@@ -159,7 +159,7 @@ def by_hand(model, cfg_id, image, target, way):
     found = torch.nn.functional.interpolate(total / count, target.shape, mode="bilinear")[0]
     if way == "depth":
         depth, truth = found[0].double().numpy(), target.astype(float)
-        known = (truth > 1e-3) & (truth < 10)
+        known = (truth > 1e-3) & (truth <= 10)
         depth, truth = depth[known], truth[known]
         near = np.maximum(depth / truth, truth / depth) < 1.25
         return (abs(depth - truth) / truth).mean(), math.sqrt(((depth - truth) ** 2).mean()), near.mean()
