@@ -107,7 +107,7 @@ def test_the_recipe_of_snnetv2_trains_and_evaluates_small_anchors(images, tmp_pa
     ],
 )
 def test_the_recipes_for_dense_prediction_train_and_evaluate_small_anchors(name, size, words, metric, tmp_path):
-    """As published, but for the size of the anchors, the levels in them, the scenes and the epochs."""
+    """As published, but for the size of anchors, crops and windows, the levels, the scenes and the epochs."""
     write_scenes(tmp_path / "scenes", {"train": 8, "validation": 3, "test": 1})
     content = json.loads((ROOT / f"configs/{name}.json").read_text())
     kwargs = {"img_size": size, "patch_size": 8, "num_heads": 2}
@@ -116,6 +116,8 @@ def test_the_recipes_for_dense_prediction_train_and_evaluate_small_anchors(name,
         for number, anchor in enumerate(content["anchors"], start=1)
     ]
     content["dense"]["levels"] = [1, 3, 5, 7]
+    if "window_stride" in content["recipe"]:  # in pixels; windows are as large as crops
+        content["recipe"]["window_stride"] = 21
     config = tmp_path / "small.json"
     config.write_text(json.dumps(content))
     command = ["train", tmp_path / "scenes", "--stitch_config", config, "--epochs", "2", "--output", tmp_path]

@@ -62,6 +62,22 @@ def test_the_files_of_a_report(swept):
     assert sweep_report(swept) == files  # its own files are not results
 
 
+def test_a_finished_job_without_its_figures_is_in_the_table_but_not_in_pictures(swept, figures):
+    """Somebody removed them to save space; the sweep ends with a report all the same."""
+    (swept / "two/result-1.csv").unlink()
+    files = sweep_report(swept)
+    table = pd.read_csv(files[0])
+    assert table.loc[table["job"] == "two", ["state", "epoch"]].isna().to_numpy().tolist() == [[False, True]]
+    assert pd.read_csv(files[2], index_col="job").index.tolist() == ["one", "three", "uncut", "uncut too"]
+    assert [label.get_text() for label in figures[0].axes[0].get_xticklabels()] == ["1"]
+
+
+def test_a_sweep_whose_figures_are_all_gone_has_no_pictures(swept):
+    for file in swept.glob("*/result-*.csv"):
+        file.unlink()
+    assert [file.name for file in sweep_report(swept)] == ["results.csv", "results.parquet", "summary.csv"]
+
+
 def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 

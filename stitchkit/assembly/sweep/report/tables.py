@@ -52,8 +52,8 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     """Write the results of sweeps and the pictures of each into the folder of their jobs.
 
     `results.csv` and `results.parquet` have a row for each epoch of each seed, `summary.csv` one for each job. This and
-    the pictures show only jobs that are done; titles say if there are others. A sweep has no pictures until a job has a
-    figure of merit. Returns the files.
+    the pictures show only jobs that are done and have their figures; titles say if some are not done. A sweep has no
+    pictures until a job has a figure of merit. Returns the files.
     """
     from stitchkit.assembly.sweep.report.draw import draw, draw_jobs
     from stitchkit.assembly.sweep.report.heat_map import draw_cross
@@ -61,17 +61,18 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
 
     place = Path(folder)
     table = collect(place)
+    measured = table[(table["state"] == "done") & table["epoch"].notna()].astype({"epoch": int})
     files = [place / "results.csv", place / "results.parquet", place / "summary.csv"]
     with replacing(files[0]) as draft:
         table.to_csv(draft, index=False)
     with replacing(files[1]) as draft:
         table.to_parquet(draft, index=False)
     with replacing(files[2]) as draft:
-        summarise(table[table["state"] == "done"]).to_csv(draft, index=False)
+        summarise(measured).to_csv(draft, index=False)
     for arch, rows in table.groupby("arch"):
         by_run = rows.drop_duplicates(["job", "seed"])["state"]
         _logger.info("%s: %s", arch, counts(by_run))
-        done = rows[rows["state"] == "done"].astype({"epoch": int})
+        done = measured[measured["arch"] == arch]
         final = summarise(done)
         unfinished = "" if (by_run == "done").all() else counts(by_run)
         title = "\n".join(filter(None, [str(arch), unfinished, spread(final)]))
