@@ -116,6 +116,18 @@ def fresh_folder(path: Path) -> Path:
     return path
 
 
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A folder of another name that gets the name of `folder`, which must be new or empty, when the block ends.
+
+    An interrupted command therefore leaves no incomplete folder.
+    """
+    refuse_link(folder)
+    unfinished = fresh_folder(folder.with_name(folder.name + ".unfinished"))
+    yield unfinished
+    unfinished.rename(folder)  # also replaces an empty folder
+
+
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk, if the file system can."""
     place = os.open(path, os.O_RDONLY)

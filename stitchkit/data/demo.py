@@ -13,7 +13,7 @@ from stitchkit.data.digits import read_digits
 from stitchkit.data.glyphs import class_name, read_glyphs, render_split
 from stitchkit.data.typefaces import CHARACTERS, LEAST, Typeface, find_typefaces, split_typefaces
 from stitchkit.errors import InputError
-from stitchkit.files import fresh_folder, refuse_link
+from stitchkit.files import filling
 
 TYPEFACES = "typefaces.json"
 """The file that says which typefaces are in which split."""
@@ -133,14 +133,11 @@ def write_new_folder(
         return f"{folder} already exists"
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"'{folder}' is not empty; choose a new folder")
-    refuse_link(folder)
-    # Written under another name first, so that an interrupted command leaves no incomplete data set.
-    unfinished = fresh_folder(folder.with_name(folder.name + ".unfinished"))
-    for name, image in images:
-        place = unfinished / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        image.save(place)
-    for name, text in (texts or {}).items():
-        (unfinished / name).write_text(text, encoding="utf-8")
-    unfinished.rename(folder)  # also replaces an empty folder
+    with filling(folder) as unfinished:
+        for name, image in images:
+            place = unfinished / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            image.save(place)
+        for name, text in (texts or {}).items():
+            (unfinished / name).write_text(text, encoding="utf-8")
     return f"{said} are in {folder}"

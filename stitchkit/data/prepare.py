@@ -21,7 +21,7 @@ from stitchkit.data.source import SOURCES, Source
 from stitchkit.data.split_rule import is_split
 from stitchkit.data.torchvision_sets import TEST_SHARE, divide, read
 from stitchkit.errors import InputError, unknown
-from stitchkit.files import fresh_folder
+from stitchkit.files import filling
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import Count, DatasetName, Settings, json_schema, parse
 
@@ -136,17 +136,14 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
             f"its source in '{sources}' has {count:,} images of {len(classes)} classes instead of "
             f"{task.images:,} of {task.classes}; remove its files there and run the command again"
         )
-    # Written under another name first, so that an interrupted command leaves no incomplete data set.
-    unfinished = fresh_folder(root / f"{name}.unfinished")
     rest, test = parts if len(parts) == 2 else _draw(parts[0], TEST_SHARE)
-    for split, part in zip(SPLITS, (*_draw(rest, VALIDATION_SHARE), test), strict=True):
-        for class_name in classes:
-            (unfinished / split / class_name).mkdir(parents=True)
-        for images, number, label in part:
-            _write(images[number][0], unfinished / split / classes[label] / f"{number:06d}")
-    found = _check(unfinished, task)
-    unfinished.rename(folder)
-    return found
+    with filling(folder) as unfinished:
+        for split, part in zip(SPLITS, (*_draw(rest, VALIDATION_SHARE), test), strict=True):
+            for class_name in classes:
+                (unfinished / split / class_name).mkdir(parents=True)
+            for images, number, label in part:
+                _write(images[number][0], unfinished / split / classes[label] / f"{number:06d}")
+        return _check(unfinished, task)
 
 
 def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:

@@ -43,6 +43,8 @@ _KERNEL = 4
 """Blocks that a window spans where KLAS chooses among its joints."""
 _BUCKETS = 12
 """Ranges of FLOPs in each of which KLAS keeps the best joints."""
+_TAUGHT = {"distillation_type": "soft", "distillation_tau": 2.0}
+"""How the costly anchor teaches, in whichever row it does."""
 
 
 class Way(NamedTuple):
@@ -84,7 +86,7 @@ def _between(study: Study, seed: int, spent: Spent, *, sliced: bool) -> Entrants
         train(
             network, study.splits["train"], size, budget=size.budget / len(size.between), lr=size.lr_scratch,
             seed=seed, device=study.device, spent=spent, teacher=teacher,
-            settings=StitchRecipe(distillation_type="soft", distillation_tau=2.0),
+            settings=make_recipe(_TAUGHT).stitch,
         )  # fmt: skip
         made[f"width {width}"] = network
     return plain(made, size)
@@ -107,7 +109,7 @@ def _sliced(study: Study, seed: int, spent: Spent) -> Entrants:
 
 def _snnet(
     study: Study, seed: int, spent: Spent, *, config: StitchConfig | None = None, focus: bool = False,
-    **settings: object,
+    taught: bool = False, **settings: object,
 ) -> Entrants:  # fmt: skip
     """An SN-Net whose layers are fitted in closed form, then trained with these settings."""
     split = study.splits["train"]
@@ -115,13 +117,14 @@ def _snnet(
     model = create_snnet(config or study.config(rule="proportional")).to(study.device)
     with counting(spent):
         fit_stitching_layers(model, (images for images, _ in _some(study, split, _FITTED, seed)))
-    recipe = make_recipe({**settings, "seed": seed})
+    recipe = make_recipe({**settings, **(_TAUGHT if taught else {}), "seed": seed})
     freeze(model, recipe.stitch)
     sampler = sampler_of(model, recipe)
     for_focus = (_PARTS - 1) * len(held_out) * sum(map(sampler.cost, model.space.ids))
     train(
         model, split, study.size, budget=study.size.budget - spent.flops - for_focus, lr=study.size.lr, seed=seed,
-        device=study.device, spent=spent, sampler=sampler, settings=recipe.stitch, parts=_PARTS if focus else 1,
+        device=study.device, spent=spent, sampler=sampler, settings=recipe.stitch,
+        teacher=study.anchor(1) if taught else None, parts=_PARTS if focus else 1,
         between=lambda: _narrow(study, model, sampler, held_out, seed, spent),
     )  # fmt: skip
     return stitches(model)
@@ -147,9 +150,9 @@ def _klas(study: Study, seed: int, spent: Spent) -> Entrants:
     return _snnet(study, seed, spent, config=chosen, sampler="cost_bins")
 
 
-def _two_way(study: Study, seed: int, spent: Spent) -> Entrants:
+def _two_way(study: Study, seed: int, spent: Spent, *, taught: bool = False) -> Entrants:
     config = study.config(rule="two_way", layer="lowrank", lora_r=study.size.rank)
-    return _snnet(study, seed, spent, config=config, sampler="cost_bins")
+    return _snnet(study, seed, spent, config=config, sampler="cost_bins", taught=taught)
 
 
 def _some(study: Study, split: Split, count: int, seed: int) -> list[Batch]:
@@ -166,6 +169,12 @@ ROWS = {
     "uniform": Way("SN-Net, uniform", partial(_snnet, sampler="uniform")),
     "cost_bins": Way("SN-Net, cost bins", partial(_snnet, sampler="cost_bins")),
     "two_way": Way("SN-Net, two-way, low rank", _two_way),
+    "taught": Way(
+        "SN-Net, cost bins, taught by the costly anchor", partial(_snnet, sampler="cost_bins", taught=True)
+    ),
+    "two_way_taught": Way(
+        "SN-Net, two-way, low rank, taught by the costly anchor", partial(_two_way, taught=True)
+    ),
     "klas": Way("SN-Net, joints chosen by KLAS", _klas),
     "features": Way(
         "SN-Net, frozen anchors, feature matching", partial(_snnet, sampler="cost_bins", loss="features")

@@ -27,6 +27,7 @@ from stitchkit.settings.schema import Count, Natural, Settings, parse
 
 if TYPE_CHECKING:
     from stitchkit.ship.pick import Budget
+    from stitchkit.ship.predictors import MapPredictor, Predictor
     from stitchkit.ship.trained_snnet import Trained
 
 _IMAGES = 64
@@ -230,13 +231,14 @@ class PredictSettings(Settings):
 
 def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="FOLDER", help="folder of images, with or without class folders")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="CSV file to write, e.g. predictions.csv")
+    about = "CSV file to write, e.g. predictions.csv; of networks that predict for each pixel, a folder for their maps"
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help=about)
     _add_trained(parser, data_for="supplies class names if the checkpoint has none")
     parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
     about = "instead of an SN-Net and --cfg_id: a .safetensors or .onnx file of stitchkit export"
     parser.add_argument("--exported", metavar="FILE", help=about)
     parser.add_argument("--top", type=int, metavar="K", help="number of classes for each image")
-    parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images at a time")
+    parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images, or windows of them, at a time")
     about = "loader processes, at most one for each core"
     parser.add_argument("-j", "--workers", type=int, metavar="N", help=about)
     parser.set_defaults(**asdict(PredictSettings()))
@@ -249,27 +251,45 @@ def _predict(flags: argparse.Namespace) -> None:
     if (flags.exported is None) == (flags.cfg_id is None):
         raise InputError("give either --cfg_id N with an SN-Net (--stitch_config and --resume), or --exported FILE")
     output = new_file(flags.output)
-    if output.suffix.lower() != ".csv":
-        raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv")
+    if output.suffix.lower() not in (".csv", ""):  # before anything is loaded
+        raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv, or a folder for maps")
     from stitchkit.data.folders import image_files
     from stitchkit.distributed import choose_device
-    from stitchkit.ship.description import no_classes, no_pixels
-    from stitchkit.ship.predict import Predictor, predict
-    from stitchkit.ship.trained_snnet import calibrated
+    from stitchkit.ship.predict import predict
+    from stitchkit.ship.predict_maps import predict_maps
+    from stitchkit.ship.predictors import Predictor
 
     (paths, _), device = image_files(flags.folder), choose_device(flags.device)
-    if flags.exported is not None:
-        predictor = Predictor.open(flags.exported)
+    predictor = _predictor(flags)
+    if isinstance(predictor, Predictor):
+        if not output.suffix:
+            raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv")
+        unreadable = predict(predictor, flags.folder, paths, output, device=device, **asdict(settings))
     else:
-        trained = _trained(flags, cfg_id=flags.cfg_id)
-        if not trained.model.num_classes:
-            raise no_classes("the SN-Net")
-        if trained.config.dense is not None:
-            raise no_pixels("the SN-Net")
-        net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
-        predictor = Predictor(net, trained.data_config, trained.classes)
-    unreadable = predict(predictor, flags.folder, paths, output, device=device, **asdict(settings))
+        if output.suffix:
+            raise InputError(f"the network gives a map of each image; give -o a folder for them in place of '{output}'")
+        if settings.top != PredictSettings.top:
+            raise InputError("--top is for classes of images, and the network gives a map of each; leave it out")
+        ways = {"batch_size": settings.batch_size, "workers": settings.workers}
+        unreadable = predict_maps(predictor, flags.folder, paths, output, device=device, **ways)
     print(f"{output} has predictions for {len(paths) - unreadable} of {counted(len(paths), 'image')}")
+
+
+def _predictor(flags: argparse.Namespace) -> Predictor | MapPredictor:
+    """The network of `--exported`, or the stitch of an SN-Net."""
+    from stitchkit.ship.description import no_classes
+    from stitchkit.ship.predictors import MapPredictor, Predictor, open_predictor
+    from stitchkit.ship.trained_snnet import calibrated
+
+    if flags.exported is not None:
+        return open_predictor(flags.exported)
+    trained = _trained(flags, cfg_id=flags.cfg_id)
+    if not trained.model.num_classes:
+        raise no_classes("the SN-Net")
+    net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
+    if trained.config.dense is not None:
+        return MapPredictor(net, trained.data_config, trained.recipe.dense)
+    return Predictor(net, trained.data_config, trained.classes)
 
 
 def _add_report_flags(parser: argparse.ArgumentParser) -> None:
@@ -339,6 +359,8 @@ def _serve(flags: argparse.Namespace) -> None:
 
 pick = Command(_pick, "name the best stitch of a ledger within a budget", _add_pick_flags)
 export = Command(_export, "write one stitch to a file, checked against its SN-Net", _add_export_flags)
-predict = Command(_predict, "predict the classes of the images in a folder, as a table", _add_predict_flags)
+predict = Command(
+    _predict, "predict the classes of images in a folder, as a table, or a map of each", _add_predict_flags
+)
 report = Command(_report, "write ledgers as one page: plot, table, curves of training", _add_report_flags)
 serve = Command(_serve, "try an SN-Net in the browser: an image, a budget, a prediction", _add_serve_flags)

@@ -92,13 +92,6 @@ def is_dense(about: About) -> bool:
     return about.get("dense") is not None
 
 
-def no_pixels(what: str) -> InputError:
-    """The error for a network that is to predict classes of images, but predicts for pixels."""
-    return InputError(
-        f"{what} predicts for each pixel, not a class of the image; run the network that stitchkit.load_stitch gives"
-    )
-
-
 def no_classes(what: str) -> InputError:
     """The error for a network that is to predict, but gives features."""
     return InputError(

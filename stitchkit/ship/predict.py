@@ -1,4 +1,4 @@
-"""Predictions of one stitch for the images of a folder."""
+"""Classes by one stitch for the images of a folder, as a table."""
 
 from __future__ import annotations
 
@@ -6,46 +6,27 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
-from PIL.Image import Image
-from timm.data import ImageNetInfo, create_transform
-from torch import nn
+from timm.data import ImageNetInfo
 from torch.utils.data import DataLoader, Dataset
 
-from stitchkit.classes import trained_classes
 from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
 from stitchkit.data.unreadable import open_image
 from stitchkit.display import counted, listed
 from stitchkit.distributed import World
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import one_line
 from stitchkit.files import replacing
-from stitchkit.networks.data_config import KEYS, DataConfig
+from stitchkit.networks.data_config import DataConfig
 from stitchkit.progress import progress
-from stitchkit.ship.description import gives_features, is_dense, no_classes, no_pixels
-from stitchkit.ship.stitch_files import open_exported
+from stitchkit.ship.predictors import Predictor, Transform
 
 _logger = logging.getLogger(__name__)
 
 _IMAGENET = 1000
-
-
-class Transform:
-    """The preparation of images as for evaluation; a class, because loader processes pickle it."""
-
-    def __init__(self, data_config: DataConfig):
-        self._mode = "L" if data_config["input_size"][0] == 1 else "RGB"
-        self._transform = create_transform(**data_config, is_training=False)
-
-    def __call__(self, image: Image) -> torch.Tensor:
-        """The input `[C, H, W]` of a network for an image."""
-        found: torch.Tensor = self._transform(image.convert(self._mode))
-        return found
 
 
 def described_classes(names: Sequence[str], count: int) -> list[str]:
@@ -64,32 +45,6 @@ def likeliest(logits: torch.Tensor, names: Sequence[str], number: int) -> list[t
     """The classes with the highest probabilities, at most `number`, for the logits `[num_classes]` of an image."""
     best = logits.float().softmax(0).topk(min(number, len(logits)))
     return [(names[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A network with its data config and its class names, empty if unknown."""
-
-    network: nn.Module
-    data_config: DataConfig
-    classes: Sequence[str]
-
-    @classmethod
-    def open(cls, path: str) -> Predictor:
-        """The predictor of an exported `.safetensors` or `.onnx` file."""
-        network, about = open_exported(path)
-        if gives_features(about):
-            raise no_classes(f"'{path}'")
-        if is_dense(about):
-            raise no_pixels(f"'{path}'")
-        try:
-            data_config = cast(DataConfig, {key: about["input"][key] for key in KEYS})
-            Transform(data_config)
-        except Exception as error:  # anybody can write the description of an ONNX file
-            raise InputError(
-                f"'{path}' does not say how to prepare images ({one_line(error)}); give a file of stitchkit export"
-            ) from error
-        return cls(network, data_config, (trained_classes(about) or [[]])[0])
 
 
 class _Files(Dataset[tuple[int, torch.Tensor, str]]):
@@ -111,6 +66,14 @@ class _Files(Dataset[tuple[int, torch.Tensor, str]]):
             # The cause alone, without the path, which the message names.
             cause = one_line(error.__cause__ or error).removeprefix("InputError: ")
             return index, self._blank, cause.replace(repr(path), "").rstrip(" :")
+
+
+def report_unreadable(faults: Mapping[str, str], images: int) -> None:
+    """Log which of so many images cannot be read, and why the first."""
+    if faults:
+        said = "%d of %s cannot be read: %s; the first: %s"
+        shown, first = listed([*faults]), next(iter(faults.values()))
+        _logger.warning(said, len(faults), counted(images, "image"), shown, first)
 
 
 @torch.inference_mode()
@@ -146,8 +109,5 @@ def predict(
                 writer.writerow([path, *([""] * len(cells) if fault else cells)])
                 if fault:
                     unreadable[path] = fault
-    if unreadable:
-        shown, first = listed([*unreadable]), next(iter(unreadable.values()))
-        said = "%d of %s cannot be read: %s; the first: %s"
-        _logger.warning(said, len(unreadable), counted(len(paths), "image"), shown, first)
+    report_unreadable(unreadable, len(paths))
     return len(unreadable)

@@ -21,8 +21,9 @@ from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row
 from stitchkit.optional import optional
 from stitchkit.ship.budgeted import BudgetedModel
-from stitchkit.ship.description import no_classes, no_pixels
-from stitchkit.ship.predict import Transform, described_classes, likeliest
+from stitchkit.ship.description import no_classes
+from stitchkit.ship.predict import described_classes, likeliest
+from stitchkit.ship.predictors import Transform
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated, needs_calibration
 
@@ -52,7 +53,9 @@ class Demonstration:
         if not trained.model.num_classes:
             raise no_classes("the SN-Net")
         if trained.config.dense is not None:
-            raise no_pixels("the SN-Net")
+            raise InputError(
+                "the SN-Net predicts for each pixel, and the page shows classes of images; use stitchkit predict"
+            )
         self._trained = trained
         self._model = trained.model
         self._device = next(trained.model.parameters()).device

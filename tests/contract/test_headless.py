@@ -18,7 +18,7 @@ from stitchkit.model.route_network import RouteNetwork
 from stitchkit.networks.create import create_model
 from stitchkit.settings.recipe import Recipe
 from stitchkit.ship.export import export
-from stitchkit.ship.predict import Predictor
+from stitchkit.ship.predictors import open_predictor
 from stitchkit.ship.serve import Demonstration
 from stitchkit.ship.stitch_files import FORMATS, open_exported
 from stitchkit.ship.trained_snnet import Trained, describe
@@ -129,7 +129,7 @@ def test_an_exported_stitch_gives_its_features_and_says_so(family, suffix, tmp_p
     if suffix != ".pt2":
         assert open_exported(path)[1]["output"] == about["output"]
         with pytest.raises(InputError, match=r"net.* gives features, not classes; give a network that was trained for"):
-            Predictor.open(str(path))
+            open_predictor(str(path))
 
 
 def test_a_file_for_onnx_names_its_outputs_and_takes_any_batch(tmp_path):

@@ -299,7 +299,7 @@ def test_what_is_for_classes_of_images_is_refused(trained, images, tmp_path, cap
     capsys.readouterr()
     for network in (["--exported", exported], [*settings, "--cfg_id", "1"]):
         assert main(["predict", str(images), *network, "-o", str(tmp_path / "found.csv")]) == 2
-        assert "predicts for each pixel, not a class of the image" in capsys.readouterr().err
+        assert "the network gives a map of each image; give -o a folder for them" in capsys.readouterr().err
     without = ["--stitch_config", str(folder / "pico.json"), *weights]
     assert main(["export", *without, "--cfg_id", "1", "-o", str(tmp_path / "other.onnx")]) == 2
     assert "give -c with the args.yaml of its run, which has the task and the head" in capsys.readouterr().err

@@ -130,14 +130,15 @@ def examples(
         image = image.to(loader.dtype)
         # One at a time, since outputs for all pixels are large.
         outputs = judge.outputs(model, run, [(image, target)])
-        classes = {cfg_id: _predicted(output, session) for cfg_id, (output,) in outputs}
-        found.append(_example(session, (image, target), [classes[cfg_id] for cfg_id in cfg_ids]))
+        task = session.recipe.dense.task
+        maps = {cfg_id: predicted_map(output, task) for cfg_id, (output,) in outputs}
+        found.append(_example(session, (image, target), [maps[cfg_id] for cfg_id in cfg_ids]))
     return found
 
 
-def _predicted(output: torch.Tensor, session: Session) -> Map:
-    """Classes or metres `[H, W]`, of outputs `[K, H, W]`."""
-    found = output[0] if session.recipe.dense.task == "depth" else output.argmax(dim=0)
+def predicted_map(output: torch.Tensor, task: str) -> Map:
+    """Classes or metres `[H, W]`, of outputs `[K, H, W]` for a task."""
+    found = output[0] if task == "depth" else output.argmax(dim=0)
     return found.float().cpu().numpy()
 
 

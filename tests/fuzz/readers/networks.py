@@ -15,7 +15,7 @@ import stitchkit
 from stitchkit.model.anchor_sources import anchor_source
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.recipe import Recipe
-from stitchkit.ship.predict import Predictor
+from stitchkit.ship.predictors import open_predictor
 from stitchkit.ship.stitch_files import open_exported
 from stitchkit.ship.trained_snnet import Trained, describe
 from tests.fuzz.inputs import Seed
@@ -87,6 +87,6 @@ READERS = {
         _read_export,
         lambda text: len(text).to_bytes(8, "little") + text + _header_and_weights()[1],
     ),
-    "description of an ONNX file": Reader("fuzzed.onnx", _about, lambda path: Predictor.open(str(path)), _onnx),
+    "description of an ONNX file": Reader("fuzzed.onnx", _about, lambda path: open_predictor(str(path)), _onnx),
     "folder of the hub": Reader("config.json", _hub, lambda path: stitchkit.HubSNNet.from_pretrained(path.parent)),
 }
