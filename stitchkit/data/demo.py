@@ -81,7 +81,7 @@ def write_typefaces(
     splits = split_typefaces(found.typefaces, seed)
     manifest = {
         **{"img_size": side, "seed": seed, "per_class": dict(per_class)},
-        "typefaces": {split: [_described(typeface) for typeface in part] for split, part in splits.items()},
+        "typefaces": {split: [described(typeface) for typeface in part] for split, part in splits.items()},
     }
     text = manifest_of(manifest)
     refuse_other(folder, TYPEFACES, text)
@@ -102,7 +102,7 @@ def write_typefaces(
     return write_new_folder(folder, images(), said, {TYPEFACES: text}) + f"\nfonts left out: {left_out or 'none'}"
 
 
-def _described(typeface: Typeface) -> dict[str, object]:
+def described(typeface: Typeface) -> dict[str, object]:
     """A typeface in `typefaces.json`."""
     faces = [{"file": face.name, "sha256": hashlib.sha256(face.read_bytes()).hexdigest()} for face in typeface.faces]
     return {"name": typeface.name, "faces": faces}

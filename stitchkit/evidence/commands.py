@@ -9,11 +9,16 @@ from stitchkit.errors import InputError
 from stitchkit.parser import Command, add_device_flag
 
 _SEEDS = (0, 1, 2)
+_SEED_LIMIT = 2**31
+_SIZE = "cpu"
+_RUNS = ("rows", "seeds", "size", "fonts")
+"""What only a run takes."""
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", default="outputs/evidence", metavar="DIR", help="folder of the records")
-    parser.add_argument("--size", default="cpu", metavar="NAME", help="size of networks and training: cpu or gpu")
+    about = f"size of networks and training, cpu or gpu; by default {_SIZE}"
+    parser.add_argument("--size", metavar="NAME", help=about)
     about = "folders with fonts, as stitchkit glyphs takes them; by default the system's, the user's and matplotlib's"
     parser.add_argument("--fonts", nargs="+", metavar="DIR", help=about)
     parser.add_argument("--rows", nargs="+", default=[], metavar="NAME", help="only these rows; by default all")
@@ -33,19 +38,21 @@ def _evidence(flags: argparse.Namespace) -> None:
     from stitchkit.evidence.study import Study
     from stitchkit.evidence.table import table
 
-    output, rows, seeds = Path(flags.output), flags.rows or [*ROWS], flags.seeds or [*_SEEDS]
+    output, named = Path(flags.output), [name for word in flags.rows for name in word.split(",")]
+    rows, seeds, size = named or [*ROWS], flags.seeds or _SEEDS, flags.size or _SIZE
     check_rows(rows)
-    if flags.table and (flags.rows or flags.seeds):
-        raise InputError("--table shows all that is measured; leave --rows and --seeds out")
-    if flags.size not in SIZES:
-        raise unknown("size", flags.size, SIZES)
-    if bad := [seed for seed in seeds if seed < 0]:
-        raise InputError(f"--seeds has {bad[0]}; give numbers from 0")
+    if flags.table and (name := next((name for name in _RUNS if getattr(flags, name)), None)):
+        raise InputError(f"--table shows all that is measured in -o; leave --{name} out")
+    if size not in SIZES:
+        raise unknown("size", size, SIZES)
+    if bad := [seed for seed in seeds if not 0 <= seed < _SEED_LIMIT]:
+        raise InputError(f"--seeds has {bad[0]}; give numbers from 0, below {_SEED_LIMIT}")
     if not flags.table:
+        output.mkdir(parents=True, exist_ok=True)  # before hours of work that could not be written
         fonts = [Path(folder) for folder in flags.fonts] if flags.fonts else default_folders()
-        size = SIZES[flags.size]
-        study = Study(size, render(size, fonts), output / "weights", choose_device(flags.device))
-        run_study(study, output, rows=rows, seeds=seeds)
+        splits, typefaces = render(SIZES[size], fonts)
+        study = Study(SIZES[size], splits, output / "weights", choose_device(flags.device), typefaces)
+        run_study(study, output, rows=[*dict.fromkeys(rows)], seeds=[*dict.fromkeys(seeds)])
     print(table(read_study(output)))
 
 

@@ -40,6 +40,7 @@ class Findings:
         difference: To the row of reference, in points, with its 95 % interval: `(difference, low, high)`.
         worst_case: The accuracy if a budget limits the cost of the costliest image.
         regret: Points under the best row of each budget: mean and worst over the budgets.
+        worst_case_regret: The mean, if a budget limits the cost of the costliest image.
         networks: Mean number of networks offered, beside the given anchors.
         excess: How much more than a budget a network may cost on the test images, as a share; most over the budgets.
         spent: Multiply-adds of training, and in the same way `seconds` and `images`, passes of one; means over seeds.
@@ -51,6 +52,7 @@ class Findings:
     difference: tuple[float, float, float]
     worst_case: float
     regret: tuple[float, float]
+    worst_case_regret: float
     networks: float
     excess: float
     spent: float
@@ -72,7 +74,8 @@ def lines(records: Mapping[str, Sequence[Record]], reference: str) -> dict[str, 
     counts = np.bincount(typefaces_of(next(iter(records.values()))[0]))
     weights = counts / counts.sum()
     curves = {name: (found.mean(0) * weights).sum(-1) for name, found in each.items()}
-    best = np.max([*curves.values()], axis=0)
+    worst = {name: np.mean([by_typeface(one, "worst_flops") @ weights for one in records[name]], 0) for name in records}
+    best, best_worst = (np.max([*found.values()], axis=0) for found in (curves, worst))
     drawn = _resampled(weights)
     means = {name: found.mean((0, 1)) for name, found in each.items()}  # [typefaces]
     sampled = {name: drawn @ mean for name, mean in means.items()}
@@ -88,8 +91,9 @@ def lines(records: Mapping[str, Sequence[Record]], reference: str) -> dict[str, 
             interval=tuple(np.percentile(sampled[name], _LEVEL).tolist()),
             seeds=tuple(float((one * weights).sum(-1).mean()) for one in each[name]),
             difference=(accuracy - float(means[reference] @ weights), float(low), float(high)),
-            worst_case=float(np.mean([by_typeface(one, "worst_flops").mean(0) @ weights for one in records[name]])),
+            worst_case=float(worst[name].mean()),
             regret=(float(left.mean()), float(left.max())),
+            worst_case_regret=float((best_worst - worst[name]).mean()),
             networks=float(np.mean([len(record.validation) - 2 for record in records[name]])),
             excess=max(map(_excess, records[name])),
             spent=float(np.mean([one.flops for one in spent])),

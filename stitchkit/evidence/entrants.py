@@ -43,6 +43,7 @@ class Entrants:
         first = len(self.names)
 
         def answer(images: torch.Tensor, numbers: Sequence[int]) -> Answered:
+            assert [*numbers] == sorted(numbers), "answers come in the order of the networks"
             parts = [
                 entrants.answer(images, some)
                 for entrants, some in (
@@ -51,7 +52,6 @@ class Entrants:
                 )
                 if some
             ]
-            # In the order of the numbers, which ascend.
             return Answered(*(torch.cat(found) for found in zip(*parts, strict=True)))
 
         return Entrants(self.names + other.names, self.params + other.params, answer)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import timm
 import torch
 
+from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line
 from stitchkit.evidence.entrants import Entrants
 from stitchkit.evidence.images import Split
@@ -99,9 +102,14 @@ def judge(entrants: Entrants, numbers: Sequence[int], split: Split, device: torc
 
 
 def write_record(
-    folder: Path, entrants: Entrants, splits: Mapping[str, Split], device: torch.device, about: Mapping[str, object]
-) -> None:
-    """Judge a row's networks and write its record; the last file says that it is complete."""
+    folder: Path, entrants: Entrants, splits: Mapping[str, Split], device: torch.device, about: Mapping[str, object],
+    *, began: float,
+) -> None:  # fmt: skip
+    """Judge a row's networks and write its record; the last file says that it is complete.
+
+    Args:
+        began: When the row began, by `time.perf_counter`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows, hits = judge(entrants, range(len(entrants.names)), splits["validation"], device)
     best = [chosen(rows, limits_of(rows), cost) for cost in ("flops", "worst_flops")]
@@ -109,12 +117,13 @@ def write_record(
     for name, some, bits in ((_VALIDATION, rows, hits), (_TEST, tested, test_hits)):
         write_rows(folder / name, some)
         write_hits(hits_file(folder / name), bits)
-    write_text(folder / _ABOUT, json.dumps(about, indent=2) + "\n")
+    whole = {**about, "whole_seconds": time.perf_counter() - began}
+    write_text(folder / _ABOUT, json.dumps(whole, indent=2) + "\n")
 
 
 def about_run(name: str, seed: int, size: Size, spent: Spent, images: str) -> dict[str, object]:
     """What a record says of its making; `images` identifies the data."""
-    machine = f"{processor()}, {torch.get_num_threads()} threads"
+    machine = f"{processor()}, {counted(torch.get_num_threads(), 'thread')}"
     if torch.cuda.is_available():
         machine += f", {torch.cuda.get_device_name()}"
     return {
@@ -137,17 +146,36 @@ def is_recorded(folder: Path, size: Size, images: str) -> bool:
 
 
 def read_record(folder: Path) -> Record:
-    """A finished record."""
-    test, about = folder / _TEST, _read_about(folder)
-    return Record(about, read_rows(folder / _VALIDATION), read_rows(test), read_hits(hits_file(test)))
+    """A finished record.
+
+    Raises:
+        InputError: If one of its files is missing or damaged.
+    """
+    about = _read_about(folder)
+    with _undamaged(folder):
+        test = folder / _TEST
+        found = Record(about, read_rows(folder / _VALIDATION), read_rows(test), read_hits(hits_file(test)))
+        for cost in ("flops", "worst_flops"):
+            tested = {row["cfg_id"]: float(row[cost]) for row in found.test}
+            _ = found.hits.of(found.chosen(cost)), [tested[cfg_id] for cfg_id in found.chosen(cost)]
+    return found
 
 
 def _read_about(folder: Path) -> dict[str, Any]:
-    try:
+    with _undamaged(folder):
         found: dict[str, Any] = json.loads((folder / _ABOUT).read_text(), object_pairs_hook=unique_keys)
-        _ = Spent(**found["spent"]), found["size"]["budget"], found["images"], found["machine"], int(found["seed"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"'{folder / _ABOUT}' cannot be read: {one_line(error)}; remove '{folder}' to measure its row again"
-        ) from error
+        spent = Spent(**found["spent"])
+        _ = spent.flops + spent.seconds + spent.images + found["size"]["budget"] + int(found["seed"])
+        _ = float(found["whole_seconds"]), found["images"], found["machine"]
     return found
+
+
+@contextmanager
+def _undamaged(folder: Path) -> Iterator[None]:
+    """Say of a damaged record what to do about it."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, InputError) as error:
+        raise InputError(
+            f"the record '{folder}' cannot be read: {one_line(error)}; remove the folder to measure its row again"
+        ) from error

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from timm.utils import random_seed
+from torch import nn
 
 from stitchkit.choose.choose import choose
 from stitchkit.data.batches import Batch
@@ -60,7 +61,10 @@ class Way(NamedTuple):
 
 
 def _anchors(study: Study, seed: int, spent: Spent) -> Entrants:
-    small, large = study.fine_tuned(seed, spent)
+    return _alone(study, *study.fine_tuned(seed, spent))
+
+
+def _alone(study: Study, small: nn.Module, large: nn.Module) -> Entrants:
     return plain({"cheap anchor, fine-tuned": small, "costly anchor, fine-tuned": large}, study.size)
 
 
@@ -74,7 +78,7 @@ def _cascade(study: Study, seed: int, spent: Spent) -> Entrants:
         batches = study.splits["validation"].batches(study.size.batch_size, study.device)
         sure = torch.cat([small.eval()(images).softmax(1).amax(1) for images, _ in batches])
     shares = torch.linspace(0, 1, _COVERAGES + 1, device=sure.device)[1:]  # at 0, the small one answers all images
-    return _anchors(study, seed, Spent()) + cascade(small, large, sure.quantile(shares).tolist(), study.size)
+    return _alone(study, small, large) + cascade(small, large, sure.quantile(shares).tolist(), study.size)
 
 
 def _between(study: Study, seed: int, spent: Spent, *, sliced: bool) -> Entrants:
@@ -131,12 +135,11 @@ def _snnet(
 
 
 def _narrow(study: Study, model: SNNet, sampler: Sampler, held_out: Split, seed: int, spent: Spent) -> None:
-    """Train the stitches no more that are hardly ever on the front of images held out, as `--focus` does."""
-    parts = held_out.split_off(len(held_out) // 2, seed)
+    """Stop training the stitches that are rarely on the front of held-out images, as `--focus` does."""
+    rest, first = held_out.split_off(len(held_out) // 4, seed)
+    batches = (part.batches(study.size.batch_size, study.device) for part in (first, rest))
     with counting(spent):
-        narrow(
-            model, sampler, *(part.batches(study.size.batch_size, study.device) for part in parts), autocast=nullcontext
-        )
+        narrow(model, sampler, *batches, autocast=nullcontext)
 
 
 def _klas(study: Study, seed: int, spent: Spent) -> Entrants:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from stitchkit.data.demo import TYPEFACES, described, manifest_of
 from stitchkit.data.glyphs import render_split
 from stitchkit.data.typefaces import find_typefaces, split_typefaces
 from stitchkit.errors import InputError, unknown
@@ -16,12 +18,17 @@ from stitchkit.evidence.record import Record, about_run, is_recorded, read_recor
 from stitchkit.evidence.rows import ROWS, run_row
 from stitchkit.evidence.size import Size
 from stitchkit.evidence.study import Study
+from stitchkit.files import write_text
 
 _logger = logging.getLogger(__name__)
 
 
-def render(size: Size, fonts: Sequence[Path]) -> dict[str, Split]:
-    """The images of the study: characters in the typefaces of some folders, of which every split has its own."""
+def render(size: Size, fonts: Sequence[Path]) -> tuple[dict[str, Split], str]:
+    """The images of the study: characters in the typefaces of some folders, of which every split has its own.
+
+    Returns:
+        The splits, and which typefaces they have, as the text of `typefaces.json`.
+    """
     found = find_typefaces(fonts)
     typefaces = split_typefaces(found.typefaces)
     splits = {}
@@ -30,7 +37,8 @@ def render(size: Size, fonts: Sequence[Path]) -> dict[str, Split]:
         parts = (torch.from_numpy(part) for part in (glyphs.images[:, None], glyphs.labels, glyphs.typefaces))
         splits[name] = Split(*parts)
         _logger.info("%d %s images in %d typefaces", len(glyphs.labels), name, len(typefaces[name]))
-    return splits
+    described_splits = {name: [described(typeface) for typeface in part] for name, part in typefaces.items()}
+    return splits, manifest_of({"typefaces": described_splits})
 
 
 def check_rows(names: Sequence[str]) -> None:
@@ -59,24 +67,28 @@ def run_study(study: Study, output: Path, *, rows: Sequence[str], seeds: Sequenc
                 f"'{study.cache}'; put them there, or give another folder by -o"
             )
         study.pretrain()
+        write_text(output / TYPEFACES, study.typefaces)
     for number, (seed, name) in enumerate(missing, start=1):
         _logger.info("%d/%d: %s, seed %d", number, len(missing), ROWS[name].words, seed)
+        began = time.perf_counter()
         entrants, spent = run_row(name, study, seed)
         about = about_run(name, seed, study.size, spent, study.images)
-        write_record(_folder(output, name, seed), entrants, study.splits, study.device, about)
+        write_record(_folder(output, name, seed), entrants, study.splits, study.device, about, began=began)
 
 
 def read_study(output: Path) -> dict[str, list[Record]]:
     """The records of a folder by row, in the order of the table, and by seed; rows without any are left out.
 
     Raises:
-        InputError: If they are of several sizes, or of several sets of images.
+        InputError: If there are none, or they are of several sizes, or of several sets of images.
     """
     found: dict[str, list[Record]] = {}
     for name in ROWS:
         records = [read_record(place.parent) for place in (output / name).glob("seed*/about.json")]
         if records:
             found[name] = sorted(records, key=lambda record: int(record.about["seed"]))
+    if not found:
+        raise InputError(f"'{output}' has no records of the study; run stitchkit evidence, or check -o")
     kinds = {(str(one.about["size"]), str(one.about["images"])) for some in found.values() for one in some}
     if len(kinds) > 1:
         raise InputError(

@@ -37,12 +37,14 @@ class Study:
     Args:
         splits: `train`, `validation` and `test`.
         cache: Folder of weights that several rows use.
+        typefaces: Which of them each split has, as text.
     """
 
     size: Size
     splits: Mapping[str, Split]
     cache: Path
     device: torch.device
+    typefaces: str = ""
 
     @cached_property
     def images(self) -> str:

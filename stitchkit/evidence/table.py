@@ -16,16 +16,16 @@ _TOLD = 0.005
 """Excess over a budget that is rounding."""
 _HEAD = (
     "row", "networks", "accuracy (%)", "95 %", "seeds", f"against `{REFERENCE}`", "95 %", "by worst-case cost (%)",
-    "regret, mean", "most", "multiply-adds", "images", "training (s)",
+    "regret, mean", "most", "mean by worst-case cost", "multiply-adds", "images", "training (s)",
 )  # fmt: skip
 
 
 def table(records: Mapping[str, Sequence[Record]]) -> str:
     """The rows in their order, by the seeds that all measured ones have, and below them what their figures are."""
     seeds = {name: {record.about["seed"] for record in some} for name, some in records.items()}
-    common = sorted(set.intersection(*seeds.values())) if seeds else []
+    common = sorted(set.intersection(*seeds.values()))
     if not common:
-        raise InputError("no seed is measured in all rows of the folder yet; run stitchkit evidence, or check -o")
+        raise InputError("the rows of the folder have no seed in common yet; run stitchkit evidence with --seeds 0")
     whole = {name: [one for one in some if one.about["seed"] in common] for name, some in records.items()}
     reference = REFERENCE if REFERENCE in whole else next(iter(whole))
     found = lines(whole, reference)
@@ -33,7 +33,7 @@ def table(records: Mapping[str, Sequence[Record]]) -> str:
     machines = sorted({str(record.about["machine"]) for some in whole.values() for record in some})
     notes = [
         f"Accuracy: mean over {BUDGETS} budgets of inference and seeds {', '.join(map(str, common))}. "
-        f"Machine: {'; '.join(machines)}.",
+        f"Machine: {'; '.join(machines)}. A row of a seed took up to {_minutes(whole):.1f} minutes in all.",
         *(
             f"On the test images, a network of `{name}` costs up to {100 * line.excess:.0f} % more than its budget."
             for name, line in found.items() if line.excess >= _TOLD
@@ -41,6 +41,10 @@ def table(records: Mapping[str, Sequence[Record]]) -> str:
     ]  # fmt: skip
     rows = ("| " + " | ".join(cells) + " |" for cells in (_HEAD, ["---"] * len(_HEAD), *body))
     return "\n".join([*rows, "", " ".join(notes)])
+
+
+def _minutes(records: Mapping[str, Sequence[Record]]) -> float:
+    return max(float(record.about["whole_seconds"]) for some in records.values() for record in some) / 60
 
 
 def _cells(name: str, line: Findings | None, *, is_compared: bool) -> list[str]:
@@ -59,6 +63,7 @@ def _cells(name: str, line: Findings | None, *, is_compared: bool) -> list[str]:
         f"{line.worst_case:.2f}",
         f"{line.regret[0]:.2f}",
         f"{line.regret[1]:.2f}",
+        f"{line.worst_case_regret:.2f}",
         quantity(line.spent),
         f"{line.images / 1000:.0f}k",
         f"{line.seconds:.0f}",

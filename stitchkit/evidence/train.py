@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -65,7 +66,8 @@ def train(
         sampler: Draws the routes of each step; None for a plain network.
         teacher: Gives half of the loss.
         parts: Equal parts of the steps.
-        between: Called after each part but the last; it may change what the sampler draws.
+        between: Called after each part but the last; it may change what the sampler draws, so that the last part has
+            as many steps as the rest of the budget pays for, but no more than the others.
     """
     settings = settings or StitchRecipe()
     world, began = World(0, 1, device), time.perf_counter()
@@ -89,13 +91,24 @@ def train(
         world=world, folder=Path(),
     )  # fmt: skip
     trainer.start_at(0)
+    used, last = 0.0, parts - 1
     for part in range(parts):
         if part:
             between()
-        spent.flops += size.batch_size * sum(cost(task.draw(step, 0)) for step in trainer.steps(part))
+        if part == last:
+            first = trainer.steps(part).start
+            fitting = steps_within((budget - used) / size.batch_size, cost, partial(_draw_from, task, first))
+            trainer.settings = replace(trainer.settings, max_steps=first + fitting)
+        used += size.batch_size * sum(cost(task.draw(step, 0)) for step in trainer.steps(part))
         trainer.train_epoch(part, parts)
-    spent.images += parts * steps * size.batch_size
+    spent.flops += used
+    spent.images += trainer.steps(last).stop * size.batch_size
     spent.seconds += time.perf_counter() - began
+
+
+def _draw_from(task: StitchTask, first: int, step: int, rank: int) -> tuple[int, ...]:
+    """The routes of a step, counted from the first one."""
+    return task.draw(first + step, rank)
 
 
 def _teacher(network: nn.Module | None, device: torch.device) -> DistillationTeacher | None:
