@@ -97,7 +97,7 @@ def write_typefaces(
         f"{len(CHARACTERS) * count} {split} images in {len(splits[split])} typefaces"
         for split, count in per_class.items()
     ]
-    said = f"{', '.join(counts)}, of {len(CHARACTERS)} classes,"
+    said = f"{', '.join(counts)}, of {len(CHARACTERS)} classes"
     left_out = ", ".join(f"{count} {reason}" for reason, count in found.left_out.most_common())
     return write_new_folder(folder, images(), said, {TYPEFACES: text}) + f"\nfonts left out: {left_out or 'none'}"
 

@@ -184,7 +184,7 @@ def write_scenes(folder: Path, counts: Mapping[str, int], side: int = 64, seed: 
                 for kind, image in _as_images(scene).items():
                     yield f"{split}/{kind}/{number:04d}.png", image
 
-    said = f"{', '.join(f'{count} {split}' for split, count in counts.items())} scenes of {len(CLASSES)} classes,"
+    said = f"{', '.join(f'{count} {split}' for split, count in counts.items())} scenes of {len(CLASSES)} classes"
     texts = {"classes.txt": "".join(f"{name}\n" for name in CLASSES), SCENES: manifest}
     return write_new_folder(folder, images(), said, texts)
 

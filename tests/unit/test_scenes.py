@@ -139,7 +139,7 @@ def test_the_nearer_of_two_things_hides_the_other():
 def test_files_hold_what_was_rendered(tmp_path):
     folder = tmp_path / "scenes"
     said = write_scenes(folder, FEW, side=40, seed=5)
-    assert said == f"3 train, 2 validation, 1 test scenes of 10 classes, are in {folder}"
+    assert said == f"3 train, 2 validation, 1 test scenes of 10 classes are in {folder}"
     assert sorted(path.name for path in folder.iterdir()) == [
         "classes.txt",
         "scenes.json",
@@ -190,6 +190,6 @@ def test_the_command_writes_and_says_what_is_wrong(tmp_path, capsys):
         assert message in refused(capsys, "scenes", folder, *flags)
     assert not folder.exists()
     assert main(["scenes", str(folder), "--img-size", "32", "--seed", "3", *few]) == 0
-    assert capsys.readouterr().out == f"2 train, 1 validation, 1 test scenes of 10 classes, are in {folder}\n"
+    assert capsys.readouterr().out == f"2 train, 1 validation, 1 test scenes of 10 classes are in {folder}\n"
     mask = np.asarray(Image.open(folder / "train/masks/0001.png"))
     assert np.array_equal(mask, render_scene("train", 1, side=32, seed=3).mask)

@@ -148,7 +148,7 @@ def test_the_folder_has_three_splits_and_says_which_fonts_made_them(tmp_path):
     folder = tmp_path / "glyphs"
     said = write_typefaces(folder, [FONTS], per_class=FEW, least=1)
     assert said.startswith("124 train images in ")
-    assert f"of 62 classes, are in {folder}\nfonts left out: " in said
+    assert f"of 62 classes are in {folder}\nfonts left out: " in said
     for split, count in FEW.items():
         images = open_dataset(Source("", str(folder)), split)
         assert len(images) == 62 * count
