@@ -166,7 +166,7 @@ def _read_about(folder: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((folder / _ABOUT).read_text(), object_pairs_hook=unique_keys)
         spent = Spent(**found["spent"])
         _ = spent.flops + spent.seconds + spent.images + found["size"]["budget"] + int(found["seed"])
-        _ = float(found["whole_seconds"]), found["images"], found["machine"]
+        _ = float(found.get("whole_seconds", 0)), found["images"], found["machine"]
     return found
 
 

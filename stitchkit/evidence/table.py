@@ -29,31 +29,32 @@ def table(records: Mapping[str, Sequence[Record]]) -> str:
     whole = {name: [one for one in some if one.about["seed"] in common] for name, some in records.items()}
     reference = REFERENCE if REFERENCE in whole else next(iter(whole))
     found = lines(whole, reference)
-    body = [_cells(name, found.get(name), is_compared=reference == REFERENCE != name) for name in ROWS]
+    body = [_cells(name, found[name], is_compared=reference == REFERENCE != name) for name in ROWS if name in found]
+    missing = ", ".join(f"`{name}`" for name in ROWS if name not in found)
     machines = sorted({str(record.about["machine"]) for some in whole.values() for record in some})
     notes = [
         f"Accuracy: mean over {BUDGETS} budgets of inference and seeds {', '.join(map(str, common))}. "
-        f"Machine: {'; '.join(machines)}. A row of a seed took up to {_minutes(whole):.1f} minutes in all.",
+        f"Machine: {'; '.join(machines)}.",
+        *([f"A row of one seed took up to {minutes:.1f} minutes in all."] if (minutes := _minutes(whole)) else []),
         *(
             f"On the test images, a network of `{name}` costs up to {100 * line.excess:.0f} % more than its budget."
             for name, line in found.items() if line.excess >= _TOLD
         ),
+        *([f"Not measured: {missing}."] if missing else []),
     ]  # fmt: skip
     rows = ("| " + " | ".join(cells) + " |" for cells in (_HEAD, ["---"] * len(_HEAD), *body))
     return "\n".join([*rows, "", " ".join(notes)])
 
 
 def _minutes(records: Mapping[str, Sequence[Record]]) -> float:
-    return max(float(record.about["whole_seconds"]) for some in records.values() for record in some) / 60
+    """The longest time of a row of one seed; 0 in records from before it was measured."""
+    return max(float(record.about.get("whole_seconds", 0)) for some in records.values() for record in some) / 60
 
 
-def _cells(name: str, line: Findings | None, *, is_compared: bool) -> list[str]:
-    words = ROWS[name].words
-    if line is None:
-        return [f"`{name}`: {words}", "not measured", *[""] * (len(_HEAD) - 2)]
+def _cells(name: str, line: Findings, *, is_compared: bool) -> list[str]:
     difference, low, high = line.difference
     return [
-        f"`{name}`: {words}",
+        f"`{name}`: {ROWS[name].words}",
         f"{line.networks:.0f}",
         f"{line.accuracy:.2f}",
         f"{line.interval[0]:.2f} to {line.interval[1]:.2f}",

@@ -274,8 +274,9 @@ def test_lines_agree_with_the_records(output: Path) -> None:
 
 def test_the_table_marks_what_is_not_measured(output: Path, tmp_path: Path) -> None:
     text = table(read_study(output))
-    (row,) = [line for line in text.splitlines() if line.startswith("| `sandwich`")]
-    assert "not measured" in row
+    assert not [line for line in text.splitlines() if line.startswith("| `sandwich`")]
+    assert "Not measured: `distilled`, " in text
+    assert " `best_of`, `sandwich`." in text
     assert f"{lines(read_study(output), 'cost_bins')['anchors'].accuracy:.2f}" in text
     with pytest.raises(InputError, match="has no records of the study; run stitchkit evidence, or check -o"):
         table(read_study(tmp_path))
