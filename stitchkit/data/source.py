@@ -22,6 +22,8 @@ TIMM = {
 """Prefixes of timm's data set strings, and the packages that read them."""
 FOLDERS = ("torch/image_folder", "torch/folder")
 """timm's strings for image folders."""
+_PER_PIXEL = {"masks": "segmentation", "depths": "depth"}
+"""The folders that dense prediction has beside `images/`, and their tasks."""
 
 
 class VisionSet(NamedTuple):
@@ -141,6 +143,27 @@ def check_folder(source: Source) -> None:
         )
     otherwise = "" if source.needs_labels or source.name else ", or be a folder or a .txt list of images without labels"
     raise MissingData(f"{no_folder(root)}{otherwise}")
+
+
+def check_no_pairs(root: Path, *splits: str) -> None:
+    """Refuse images with masks or depth maps, whose folders would pass for classes: in splits, or around them.
+
+    Args:
+        root: The folder of the data set.
+        splits: Names of splits beside the usual ones.
+    """
+    names = dict.fromkeys([*splits, *names_of("train"), *names_of("validation")])
+    around = () if any(is_split(root / name) for name in names) else (root,)
+    for place in (*around, *(root / name for name in names)):
+        found = [folder for folder in _PER_PIXEL if (place / folder).is_dir()]
+        if found and (place / "images").is_dir():
+            within = f"'{root}'" if place == root else f"'{root}': {place.name}/"
+            beside = " and ".join(f"{folder}/" for folder in found)
+            tasks = " or ".join(f"--task {_PER_PIXEL[folder]}" for folder in found)
+            raise InputError(
+                f"data folder {within} has images/ beside {beside}, which are no classes of images; add {tasks}, or in "
+                f"a job {tasks.replace('--task ', 'task: ')}"
+            )
 
 
 def is_list(path: str | Path) -> bool:

@@ -160,6 +160,11 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     if given.get("stitch_config"):
         config = StitchConfig.load(str(given["stitch_config"]))
         trains = config.recipe.get("task", "classification")
+        if given.get("task") == "classification" != trains:
+            raise InputError(
+                f"'{given['stitch_config']}' is for --task {trains}, not for --task classification; leave --task out, "
+                "or give its anchors to --anchors"
+            )
         # A recipe for classification is none for dense prediction, most of whose settings it would exclude.
         if given.get("task", trains) == trains:
             given = _merged([*layers, config.recipe])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
-from stitchkit.data.source import Source, check_folder
+from stitchkit.data.source import Source, check_folder, check_no_pairs
 from stitchkit.errors import prefixed
 from stitchkit.paths import check_file
 from stitchkit.restarts import restarts
@@ -19,6 +20,8 @@ def read_run(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """The recipe and the stitch configuration of a run; the folder of its data and the files of its weights exist."""
     recipe, config = resolve(flags)
     check_folder(source_of(recipe))
+    if not (recipe.dense.is_dense or recipe.data.dataset):
+        check_no_pairs(Path(recipe.data.data_dir or ""), recipe.data.train_split, recipe.data.val_split)
     # Ranks that a launcher restarts resume from their own checkpoint, even if that of the flags is gone by now.
     if not restarts():
         for place, file in _weights(recipe, config):

@@ -1,0 +1,77 @@
+"""What dense prediction refuses, in one line, before anything is computed."""
+
+import shutil
+
+import pytest
+
+from stitchkit.cli import main
+from tests.commands import refused
+from tests.jobs import job_config, write_job
+from tests.support import FLAGS, write_config, write_scene_pairs
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Images with masks and depth maps."""
+    return write_scene_pairs(tmp_path_factory.mktemp("pairs") / "pairs")
+
+
+@pytest.fixture
+def config(tmp_path):
+    return write_config(tmp_path / "pico.json")
+
+
+def train(capsys, data, config, folder, *flags):
+    return refused(capsys, "train", data, "--stitch_config", config, *FLAGS, "--output", folder / "out", *flags)
+
+
+def turned(folder, place):
+    """The same data with the splits within `images/`, `masks/` and `depths/`."""
+    for split in ("train", "validation"):
+        for kind in ("images", "masks", "depths"):
+            shutil.copytree(folder / split / kind, place / kind / split)
+    return place
+
+
+def test_masks_and_depth_maps_are_no_classes(pairs, config, tmp_path, capsys):
+    said = "train/ has images/ beside masks/ and depths/, which are no classes of images; add --task segmentation or"
+    assert said in train(capsys, pairs, config, tmp_path)
+    assert said in train(capsys, pairs, config, tmp_path, "--task", "classification")
+    assert said in train(capsys, pairs, config, tmp_path, "--loss", "features")
+    assert "train/' has images/ beside" not in train(capsys, pairs / "nope", config, tmp_path)
+    shutil.copytree(pairs, tmp_path / "one", ignore=shutil.ignore_patterns("masks"))
+    line = train(capsys, tmp_path / "one", config, tmp_path)
+    assert "train/ has images/ beside depths/, which are no classes of images; add --task depth, or in" in line
+    line = train(capsys, turned(pairs, tmp_path / "turned"), config, tmp_path)
+    assert f"'{tmp_path / 'turned'}' has images/ beside masks/ and depths/, which are no classes" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_class_may_be_called_images(pairs, config, tmp_path, capsys):
+    shutil.copytree(pairs / "train/images", tmp_path / "data/train/images")
+    shutil.copytree(pairs / "train/images", tmp_path / "data/train/others")
+    shutil.copytree(tmp_path / "data/train", tmp_path / "data/validation")
+    command = ["train", tmp_path / "data", "--stitch_config", config, *FLAGS, "--output", tmp_path, "--dry-run"]
+    assert main([*map(str, command)]) == 0
+
+
+def test_a_split_of_another_name_has_masks_too(pairs, config, tmp_path, capsys):
+    for split in ("train", "validation"):
+        shutil.copytree(pairs / split, tmp_path / f"data/my-{split}")
+    flags = ["--train-split", "my-train", "--val-split", "my-validation"]
+    assert "my-train/ has images/ beside masks/ and depths/" in train(
+        capsys, tmp_path / "data", config, tmp_path, *flags
+    )
+
+
+def test_a_job_without_a_task_on_masks(pairs, tmp_path, capsys):
+    path = write_job(tmp_path, job_config(pairs.parent, dataset=str(pairs)))
+    line = refused(capsys, "job", "-c", path, "-o", tmp_path / "out", "--no-pretrained")
+    assert "train/ has images/ beside masks/ and depths/" in line
+    assert "or in a job task: segmentation or task: depth" in line
+
+
+def test_a_dense_configuration_is_not_for_classification(pairs, tmp_path, capsys):
+    config = write_config(tmp_path / "dense.json", dense={"task": "segmentation", "head": "linear"})
+    line = train(capsys, pairs, config, tmp_path, "--task", "classification")
+    assert "dense.json' is for --task segmentation, not for --task classification; leave --task out, or" in line
