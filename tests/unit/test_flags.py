@@ -69,6 +69,41 @@ def test_flag_beats_yaml_beats_stitch_configuration_beats_default(config, tmp_pa
     assert recipe.optim.momentum == 0.9
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"recipe": {"epochs": 7, "opt": "lamb", "mixup": 0.8}}, "is for classification, not for segmentation"),
+        ({"dense": {"task": "depth", "head": "linear"}, "recipe": {"lr": 1}}, "is for depth, not for segmentation"),
+        ({"recipe": {}}, "does not say how to train"),
+        (
+            {"dense": {"task": "segmentation", "head": "linear"}, "recipe": {"batch_size": 4}},
+            "does not say how to train",
+        ),
+    ],
+)
+def test_dense_prediction_without_a_recipe_has_that_of_anchors(changes, said, tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(pico_config(**changes)))
+    flags = ["data", "--task", "segmentation", "--weight-decay", "0.1"]
+    alone, found = parse(*flags, "--anchors", "a,b"), parse(*flags, "--stitch_config", str(path))
+    assert (found.optim, found.schedule, found.augment) == (alone.optim, alone.schedule, alone.augment)
+    assert (found.optim.opt, found.optim.weight_decay, found.schedule.epochs) == ("adamw", 0.1, 50)
+    assert found.data.batch_size == changes["recipe"].get("batch_size", 128)
+    (line,) = caplog.messages
+    assert f"config.json' {said}, so training starts from that of --anchors: adamw, learning rate 5e-05 for" in line
+
+
+def test_dense_prediction_with_a_recipe_keeps_it(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "config.json"
+    dense = {"task": "segmentation", "head": "linear"}
+    path.write_text(json.dumps(pico_config(dense=dense, recipe={"epochs": 7, "lr": 0.5})))
+    found = parse("data", "--stitch_config", str(path))
+    assert (found.optim.opt, found.schedule.epochs, found.schedule.warmup_lr) == ("sgd", 7, 1e-5)
+    assert not caplog.messages
+
+
 def test_a_flag_takes_back_what_a_file_switches_on(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(pico_config(recipe={"amp": True, "ls_init": False, "lr": 0.5})))
