@@ -92,3 +92,11 @@ def test_a_pyramid_of_too_many_levels(pairs, tmp_path, capsys):
     levels = ["--head", "fpn", "--levels", *range(8)]
     line = train(capsys, pairs, config, tmp_path, "--task", "segmentation", *levels, "--dry-run")
     assert "the map of each of 8 levels half as large as that of the one before, and nothing would be left" in line
+
+
+def test_windows_with_gaps_are_refused_before_training(pairs, config, tmp_path, capsys):
+    line = train(capsys, pairs, config, tmp_path, "--task", "depth", "--head", "linear", "--window-stride", "17")
+    assert "--window-stride 17 would leave gaps between windows of 16 x 16 pixels; give at most 16" in line
+    assert not [*tmp_path.rglob("*.tar"), *tmp_path.rglob("*.csv")]
+    flags = ["--task", "segmentation", "--head", "linear", "--window-stride", "17", "--dry-run"]
+    assert "--window-stride 17 would leave gaps" in train(capsys, pairs, config, tmp_path, *flags)
