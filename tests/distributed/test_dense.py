@@ -309,4 +309,8 @@ def test_a_dry_run_says_what_is_trained(scenes, tmp_path, caplog):
     caplog.set_level("INFO")
     assert main(command(scenes, tmp_path, "segmentation", "--dry-run")) == 0
     assert "data: 32 training images, 5 validation images, 10 classes" in caplog.text
+    assert (
+        "segmentation by the setr head, with levels after blocks 0, 1, 2 of the last anchor; crops of 16 x 16 to train "
+        "on, and windows of the same size, 10 pixels apart, to evaluate in"
+    ) in caplog.messages
     assert not [*tmp_path.glob("*/*")]
