@@ -145,7 +145,7 @@ def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
             f"anchor_lora_r is {config.anchor_lora_r}, but --preserve is {way}; only --preserve lora trains updates of "
             "anchors: give it, or take anchor_lora_r out of the stitch configuration"
         )
-    return check(recipe), config
+    return check(recipe, flags), config
 
 
 def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:

@@ -94,6 +94,41 @@ def test_dense_prediction_without_a_recipe_has_that_of_anchors(changes, said, tm
     assert f"config.json' {said}, so training starts from that of --anchors: adamw, learning rate 5e-05 for" in line
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--max-depth 5", "--max-depth is for dense prediction; add --task depth"),
+        ("--zoom 1 2", "--zoom is for dense prediction; add --task segmentation"),
+        ("--task segmentation --max-depth 5", "--max-depth 5.0 has no effect on --task segmentation; leave it out"),
+        ("--task depth --num-classes 5", "--num-classes 5 has no effect on --task depth; leave it out"),
+        ("--task depth --zoom 1 2", "--zoom [1.0, 2.0] has no effect on --task depth"),
+        ("--task segmentation --zoom 1 2 --no-aug", "--no-aug leaves random scales out, so --zoom has no effect"),
+        ("--task depth --eval-metric loss", "--eval-metric loss is for the classes of whole images, not for --task"),
+        ("--task segmentation --gp avg", "--gp avg is for the classes of whole images, not for --task segmentation"),
+        ("--task depth --eval --resume a --eval-memory 9", "--eval-memory 9 is for the classes of whole images"),
+        (
+            "--task depth --input-key image",
+            "--input-key image is a column of a data set of Hugging Face, and 'data' is",
+        ),
+        ("--task segmentation --target-key mask", "is a folder; leave it out, or give --dataset hfds/NAME"),
+    ],
+)
+def test_settings_that_dense_prediction_has_no_use_for(flags, said, config):
+    with pytest.raises(InputError) as refusal:
+        parse("data", "--stitch_config", config, *flags.split())
+    assert said in str(refusal.value)
+
+
+def test_settings_that_dense_prediction_uses(tmp_path):
+    parse(
+        "--task", "depth", "--anchors", "a,b", "--max-depth", "80", "--dataset", "hfds/nyu", "--input-key", "rgb", "d"
+    )
+    path = tmp_path / "config.json"
+    dense = {"task": "segmentation", "head": "linear"}
+    path.write_text(json.dumps(pico_config(dense=dense, recipe={"zoom": [0.9, 1.2], "num_classes": 3})))
+    assert parse("data", "--stitch_config", str(path), "--no-aug").dense.zoom == [0.9, 1.2]
+
+
 def test_dense_prediction_with_a_recipe_keeps_it(tmp_path, caplog):
     caplog.set_level("INFO")
     path = tmp_path / "config.json"
