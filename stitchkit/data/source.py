@@ -22,8 +22,8 @@ TIMM = {
 """Prefixes of timm's data set strings, and the packages that read them."""
 FOLDERS = ("torch/image_folder", "torch/folder")
 """timm's strings for image folders."""
-_PER_PIXEL = {"masks": "segmentation", "depths": "depth"}
-"""The folders that dense prediction has beside `images/`, and their tasks."""
+PAIR_FOLDERS = {"segmentation": "masks", "depth": "depths"}
+"""The tasks of dense prediction, and the folder that each has beside `images/`."""
 
 
 class VisionSet(NamedTuple):
@@ -155,15 +155,29 @@ def check_no_pairs(root: Path, *splits: str) -> None:
     names = dict.fromkeys([*splits, *names_of("train"), *names_of("validation")])
     around = () if any(is_split(root / name) for name in names) else (root,)
     for place in (*around, *(root / name for name in names)):
-        found = [folder for folder in _PER_PIXEL if (place / folder).is_dir()]
+        found = {task: folder for task, folder in PAIR_FOLDERS.items() if (place / folder).is_dir()}
         if found and (place / "images").is_dir():
             within = f"'{root}'" if place == root else f"'{root}': {place.name}/"
-            beside = " and ".join(f"{folder}/" for folder in found)
-            tasks = " or ".join(f"--task {_PER_PIXEL[folder]}" for folder in found)
+            beside = " and ".join(f"{folder}/" for folder in found.values())
+            tasks = " or ".join(f"--task {task}" for task in found)
             raise InputError(
                 f"data folder {within} has images/ beside {beside}, which are no classes of images; add {tasks}, or in "
                 f"a job {tasks.replace('--task ', 'task: ')}"
             )
+
+
+def check_pair_folder(root: Path, split: str, task: str) -> None:
+    """Refuse a folder for dense prediction that does not exist."""
+    if not root.is_dir():
+        kind, found = (InputError, "is not a folder") if root.exists() else (MissingData, "does not exist")
+        raise kind(f"data folder '{root}' {found}; {expected_pairs(split, task)}")
+
+
+def expected_pairs(split: str, task: str) -> str:
+    """What a folder for dense prediction must have, in words."""
+    folder = PAIR_FOLDERS[task]
+    published = "nyu_train.txt and nyu_test.txt" if task == "depth" else "the folders of ADE20K or of COCO-Stuff"
+    return f"it needs {split}/images/ and {split}/{folder}/, or images/{split}/ and {folder}/{split}/, or {published}"
 
 
 def is_list(path: str | Path) -> bool:

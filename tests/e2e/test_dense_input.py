@@ -100,3 +100,23 @@ def test_windows_with_gaps_are_refused_before_training(pairs, config, tmp_path, 
     assert not [*tmp_path.rglob("*.tar"), *tmp_path.rglob("*.csv")]
     flags = ["--task", "segmentation", "--head", "linear", "--window-stride", "17", "--dry-run"]
     assert "--window-stride 17 would leave gaps" in train(capsys, pairs, config, tmp_path, *flags)
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        (
+            "segmentation",
+            "it needs train/images/ and train/masks/, or images/train/ and masks/train/, or the folders of",
+        ),
+        ("depth", "it needs train/images/ and train/depths/, or images/train/ and depths/train/, or nyu_train.txt and"),
+    ],
+)
+def test_a_folder_that_does_not_exist(task, said, config, tmp_path, capsys):
+    place = tmp_path / "nope"
+    assert f"data folder '{place}' does not exist; {said}" in train(capsys, place, config, tmp_path, "--task", task)
+    line = train(capsys, config, config, tmp_path, "--task", task)
+    assert f"data folder '{config}' is not a folder; {said}" in line
+    assert f"'{place}' does not exist; {said}" in refused(
+        capsys, "train", "--dataset", place, "--stitch_config", config, "--task", task
+    )

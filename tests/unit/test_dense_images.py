@@ -287,7 +287,7 @@ def test_a_fault_is_one_line(name, tmp_path):
 
 
 def test_a_folder_of_no_layout(tmp_path):
-    with pytest.raises(InputError, match="no/where' does not exist; give a folder of images with a mask each"):
+    with pytest.raises(InputError, match="no/where' does not exist; it needs train/images/ and train/masks/"):
         open_pairs(tmp_path / "no/where", "train", "segmentation")
     for task, wanted in (
         ("segmentation", "masks/, .* ADE20K or of COCO-Stuff"),
