@@ -6,6 +6,7 @@ import json
 import pytest
 
 from stitchkit.errors import InputError
+from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.flags import add_flags, resolve
 from stitchkit.settings.recipe import Recipe
@@ -127,6 +128,16 @@ def test_settings_that_dense_prediction_uses(tmp_path):
     dense = {"task": "segmentation", "head": "linear"}
     path.write_text(json.dumps(pico_config(dense=dense, recipe={"zoom": [0.9, 1.2], "num_classes": 3})))
     assert parse("data", "--stitch_config", str(path), "--no-aug").dense.zoom == [0.9, 1.2]
+
+
+@pytest.mark.parametrize(("task", "head"), [("segmentation", "setr"), ("depth", "dpt")])
+def test_the_head_of_a_configuration_has_the_default_of_the_flag(task, head, tmp_path, config):
+    path = tmp_path / "dense.json"
+    path.write_text(json.dumps(pico_config(dense={"task": task})))
+    _, found = resolve({"data_dir": "data", "stitch_config": str(path)})
+    _, flagged = resolve({"data_dir": "data", "stitch_config": config, "task": task})
+    assert found.dense == flagged.dense == DenseSpec(task, head)
+    assert found.to_dict()["dense"]["head"] == head
 
 
 def test_dense_prediction_with_a_recipe_keeps_it(tmp_path, caplog):
