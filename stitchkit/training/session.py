@@ -121,6 +121,9 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Se
     if recipe.data.dataset_download and not recipe.run.dry_run:
         from_primary(world, lambda: _opened(recipe))
     train, judged = open_splits(recipe)
+    for pairs in (train, judged):
+        if pairs is not None:
+            from_primary(world, pairs.check_headers)
     count = judged.num_classes if recipe.dense.task == "segmentation" else None
     recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks

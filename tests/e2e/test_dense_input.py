@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from PIL import Image
 
 from stitchkit.cli import main
 from tests.commands import refused
@@ -120,3 +121,18 @@ def test_a_folder_that_does_not_exist(task, said, config, tmp_path, capsys):
     assert f"'{place}' does not exist; {said}" in refused(
         capsys, "train", "--dataset", place, "--stitch_config", config, "--task", task
     )
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_a_bad_pair_is_found_before_a_run_begins(task, pairs, config, tmp_path, capsys):
+    """Also one of the validation split, and in a dry run; by their headers, without pixels."""
+    data, noun = shutil.copytree(pairs, tmp_path / "data"), {"segmentation": "masks", "depth": "depths"}[task]
+    last = data / "validation" / noun / "4.png"
+    Image.open(last).crop((0, 0, 32, 20)).save(last)
+    said = f"validation/images/4.png' has 32 x 32 pixels, but its {noun[:-1]}"
+    flags = ["--task", task, "--head", "linear"]
+    assert said in train(capsys, data, config, tmp_path, *flags)
+    assert said in train(capsys, data, config, tmp_path, *flags, "--dry-run")
+    assert not [*tmp_path.rglob("*.csv")]
+    (data / "train/images/7.png").write_bytes(b"no image")
+    assert "train/images/7.png' cannot be read (it is not an image)" in train(capsys, data, config, tmp_path, *flags)

@@ -1,5 +1,6 @@
 """Jobs with dense tasks beside classification: heads on one stitched trunk, against plain torch."""
 
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch.nn import functional as F
 
 from stitchkit.assembly.config.job import JobConfig
@@ -255,6 +257,16 @@ def test_transforms_of_a_list_would_not_change_masks(data):
     config["train_config"]["tasks"][1]["data_augmentation"] = ["RandomHorizontalFlip"]
     with pytest.raises(InputError, match=r"tasks\[1\].data_augmentation is a list, whose transforms would not change"):
         JobConfig.parse(yaml.safe_load(yaml.safe_dump(config)))
+
+
+def test_a_bad_pair_is_found_when_the_data_are_opened(data, tmp_path):
+    scenes = shutil.copytree(data / "scenes", tmp_path / "scenes")
+    Image.new("L", (32, 20)).save(scenes / "validation/masks/4.png")
+    config = job(tmp_path, kinds=("segmentation",))
+    with pytest.raises(
+        InputError, match=r"^train_config.tasks\[0\].dataset: image .* has 32 x 32 pixels, but its mask"
+    ):
+        open_data(JobConfig.parse(config), CPU)
 
 
 def test_tasks_share_settings_that_one_of_them_uses(data):

@@ -349,3 +349,27 @@ def test_a_header_that_promises_more_than_the_file_has(tmp_path):
     saved(tmp_path / "b.png", NUMBERS)
     with pytest.raises(InputError, match="has the mode L; save it as a PNG of 16 bits in millimetres"):
         read_depth("d", str(tmp_path / "b.png"))
+
+
+def test_headers_of_all_pairs_or_of_some_evenly_spread(tmp_path, monkeypatch):
+    """Not the pixels, which one of the images here does not have."""
+    place = tmp_path / "train"
+    for number in range(5):
+        photo(place / f"images/{number}.png")
+        saved(place / f"depths/{number}.npy", METRES)
+    content = (place / "images/1.png").read_bytes()
+    (place / "images/1.png").write_bytes(content[: content.index(b"IDAT") + 6])
+    pairs = open_pairs(tmp_path, "train", "depth")
+    pairs.check_headers()
+    with pytest.raises(InputError, match=r"1\.png' cannot be read"):
+        pairs[1]
+    saved(place / "depths/3.npy", METRES[:2])
+    with pytest.raises(
+        InputError, match=r"3\.png' has 6 x 4 pixels, but its depth map '.*3\.npy' has 6 x 2; both must"
+    ):
+        pairs.check_headers()
+    monkeypatch.setattr("stitchkit.data.dense.pairs._MOST_HEADERS", 2)  # those of 0 and 2
+    pairs.check_headers()
+    photo(place / "images/2.png", size=(4, 6))
+    with pytest.raises(InputError, match=r"2\.png' has 4 x 6 pixels"):
+        pairs.check_headers()
