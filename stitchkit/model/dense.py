@@ -137,8 +137,8 @@ class _Junction:
 class DensePass:
     """Runs many stitches of a dense SN-Net on the same images, each common part once.
 
-    Routes come one after the other, as a tree is walked: at the size of dense prediction an image fills a block, so
-    that nothing is gained by running routes as one batch, and all outputs together would not fit the memory.
+    Routes come one after the other, as a tree is walked: at the size of dense prediction one image already saturates
+    the device, so batching routes gains nothing, and all outputs together would not fit the memory.
 
     Args:
         model: An SN-Net in evaluation mode.

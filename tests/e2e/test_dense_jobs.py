@@ -220,6 +220,7 @@ def test_one_head_and_one_dense_data_set(data, tmp_path):
         ({"task": "classification", "metrics": [{"metric_fn": "miou"}]}, "is miou, a figure of segmentation; list it"),
         ({"task": "depth"}, "the network returns [3, 4, 4] per image, but 'scenes-depth' needs one depth"),
         ({"dataset": "nowhere"}, "nowhere"),
+        ({"num_classes": 4}, "the network outputs 3 channels, but the data have 4 classes; end it with a Segmentation"),
         ({"max_depth": 5}, "tasks[0].max_depth is for depth, and has no effect on segmentation; leave it out"),
         (
             {"task": "depth", "num_classes": 3},

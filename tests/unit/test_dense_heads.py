@@ -294,7 +294,9 @@ def test_what_no_head_can_be_built_for():
     with pytest.raises(InputError, match="dpt head needs 4 levels, not 2; give 4, or choose another head"):
         HEADS["dpt"](KINDS["plain"][:2], 3)
     for levels, outputs in (([], 3), (KINDS["plain"], 0)):
-        with pytest.raises(InputError, match=f"{len(levels)} levels with {outputs} outputs is empty"):
+        with pytest.raises(
+            InputError, match=f"one level and one output, and has {len(levels)} and {outputs}; give more"
+        ):
             HEADS["linear"](levels, outputs)
 
 

@@ -123,7 +123,7 @@ def test_ade20k(tmp_path):
 def test_folders_of_ade20k_with_other_files_are_not_taken_for_it(tmp_path):
     photo(tmp_path / "images/training/21.png")
     saved(tmp_path / "annotations/training/21.png", NUMBERS)
-    with pytest.raises(InputError, match="has no train split of images with masks; it needs train/images/"):
+    with pytest.raises(InputError, match="has no split 'train' of images and masks; it needs train/images/"):
         open_pairs(tmp_path, "train", "segmentation")
 
 
@@ -209,7 +209,7 @@ def test_a_hugging_face_data_set(tmp_path):
         InputError, match=r"none of the columns depth_map, depth; .*columns with images: image, annotation"
     ):
         open_pairs(name, "train", "depth")
-    with pytest.raises(InputError, match="column 'name' has no images"):
+    with pytest.raises(InputError, match="column 'name' does not hold images; choose one of"):
         open_pairs(name, "train", "segmentation", target_key="name")
 
 
@@ -239,8 +239,14 @@ FAULTS = {
         lambda at: saved(at / "masks/a.png", NUMBERS + 1),
         r"a.png' has the class number 5; the data set has 5 classes, numbered from 0",
     ),
-    "colours": (lambda at: photo(at / "masks/a.png"), r"mask '.*a.png' has the mode RGB"),
-    "transparency": (lambda at: photo(at / "masks/a.png", mode="LA"), "has the mode LA"),
+    "colours": (
+        lambda at: photo(at / "masks/a.png"),
+        r"mask '.*a.png' is a colour image \(mode RGB\), not class numbers",
+    ),
+    "transparency": (
+        lambda at: photo(at / "masks/a.png", mode="LA"),
+        r"is an image with transparency \(mode LA\), not class numbers",
+    ),
     "JPEG as a mask": (
         lambda at: (at / "masks/a.png").write_bytes((at / "images/a.jpg").read_bytes()),
         r"mask '.*a.png' cannot be read \(it is not a PNG\); repair it",
@@ -293,7 +299,7 @@ def test_a_folder_of_no_layout(tmp_path):
         ("segmentation", "masks/, .* ADE20K or of COCO-Stuff"),
         ("depth", "depths/, .* nyu_train.txt"),
     ):
-        with pytest.raises(InputError, match=f"has no train split .* it needs train/images/ and train/{wanted}"):
+        with pytest.raises(InputError, match=f"has no split 'train' .* it needs train/images/ and train/{wanted}"):
             open_pairs(tmp_path, "train", task)
     with pytest.raises(InputError, match="unknown task 'segment'; did you mean 'segmentation'"):
         open_pairs(tmp_path, "train", "segment")
@@ -347,7 +353,7 @@ def test_a_header_that_promises_more_than_the_file_has(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_depth("d", str(path))
     saved(tmp_path / "b.png", NUMBERS)
-    with pytest.raises(InputError, match="has the mode L; save it as a PNG of 16 bits in millimetres"):
+    with pytest.raises(InputError, match=r"is an 8-bit image \(mode L\); save it as a PNG of 16 bits in millimetres"):
         read_depth("d", str(tmp_path / "b.png"))
 
 

@@ -94,7 +94,7 @@ def find_pairs(root: Path, split: str, task: str) -> PairFiles:
         if (files := layout(root, split, task)) is not None:
             return files
     raise InputError(
-        f"data folder '{root}' has no {split} split of images with {NOUNS[task]}s; {expected_pairs(split, task)}"
+        f"data folder '{root}' has no split '{split}' of images and {NOUNS[task]}s; {expected_pairs(split, task)}"
     )
 
 

@@ -59,14 +59,15 @@ def _check_mode(kind: str, name: str, mode: str) -> None:
     if kind == "image" and mode.startswith(("I", "F")):  # Pillow would cut off what is above 255
         raise InputError(f"image '{name}' has the mode {mode}; save it with 8 bits a channel")
     if kind == "mask" and mode not in _MASK_MODES:
+        what = "an image with transparency" if mode.startswith("LA") else "a colour image"
         raise InputError(
-            f"mask '{name}' has the mode {mode}, colours or transparency in place of class numbers; save it as a "
-            "grey PNG, or as one with a palette"
+            f"mask '{name}' is {what} (mode {mode}), not class numbers; save it as a grey PNG, or as one with a palette"
         )
     if kind == "depth map" and mode not in (*_MILLIMETRES, "F"):
+        what = "a 1-bit image" if mode == "1" else "an 8-bit image"
         raise InputError(
-            f"depth map '{name}' has the mode {mode}; save it as a PNG of 16 bits in millimetres, or as a .npy file of "
-            "floats in metres"
+            f"depth map '{name}' is {what} (mode {mode}); save it as a PNG of 16 bits in millimetres, or as a .npy "
+            "file of floats in metres"
         )
 
 

@@ -36,7 +36,7 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
     """Images with their masks or depth maps.
 
     Item `i` is an RGB image and its target: class numbers `[H, W]` as `uint8`, where 255 is ignored; or metres `[H, W]`
-    as `float32`, where 0 is unknown. Both have the same size. Where one is at fault, reading it raises an `InputError`.
+    as `float32`, where 0 is unknown. Both have the same size. Reading a damaged file raises an `InputError`.
 
     Args:
         source: The files or rows of the split.
