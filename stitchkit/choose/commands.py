@@ -19,6 +19,7 @@ from stitchkit.settings.schema import Count, Natural, Settings, parse
 if TYPE_CHECKING:
     from stitchkit.choose.images import SomeImages
     from stitchkit.measure.ledger import Row
+    from stitchkit.settings.stitch_config import StitchConfig
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
     output = new_file(flags.output)
     if output.suffix != ".json":
         raise InputError(f"'{output}' must be a JSON file; give a name that ends with .json")
+    config = _read_config(flags.stitch_config)
     import torch
 
     from stitchkit.choose.choose import check_choosers, choose, closest_pair, write_config
@@ -100,10 +102,9 @@ def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
     from stitchkit.distributed import choose_device
     from stitchkit.model.create import create_snnet
     from stitchkit.networks.data_config import data_config_of
-    from stitchkit.settings.stitch_config import StitchConfig
 
     new_file(str(scores_file(output)))
-    config, by, device = StitchConfig.load(flags.stitch_config), flags.by.split(","), choose_device(flags.device)
+    by, device = flags.by.split(","), choose_device(flags.device)
     source = Source(flags.dataset, flags.data, needs_labels=False)
     check_choosers(by, has_labels=not is_unlabelled(source))
     options: dict[str, Any] = {"pretrained": not flags.no_pretrained}
@@ -136,6 +137,19 @@ def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
         f"{counted(len(model.space), 'stitch')}; * marks the lowest score of a bucket\n"
         f"the configuration is {output}, all scores are in {scores_file(output)}"
     )
+
+
+def _read_config(file: str) -> StitchConfig:
+    """The stitch configuration; one for dense prediction is refused, whose images have no classes."""
+    from stitchkit.settings.stitch_config import StitchConfig
+
+    config = StitchConfig.load(file)
+    if config.dense is not None:
+        raise InputError(
+            f"'{file}' is for {config.dense.task}, and choose scores joints for classes of whole images; choose with a "
+            'configuration of the same anchors without "dense" on images of classes, or train all stitches'
+        )
+    return config
 
 
 def _compare(scores: Path, rows: list[Row], ledger: str) -> None:

@@ -22,6 +22,7 @@ from stitchkit.data.source import (
     MissingData,
     Source,
     check_folder,
+    check_no_pairs,
     is_unlabelled,
     key_of,
     no_folder,
@@ -90,6 +91,7 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     name, key, place = source.name, key_of(source.name), Path(source.root or "", source.name)
     library, slash, _ = name.partition("/")
     if not source.needs_labels and is_unlabelled(source, split):
+        check_no_pairs(Path(source.root or ""))
         return open_unlabelled(source, split, _suffixes(options))
     if (folder := _trained_folder(source)) is not None:
         return _open_folder(source, folder, split, options)
@@ -147,6 +149,7 @@ def _is_laid_out(root: Path) -> bool:
 
 
 def _open_folder(source: Source, folder: Path, split: str, options: dict[str, object]) -> Images:
+    check_no_pairs(folder, split.split("[")[0])
     with _explained(source, split):  # the class map may be unreadable
         return open_images(
             find_split(folder, split), mode=source.mode, class_map=source.class_map, suffixes=_suffixes(options)

@@ -22,6 +22,8 @@ TIMM = {
 """Prefixes of timm's data set strings, and the packages that read them."""
 FOLDERS = ("torch/image_folder", "torch/folder")
 """timm's strings for image folders."""
+PAIR_FOLDERS = {"segmentation": "masks", "depth": "depths"}
+"""The tasks of dense prediction, and the folder that each has beside `images/`."""
 
 
 class VisionSet(NamedTuple):
@@ -141,6 +143,41 @@ def check_folder(source: Source) -> None:
         )
     otherwise = "" if source.needs_labels or source.name else ", or be a folder or a .txt list of images without labels"
     raise MissingData(f"{no_folder(root)}{otherwise}")
+
+
+def check_no_pairs(root: Path, *splits: str) -> None:
+    """Refuse images with masks or depth maps, whose folders would pass for classes: in splits, or around them.
+
+    Args:
+        root: The folder of the data set.
+        splits: Names of splits beside the usual ones.
+    """
+    names = dict.fromkeys([*splits, *names_of("train"), *names_of("validation")])
+    around = () if any(is_split(root / name) for name in names) else (root,)
+    for place in (*around, *(root / name for name in names)):
+        found = {task: folder for task, folder in PAIR_FOLDERS.items() if (place / folder).is_dir()}
+        if found and (place / "images").is_dir():
+            within = f"'{root}'" if place == root else f"'{root}': {place.name}/"
+            beside = " and ".join(f"{folder}/" for folder in found.values())
+            tasks = " or ".join(f"--task {task}" for task in found)
+            raise InputError(
+                f"data folder {within} has images/ beside {beside}, which are no classes of images; add {tasks}, or in "
+                f"a job {tasks.replace('--task ', 'task: ')}"
+            )
+
+
+def check_pair_folder(root: Path, split: str, task: str) -> None:
+    """Refuse a folder for dense prediction that does not exist."""
+    if not root.is_dir():
+        kind, found = (InputError, "is not a folder") if root.exists() else (MissingData, "does not exist")
+        raise kind(f"data folder '{root}' {found}; {expected_pairs(split, task)}")
+
+
+def expected_pairs(split: str, task: str) -> str:
+    """What a folder for dense prediction must have, in words."""
+    folder = PAIR_FOLDERS[task]
+    published = "nyu_train.txt and nyu_test.txt" if task == "depth" else "the folders of ADE20K or of COCO-Stuff"
+    return f"it needs {split}/images/ and {split}/{folder}/, or images/{split}/ and {folder}/{split}/, or {published}"
 
 
 def is_list(path: str | Path) -> bool:

@@ -20,15 +20,20 @@ METRICS = {
     "acc5": "top-5 accuracy",
     "miou": "mean IoU",
     "pixel_acc": "pixel accuracy",
-    "delta1": "share of pixels within 1.25 of the true depth",
+    "delta1": "delta1: share of pixels within a factor of 1.25 of the true depth",
     "knn": "k-NN accuracy",
     "linear": "linear-probe accuracy",
     "cosine": "cosine with the end anchor",
     "cka": "CKA with the end anchor",
 }
-"""What the figures are called."""
+"""What the figures are called; a sentence has only what comes before a colon, as axes have."""
 _DEFAULTS = (ACCURACY, "miou", "delta1", "knn", "cosine")
 _AGREEMENTS = ("cosine", "cka")
+
+
+def in_sentence(metric: str) -> str:
+    """What a figure is called within a sentence, and on an axis."""
+    return METRICS[metric].partition(":")[0]
 
 
 def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
@@ -80,18 +85,18 @@ def compared_note(rows: Sequence[Row], metric: str) -> str:
         which = f"evaluated on all {counted(_most_images(rows), 'image')}"
         return f"only the {len(few)} of {len(rows)} that were {which} are compared; the others were dropped after fewer"
     those = f"the {len(few)} of {len(rows)} that end in {_end(few[0])}"
-    return f"by {METRICS[metric]}, only {those} are compared, since every anchor agrees with itself"
+    return f"by {in_sentence(metric)}, only {those} are compared, since every anchor agrees with itself"
 
 
 def by(metric: str) -> str:
     """The end of a noun that depends on a metric, such as ` by k-NN accuracy`; empty for the usual accuracy."""
-    return "" if metric == ACCURACY else f" by {METRICS[metric]}"
+    return "" if metric == ACCURACY else f" by {in_sentence(metric)}"
 
 
 def check_overlay(metric: str) -> None:
     """Refuse to compare other models, of which the top-1 accuracy is known, by another metric."""
     if metric != ACCURACY:
-        raise InputError(f"--overlay compares top-1 accuracies, and this is {METRICS[metric]}; leave it out")
+        raise InputError(f"--overlay compares top-1 accuracies, and this is {in_sentence(metric)}; leave it out")
 
 
 def add_metric_flag(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from stitchkit.display import aligned, listed, plural, quantity
 from stitchkit.measure.figure import BLUE, RED, draw_costs, label_points, new_figure, save_figure
 from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, nouns_of
-from stitchkit.measure.metric import ACCURACY, METRICS, compared, metric_of
+from stitchkit.measure.metric import ACCURACY, METRICS, compared, in_sentence, metric_of
 from stitchkit.measure.overlay import Overlay
 from stitchkit.routes import Stitch
 
@@ -164,7 +164,7 @@ def _draw(
     every = [row for _, _, rows in clouds for row in rows]
     axis = _axis(cost, every)
     costs = axis if cost == "params" else f"{axis}; areas show parameters"
-    draw_costs(axes, cost=costs, accuracy=f"{METRICS[metric]} (%)")
+    draw_costs(axes, cost=costs, accuracy=f"{in_sentence(metric)} (%)")
     axes.set_title(title)
     if overlay:
         _draw_others(axes, overlay, every, cost)

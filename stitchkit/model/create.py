@@ -128,6 +128,7 @@ def _assemble(
 
 def dense_options(dense: DenseSpec, num_outputs: int) -> dict[str, Any]:
     """Arguments of `DenseSNNet` beside those of `SNNet`."""
+    assert dense.head is not None, "each task has a default"
     head = partial(HEADS[dense.head], min_depth=MIN_DEPTH if dense.task == "depth" else None)
     return {"head": head, "num_outputs": num_outputs, "levels": dense.levels}
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
+from stitchkit.model.coverage import check_coverage
 from stitchkit.model.heads.head import DenseHead
 from stitchkit.model.levels import Level, LevelInfo
 from stitchkit.model.route_network import DenseRoute, RouteFeatures
@@ -46,6 +47,8 @@ class DenseSNNet(SNNet):
         levels: Sequence[int] | None = None,
         **options: Any,
     ):
+        for anchor in anchors:
+            check_coverage(anchor)
         self._num_outputs = num_outputs  # `SNNet` asks for it
         levels = default_blocks(anchors[-1].depths) if levels is None else levels
         super().__init__(anchors, space, levels=levels, **options)
@@ -134,8 +137,8 @@ class _Junction:
 class DensePass:
     """Runs many stitches of a dense SN-Net on the same images, each common part once.
 
-    Routes come one after the other, as a tree is walked: at the size of dense prediction an image fills a block, so
-    that nothing is gained by running routes as one batch, and all outputs together would not fit the memory.
+    Routes come one after the other, as a tree is walked: at the size of dense prediction one image already saturates
+    the device, so batching routes gains nothing, and all outputs together would not fit the memory.
 
     Args:
         model: An SN-Net in evaluation mode.

@@ -38,12 +38,14 @@ class LevelInfo(NamedTuple):
         reduction: By how much the map is smaller than the image.
         num_prefix_tokens: Prefix tokens beside the map.
         block: The block of the last anchor after which it lies, counted over all stages.
+        grid: Rows and columns of its map for the network's images; None if they are not known.
     """
 
     channels: int
     reduction: int
     num_prefix_tokens: int
     block: int = 0
+    grid: tuple[int, int] | None = None
 
 
 class LevelTap(nn.Module):
@@ -90,8 +92,9 @@ def infos_of(levels: Levels, last: Anchor) -> list[LevelInfo]:
     found = []
     for block in levels.chosen:
         layout, sides = last.boundaries[block + 1].layout, last.input_size[1:]
-        reduction = -(-sides[0] // grid_of(layout, sides)[0])  # maps are rounded up
-        found.append(LevelInfo(layout.width, reduction, layout.num_prefix_tokens, block))
+        grid = grid_of(layout, sides)
+        reduction = -(-sides[0] // grid[0])  # maps are rounded up
+        found.append(LevelInfo(layout.width, reduction, layout.num_prefix_tokens, block, grid))
     return found
 
 

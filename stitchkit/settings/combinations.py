@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from importlib.util import find_spec
 
 from PIL import Image
@@ -64,12 +65,23 @@ _OF_IMAGES = (
     *("mixup", "cutmix", "cutmix_minmax", "aa", "reprob", "vflip", "aug_splits", "aug_repeats", "train_crop_mode"),
     *("grayscale_prob", "gaussian_blur_prob", "eval_images", "bank_images", "self_stitch"),
     *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),
-    *("crop_pct", "interpolation", "train_interpolation", "color_jitter_prob"),
+    *("crop_pct", "interpolation", "train_interpolation", "color_jitter_prob", "gp", "eval_metric", "eval_memory"),
 )
+# Settings of one task of dense prediction; the others have no use for them.
+_ONLY_SEGMENTATION = ("num_classes", "zoom")
+_ONLY_DEPTH = ("max_depth",)
 
 
-def check(recipe: Recipe) -> Recipe:
-    """Check that the settings of a recipe are compatible."""
+def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
+    """Check that the settings of a recipe are compatible.
+
+    Args:
+        recipe: The recipe.
+        flags: The settings that the command gives itself.
+    """
+    if "zoom" in flags and recipe.dense.is_dense and recipe.augment.no_aug and not recipe.run.eval:
+        # In a file it is part of a recipe, from which --no-aug takes all augmentation.
+        raise InputError("--no-aug leaves random scales out, so --zoom has no effect; leave one out")
     parts = (
         _check_subject,
         _check_network,
@@ -211,9 +223,13 @@ def _check_dense(recipe: Recipe) -> None:
     """Refuse settings that have no meaning for the pixels of an image, or that only they have a meaning for."""
     dense, settings, usual = recipe.dense, recipe.flat(), Recipe().flat()
     if not dense.is_dense:
-        for name in ("head", "levels", "window_stride"):
-            if settings[name] is not None:
-                raise InputError(f"{flag_of(name)} is for dense prediction; add --task segmentation or --task depth")
+        for tasks, names in (
+            ("--task segmentation or --task depth", ("head", "levels", "window_stride")),
+            ("--task segmentation", ("zoom",)),
+            ("--task depth", _ONLY_DEPTH),
+        ):
+            if given := [name for name in names if settings[name] != usual[name]]:
+                raise InputError(f"{flag_of(given[0])} is for dense prediction; add {tasks}")
         return
     if recipe.model.model:
         raise InputError(f"--task {dense.task} is for the stitches of an SN-Net, not for a --model; give --anchors A,B")
@@ -224,6 +240,15 @@ def _check_dense(recipe: Recipe) -> None:
             raise InputError(
                 f"{flag_of(name)} {settings[name]} is for the classes of whole images, not for --task {dense.task}; "
                 "leave it out"
+            )
+    for name in _ONLY_DEPTH if dense.task == "segmentation" else _ONLY_SEGMENTATION:
+        if settings[name] != usual[name]:
+            raise InputError(f"{flag_of(name)} {settings[name]} has no effect on --task {dense.task}; leave it out")
+    for name in ("input_key", "target_key"):
+        if settings[name] and not recipe.data.dataset.lower().startswith("hfds/"):
+            raise InputError(
+                f"{flag_of(name)} {settings[name]} is a column of a data set of Hugging Face, and '"
+                f"{recipe.data.dataset or recipe.data.data_dir}' is a folder; leave it out, or give --dataset hfds/NAME"
             )
     if recipe.stitch.way_to_preserve == "replay" or recipe.stitch.sampler == "sandwich":
         which = "--preserve replay" if recipe.stitch.sampler != "sandwich" else "--sampler sandwich"

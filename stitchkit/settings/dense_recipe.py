@@ -24,14 +24,18 @@ class DenseSpec(Settings):
 
     Args:
         task: What it predicts at each pixel: a class, or a depth.
-        head: The head that all routes share.
+        head: The head that all routes share; by default that of the task, as published.
         levels: The blocks of the last anchor after which the head takes features, counted over all stages; by default
             the last one of each stage, or of each quarter of one stage.
     """
 
     task: Task
-    head: HeadName
+    head: HeadName | None = None
     levels: tuple[Natural, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.head is None:
+            object.__setattr__(self, "head", HEAD_OF[self.task])
 
     @property
     def settings(self) -> dict[str, object]:
@@ -77,4 +81,4 @@ class DenseRecipe(Settings):
         """The part that defines the network; None for classification."""
         if self.task == "classification":
             return None
-        return DenseSpec(self.task, self.head or HEAD_OF[self.task], None if self.levels is None else (*self.levels,))
+        return DenseSpec(self.task, self.head, None if self.levels is None else (*self.levels,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
@@ -18,6 +19,8 @@ from stitchkit.settings.schema import Settings
 from stitchkit.settings.short_names import config_file
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.timm_flags import REFUSED
+
+_logger = logging.getLogger(__name__)
 
 # What argparse cannot learn from the fields of the recipe: further spellings of flags, and how many values they take.
 _SPELLINGS = {
@@ -134,13 +137,15 @@ def _key_value(text: str) -> tuple[str, object]:
 def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """The recipe and the stitch configuration of a command: only flags that were given, as `add_flags` leaves them."""
     recipe, config = gather(flags)
+    if config is not None and not recipe.run.eval:
+        _say_recipe(recipe, config)
     way = recipe.stitch.way_to_preserve
     if config is not None and config.anchor_lora_r and way != "lora" and not recipe.run.eval:
         raise InputError(
             f"anchor_lora_r is {config.anchor_lora_r}, but --preserve is {way}; only --preserve lora trains updates of "
             "anchors: give it, or take anchor_lora_r out of the stitch configuration"
         )
-    return check(recipe), config
+    return check(recipe, flags), config
 
 
 def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
@@ -160,9 +165,12 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     if given.get("stitch_config"):
         config = StitchConfig.load(str(given["stitch_config"]))
         trains = config.recipe.get("task", "classification")
-        # A recipe for classification is none for dense prediction, most of whose settings it would exclude.
-        if given.get("task", trains) == trains:
-            given = _merged([*layers, config.recipe])
+        if given.get("task") == "classification" != trains:
+            raise InputError(
+                f"'{given['stitch_config']}' is for --task {trains}, not for --task classification; leave --task out, "
+                "or give its anchors to --anchors"
+            )
+        given = _merged([*layers, *_own_recipe(config, given.get("task", trains))])
     elif anchors := given.get("anchors"):
         given = _merged([*layers, RECIPE])
         given.setdefault("experiment", "+".join(read_anchor(text).label for text in cast(list[str], anchors)))
@@ -170,6 +178,34 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
         given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
     recipe = make_recipe(given)
     return recipe, config and config.with_updates(recipe)
+
+
+def _own_recipe(config: StitchConfig, task: object) -> tuple[Mapping[str, object], ...]:
+    """What a configuration sets for a task, the strongest first; without a recipe, dense prediction has a default."""
+    if task == "classification":
+        return (config.recipe,)
+    if task != config.recipe.get("task"):
+        # A recipe for classification is none for dense prediction, most of whose settings it would exclude.
+        return (RECIPE,)
+    return (config.recipe,) if _optimises(config.recipe) else (config.recipe, RECIPE)
+
+
+def _optimises(recipe: Mapping[str, object]) -> bool:
+    """Whether a recipe says how to train, and not only what."""
+    return not {"lr", *RECIPE}.isdisjoint(recipe)
+
+
+def _say_recipe(recipe: Recipe, config: StitchConfig) -> None:
+    """Log that dense prediction is not trained as a configuration says, whose recipe is for something else."""
+    task, trains = recipe.dense.task, config.recipe.get("task", "classification")
+    if task == "classification" or (task == trains and _optimises(config.recipe)):
+        return
+    why = f"is for {trains}, not for {task}" if task != trains and config.recipe else "does not say how to train"
+    _logger.info(
+        "the recipe in '%s' %s, so training starts from that of --anchors: %s, learning rate %g for %s images, %s "
+        "epochs; flags and -c change it",
+        recipe.model.stitch_config, why, *(RECIPE[key] for key in ("opt", "lr_base", "lr_base_size", "epochs")),
+    )  # fmt: skip
 
 
 def _network(settings: Mapping[str, object]) -> object:

@@ -165,7 +165,7 @@ class AugmentRecipe(Settings):
     ratio: list[AtLeastThousandth] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
     hflip: Share = flag(0.5, "probability of a horizontal flip")
     vflip: Share = flag(0.0, "probability of a vertical flip")
-    color_jitter: NonNegative = flag(0.4, "strength of colour jitter")
+    color_jitter: NonNegative = flag(0.4, "strength of colour jitter; with --task, 0 switches it off")
     color_jitter_prob: Share | None = flag(None, "probability of colour jitter; by default always")
     grayscale_prob: Share | None = flag(None, "probability of a greyscale image")
     gaussian_blur_prob: Share | None = flag(None, "probability of a blurred image")

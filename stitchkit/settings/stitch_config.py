@@ -105,7 +105,7 @@ class StitchConfig(Settings):
         lora_r: Rank of the update of "lowrank"; by default 64. 0 means "linear", as in published files.
         anchor_lora_r: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do
             not, of `--preserve lora`; by default 16 in such a run, and 0, for none, in any other.
-        dense: For dense prediction: `task`, `head` and `levels`, as the flags of these names.
+        dense: For dense prediction: `task`, `head` and `levels`, as the flags of these names, with the same defaults.
         recipe: Training settings by flag name; YAML files and flags override them.
         zoo: Of a configuration of the zoo, what `stitchkit zoo` lists; it does not change the network.
     """

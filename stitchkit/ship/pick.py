@@ -14,7 +14,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.intervals import ByImage, by_image_beside, check_by_image, difference, differences
 from stitchkit.measure.latency_verdict import check_latencies
 from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, figure_text, nouns_of
-from stitchkit.measure.metric import ACCURACY, METRICS, by, compared, compared_note, metric_of
+from stitchkit.measure.metric import ACCURACY, by, compared, compared_note, in_sentence, metric_of
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
@@ -148,8 +148,8 @@ def confident_by_image(rows: Sequence[Row], ledger: str | Path, budget: Budget, 
     """What is beside a ledger, of all its rows, by which `pick` tells stitches apart."""
     if metric not in WITH_INTERVALS:
         usual = metric_of(rows)
-        compares = METRICS[usual] if usual in WITH_INTERVALS[1:] else "top-1 accuracies"
-        raise InputError(f"--confident compares {compares}, and this is {METRICS[metric]}; leave it out")
+        compares = in_sentence(usual) if usual in WITH_INTERVALS[1:] else "top-1 accuracies"
+        raise InputError(f"--confident compares {compares}, and this is {in_sentence(metric)}; leave it out")
     if budget.wants_cheapest:
         raise InputError(
             "--min-acc1 alone takes the cheapest stitch already, and --confident the cheapest near the most accurate; "

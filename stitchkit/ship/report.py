@@ -31,7 +31,7 @@ from stitchkit.measure.ledger import (
     strict_json,
 )
 from stitchkit.measure.ledger_origin import origin_file
-from stitchkit.measure.metric import METRICS, compared, compared_note, metric_of
+from stitchkit.measure.metric import METRICS, compared, compared_note, in_sentence, metric_of
 from stitchkit.measure.overlay import Overlay, read_overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
@@ -279,7 +279,7 @@ def write_report(
     training = [{"name": name, **found} for folder, name in folders.items() if (found := _training(folder))]
     others = _overlay(contents, overlay) if overlay else None
     metric = contents[0]["metric"]
-    words = {"noun": noun, "nouns": nouns, "uncut": uncut, "metric": metric, "metric_name": METRICS[metric]}
+    words = {"noun": noun, "nouns": nouns, "uncut": uncut, "metric": metric, "metric_name": in_sentence(metric)}
     data = strict_json({"ledgers": contents, "training": training, "overlay": others, **words})
     parts = {
         "title": escape(title),

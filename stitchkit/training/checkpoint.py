@@ -186,9 +186,11 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
     keys = ["rule", "directions", "max_switches", "stitch_kernel_size", "stitch_stride", "nearest_stitching"]
-    keys += ["stitched_final_norm", "layer", "lora_r", "anchor_lora_r", "dense"]
+    keys += ["stitched_final_norm", "layer", "lora_r", "anchor_lora_r"]
     keys += ["stages"] if "stages" in trained and "stages" in ours else []
     wrong = _changes(trained, ours, keys)
+    if (was := trained.get("dense")) != (is_ := ours.get("dense")):
+        wrong.append(f"it was trained with {_in_flags(was)}, and now {_in_flags(is_)} is set")
     for before, now in zip(trained["anchors"], ours["anchors"], strict=False):
         wrong += _anchor_changes(before, now)
     if wrong:
@@ -199,6 +201,14 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
         elif len(wrong) == 1 and trained.get("dense") and not ours.get("dense"):
             more = "; give -c with the args.yaml of its run, which has the task and the head"
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
+
+
+def _in_flags(dense: Mapping[str, Any] | None) -> str:
+    """A task of dense prediction as flags."""
+    if dense is None:
+        return "no task"
+    levels = "" if dense["levels"] is None else f" --levels {' '.join(map(str, dense['levels']))}"
+    return f"--task {dense['task']} --head {dense['head']}{levels}"
 
 
 def _anchor_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
-from stitchkit.data.source import Source, check_folder
+from stitchkit.data.source import Source, check_folder, check_no_pairs, check_pair_folder
 from stitchkit.errors import prefixed
 from stitchkit.paths import check_file
 from stitchkit.restarts import restarts
@@ -18,13 +19,25 @@ from stitchkit.settings.stitch_config import StitchConfig
 def read_run(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """The recipe and the stitch configuration of a run; the folder of its data and the files of its weights exist."""
     recipe, config = resolve(flags)
-    check_folder(source_of(recipe))
+    _check_data(recipe)
     # Ranks that a launcher restarts resume from their own checkpoint, even if that of the flags is gone by now.
     if not restarts():
         for place, file in _weights(recipe, config):
             with prefixed(place):
                 check_file(file, "checkpoint")
     return recipe, config
+
+
+def _check_data(recipe: Recipe) -> None:
+    """Refuse a folder that does not exist, or is for another task."""
+    data, task = recipe.data, recipe.dense.task
+    root = Path(data.dataset or data.data_dir or "")
+    if task == "classification":
+        check_folder(source_of(recipe))
+        if not data.dataset:
+            check_no_pairs(root, data.train_split, data.val_split)
+    elif not data.dataset.lower().startswith("hfds/"):
+        check_pair_folder(root, data.val_split if recipe.run.eval else data.train_split, task)
 
 
 def source_of(recipe: Recipe) -> Source:

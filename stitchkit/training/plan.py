@@ -11,12 +11,14 @@ from stitchkit.display import counted, quantity
 from stitchkit.measure.profile import Profiler, measure
 from stitchkit.measure.two_stage import KEEP_WITHIN
 from stitchkit.model.anchor_sources import anchor_source
+from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.plan import Plan, plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.checkpoint import load_run
 from stitchkit.training.data import weights_dtype
+from stitchkit.training.dense.windows import Windows
 from stitchkit.training.evaluation import prepare_evaluation
 from stitchkit.training.feature_cache import plan_cache
 from stitchkit.training.features import FeatureLoss
@@ -62,7 +64,7 @@ def show_plan(session: Session) -> None:
                 session.classes,
             )  # fmt: skip
     show_network(session)
-    for line in [*_of_data(session), *_of_training(session), *_of_evaluation(session)]:
+    for line in [*_of_data(session), *_of_dense(session), *_of_training(session), *_of_evaluation(session)]:
         _logger.info("%s", line)
     _logger.info(
         "this was a dry run: nothing was computed, written or downloaded; the folder would be %s", session.folder
@@ -91,6 +93,18 @@ def _of_data(session: Session) -> Iterator[str]:
     splits = {"training": loaders.train, "validation": loaders.validation}
     counts = ", ".join(f"{len(loader.dataset)} {name} images" for name, loader in splits.items() if loader is not None)
     yield f"data: {counts}" + (f", {len(classes)} classes" if classes else "")
+
+
+def _of_dense(session: Session) -> Iterator[str]:
+    model, dense = session.model, session.recipe.dense
+    if isinstance(model, DenseSNNet) and dense.spec is not None:
+        sides = (session.input_size[1], session.input_size[2])
+        windows, blocks = Windows.of_task(dense, sides), ", ".join(str(info.block) for info in model.level_infos)
+        yield (
+            f"{dense.task} by the {dense.spec.head} head, with levels after blocks {blocks} of the last anchor; crops "
+            f"of {sides[0]} x {sides[1]} to train on, and windows of the same size, {windows.stride} pixels apart, to "
+            "evaluate in"
+        )
 
 
 def _of_training(session: Session) -> Iterator[str]:

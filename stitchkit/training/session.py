@@ -27,6 +27,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.class_weights import class_weights
 from stitchkit.training.data import Loaders, create_loaders, open_datasets
 from stitchkit.training.dense.data import create_pair_loaders, open_splits
+from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network, input_size, place_network
 
@@ -120,11 +121,15 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Se
     if recipe.data.dataset_download and not recipe.run.dry_run:
         from_primary(world, lambda: _opened(recipe))
     train, judged = open_splits(recipe)
+    for pairs in (train, judged):
+        if pairs is not None:
+            from_primary(world, pairs.check_headers)
     count = judged.num_classes if recipe.dense.task == "segmentation" else None
     recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, judged.classes or None)
     size = input_size(model, recipe)
+    Windows.of_task(recipe.dense, (size[1], size[2]))  # refuses a stride that leaves gaps, before any epoch
     loaders = create_pair_loaders(
         train, judged, recipe, world, input_size=size, model_config=as_timm(model).pretrained_cfg
     )

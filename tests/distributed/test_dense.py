@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import onnxruntime
@@ -28,6 +29,11 @@ WAYS = {
     "segmentation": ["--task", "segmentation"],
     "depth": ["--task", "depth", "--head", "linear"],
     "levels": ["--task", "segmentation", "--head", "fpn", "--levels", "0", "2"],
+}
+IN_FLAGS = {
+    "segmentation": "--task segmentation --head setr",
+    "depth": "--task depth --head linear",
+    "levels": "--task segmentation --head fpn --levels 0 2",
 }
 WAY = pytest.mark.parametrize("way", mostly_full(WAYS, quick=["segmentation", "depth"]))
 
@@ -107,10 +113,14 @@ def evaluation(scenes, folder, way, *flags):
     return [*command(scenes, folder, way), *resume, *flags]
 
 
-def test_law_7_every_stitch_is_judged_as_one_by_one(trained, scenes):
+def test_law_7_every_stitch_is_judged_as_one_by_one(trained, scenes, caplog):
     """By hand: windows of 16 x 16 pixels, 10 apart, from images of 32 x 32, which segmentation makes as small first."""
     way, folder = trained
+    caplog.set_level("INFO")
     assert main([*evaluation(scenes, folder, way), "--experiment", "judged"]) == 0
+    assert re.search(
+        r"examples.png shows images and their truth, with the predictions of \d stitch\w* of the front", caplog.text
+    )
     rows = read_rows(folder / "judged/stitches_res.txt")
     model = load(folder, way)
     assert [row["cfg_id"] for row in rows] == [*model.space.ids]
@@ -181,7 +191,7 @@ def test_law_9_two_ranks_judge_as_one(trained, scenes):
     assert not [*folder.glob("*/*.part*")]
 
 
-def test_law_8_an_evaluation_goes_on_where_it_was_killed(trained, scenes, monkeypatch):
+def test_law_8_an_evaluation_resumes_where_it_was_killed(trained, scenes, monkeypatch):
     way, folder = trained
     assert main([*evaluation(scenes, folder, way), "--experiment", "unbroken"]) == 0
     judged = []
@@ -277,7 +287,7 @@ def test_settings_that_do_not_fit_are_refused(flags, said, scenes, tmp_path, cap
 
 def test_images_without_masks_are_refused(images, tmp_path, capsys):
     assert main(command(images, tmp_path, "segmentation")) == 2
-    assert "has no train split of images with masks" in capsys.readouterr().err
+    assert "has no split 'train' of images and masks" in capsys.readouterr().err
 
 
 def test_a_run_resumes_only_with_its_task(trained, scenes, capsys):
@@ -286,7 +296,9 @@ def test_a_run_resumes_only_with_its_task(trained, scenes, capsys):
     resume = ["--resume", str(folder / "trained/last.pth.tar"), "--experiment", "other"]
     capsys.readouterr()
     assert main([*command(scenes, folder, other), *resume]) == 2
-    assert "belongs to another configuration: dense was" in capsys.readouterr().err
+    was, now = IN_FLAGS[way], IN_FLAGS[other]
+    said = f"belongs to another configuration: it was trained with {was}, and now {now} is set\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 def test_what_is_for_classes_of_images_is_refused(trained, images, tmp_path, capsys):
@@ -309,4 +321,8 @@ def test_a_dry_run_says_what_is_trained(scenes, tmp_path, caplog):
     caplog.set_level("INFO")
     assert main(command(scenes, tmp_path, "segmentation", "--dry-run")) == 0
     assert "data: 32 training images, 5 validation images, 10 classes" in caplog.text
+    assert (
+        "segmentation by the setr head, with levels after blocks 0, 1, 2 of the last anchor; crops of 16 x 16 to train "
+        "on, and windows of the same size, 10 pixels apart, to evaluate in"
+    ) in caplog.messages
     assert not [*tmp_path.glob("*/*")]

@@ -1,5 +1,6 @@
 """Jobs with dense tasks beside classification: heads on one stitched trunk, against plain torch."""
 
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch.nn import functional as F
 
 from stitchkit.assembly.config.job import JobConfig
@@ -50,7 +52,7 @@ def job(data, *heads, kinds=KINDS, **train):
     tasks = [{"dataset": str(data / names.get(kind, "scenes")), "task": kind} for kind in kinds]
     train = {"optimizer": "SGD", "optimizer_args": {"lr": RATE}, "epochs": 1, **train}
     config = job_config(data, tasks=tasks, **train)
-    how = {"image_size": 32, "random_resize_scale": [1, 1]}
+    how = {"image_size": 32} | ({"random_resize_scale": [1, 1]} if "classification" in kinds else {})
     config["train_config"] |= {"dataset": None, "data_preprocessing": how}
     heads = heads or [HEADS[kind] for kind in kinds]
     last = {"ParallelPart": {"agg": "none", "parts": [*heads]}}
@@ -219,6 +221,17 @@ def test_one_head_and_one_dense_data_set(data, tmp_path):
         ({"task": "classification", "metrics": [{"metric_fn": "miou"}]}, "is miou, a figure of segmentation; list it"),
         ({"task": "depth"}, "the network returns [3, 4, 4] per image, but 'scenes-depth' needs one depth"),
         ({"dataset": "nowhere"}, "nowhere"),
+        ({"num_classes": 4}, "the network outputs 3 channels, but the data have 4 classes; end it with a Segmentation"),
+        ({"max_depth": 5}, "tasks[0].max_depth is for depth, and has no effect on segmentation; leave it out"),
+        (
+            {"task": "depth", "num_classes": 3},
+            "tasks[0].num_classes is for classification and segmentation, and has no",
+        ),
+        ({"val_num_samples": 3}, "tasks[0].val_num_samples is for classification, and has no effect on segmentation"),
+        (
+            {"data_preprocessing": {"image_size": 32, "interpolation": "bilinear"}},
+            "tasks[0].data_preprocessing.interpolation is for classification, and has no effect on segmentation",
+        ),
         ({"num_classes": 2}, "returns [3, 4, 4] per image, but data set 'scenes-segmentation' has 2 classes; end"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
@@ -246,6 +259,29 @@ def test_transforms_of_a_list_would_not_change_masks(data):
     config["train_config"]["tasks"][1]["data_augmentation"] = ["RandomHorizontalFlip"]
     with pytest.raises(InputError, match=r"tasks\[1\].data_augmentation is a list, whose transforms would not change"):
         JobConfig.parse(yaml.safe_load(yaml.safe_dump(config)))
+
+
+def test_a_bad_pair_is_found_when_the_data_are_opened(data, tmp_path):
+    scenes = shutil.copytree(data / "scenes", tmp_path / "scenes")
+    Image.new("L", (32, 20)).save(scenes / "validation/masks/4.png")
+    config = job(tmp_path, kinds=("segmentation",))
+    with pytest.raises(
+        InputError, match=r"^train_config.tasks\[0\].dataset: image .* has 32 x 32 pixels, but its mask"
+    ):
+        open_data(JobConfig.parse(config), CPU)
+
+
+def test_tasks_share_settings_that_one_of_them_uses(data):
+    """Of the training, such as how images of classes are resized; unless none does."""
+    config = job(data)
+    config["train_config"] |= {"max_depth": 5, "train_num_samples": 9}
+    depth = JobConfig.parse(config).train_config.resolved_tasks[2]
+    assert (depth.max_depth, depth.data_preprocessing.random_resize_scale) == (5, (1, 1))
+    config["train_config"]["tasks"].pop(0)
+    for key in ("train_num_samples", "data_preprocessing.random_resize_scale"):
+        with pytest.raises(InputError, match=rf"^train_config.{key} is for classification, and has no effect on segm"):
+            JobConfig.parse(config)
+        config["train_config"].pop("train_num_samples", None)
 
 
 def test_heads_of_both_kinds_on_the_encoders_of_both(data, tmp_path):

@@ -294,8 +294,21 @@ def test_what_no_head_can_be_built_for():
     with pytest.raises(InputError, match="dpt head needs 4 levels, not 2; give 4, or choose another head"):
         HEADS["dpt"](KINDS["plain"][:2], 3)
     for levels, outputs in (([], 3), (KINDS["plain"], 0)):
-        with pytest.raises(InputError, match=f"{len(levels)} levels with {outputs} outputs is empty"):
+        with pytest.raises(
+            InputError, match=f"one level and one output, and has {len(levels)} and {outputs}; give more"
+        ):
             HEADS["linear"](levels, outputs)
+
+
+@pytest.mark.parametrize(("grid", "most"), [((2, 2), 4), ((14, 14), 6), ((16, 9), 6), ((1, 1), 3)])
+def test_a_pyramid_of_a_plain_transformer_ends_at_a_pixel(grid, most):
+    """Four times the map, then twice, and so on: 8, 4, 2, 1 rows of 2."""
+    levels = [LevelInfo(8, 16, 0, grid=grid)] * (most + 1)
+    maps = [Level(noise(1, 8, *grid))] * most
+    HEADS["fpn"](levels[:most], 3, **PICO["fpn"]).eval()(maps)
+    with pytest.raises(InputError, match=rf"each of {most + 1} levels .* give at most {most} levels, larger images"):
+        HEADS["fpn"](levels, 3)
+    HEADS["fpn"]([LevelInfo(8, 4 + number, 0, grid=grid) for number in range(12)], 3)  # as they are
 
 
 @pytest.mark.parametrize("name", ["linear", "setr", "fpn"])

@@ -123,7 +123,7 @@ def test_ade20k(tmp_path):
 def test_folders_of_ade20k_with_other_files_are_not_taken_for_it(tmp_path):
     photo(tmp_path / "images/training/21.png")
     saved(tmp_path / "annotations/training/21.png", NUMBERS)
-    with pytest.raises(InputError, match="has no train split of images with masks; it needs train/images/"):
+    with pytest.raises(InputError, match="has no split 'train' of images and masks; it needs train/images/"):
         open_pairs(tmp_path, "train", "segmentation")
 
 
@@ -209,7 +209,7 @@ def test_a_hugging_face_data_set(tmp_path):
         InputError, match=r"none of the columns depth_map, depth; .*columns with images: image, annotation"
     ):
         open_pairs(name, "train", "depth")
-    with pytest.raises(InputError, match="column 'name' has no images"):
+    with pytest.raises(InputError, match="column 'name' does not hold images; choose one of"):
         open_pairs(name, "train", "segmentation", target_key="name")
 
 
@@ -239,8 +239,14 @@ FAULTS = {
         lambda at: saved(at / "masks/a.png", NUMBERS + 1),
         r"a.png' has the class number 5; the data set has 5 classes, numbered from 0",
     ),
-    "colours": (lambda at: photo(at / "masks/a.png"), r"mask '.*a.png' has the mode RGB"),
-    "transparency": (lambda at: photo(at / "masks/a.png", mode="LA"), "has the mode LA"),
+    "colours": (
+        lambda at: photo(at / "masks/a.png"),
+        r"mask '.*a.png' is a colour image \(mode RGB\), not class numbers",
+    ),
+    "transparency": (
+        lambda at: photo(at / "masks/a.png", mode="LA"),
+        r"is an image with transparency \(mode LA\), not class numbers",
+    ),
     "JPEG as a mask": (
         lambda at: (at / "masks/a.png").write_bytes((at / "images/a.jpg").read_bytes()),
         r"mask '.*a.png' cannot be read \(it is not a PNG\); repair it",
@@ -287,13 +293,13 @@ def test_a_fault_is_one_line(name, tmp_path):
 
 
 def test_a_folder_of_no_layout(tmp_path):
-    with pytest.raises(InputError, match="no/where' does not exist; give a folder of images with a mask each"):
+    with pytest.raises(InputError, match="no/where' does not exist; it needs train/images/ and train/masks/"):
         open_pairs(tmp_path / "no/where", "train", "segmentation")
     for task, wanted in (
         ("segmentation", "masks/, .* ADE20K or of COCO-Stuff"),
         ("depth", "depths/, .* nyu_train.txt"),
     ):
-        with pytest.raises(InputError, match=f"has no train split .* it needs train/images/ and train/{wanted}"):
+        with pytest.raises(InputError, match=f"has no split 'train' .* it needs train/images/ and train/{wanted}"):
             open_pairs(tmp_path, "train", task)
     with pytest.raises(InputError, match="unknown task 'segment'; did you mean 'segmentation'"):
         open_pairs(tmp_path, "train", "segment")
@@ -347,5 +353,29 @@ def test_a_header_that_promises_more_than_the_file_has(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_depth("d", str(path))
     saved(tmp_path / "b.png", NUMBERS)
-    with pytest.raises(InputError, match="has the mode L; save it as a PNG of 16 bits in millimetres"):
+    with pytest.raises(InputError, match=r"is an 8-bit image \(mode L\); save it as a PNG of 16 bits in millimetres"):
         read_depth("d", str(tmp_path / "b.png"))
+
+
+def test_headers_of_all_pairs_or_of_some_evenly_spread(tmp_path, monkeypatch):
+    """Not the pixels, which one of the images here does not have."""
+    place = tmp_path / "train"
+    for number in range(5):
+        photo(place / f"images/{number}.png")
+        saved(place / f"depths/{number}.npy", METRES)
+    content = (place / "images/1.png").read_bytes()
+    (place / "images/1.png").write_bytes(content[: content.index(b"IDAT") + 6])
+    pairs = open_pairs(tmp_path, "train", "depth")
+    pairs.check_headers()
+    with pytest.raises(InputError, match=r"1\.png' cannot be read"):
+        pairs[1]
+    saved(place / "depths/3.npy", METRES[:2])
+    with pytest.raises(
+        InputError, match=r"3\.png' has 6 x 4 pixels, but its depth map '.*3\.npy' has 6 x 2; both must"
+    ):
+        pairs.check_headers()
+    monkeypatch.setattr("stitchkit.data.dense.pairs._MOST_HEADERS", 2)  # those of 0 and 2
+    pairs.check_headers()
+    photo(place / "images/2.png", size=(4, 6))
+    with pytest.raises(InputError, match=r"2\.png' has 4 x 6 pixels"):
+        pairs.check_headers()

@@ -7,9 +7,13 @@ import torch
 
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler, measure
+from stitchkit.model.coverage import check_coverage
+from stitchkit.model.create import create_snnet
 from stitchkit.model.dense import DensePass, DenseSNNet
 from stitchkit.model.heads.heads import HEADS
-from tests.support import family_snnet, mostly_full, randomize
+from stitchkit.networks.create import create_anchor
+from stitchkit.settings.stitch_config import AnchorSpec
+from tests.support import family_snnet, mostly_full, pico_config, randomize
 
 PICO = {
     "linear": HEADS["linear"],
@@ -95,3 +99,46 @@ def test_a_pass_in_training_mode_is_refused():
     model, x = dense("vit", "linear")
     with pytest.raises(InputError, match="evaluation mode"):
         [*DensePass(model.train())(x)]
+
+
+VIT = {"patch_size": 8, "embed_dim": 8, "depth": 4, "num_heads": 2}
+CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "side", "said"),
+    [
+        (
+            "vit_tiny_patch16_224",
+            VIT,
+            20,
+            "sees whole patches of 8 x 8 pixels, and would not see the edge of images of",
+        ),
+        ("vit_tiny_patch16_224", VIT, 20, "images of 20 x 20; choose the size (--img-size) 16 x 16 or 24 x 24"),
+        ("vit_tiny_patch16_224", VIT, (16, 28), "(--img-size) 16 x 24 or 24 x 32"),
+        ("vit_tiny_patch16_224", VIT, 7 * 8, ""),
+        ("convnext_atto", CONVNEXT, 80, "sees whole patches of 32 x 32 pixels"),
+        ("convnext_atto", CONVNEXT, 80, "64 x 64 or 96 x 96"),
+        ("convnext_atto", CONVNEXT, 96, ""),
+        ("resnet18", RESNET, 75, ""),
+        ("pvt_v2_b0", {}, 80, ""),
+    ],
+)
+def test_images_of_no_whole_number_of_patches_are_refused(name, options, side, said):
+    """Also further down; but not where convolutions overlap, or where only the attention cuts patches."""
+    with torch.device("meta"):
+        anchor = create_anchor(AnchorSpec(name, "a", options), img_size=side, pretrained=False, checkpoints=False)
+    if not said:
+        check_coverage(anchor)
+        return
+    with pytest.raises(InputError) as refusal:
+        check_coverage(anchor)
+    assert said in str(refusal.value)
+
+
+def test_a_network_for_images_of_no_whole_number_of_patches_is_refused():
+    dense = {"task": "segmentation", "head": "linear"}
+    with pytest.raises(InputError, match=r"anchor 'ti' sees whole patches of .* images of 13 x 13"):
+        create_snnet(pico_config(), dense=dense, num_classes=5, img_size=13)
+    create_snnet(pico_config(), dense=dense, num_classes=5, img_size=16)

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from stitchkit.errors import InputError
+from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.flags import add_flags, resolve
 from stitchkit.settings.recipe import Recipe
@@ -67,6 +68,86 @@ def test_flag_beats_yaml_beats_stitch_configuration_beats_default(config, tmp_pa
     assert recipe.optim.lr == 0.25
     assert recipe.optim.opt == "adamw"
     assert recipe.optim.momentum == 0.9
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"recipe": {"epochs": 7, "opt": "lamb", "mixup": 0.8}}, "is for classification, not for segmentation"),
+        ({"dense": {"task": "depth", "head": "linear"}, "recipe": {"lr": 1}}, "is for depth, not for segmentation"),
+        ({"recipe": {}}, "does not say how to train"),
+        (
+            {"dense": {"task": "segmentation", "head": "linear"}, "recipe": {"batch_size": 4}},
+            "does not say how to train",
+        ),
+    ],
+)
+def test_dense_prediction_without_a_recipe_has_that_of_anchors(changes, said, tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(pico_config(**changes)))
+    flags = ["data", "--task", "segmentation", "--weight-decay", "0.1"]
+    alone, found = parse(*flags, "--anchors", "a,b"), parse(*flags, "--stitch_config", str(path))
+    assert (found.optim, found.schedule, found.augment) == (alone.optim, alone.schedule, alone.augment)
+    assert (found.optim.opt, found.optim.weight_decay, found.schedule.epochs) == ("adamw", 0.1, 50)
+    assert found.data.batch_size == changes["recipe"].get("batch_size", 128)
+    (line,) = caplog.messages
+    assert f"config.json' {said}, so training starts from that of --anchors: adamw, learning rate 5e-05 for" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--max-depth 5", "--max-depth is for dense prediction; add --task depth"),
+        ("--zoom 1 2", "--zoom is for dense prediction; add --task segmentation"),
+        ("--task segmentation --max-depth 5", "--max-depth 5.0 has no effect on --task segmentation; leave it out"),
+        ("--task depth --num-classes 5", "--num-classes 5 has no effect on --task depth; leave it out"),
+        ("--task depth --zoom 1 2", "--zoom [1.0, 2.0] has no effect on --task depth"),
+        ("--task segmentation --zoom 1 2 --no-aug", "--no-aug leaves random scales out, so --zoom has no effect"),
+        ("--task depth --eval-metric loss", "--eval-metric loss is for the classes of whole images, not for --task"),
+        ("--task segmentation --gp avg", "--gp avg is for the classes of whole images, not for --task segmentation"),
+        ("--task depth --eval --resume a --eval-memory 9", "--eval-memory 9 is for the classes of whole images"),
+        (
+            "--task depth --input-key image",
+            "--input-key image is a column of a data set of Hugging Face, and 'data' is",
+        ),
+        ("--task segmentation --target-key mask", "is a folder; leave it out, or give --dataset hfds/NAME"),
+    ],
+)
+def test_settings_that_dense_prediction_has_no_use_for(flags, said, config):
+    with pytest.raises(InputError) as refusal:
+        parse("data", "--stitch_config", config, *flags.split())
+    assert said in str(refusal.value)
+
+
+def test_settings_that_dense_prediction_uses(tmp_path):
+    parse(
+        "--task", "depth", "--anchors", "a,b", "--max-depth", "80", "--dataset", "hfds/nyu", "--input-key", "rgb", "d"
+    )
+    path = tmp_path / "config.json"
+    dense = {"task": "segmentation", "head": "linear"}
+    path.write_text(json.dumps(pico_config(dense=dense, recipe={"zoom": [0.9, 1.2], "num_classes": 3})))
+    assert parse("data", "--stitch_config", str(path), "--no-aug").dense.zoom == [0.9, 1.2]
+
+
+@pytest.mark.parametrize(("task", "head"), [("segmentation", "setr"), ("depth", "dpt")])
+def test_the_head_of_a_configuration_has_the_default_of_the_flag(task, head, tmp_path, config):
+    path = tmp_path / "dense.json"
+    path.write_text(json.dumps(pico_config(dense={"task": task})))
+    _, found = resolve({"data_dir": "data", "stitch_config": str(path)})
+    _, flagged = resolve({"data_dir": "data", "stitch_config": config, "task": task})
+    assert found.dense == flagged.dense == DenseSpec(task, head)
+    assert found.to_dict()["dense"]["head"] == head
+
+
+def test_dense_prediction_with_a_recipe_keeps_it(tmp_path, caplog):
+    caplog.set_level("INFO")
+    path = tmp_path / "config.json"
+    dense = {"task": "segmentation", "head": "linear"}
+    path.write_text(json.dumps(pico_config(dense=dense, recipe={"epochs": 7, "lr": 0.5})))
+    found = parse("data", "--stitch_config", str(path))
+    assert (found.optim.opt, found.schedule.epochs, found.schedule.warmup_lr) == ("sgd", 7, 1e-5)
+    assert not caplog.messages
 
 
 def test_a_flag_takes_back_what_a_file_switches_on(tmp_path):

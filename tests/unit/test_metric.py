@@ -8,7 +8,7 @@ import pytest
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows, write_rows
-from stitchkit.measure.metric import METRICS, compared, compared_note, metric_of
+from stitchkit.measure.metric import METRICS, compared, compared_note, in_sentence, metric_of
 from stitchkit.measure.pareto import pareto_front, plot, table
 from stitchkit.measure.self_stitch import ends_in_ledger, self_stitch_note
 from stitchkit.ship.pick import Budget, pick_one
@@ -158,3 +158,8 @@ def test_anchors_that_are_ends_are_stitched_to_themselves():
     assert ends_in_ledger([{"cfg_id": 1, "self_cosine": 99.0}, {"cfg_id": 0}], [2], space) == [1, 2], "none ends in 0"
     assert ends_in_ledger([], [0, 1, 2, 5], space) == [1, 2]
     assert ends_in_ledger([], [5], space) == []
+
+
+def test_a_sentence_has_no_explanation_of_a_figure():
+    assert METRICS["delta1"] == "delta1: share of pixels within a factor of 1.25 of the true depth"
+    assert [in_sentence(metric) for metric in ("delta1", "miou")] == ["delta1", "mean IoU"]

@@ -193,3 +193,11 @@ def test_the_command_writes_and_says_what_is_wrong(tmp_path, capsys):
     assert capsys.readouterr().out == f"2 train, 1 validation, 1 test scenes of 10 classes are in {folder}\n"
     mask = np.asarray(Image.open(folder / "train/masks/0001.png"))
     assert np.array_equal(mask, render_scene("train", 1, side=32, seed=3).mask)
+
+
+def test_the_help_of_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["scenes", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for words in ("number of training scenes (800)", "number of validation scenes (200)", "random seed (0)"):
+        assert words in said

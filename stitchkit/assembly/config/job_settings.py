@@ -134,8 +134,7 @@ class JobSettings(Settings):
             )
         if len({task.data_preprocessing.size for task in tasks}) > 1:
             raise InputError("train_config.tasks: images have different sizes; set the same image_size for all")
-        for task, place in zip(tasks, self.train_config.places, strict=True):
-            task.check(place)
+        self.train_config.check_tasks()
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,14 @@ class SharedByTasks(Settings):
 _OF_CLASSES: dict[str, object] = {"loss_fn": "cross_entropy", "loss_fn_args": {}, "class_weights": None}
 """Settings of losses of classes, with their defaults; dense tasks have losses of their own."""
 
+_USED_BY = {
+    "num_classes": ("classification", "segmentation"), "max_depth": ("depth",),
+    "train_num_samples": ("classification",), "val_num_samples": ("classification",),
+    "resize_mode": ("classification",), "interpolation": ("classification",),
+    "random_resize_scale": ("classification",),
+}  # fmt: skip
+"""Settings that some kinds of tasks have no use for, and the others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig(SharedByTasks):
@@ -207,6 +215,16 @@ class TaskConfig(SharedByTasks):
         """Its name in results: that of the data set, which may serve several dense tasks."""
         name = Path(self.dataset).name
         return f"{name}-{self.task}" if self.is_dense else name
+
+    def unused(self) -> list[str]:
+        """The settings, also of its preprocessing, that it has no use for; they are not the defaults."""
+        pieces = {"": (self, SharedByTasks()), "data_preprocessing.": (self.data_preprocessing, Preprocessing())}
+        return [
+            f"{within}{key}"
+            for within, (piece, usual) in pieces.items()
+            for key, users in _USED_BY.items()
+            if self.task not in users and getattr(piece, key, None) != getattr(usual, key, None)
+        ]
 
     def check(self, place: str) -> None:
         """Refuse settings of classification in a dense task; errors begin with its `place` in the file."""
@@ -294,3 +312,17 @@ class TrainConfig(SharedByTasks):
         shared["data_preprocessing"] = self.data_preprocessing
         tasks = self.tasks if self.dataset is None else ({"dataset": self.dataset},)
         return tuple(parse(TaskConfig, shared | task) for task in tasks)
+
+    def check_tasks(self) -> None:
+        """Refuse settings without effect: of a task that has no use for them, or of all if no task has."""
+        tasks = self.resolved_tasks
+        for number, (task, place) in enumerate(zip(tasks, self.places, strict=True)):
+            task.check(place)
+            for key in task.unused():
+                users = _USED_BY[key.rpartition(".")[2]]
+                is_own = not self.tasks or key.partition(".")[0] in self.tasks[number]
+                if is_own or not any(other.task in users for other in tasks):
+                    where = place if is_own else "train_config"
+                    raise InputError(
+                        f"{where}.{key} is for {' and '.join(users)}, and has no effect on {task.task}; leave it out"
+                    )

@@ -234,9 +234,11 @@ def _check_output(value: object, wanted: Wanted) -> None:
         raise InputError(f"the last part returns {shape}, not {advice}")
     if value.shape[1] < wanted.channels:
         heads = "SegmentationHead" if wanted.is_dense else "ClassifierHead"
+        count = value.shape[1]
+        has = f"outputs {counted(count, 'channel')}" if wanted.is_dense else f"has {counted(count, 'logit')}"
         raise InputError(
-            f"the network has {value.shape[1]} logits, but the data have {wanted.channels} classes; end it with a "
-            f"{heads}, or use the data that its last part was trained for"
+            f"the network {has}, but the data have {counted(wanted.channels, 'class')}; end it with a {heads}, or use "
+            "the data that its last part was trained for"
         )
 
 

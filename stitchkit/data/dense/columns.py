@@ -40,7 +40,7 @@ class PairRows:
             if key not in table.column_names:
                 raise unknown("column", key, table.column_names)
             if not isinstance(table.features[key], datasets.Image):
-                raise InputError(f"column '{key}' has no images; of the columns {_images_of(table)}, choose one")
+                raise InputError(f"column '{key}' does not hold images; choose one of {_images_of(table)}")
             table = table.cast_column(key, datasets.Image(decode=False))  # our own readers decode
         self._images = table.select_columns([self._input_key])
         self._targets = table.select_columns([self._target_key])

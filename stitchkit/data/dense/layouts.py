@@ -35,14 +35,13 @@ from pathlib import Path
 
 from stitchkit.data.dense.maps import MOST_CLASSES, Content
 from stitchkit.data.folders import image_files
-from stitchkit.data.source import MissingData
+from stitchkit.data.source import PAIR_FOLDERS, check_pair_folder, expected_pairs
 from stitchkit.data.split_rule import names_of
 from stitchkit.display import counted, listed
 from stitchkit.errors import InputError
 
 NOUNS = {"segmentation": "mask", "depth": "depth map"}
 """The tasks, and what each needs for an image."""
-_FOLDERS = {"segmentation": "masks", "depth": "depths"}
 _SUFFIXES = {"segmentation": frozenset({".png"}), "depth": frozenset({".png", ".npy"})}
 _RELEASES = {"2014": True, "2017": False}
 """COCO-Stuff's years, and whether 0 is ignored."""
@@ -90,25 +89,17 @@ def find_pairs(root: Path, split: str, task: str) -> PairFiles:
         split: The requested name.
         task: `segmentation` or `depth`.
     """
-    if not root.is_dir():
-        kind, found = (InputError, "is not a folder") if root.exists() else (MissingData, "does not exist")
-        raise kind(f"data folder '{root}' {found}; give a folder of images with a {NOUNS[task]} each")
+    check_pair_folder(root, split, task)
     for layout in _LAYOUTS[task]:
         if (files := layout(root, split, task)) is not None:
             return files
     raise InputError(
-        f"data folder '{root}' has no {split} split of images with {NOUNS[task]}s; {_expected(split, task)}"
+        f"data folder '{root}' has no split '{split}' of images and {NOUNS[task]}s; {expected_pairs(split, task)}"
     )
 
 
-def _expected(split: str, task: str) -> str:
-    folder = _FOLDERS[task]
-    published = "nyu_train.txt and nyu_test.txt" if task == "depth" else "the folders of ADE20K or of COCO-Stuff"
-    return f"it needs {split}/images/ and {split}/{folder}/, or images/{split}/ and {folder}/{split}/, or {published}"
-
-
 def _paired(root: Path, split: str, task: str) -> PairFiles | None:
-    folder = _FOLDERS[task]
+    folder = PAIR_FOLDERS[task]
     for one in names_of(split):
         for images, targets in (
             (root / one / "images", root / one / folder),

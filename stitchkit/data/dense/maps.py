@@ -28,10 +28,13 @@ Content: TypeAlias = str | bytes
 _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 _MILLIMETRES = ("I", "I;16", "I;16B")
 _MOST_PIXELS = 100_000_000
+_FORMATS = {"image": None, "mask": ["PNG"], "depth map": ["PNG", "TIFF"]}
+"""Those that Pillow may read; None for all."""
 
 
-def _decode(kind: str, name: str, content: Content, formats: list[str] | None = None) -> tuple[Image.Image, bytes]:
-    """A decoded image, and the begin of its file."""
+def _decode(kind: str, name: str, content: Content, *, is_whole: bool = True) -> tuple[Image.Image, bytes]:
+    """A decoded image of a kind, or only its header, and the begin of its file."""
+    formats = _FORMATS[kind]
     try:
         if isinstance(content, str) and not os.path.isfile(content):  # a pipe would wait for ever
             raise OSError("it does not exist" if not os.path.exists(content) else "it is not a file")
@@ -43,10 +46,48 @@ def _decode(kind: str, name: str, content: Content, formats: list[str] | None = 
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = Image.open(file, formats=formats)
                 check_shape(image)
-                image.load()
+                if is_whole:
+                    image.load()
     except Exception as error:  # decoders raise many types
         raise _unreadable(kind, name, error, f" {' or '.join(formats)}" if formats else "n image") from error
+    _check_mode(kind, name, image.mode)
     return image, head
+
+
+def _check_mode(kind: str, name: str, mode: str) -> None:
+    """Refuse channels that are not those of a kind."""
+    if kind == "image" and mode.startswith(("I", "F")):  # Pillow would cut off what is above 255
+        raise InputError(f"image '{name}' has the mode {mode}; save it with 8 bits a channel")
+    if kind == "mask" and mode not in _MASK_MODES:
+        what = "an image with transparency" if mode.startswith("LA") else "a colour image"
+        raise InputError(
+            f"mask '{name}' is {what} (mode {mode}), not class numbers; save it as a grey PNG, or as one with a palette"
+        )
+    if kind == "depth map" and mode not in (*_MILLIMETRES, "F"):
+        what = "a 1-bit image" if mode == "1" else "an 8-bit image"
+        raise InputError(
+            f"depth map '{name}' is {what} (mode {mode}); save it as a PNG of 16 bits in millimetres, or as a .npy "
+            "file of floats in metres"
+        )
+
+
+def sides_of(kind: str, name: str, content: Content) -> tuple[int, int]:
+    """Height and width of an image, a mask or a depth map, by the header of its file: nothing is decoded.
+
+    Args:
+        kind: `image`, `mask` or `depth map`.
+        name: Names it in messages.
+        content: The file.
+    """
+    if kind == "depth map" and _is_npy(content):
+        height, width = _read_npy(name, str(content)).shape
+        return height, width
+    image, _ = _decode(kind, name, content, is_whole=False)
+    return image.height, image.width
+
+
+def _is_npy(content: Content) -> bool:
+    return isinstance(content, str) and Path(content).suffix.lower() == ".npy"
 
 
 def _unreadable(kind: str, name: str, error: Exception, wanted: str = "") -> InputError:
@@ -63,8 +104,6 @@ def read_image(name: str, content: Content) -> Image.Image:
         content: The file, of any format of Pillow's.
     """
     image, _ = _decode("image", name, content)
-    if image.mode.startswith(("I", "F")):  # Pillow would cut off what is above 255
-        raise InputError(f"image '{name}' has the mode {image.mode}; save it with 8 bits a channel")
     try:
         # Pillow warns of transparent palettes unless they become RGBA first.
         return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
@@ -79,12 +118,7 @@ def read_mask(name: str, content: Content) -> NDArray[np.integer]:
         name: Names it in messages.
         content: The file.
     """
-    image, head = _decode("mask", name, content, ["PNG"])
-    if image.mode not in _MASK_MODES:
-        raise InputError(
-            f"mask '{name}' has the mode {image.mode}, colours or transparency in place of class numbers; save it as a "
-            "grey PNG, or as one with a palette"
-        )
+    image, head = _decode("mask", name, content)
     numbers = np.asarray(image)
     if image.mode == "L":
         # Pillow stretches grey values of 2 and 4 bits to 0-255; byte 24 of a PNG is their width.
@@ -130,15 +164,10 @@ def read_depth(name: str, content: Content) -> NDArray[np.float32]:
         name: Names it in messages.
         content: A PNG of 16 bits in millimetres, a TIFF of floats in metres, or a `.npy` file of floats in metres.
     """
-    if isinstance(content, str) and Path(content).suffix.lower() == ".npy":
-        metres = _read_npy(name, content)
+    if _is_npy(content):
+        metres = _read_npy(name, str(content))
     else:
-        image, _ = _decode("depth map", name, content, ["PNG", "TIFF"])
-        if image.mode not in (*_MILLIMETRES, "F"):
-            raise InputError(
-                f"depth map '{name}' has the mode {image.mode}; save it as a PNG of 16 bits in millimetres, or as a "
-                ".npy file of floats in metres"
-            )
+        image, _ = _decode("depth map", name, content)
         metres = np.asarray(image) if image.mode == "F" else np.asarray(image) / 1000
     with np.errstate(over="ignore"):
         metres = np.array(metres, dtype=np.float32)  # no longer a map of the file

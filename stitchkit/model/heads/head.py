@@ -30,7 +30,7 @@ class DenseHead(nn.Module, ABC):
         super().__init__()
         if not levels or num_outputs < 1:
             raise InputError(
-                f"a head for {len(levels)} levels with {num_outputs} outputs is empty; give at least one of each"
+                f"a head needs at least one level and one output, and has {len(levels)} and {num_outputs}; give more"
             )
         self.levels = tuple(levels)
         self.num_outputs = num_outputs

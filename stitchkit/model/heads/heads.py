@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.ops import FeaturePyramidNetwork
 
+from stitchkit.errors import InputError
 from stitchkit.model.heads.dpt import DptHead
 from stitchkit.model.heads.head import DenseHead
 from stitchkit.model.levels import Level, LevelInfo
@@ -120,6 +121,12 @@ class FpnHead(DenseHead):
         self, levels: Sequence[LevelInfo], num_outputs: int, *, min_depth: float | None = None, channels: int = 256
     ):
         super().__init__(levels, num_outputs, min_depth=min_depth)
+        if self.is_plain and (grid := levels[0].grid) and len(levels) > (most := (4 * min(grid)).bit_length()):
+            raise InputError(
+                f"the fpn head makes the map of each of {len(levels)} levels half as large as that of the one before, "
+                f"and nothing would be left of one of {grid[0]} x {grid[1]}; give at most {most} levels, larger images "
+                "(--img-size), or choose another head"
+            )
         widths = [level.channels for level in levels]
         self.pyramid = FeaturePyramidNetwork(widths, channels, norm_layer=nn.BatchNorm2d)
         self.output = self.last_layer(channels)

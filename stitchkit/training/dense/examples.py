@@ -18,7 +18,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.dense_sums import MIN_DEPTH, NOT_KNOWN
 from stitchkit.measure.figure import new_figure, save_figure
 from stitchkit.measure.ledger import Ledger, Row
-from stitchkit.measure.metric import METRICS, metric_of
+from stitchkit.measure.metric import in_sentence, metric_of
 from stitchkit.measure.pareto import pareto_front
 from stitchkit.measure.recalibrate import has_own_statistics
 from stitchkit.model.dense import DensePass, DenseSNNet
@@ -81,7 +81,9 @@ def write_examples(session: Session, model: DenseSNNet, ledgers: Sequence[Ledger
         except (InputError, ImportError) as error:
             _logger.warning("'%s' is not drawn: %s", path, error)
             return
-        _logger.info("%s shows images, their truth, and what %s of the front make of them", path, _several(len(shown)))
+        _logger.info(
+            "%s shows images and their truth, with the predictions of %s of the front", path, _several(len(shown))
+        )
 
     if shown:
         from_primary(world, draw)
@@ -166,7 +168,7 @@ def _figure(session: Session, shown: Sequence[Row], drawn: Sequence[Example]) ->
     metric = metric_of(shown)
     titles = ["image", "truth"]
     titles += [
-        f"{row['stitch']}\n{METRICS[metric]} {row[metric]:.1f} %\n{quantity(row['flops'])} FLOPs" for row in shown
+        f"{row['stitch']}\n{in_sentence(metric)} {row[metric]:.1f} %\n{quantity(row['flops'])} FLOPs" for row in shown
     ]
     is_depth = session.recipe.dense.task == "depth"
     figure = new_figure(2.3 * len(titles), 2.2 * len(drawn) + 1.3)

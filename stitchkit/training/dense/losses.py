@@ -104,7 +104,7 @@ class SigLoss(DenseLoss):
         g = self._log_ratios(output, target)
         if len(g) < 2:
             return self._root_of_mean(g)
-        # As the length of a vector, whose gradient is zero where that of a root would be infinite.
+        # vector_norm: the gradient of a square root is infinite at 0.
         spread = torch.linalg.vector_norm(g - g.mean()) / math.sqrt(len(g) - 1)
         root: torch.Tensor = torch.linalg.vector_norm(torch.stack([spread, self._root_of_mean(g)]))
         return root

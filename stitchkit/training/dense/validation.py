@@ -29,7 +29,7 @@ class DenseFigures(Validation):
         self._anchors = {label: cfg_id for cfg_id, label in enumerate(model.views)}
 
     def before(self) -> None:
-        """Nothing: the head knows nothing yet."""
+        """The head is untrained, so there is nothing to measure."""
 
     def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
         """The figures of the anchors."""

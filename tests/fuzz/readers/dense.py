@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from stitchkit.data.dense.maps import number_classes, read_depth, read_image, read_mask
+from stitchkit.data.dense.maps import number_classes, read_depth, read_image, read_mask, sides_of
 from stitchkit.data.dense.pairs import open_pairs
+from stitchkit.errors import InputError
 from tests.fuzz.inputs import Seed
 from tests.fuzz.readers.base import Reader
 
@@ -47,7 +49,21 @@ def _beside_depths(folder: Path) -> Sequence[Seed]:
     return [Seed(b"/a.png /d.png 518.8\na.png None 518.8\na.png d.png\n")]
 
 
+def _read_image(path: Path) -> object:
+    with suppress(InputError):
+        sides_of("image", str(path), str(path))
+    return read_image(str(path), str(path))
+
+
+def _read_depth(path: Path) -> object:
+    with suppress(InputError):
+        sides_of("depth map", str(path), str(path))
+    return read_depth(str(path), str(path))
+
+
 def _read_mask(path: Path) -> object:
+    with suppress(InputError):
+        sides_of("mask", str(path), str(path))
     return number_classes(read_mask(str(path), str(path)), 200, name=path.name, skips_zero=True)
 
 
@@ -60,14 +76,10 @@ READERS = {
     "image of a pair": Reader(
         "fuzzed.png",
         [_png(_NUMBERS), _png(_NUMBERS, bytes(range(36)))],
-        lambda path: read_image(str(path), str(path)),
+        _read_image,
     ),
-    "depth map": Reader(
-        "fuzzed.npy", [_npy(_NUMBERS.astype(np.float32))], lambda path: read_depth(str(path), str(path))
-    ),
-    "depth map, PNG": Reader(
-        "fuzzed.png", [_png(_NUMBERS.astype(np.uint16))], lambda path: read_depth(str(path), str(path))
-    ),
+    "depth map": Reader("fuzzed.npy", [_npy(_NUMBERS.astype(np.float32))], _read_depth),
+    "depth map, PNG": Reader("fuzzed.png", [_png(_NUMBERS.astype(np.uint16))], _read_depth),
     "names of classes": Reader(
         "classes.txt", _beside_pairs, lambda path: open_pairs(path.parent, "val", "segmentation").classes
     ),
