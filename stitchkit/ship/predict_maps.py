@@ -27,7 +27,7 @@ _MILLIMETRES = 65_535
 """The largest number in a PNG of 16 bits; 0 is an unknown depth."""
 
 
-class _Files(Dataset[tuple[int, torch.Tensor, str]]):
+class _Photos(Dataset[tuple[int, torch.Tensor, str]]):
     """Image files as their number, normalised image `[3, H, W]` and fault; an unreadable one has an empty image."""
 
     def __init__(self, paths: Sequence[str], predictor: MapPredictor):
@@ -84,7 +84,7 @@ def predict_maps(
     places, network = places_of(folder, paths), predictor.network.to(device).eval()
     _, height, width = predictor.data_config["input_size"]
     windows = Windows.of_task(predictor.dense, (height, width))
-    loader = DataLoader(_Files(paths, predictor), batch_size=None, num_workers=min(workers, usable_cores()))
+    loader = DataLoader(_Photos(paths, predictor), batch_size=None, num_workers=min(workers, usable_cores()))
     outlive_signals(loader)
     unreadable: dict[str, str] = {}
     with explained("lower --workers"), filling(output) as unfinished:

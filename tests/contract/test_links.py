@@ -507,6 +507,7 @@ WRITES = {
     "stitchkit/ship/stitch_files.py program.save": "callers give it a draft, and publish that",
     "stitchkit/data/demo.py image.save": "into a fresh folder",
     "stitchkit/data/demo.py ?.write_text": "into a fresh folder",
+    "stitchkit/ship/predict_maps.py ?.save": "into a fresh folder",
     "stitchkit/training/answering.py progress.save": "our own",
     "stitchkit/measure/evaluate.py partial.save": "our own",
     "stitchkit/training/train.py checkpoints.save": "our own",
