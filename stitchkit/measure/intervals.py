@@ -54,8 +54,10 @@ def paired_intervals(right: Bits, seen: Bits) -> tuple[Floats, Floats]:
 
     Only the images that one of two networks has right tell them apart, so these intervals are much narrower than those
     of two accuracies suggest. One image is added on either side, as if each network had beaten the other once more.
-    Without them, networks that differ on few images would seem to be surely different or surely equal; with them, the
-    interval leaves 0 out where McNemar's exact test does (always, if up to 13 images tell two networks apart).
+    Without them, networks that differ on few images would seem to be surely different or surely equal. With them, the
+    interval leaves 0 out wherever McNemar's exact test finds a difference, and in few other cases: on 199 images or
+    more, only if more than 13 tell the networks apart and p < 0.066; on 91 or more, only if p < 0.066; on 20 or more,
+    if p < 0.079. On fewer, p may be as high as 0.125 (4 to 0 of 4 images).
 
     Args:
         right, seen: As in `Hits`, `[networks, images]`.

@@ -62,15 +62,44 @@ def test_the_interval_of_an_accuracy_covers_it_in_95_of_100_cases(images):
     assert coverage.min() > 0.83, "the exact one of Clopper and Pearson is wider everywhere, to be never below 0.95"
 
 
-def test_a_difference_is_told_as_the_exact_binomial_test_tells_it():
+def told_and_chances(images, most):
+    """Of all outcomes with at most so many wins, and losses: whether they are told apart, and McNemar's p-values.
+
+    Wins are counted from the first image on, losses from the last one.
+    """
+    counts = np.arange(most + 1)
+    wins = np.arange(images) < counts[:, None]
+    low, high = (
+        ends[: most + 1, most + 1 :] for ends in paired_intervals(*of_all(np.concatenate([wins, wins[:, ::-1]])))
+    )
+    apart = counts[:, None] + counts
+    chances = np.minimum(2 * binom.cdf(np.minimum(counts[:, None], counts), apart, 0.5), 1)
+    possible = apart <= images
+    return ((low > 0) | (high < 0))[possible], chances[possible], apart[possible]
+
+
+@pytest.mark.parametrize(
+    ("images", "highest"),
+    [
+        *((4, 0.125), (8, 0.125), (19, 0.0923), (20, 0.0768), (21, 0.0784), (40, 0.0784), (60, 0.0708), (90, 0.0674)),
+        *((91, 0.066), (165, 0.066), (198, 0.0654), (199, 0.0652), (300, 0.0639), (5000, 0.0639)),
+    ],
+)
+def test_a_difference_is_told_as_the_exact_binomial_test_tells_it(images, highest):
     """McNemar's: of the images that tell two networks apart, as many should fall to either if they are equal."""
-    for wins, losses in product(range(40), repeat=2):
-        if wins + losses > 40:
-            continue
-        low, high = paired_intervals(*of_all(pair(wins, losses, 5000)))
-        says = low[0, 1] > 0 or high[0, 1] < 0
-        chance = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-        assert says == (chance <= 0.05) or (wins + losses > 13 and 0.05 < chance < 0.066), (wins, losses)
+    told, chances, apart = told_and_chances(images, min(images, 300))
+    assert told[chances <= 0.05].all(), "what the test finds is never missed"
+    assert chances[told].max() == pytest.approx(highest, abs=5e-5), "as the page and the docstring say"
+    if images >= 199:
+        assert (told == (chances <= 0.05))[apart <= 13].all()
+
+
+def test_few_images_tell_a_little_more_apart_than_the_exact_test():
+    """The one image on either side weighs less on few images."""
+    for images, is_told in ((198, True), (199, False)):
+        _, high = paired_intervals(*of_all(pair(2, 9, images)))
+        assert (high[0, 1] < 0) == is_told, "p = 0.0654"
+    assert binomtest(2, 11).pvalue == pytest.approx(0.0654, abs=5e-5)
 
 
 @pytest.mark.parametrize("images", [20, 60])
