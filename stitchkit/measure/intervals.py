@@ -77,15 +77,11 @@ def paired_intervals(right: Bits, seen: Bits) -> tuple[Floats, Floats]:
     return 100 * np.maximum(difference - half, -1), 100 * np.minimum(difference + half, 1)
 
 
-def tied_with(right: Bits, seen: Bits, costs: Sequence[float]) -> list[list[int]]:
+def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
     """For each network the places of those that cost at most as much and cannot be told from it, the cheapest first.
 
     The interval of their difference contains 0. One that costs less and is surely better is not tied: it wins.
     """
-    return _tied(*paired_intervals(right, seen), costs)
-
-
-def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
     cost = np.asarray(costs, float)
     tied = (low <= 0) & (high >= 0) & (cost[None, :] <= cost[:, None])
     np.fill_diagonal(tied, False)
@@ -127,16 +123,8 @@ def _on_front(values: Floats, costs: Floats) -> Bits:
     return on_front
 
 
-def told_apart(right: Bits, seen: Bits) -> list[int]:
-    """The places of the networks that are surely better than the last one before them that counts; the first counts.
-
-    Args:
-        right, seen: As in `Hits`, of the networks on a front, from cheap to costly.
-    """
-    return _apart(paired_intervals(right, seen)[0])
-
-
 def _apart(low: Floats) -> list[int]:
+    """The places of the points that are surely better than the last one before them that counts; the first counts."""
     apart: list[int] = []
     for place in range(len(low)):
         if not apart or low[place, apart[-1]] > 0:

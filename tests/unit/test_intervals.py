@@ -13,8 +13,6 @@ from stitchkit.measure.intervals import (
     add_intervals,
     paired_intervals,
     share_on_front,
-    tied_with,
-    told_apart,
     told_apart_note,
 )
 from stitchkit.measure.ledger import read_rows, write_rows
@@ -145,13 +143,6 @@ def test_networks_are_compared_on_the_images_that_both_have_seen():
     assert (low[0, 1], high[0, 1]) == (-100, 100), "no image in common, so nothing is known"
 
 
-def test_ties_cost_at_most_as_much_and_are_not_surely_better_or_worse():
-    same, better, worse = np.zeros((3, 400), bool)
-    same[:200] = better[:300] = worse[:100] = True
-    right = np.stack([same, same, better, worse, same])
-    assert tied_with(*of_all(right), [5, 3, 1, 2, 5]) == [[1, 4], [], [], [], [1, 0]]
-
-
 def test_p_on_the_front_is_that_of_a_direct_bootstrap():
     """Each set of images has its `pareto_front`; some costs and accuracies are equal."""
     right, costs = correlated(6, 40), [2, 1, 3, 3, 4, 5]
@@ -184,15 +175,6 @@ def test_p_on_the_front_of_alike_networks_is_known():
     assert share_on_front(right, [1, 2]) == share_on_front(right, [1, 2]), "seeded"
     assert share_on_front(right[[0, 0]], [2, 1]) == [0.0, 1.0], "of equals, the cheaper"
     assert share_on_front(right[[0, 0]], [1, 1]) == [1.0, 0.0], "of equals, the first"
-
-
-def test_points_of_a_front_are_told_apart_from_the_last_one_that_counts():
-    right = np.zeros((5, 600), bool)
-    for network, number in enumerate((300, 302, 304, 306, 311)):
-        right[network, :number] = True
-    assert told_apart(*of_all(right)) == [0, 3], "each is two images above the one before it, and six tell two apart"
-    assert told_apart(*of_all(right[:1])) == [0]
-    assert told_apart(*of_all(right[:0])) == []
 
 
 def evaluated(right, *, images=None):
@@ -233,6 +215,16 @@ def test_rows_get_their_intervals_and_lose_stale_ones(tmp_path):
     unseen = Hits((10,), np.zeros((1, 4), bool), np.zeros((1, 4), bool), np.full(4, -1))
     add_intervals(published, unseen)
     assert published[0].keys() == {"cfg_id", "flops", "acc1"}
+
+
+def test_ties_cost_at_most_as_much_and_are_not_surely_better_or_worse():
+    same, better, worse = np.zeros((3, 400), bool)
+    same[:200] = better[:300] = worse[:100] = True
+    rows, hits = evaluated(np.stack([same, same, better, worse, same]))
+    for row, cost in zip(rows, [5, 3, 1, 2, 5], strict=True):
+        row["flops"] = cost
+    add_intervals(rows, hits)
+    assert [row["tied_with"] for row in rows] == [[11, 14], [], [], [], [11, 10]], "the cheapest first"
 
 
 def test_a_network_that_saw_an_easy_part_is_compared_with_none():
@@ -278,8 +270,10 @@ def test_what_is_no_accuracy_has_no_interval(tmp_path):
 
 
 def test_the_note_on_a_front_counts_its_points_or_says_what_is_missing():
-    rows, hits = evaluated(np.arange(600) < np.array([300, 302, 304, 306, 311])[:, None])
-    assert told_apart_note(rows, hits) == "2 of 5 points of the front are told apart by a paired 95 % interval"
+    rows, hits = evaluated(np.arange(600) < np.array([300, 302, 304, 306, 311, 312])[:, None])
+    for points, told in ((3, 1), (4, 2), (5, 2), (6, 3)):  # six images tell two apart, from the last one that counts
+        said = f"{told} of {points} points of the front are told apart by a paired 95 % interval"
+        assert told_apart_note(rows[:points], hits) == said
     more = [*rows, {"cfg_id": 3, "flops": 20, "acc1": 70.0}]
     assert told_apart_note(more, hits).endswith("interval; 1 of the front have no hits")
     assert told_apart_note(rows[:1], hits).startswith("the front has 1 point with hits, so that there is nothing")
