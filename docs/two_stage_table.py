@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stitchkit.errors import InputError
-from stitchkit.measure.hits import Bits, hits_beside
+from stitchkit.measure.formulas import Bits
+from stitchkit.measure.hits import hits_beside
 from stitchkit.measure.ledger import check_figures, read_rows
 from stitchkit.measure.pareto import is_anchor
 from stitchkit.measure.two_stage import stratified_part, survivors

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.measure.intervals import ByImage, by_image_beside, check_by_image, difference, differences
+from stitchkit.measure.intervals import ByImage, by_image_beside, check_by_image
 from stitchkit.measure.latency_verdict import check_latencies
 from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, figure_text, nouns_of
 from stitchkit.measure.metric import ACCURACY, METRICS, by, compared, compared_note, metric_of
@@ -134,12 +134,12 @@ def pick(
 def _cheapest_tied(within: Sequence[Row], known: ByImage, cost: str) -> Choice:
     """Of rows from accurate to inaccurate, the cheapest one that is not surely worse than the first."""
     known = known.of([row["cfg_id"] for row in within])
-    low, high = differences(known)
+    low, high = known.paired_intervals()
     place = min((place for place in range(len(within)) if high[place, 0] >= 0), key=lambda one: within[one][cost])
     if place == 0:
         return Choice(within[0], [*within[1 : 1 + _RUNNERS_UP]], len(within), None, known.metric, within[0])
     ends = {"low": float(low[place, 0]), "high": float(high[place, 0])}
-    found = {"points": difference(known, place, 0), **ends}
+    found = {"points": known.difference(place, 0), **ends}
     others = [row for row in within if row is not within[place]]
     return Choice(within[place], others[:_RUNNERS_UP], len(within), None, known.metric, within[0], found)
 

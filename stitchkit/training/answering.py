@@ -262,8 +262,9 @@ def check_hits_beside(ledger: Ledger, images: CheckedImages) -> None:
     hits = _hits_of_rows(ledger)
     if hits is None or isinstance(images, IterableDataset):
         return
-    labels = image_labels(images.dataset) or [NO_CLASS] * len(images)
-    if found := hits.other_images(labels, image_names(images.dataset)):
+    labels = np.array(image_labels(images.dataset) or [NO_CLASS] * len(images))
+    nothing = np.zeros((0, len(images)), bool)
+    if found := hits.other_images(Hits((), nothing, nothing, labels, image_names(images.dataset))):
         raise InputError(
             f"'{hits_file(ledger.path)}' is of other images: {found}; choose another --experiment or move the ledger "
             f"'{ledger.path}' away"

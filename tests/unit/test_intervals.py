@@ -7,14 +7,9 @@ import pytest
 from scipy.stats import binom, binomtest, multinomial
 
 from stitchkit.errors import InputError
+from stitchkit.measure.formulas import accuracy_interval, share_on_front
 from stitchkit.measure.hits import Hits
-from stitchkit.measure.intervals import (
-    accuracy_interval,
-    add_intervals,
-    paired_intervals,
-    share_on_front,
-    told_apart_note,
-)
+from stitchkit.measure.intervals import add_intervals, told_apart_note
 from stitchkit.measure.ledger import read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front
 
@@ -29,6 +24,10 @@ def pair(wins, losses, images, *, both=0):
 
 def of_all(right):
     return right, np.ones_like(right)
+
+
+def paired_intervals(right, seen):
+    return Hits(tuple(range(len(right))), right, seen, np.zeros(right.shape[1], np.int64)).paired_intervals()
 
 
 def correlated(networks, images, seed=0):
