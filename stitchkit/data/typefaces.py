@@ -189,12 +189,7 @@ def _by_design(faces: Sequence[_Face]) -> list[Typeface]:
     Families are one typeface if their names begin alike (Noto Sans, Noto Serif; OCRA, OCRABold), or if two of their
     faces draw the same shapes, as clones of one design under several names do.
     """
-    first = list(range(len(faces)))  # of each face: an earlier one of its typeface, at last the first one
-
-    def root(face: int) -> int:
-        while first[face] != face:
-            face = first[face]
-        return face
+    from scipy.sparse.csgraph import connected_components  # only here: its import takes a while
 
     shapes = np.stack([face.shapes.ravel() for face in faces]) if faces else np.empty((0, 1))
     same = shapes @ shapes.T > _SAME_DESIGN * len(CHARACTERS)
@@ -202,10 +197,8 @@ def _by_design(faces: Sequence[_Face]) -> list[Typeface]:
     for number, word in enumerate(words):
         for other in range(number):
             short, long = sorted((word, words[other]), key=len)  # faces are in the order of names with capitals
-            if same[number, other] or short == long or (len(short) > 3 and long.startswith(short)):
-                one, two = sorted((root(number), root(other)))
-                first[two] = one
+            same[number, other] |= short == long or (len(short) > 3 and long.startswith(short))
     groups = defaultdict(list)
-    for number, face in enumerate(faces):
-        groups[root(number)].append(face)
+    for face, label in zip(faces, connected_components(same, directed=False)[1].tolist(), strict=True):
+        groups[label].append(face)
     return [Typeface(group[0].family, tuple(face.path for face in group)) for group in groups.values()]

@@ -92,6 +92,20 @@ def test_families_whose_names_begin_alike_are_one_typeface_in_any_order_and_case
     assert len(_by_design([faces[0], faces[1]._replace(family="abx")])) == 2
 
 
+def test_typefaces_have_all_that_are_linked_and_stand_in_the_order_of_their_first_face():
+    """By a design that two draw, or by a name, also through a third one that comes later."""
+    designs = {"alpha": 0, "bravo": 1, "charlie": 2, "delta": 1, "echo one": 3, "echo two": 2, "foxtrot": 0, "golf": 4}
+    shapes = np.eye(5, dtype=np.float32) * len(CHARACTERS) ** 0.5
+    faces = [_Face(name, "", Path(name), shapes[design]) for name, design in designs.items()]
+    assert [(typeface.name, [face.name for face in typeface.faces]) for typeface in _by_design(faces)] == [
+        ("alpha", ["alpha", "foxtrot"]),
+        ("bravo", ["bravo", "delta"]),
+        ("charlie", ["charlie", "echo one", "echo two"]),
+        ("golf", ["golf"]),
+    ]
+    assert _by_design([]) == []
+
+
 def test_default_folders_exist(monkeypatch, tmp_path):
     (tmp_path / ".local/share/fonts").mkdir(parents=True)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
