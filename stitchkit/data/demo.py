@@ -12,8 +12,9 @@ from PIL.Image import Image, fromarray
 from stitchkit.data.digits import read_digits
 from stitchkit.data.glyphs import class_name, read_glyphs, render_split
 from stitchkit.data.typefaces import CHARACTERS, LEAST, Typeface, find_typefaces, split_typefaces
+from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.files import filling
+from stitchkit.files import check_new_folder, filling
 
 TYPEFACES = "typefaces.json"
 """The file that says which typefaces are in which split."""
@@ -77,6 +78,8 @@ def write_typefaces(
     """
     if side not in _SIDES:
         raise InputError(f"--img-size is {side}; it must be {_SIDES[0]} to {_SIDES[-1]}")
+    if not _is_written(folder):
+        check_new_folder(folder)  # reading many fonts takes minutes
     found = find_typefaces(fonts, least=least)
     splits = split_typefaces(found.typefaces, seed)
     manifest = {
@@ -94,7 +97,7 @@ def write_typefaces(
                 yield f"{split}/{class_name(CHARACTERS[label])}/{within:04d}.png", fromarray(image)
 
     counts = [
-        f"{len(CHARACTERS) * count} {split} images in {len(splits[split])} typefaces"
+        f"{len(CHARACTERS) * count} {split} images in {counted(len(splits[split]), 'typeface')}"
         for split, count in per_class.items()
     ]
     said = f"{', '.join(counts)}, of {len(CHARACTERS)} classes,"
@@ -129,10 +132,9 @@ def write_new_folder(
 
     Returns where what is `said` is, in words.
     """
-    if (folder / "validation").is_dir() and (folder / "train").is_dir():
+    if _is_written(folder):
         return f"{folder} already exists"
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"'{folder}' is not empty; choose a new folder")
+    check_new_folder(folder)
     with filling(folder) as unfinished:
         for name, image in images:
             place = unfinished / name
@@ -141,3 +143,7 @@ def write_new_folder(
         for name, text in (texts or {}).items():
             (unfinished / name).write_text(text, encoding="utf-8")
     return f"{said} are in {folder}"
+
+
+def _is_written(folder: Path) -> bool:
+    return (folder / "validation").is_dir() and (folder / "train").is_dir()

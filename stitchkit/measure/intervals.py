@@ -119,8 +119,9 @@ def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = A
     told, points = len(_apart(known.paired_intervals()[0])), len(known.cfg_ids)
     if points < 2:
         return f"the front has {counted(points, 'point')} with {kind}, so that there is nothing to tell apart"
-    without = f"; {len(front) - points} of the front have no {kind}" if points < len(front) else ""
-    return f"{told} of {counted(points, 'point')} of the front are told apart by a paired 95 % interval{without}"
+    found, without = counted(points, "point"), len(front) - points
+    others = f"; {counted(without, 'point')} of the front {'has' if without == 1 else 'have'} no {kind}"
+    return f"{told} of {found} of the front are told apart by a paired 95 % interval{others if without else ''}"
 
 
 def _apart(low: Floats) -> list[int]:

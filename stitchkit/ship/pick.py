@@ -42,6 +42,8 @@ class Budget:
             if not 0 < value < math.inf:
                 flag = "--" + limit.replace("_", "-")
                 raise InputError(f"{flag} is {value:g}; give a number above 0, or leave it out")
+            if limit == "min_acc1" and value < 1:
+                raise InputError(f"--min-acc1 is {value:g}, less than 1 %; give percent, such as 95, or leave it out")
 
     @cached_property
     def limits(self) -> dict[str, float]:
@@ -179,9 +181,13 @@ def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
     first = choice.most_accurate or choice.best
     assert first is not None, "something fits"
     how = "cheapest" if budget.wants_cheapest else superlative(choice.metric)
-    best = f"cfg_id {first['cfg_id']} is the {how} of"
-    number, noun = len(compared(rows, choice.metric)), nouns_of(rows)[0]
-    if not budget.limits:
+    this = f"cfg_id {first['cfg_id']} is the"
+    best, number, noun = f"{this} {how} of", len(compared(rows, choice.metric)), nouns_of(rows)[0]
+    if choice.fitting == number == 1:
+        found = f"{this} only {noun}" + (f", and has {budget}" if budget.limits else "")
+    elif choice.fitting == 1:
+        found = f"{this} only {noun}, out of {number}, with {budget}"
+    elif not budget.limits:
         found = f"{best} {counted(number, noun)}"
     elif choice.fitting == number:
         found = f"{best} all {counted(number, noun)}; the budget excludes none: each has {budget}"

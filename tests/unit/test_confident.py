@@ -31,7 +31,7 @@ def said(capsys, *arguments):
          "it: -0.25 points, 95 % from -1.09 to 0.60"),
         (["--max-flops", "140"], 2, "cfg_id 2 is the most accurate of the 3 stitches, out of 5, with at most 140 "
          "FLOPs; all that cost less are distinguishably worse"),
-        (["--max-flops", "105"], 0, "cfg_id 0 is the most accurate of the 1 stitch, out of 5, with at most 105 FLOPs; "
+        (["--max-flops", "105"], 0, "cfg_id 0 is the only stitch, out of 5, with at most 105 FLOPs; "
          "nothing costs less"),
         (["--max-params", "800"], 4, "cfg_id 3 is the most accurate of the 4 stitches, out of 5, with at most 800 "
          "parameters; cfg_id 4 has 17 % fewer parameters and cannot be told from it: -0.25 points, 95 % from"),

@@ -62,3 +62,5 @@ def test_a_folder_of_something_else_stays(kind, tmp_path, capsys):
     (tmp_path / "mine.txt").touch()
     assert main(["demo-data", str(tmp_path), "--kind", kind]) == 2
     assert "is not empty; choose a new folder" in capsys.readouterr().err
+    assert main(["demo-data", str(tmp_path / "mine.txt"), "--kind", kind]) == 2
+    assert "mine.txt' is a file; choose a new folder" in capsys.readouterr().err

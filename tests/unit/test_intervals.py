@@ -274,7 +274,7 @@ def test_the_note_on_a_front_counts_its_points_or_says_what_is_missing():
         said = f"{told} of {points} points of the front are told apart by a paired 95 % interval"
         assert told_apart_note(rows[:points], hits) == said
     more = [*rows, {"cfg_id": 3, "flops": 20, "acc1": 70.0}]
-    assert told_apart_note(more, hits).endswith("interval; 1 of the front have no hits")
+    assert told_apart_note(more, hits).endswith("interval; 1 point of the front has no hits")
     assert told_apart_note(rows[:1], hits).startswith("the front has 1 point with hits, so that there is nothing")
     assert told_apart_note(rows, None).startswith("no intervals: the ledger has no hits, and does not say")
     add_intervals(rows, None)

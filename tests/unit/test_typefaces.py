@@ -61,16 +61,16 @@ def test_fonts_without_letters_are_left_out_and_counted(found):
     assert "cmsy10" not in used  # signs in the places of letters
     assert "DejaVuSansDisplay" not in used
     assert sum(found.left_out.values()) + len(used) == sum(1 for _ in FONTS.glob("*.ttf"))
-    assert found.left_out["lack a character"] > 5
+    assert found.left_out["lacking a character"] > 5
 
 
 def test_a_font_of_boxes_and_a_broken_file_are_left_out(tmp_path, found):
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     again = find_typefaces([FONTS, tmp_path, FONTS], least=1)
     assert again.typefaces == found.typefaces
-    assert again.left_out["cannot be read"] == 1
+    assert again.left_out["unreadable"] == 1
     # What is found again: all that was used, and nothing that was left out for another reason.
-    assert again.left_out["are there twice"] >= sum(len(typeface.faces) for typeface in found.typefaces)
+    assert again.left_out["duplicated"] >= sum(len(typeface.faces) for typeface in found.typefaces)
 
 
 def test_one_design_under_two_names_is_one_typeface(tmp_path):
@@ -115,13 +115,18 @@ def test_default_folders_exist(monkeypatch, tmp_path):
     assert all(folder.is_dir() for folder in found)
 
 
-def test_too_few_typefaces_and_no_folder_are_one_line():
+def test_too_few_typefaces_and_no_folder_are_one_line(tmp_path):
     with pytest.raises(
         InputError, match=r"^\d typefaces with all 62 characters in .*at least 20 are needed.*Debian's fonts-"
     ):
         find_typefaces([FONTS])
     with pytest.raises(InputError, match="folder 'nowhere' does not exist"):
         find_typefaces([Path("nowhere")])
+    with pytest.raises(InputError, match=r"'.*DejaVuSans.ttf' is not a folder; choose one with fonts"):
+        find_typefaces([FONTS / "DejaVuSans.ttf"])
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    with pytest.raises(InputError, match=r"1 font unreadable\); at least 20 are needed"):
+        find_typefaces([tmp_path])
 
 
 def test_each_typeface_is_in_one_split(splits):
@@ -162,6 +167,7 @@ def test_the_folder_has_three_splits_and_says_which_fonts_made_them(tmp_path):
     folder = tmp_path / "glyphs"
     said = write_typefaces(folder, [FONTS], per_class=FEW, least=1)
     assert said.startswith("124 train images in ")
+    assert "62 test images in 1 typeface, of 62 classes" in said
     assert f"of 62 classes, are in {folder}\nfonts left out: " in said
     for split, count in FEW.items():
         images = open_dataset(Source("", str(folder)), split)
@@ -186,6 +192,23 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         assert main(["glyphs", folder, *flags]) == 2
         assert message in capsys.readouterr().err
     assert not Path(folder).exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("mine.txt", "mine.txt' is a file; choose a new folder"),
+        ("mine.txt/glyphs", "glyphs' cannot be made: Not a directory; choose another folder"),
+        ("", "is not empty; choose a new folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused_before_fonts_are_read(place, said, tmp_path, capsys):
+    (tmp_path / "mine.txt").touch()
+    assert main(["glyphs", str(tmp_path / place), "--fonts", str(FONTS)]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "reading the fonts" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_folder_of_something_else_stays(tmp_path):
