@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL.Image import Image, fromarray
 
+from stitchkit.data.demo_glyphs import read_demo_glyphs
 from stitchkit.data.digits import read_digits
-from stitchkit.data.glyphs import class_name, read_glyphs, render_split
+from stitchkit.data.glyphs import class_name, render_split
 from stitchkit.data.typefaces import CHARACTERS, LEAST, Typeface, find_typefaces, split_typefaces
 from stitchkit.display import counted
 from stitchkit.errors import InputError
@@ -33,17 +34,17 @@ def write_digits(folder: Path) -> str:
     return write_new_folder(folder, images, "1197 training and 600 validation images of 10 digits")
 
 
-def write_glyphs(folder: Path) -> str:
-    """Write rendered glyphs as `train/` and `validation/`, and others as `unlabelled/`, unless they exist.
+def write_demo_glyphs(folder: Path) -> str:
+    """Write the glyphs of the demo as `train/` and `validation/`, and others as `unlabelled/`, unless they exist.
 
     The latter lie in one folder, without class folders. Returns what the folder has, in words.
     """
 
     def images() -> Iterator[tuple[str, Image]]:
         for split in ("train", "validation"):
-            yield from ((f"{split}/{name}/{number:04d}.png", image) for name, number, image in read_glyphs(split))
+            yield from ((f"{split}/{name}/{number:04d}.png", image) for name, number, image in read_demo_glyphs(split))
         # In another order than by class, and without the classes in their names.
-        mixed = sorted(read_glyphs("unlabelled"), key=lambda found: (found[1], found[0]))
+        mixed = sorted(read_demo_glyphs("unlabelled"), key=lambda found: (found[1], found[0]))
         yield from ((f"unlabelled/{number:04d}.png", image) for number, (_, _, image) in enumerate(mixed))
 
     return write_new_folder(
@@ -51,7 +52,7 @@ def write_glyphs(folder: Path) -> str:
     )
 
 
-def write_typefaces(
+def write_glyphs(
     folder: Path,
     fonts: Sequence[Path],
     *,

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import get_data_path
 
 from stitchkit.cli import main
-from stitchkit.data.demo import TYPEFACES, write_typefaces
+from stitchkit.data.demo import TYPEFACES, write_glyphs
 from stitchkit.data.glyphs import class_name, render_split
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
@@ -165,7 +165,7 @@ def test_the_glyph_can_be_told_from_its_ground(splits):
 
 def test_the_folder_has_three_splits_and_says_which_fonts_made_them(tmp_path):
     folder = tmp_path / "glyphs"
-    said = write_typefaces(folder, [FONTS], per_class=FEW, least=1)
+    said = write_glyphs(folder, [FONTS], per_class=FEW, least=1)
     assert said.startswith("124 train images in ")
     assert "62 test images in 1 typeface, of 62 classes" in said
     assert f"of 62 classes, are in {folder}\nfonts left out: " in said
@@ -177,9 +177,9 @@ def test_the_folder_has_three_splits_and_says_which_fonts_made_them(tmp_path):
     assert manifest["per_class"] == FEW
     face = manifest["typefaces"]["train"][0]["faces"][0]
     assert face["sha256"] == hashlib.sha256((FONTS / face["file"]).read_bytes()).hexdigest()
-    assert "already exists" in write_typefaces(folder, [FONTS], per_class=FEW, least=1)
+    assert "already exists" in write_glyphs(folder, [FONTS], per_class=FEW, least=1)
     with pytest.raises(InputError, match=r"has other images, by its typefaces\.json"):
-        write_typefaces(folder, [FONTS], per_class=FEW, seed=1, least=1)
+        write_glyphs(folder, [FONTS], per_class=FEW, seed=1, least=1)
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
@@ -214,4 +214,4 @@ def test_a_folder_that_cannot_be_made_is_refused_before_fonts_are_read(place, sa
 def test_a_folder_of_something_else_stays(tmp_path):
     shutil.copy(FONTS / "LICENSE_DEJAVU", tmp_path)
     with pytest.raises(InputError, match="is not empty; choose a new folder"):
-        write_typefaces(tmp_path, [FONTS], per_class=FEW, least=1)
+        write_glyphs(tmp_path, [FONTS], per_class=FEW, least=1)
