@@ -122,8 +122,8 @@ def refuse_other(folder: Path, name: str, manifest: str) -> None:
     place = folder / name
     if not (folder / "train").is_dir() or (place.is_file() and place.read_text(encoding="utf-8") == manifest):
         return
-    how = "has other images, by its" if place.is_file() else "is another data set, without"
-    raise InputError(f"'{folder}' {how} {name}; choose a new folder")
+    how = f"has other images, as {name} in it says" if place.is_file() else f"is another data set, without {name}"
+    raise InputError(f"'{folder}' {how}; choose a new folder")
 
 
 def write_new_folder(

@@ -46,7 +46,7 @@ class Beside(OfNetworks, ABC):
     kind: ClassVar[str]
     """What the file has, which is also the ending of its name."""
     names: tuple[str, ...]
-    """Of the images; empty if the data set has none."""
+    """The names of the images; empty if the data set has none."""
 
     @property
     @abstractmethod

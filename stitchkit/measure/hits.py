@@ -26,7 +26,7 @@ class Hits(Beside):
         right: Whether a network's answer is the label, `[networks, images]`.
         seen: Whether it was asked, `[networks, images]`; where it was not, `right` is False.
         labels: `[images]`; -1 is an image that does not count, which no network has seen.
-        names: Those of the images; empty if the data set has none.
+        names: The names of the images; empty if the data set has none.
     """
 
     cfg_ids: tuple[int, ...]

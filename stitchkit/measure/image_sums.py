@@ -38,7 +38,7 @@ class SparseRows:
 
     @classmethod
     def of(cls, rows: npt.NDArray[Any], kind: type[np.generic]) -> SparseRows:
-        """Those of `[rows, columns]`, with values of a kind."""
+        """Sparse rows of a table `[rows, columns]`, with values of a kind."""
         places, columns = rows.nonzero()
         values = rows[places, columns].astype(kind)
         assert rows.shape[1] <= _MOST, "columns fit"
@@ -70,9 +70,9 @@ class ImageSums(Beside):
         score: What is summed.
         rows: For each network the sums of every image that depend on it, `[images, score.own]`; an image without any
             is one that it has not seen.
-        truth: Those that do not, `[images, score.truth]`; zeros are an image that does not count, as it could not be
+        truth: The sums that do not, `[images, score.truth]`; zeros are an image that does not count, as it could not be
             read, or has no known pixel.
-        names: Those of the images; empty if the data set has none.
+        names: The names of the images; empty if the data set has none.
     """
 
     cfg_ids: tuple[int, ...]
@@ -92,13 +92,13 @@ class ImageSums(Beside):
     def from_sums(
         cls, cfg_ids: Sequence[int], score: DenseScore, sums: npt.NDArray[Any], names: Sequence[str] = ()
     ) -> ImageSums:
-        """Those of some networks on some images.
+        """The sums of some networks on some images.
 
         Args:
             cfg_ids: The networks.
             score: What is summed.
             sums: The sums of each image, `[networks, images, score.own + score.truth]`.
-            names: Those of the images.
+            names: The names of the images.
         """
         own, truth = sums[..., : score.own], sums[..., score.own :]
         assert (truth == truth[:1]).all(), "all networks judge the same images"
@@ -107,7 +107,7 @@ class ImageSums(Beside):
 
     @classmethod
     def joined(cls, parts: Sequence[ImageSums]) -> ImageSums:
-        """Those of the same networks on the images of all parts, one part after the other."""
+        """The sums of the same networks on the images of all parts, one part after the other."""
         first = parts[0]
         assert all((part.cfg_ids, part.score) == (first.cfg_ids, first.score) for part in parts), "the same networks"
         rows = tuple(SparseRows.joined(each) for each in zip(*(part.rows for part in parts), strict=True))

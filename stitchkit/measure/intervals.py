@@ -96,7 +96,7 @@ def _add_comparisons(rows: Sequence[Row], known: ByImage, cost: str) -> None:
 
 
 def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
-    """For each network the places of those that cost at most as much and cannot be told from it, the cheapest first.
+    """For each network the places of those that cost as much or less and are not distinguishable, the cheapest first.
 
     The interval of their difference contains 0. One that costs less and is surely better is not tied: it wins.
     """
@@ -108,7 +108,7 @@ def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
 
 
 def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = ACCURACY) -> str:
-    """How many points of a front, from cheap to costly, are told apart, or why nobody knows."""
+    """How many points of a front, from cheap to costly, are told apart, or why that is unknown."""
     if known is None and metric != ACCURACY:
         return "no intervals without the sums of each image, which --eval writes beside a new ledger"
     if known is None:

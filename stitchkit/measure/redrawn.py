@@ -25,8 +25,8 @@ class Redrawn(OfNetworks):
     Args:
         cfg_ids: The networks.
         metric: The name of the figure.
-        figures: That of each network on the images themselves, `[networks]`.
-        values: Those in each set, `[sets, networks]`.
+        figures: The figure of each network on the images themselves, `[networks]`.
+        values: The figures in each set, `[sets, networks]`.
         seen: Which images that count a network has judged, `[networks, images]`.
     """
 
@@ -86,7 +86,7 @@ def redraw(sums: ImageSums, *, samples: int = 1000, seed: int = 0) -> Redrawn:
     """The figures by which the networks are compared, in sets of the images that any of them has judged.
 
     Args:
-        sums: Those of each image.
+        sums: The sums of each image.
         samples: Number of sets.
         seed: Draws the sets.
     """

@@ -89,7 +89,7 @@ class Choice(NamedTuple):
         fitting: Number of stitches that fit.
         nearest_miss: If none fits, the row whose worst miss is smallest.
         metric: The figure by which stitches were compared.
-        most_accurate: With `confident`, the row from which the best cannot be told.
+        most_accurate: With `confident`, the row from which the best is not distinguishable.
         difference: Then the metric of the best minus that of the most accurate one, on the images that both have
             seen, and its paired 95 % interval, in points.
     """
@@ -177,7 +177,7 @@ def pick_one(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, 
 
 
 def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
-    """The sentence that names the best of a ledger's rows, and the one from which it cannot be told if there is one."""
+    """The sentence that names the best of a ledger's rows, and the one from which it is not distinguishable, if any."""
     first = choice.most_accurate or choice.best
     assert first is not None, "something fits"
     how = "cheapest" if budget.wants_cheapest else superlative(choice.metric)
@@ -200,7 +200,7 @@ def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
 
 
 def _tie(choice: Choice, first: Row, cost: str, fitting: Sequence[Row]) -> str:
-    """How the cheapest stitch differs from the most accurate one, from which it cannot be told."""
+    """How the cheapest stitch differs from the most accurate one, from which it is not distinguishable."""
     best, difference = choice.best, choice.difference
     if best is None or difference is None:
         cheaper = any(row[cost] < first[cost] for row in fitting)
@@ -208,7 +208,7 @@ def _tie(choice: Choice, first: Row, cost: str, fitting: Sequence[Row]) -> str:
     less = f"{100 * (1 - best[cost] / first[cost]):.0f} %"
     saved = {"flops": f"has {less} fewer FLOPs", "params": f"has {less} fewer parameters"}
     return (
-        f"cfg_id {best['cfg_id']} {saved.get(cost, f'takes {less} less time')} and cannot be told from it: "
+        f"cfg_id {best['cfg_id']} {saved.get(cost, f'takes {less} less time')} and is not distinguishable from it: "
         f"{difference['points']:+.2f} points, 95 % from {difference['low']:.2f} to {difference['high']:.2f}"
     )
 

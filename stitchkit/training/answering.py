@@ -80,7 +80,9 @@ class Answering:
         passes += [_Pass([cfg_id], has_own=True) for cfg_id in own]
         loader = self._session.loaders.validation
         if passes and isinstance(loader.dataset, IterableDataset):
-            _logger.info("streamed images have no order, so there are no hits, by which stitches would be compared")
+            _logger.info(
+                "streamed images have no order, so no hits are kept, and stitches are not compared image by image"
+            )
         if passes and (part := self._part()):
             yield from self._in_two_stages(passes, part)
             return

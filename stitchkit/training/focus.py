@@ -1,4 +1,4 @@
-"""Focus: stitches that are hardly ever on the Pareto front of held-out training images are trained no more."""
+"""Focus: stop training stitches that are rarely on the Pareto front of held-out training images."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_the_folder_has_three_splits_and_says_which_fonts_made_them(tmp_path):
     face = manifest["typefaces"]["train"][0]["faces"][0]
     assert face["sha256"] == hashlib.sha256((FONTS / face["file"]).read_bytes()).hexdigest()
     assert "already exists" in write_glyphs(folder, [FONTS], per_class=FEW, least=1)
-    with pytest.raises(InputError, match=r"has other images, by its typefaces\.json"):
+    with pytest.raises(InputError, match=r"has other images, as typefaces\.json in it says"):
         write_glyphs(folder, [FONTS], per_class=FEW, seed=1, least=1)
 
 
