@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.frame import ROOT
 from benchmarks.rows import GPU_FILE, GPU_ROWS, ROWS, Found, Row, found_in, line
+from stitchkit.display import counted
 from stitchkit.measure.latency import processor
 
 PAGE = ROOT / "results/benchmarks.md"
@@ -54,7 +55,8 @@ def document(about_cpu: str, lines: Sequence[str], gpu: Mapping[str, Any] | None
 def machine() -> str:
     """The machine and the versions that the figures depend on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    device = f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {gpu}"
+    cores, threads = counted(os.cpu_count() or 1, "core"), counted(torch.get_num_threads(), "thread")
+    device = f"{processor()}, {cores}, {threads}, {gpu}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}"
     return f"{_MACHINE}{device}. {versions}."
 

@@ -9,9 +9,9 @@ from statistics import median
 
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.frame import Options, Seconds
+from stitchkit.evidence.train import flop_counter
 
 # Rows and columns of activations, columns of the result: square ones, and the two of a ViT's MLP.
 _SHAPES = {
@@ -98,8 +98,7 @@ def multiply_adds(work: Callable[[], object]) -> int:
     They are counted while it runs once. Attention must not be fused and blocks not be compiled, since nothing can be
     counted inside; fvcore, which counts forward passes only, adds norms and the like, less than a hundredth.
     """
-    counter = FlopCounterMode(display=False)
     # One thread: the backward pass on a GPU has one of its own, where a counter sees nothing.
-    with torch.autograd.set_multithreading_enabled(False), counter:
+    with torch.autograd.set_multithreading_enabled(False), flop_counter() as counter:
         work()
     return int(counter.get_total_flops()) // 2

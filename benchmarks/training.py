@@ -15,8 +15,8 @@ from typing import Any
 
 import stitchkit
 from benchmarks.frame import DEVICES, PRECISIONS
-from stitchkit.data.demo import write_glyphs
-from stitchkit.data.glyphs import GLYPHS
+from stitchkit.data.demo import write_demo_glyphs
+from stitchkit.data.demo_glyphs import GLYPHS
 
 _IMAGES = 50 * len(GLYPHS)
 """Training images."""
@@ -27,7 +27,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     widths, depth, epochs = ((8, 16), 2, 2) if options.quick else ((192, 384), 12, 8)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder, "glyphs")
-        write_glyphs(data)
+        write_demo_glyphs(data)
         config = Path(folder, "config.json")
         config.write_text(json.dumps({"anchors": [_anchor(width, depth) for width in widths]}))
         settings: dict[str, Any] = {

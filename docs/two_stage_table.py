@@ -1,10 +1,10 @@
 """Measure what an evaluation in two stages costs and loses, and print the table of docs/front.md.
 
-    PYTHONPATH=. python docs/two_stage_table.py LEDGER...
+    PYTHONPATH=. python docs/two_stage_table.py [NAME=]LEDGER...
 
-A ledger with hits beside it is evaluated again from them, with parts drawn by several seeds. Published ledgers have
-only accuracies; their hits are drawn so that the stitches have these accuracies, and neighbours by cost disagree on as
-many images as stitches usually do.
+NAME is the ledger's in the table, by default that of its file or folder. A ledger with hits beside it is evaluated
+again from them, with parts drawn by several seeds. Published ledgers have only accuracies; their hits are drawn so that
+the stitches have these accuracies, and neighbours by cost disagree on as many images as stitches usually do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stitchkit.errors import InputError
-from stitchkit.measure.hits import Bits, hits_beside
+from stitchkit.measure.formulas import Bits
+from stitchkit.measure.hits import hits_beside
 from stitchkit.measure.ledger import check_figures, read_rows
 from stitchkit.measure.pareto import is_anchor
 from stitchkit.measure.two_stage import stratified_part, survivors
@@ -44,6 +45,7 @@ class Space:
     """The stitches of a ledger, from cheap to costly.
 
     Args:
+        cfg_ids: The stitches.
         flops: Of each stitch.
         anchors: Places of those that are uncut, as far as the ledger names them.
         labels: The class of each image.
@@ -52,6 +54,7 @@ class Space:
     """
 
     name: str
+    cfg_ids: list[int]
     flops: list[int]
     anchors: list[int]
     labels: list[int]
@@ -59,24 +62,27 @@ class Space:
     is_simulated: bool
 
 
-def read_space(path: Path) -> Space:
-    """The stitches of a ledger, with the hits beside it or simulated ones."""
+def read_space(argument: str) -> Space:
+    """The stitches of a ledger, given as `NAME=FILE` or `FILE`, with the hits beside it or simulated ones."""
+    name, _, file = argument.rpartition("=")
+    path = Path(file)
     rows, hits = read_rows(path), hits_beside(path)
     check_figures(rows, ("acc1", "flops"))
     rows.sort(key=lambda row: (row["flops"], -row["acc1"]))
-    name = path.stem
-    if path.suffix == ".txt":
+    if not name and path.suffix == ".txt":
         name = path.parent.name if path.stem == "stitches_res" else "/".join(path.parent.parts[-2:])
-    flops, anchors = [row["flops"] for row in rows], [place for place, row in enumerate(rows) if is_anchor(row)]
+    name = name or path.stem
+    cfg_ids, flops = [row["cfg_id"] for row in rows], [row["flops"] for row in rows]
+    anchors = [place for place, row in enumerate(rows) if is_anchor(row)]
     if hits is None:
         shares = [row["acc1"] / 100 for row in rows]
         between = correlation(shares)
-        return Space(name, flops, anchors, [0] * IMAGES, lambda run: simulated(shares, between, run), True)
-    hits, known = hits.of([row["cfg_id"] for row in rows]), hits.labels >= 0
+        return Space(name, cfg_ids, flops, anchors, [0] * IMAGES, lambda run: simulated(shares, between, run), True)
+    hits, known = hits.of(cfg_ids), hits.labels >= 0
     if not hits.seen[:, known].all():
         raise InputError(f"not every stitch of '{path}' has seen all images; evaluate it without --eval-images")
     right = hits.right[:, known]
-    return Space(name, flops, anchors, hits.labels[known].tolist(), lambda _: right, False)
+    return Space(name, cfg_ids, flops, anchors, hits.labels[known].tolist(), lambda _: right, False)
 
 
 def simulated(shares: Sequence[float], between: float, seed: int, images: int = IMAGES) -> Bits:
@@ -118,16 +124,20 @@ def measure(space: Space, share: float, within: float | None) -> list[str]:
 
 def run(space: Space, right: Bits, share: float, within: float | None, seed: int) -> tuple[float, int, float, float]:
     """Cost as a share of the FLOPs of evaluating all on all, stitches on all images, and mean and worst regret."""
-    count, flops = round(share * len(space.labels)), np.array(space.flops)
-    part = stratified_part(space.labels, count, seed)
+    part, flops = stratified_part(space.labels, round(share * len(space.labels)), seed), np.array(space.flops)
     truth, first = 100 * right.mean(axis=1), 100 * right[:, part].mean(axis=1)
     if within is None:
         return share, 0, *regrets(truth, first, flops)
-    kept = survivors(right[:, part].sum(axis=1).tolist(), count, space.flops, within, space.anchors)
+    kept = left(space, right[:, part], within)
     cost = share + (1 - share) * float(flops[kept].sum() / flops.sum())
     judged = np.full(len(flops), -np.inf)
     judged[kept] = truth[kept]
     return cost, len(kept), *regrets(truth, judged, flops)
+
+
+def left(space: Space, right: Bits, within: float) -> list[int]:
+    """The places of the stitches that the first images leave, of which these are the hits."""
+    return survivors(right.sum(axis=1).tolist(), right.shape[1], space.flops, within, space.anchors)
 
 
 def regrets(truth: Floats, judged: Floats, flops: npt.NDArray[np.int64]) -> tuple[float, float]:
@@ -141,10 +151,10 @@ def regrets(truth: Floats, judged: Floats, flops: npt.NDArray[np.int64]) -> tupl
     return float(np.mean(lost)), float(np.max(lost))
 
 
-def main(paths: Sequence[str]) -> None:
+def main(ledgers: Sequence[str]) -> None:
     """Print the table."""
     print(HEAD, end="")
-    for space in map(read_space, map(Path, paths)):
+    for space in map(read_space, ledgers):
         for share in SHARES:
             for within in WITHIN:
                 kind = "simulated" if space.is_simulated else "its own"

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from stitchkit.errors import InputError
@@ -114,6 +115,20 @@ def fresh_folder(path: Path) -> Path:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)  # fails if something could not be removed
     return path
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse, before the work that fills it, a folder that is not empty or cannot be made."""
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"'{path}' is not empty; choose a new folder")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"'{path}' is a file; choose a new folder")
+    above = next(place for place in path.absolute().parents if place.exists())
+    try:
+        with TemporaryDirectory(dir=above):  # permissions do not say everything, as of /proc
+            pass
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be made: {error.strerror}; choose another folder") from error
 
 
 @contextmanager

@@ -45,9 +45,9 @@ def _add_demo_data_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo_data(flags: argparse.Namespace) -> None:
-    from stitchkit.data.demo import write_digits, write_glyphs
+    from stitchkit.data.demo import write_demo_glyphs, write_digits
 
-    write = {"digits": write_digits, "glyphs": write_glyphs}[flags.kind]
+    write = {"digits": write_digits, "glyphs": write_demo_glyphs}[flags.kind]
     print(write(Path(flags.folder)))
 
 
@@ -63,12 +63,12 @@ def _add_glyphs_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _glyphs(flags: argparse.Namespace) -> None:
-    from stitchkit.data.demo import write_typefaces
+    from stitchkit.data.demo import write_glyphs
     from stitchkit.data.typefaces import default_folders
 
     fonts = [Path(folder) for folder in flags.fonts or ()] or default_folders()
     per_class = {"train": flags.train, "validation": flags.validation, "test": flags.test}
-    print(write_typefaces(Path(flags.folder), fonts, per_class=per_class, side=flags.img_size, seed=flags.seed))
+    print(write_glyphs(Path(flags.folder), fonts, per_class=per_class, side=flags.img_size, seed=flags.seed))
 
 
 def _add_scenes_flags(parser: argparse.ArgumentParser) -> None:

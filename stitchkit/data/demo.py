@@ -9,11 +9,13 @@ from pathlib import Path
 
 from PIL.Image import Image, fromarray
 
+from stitchkit.data.demo_glyphs import read_demo_glyphs
 from stitchkit.data.digits import read_digits
-from stitchkit.data.glyphs import class_name, read_glyphs, render_split
+from stitchkit.data.glyphs import class_name, render_split
 from stitchkit.data.typefaces import CHARACTERS, LEAST, Typeface, find_typefaces, split_typefaces
+from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.files import filling
+from stitchkit.files import check_new_folder, filling
 
 TYPEFACES = "typefaces.json"
 """The file that says which typefaces are in which split."""
@@ -32,17 +34,17 @@ def write_digits(folder: Path) -> str:
     return write_new_folder(folder, images, "1197 training and 600 validation images of 10 digits")
 
 
-def write_glyphs(folder: Path) -> str:
-    """Write rendered glyphs as `train/` and `validation/`, and others as `unlabelled/`, unless they exist.
+def write_demo_glyphs(folder: Path) -> str:
+    """Write the glyphs of the demo as `train/` and `validation/`, and others as `unlabelled/`, unless they exist.
 
     The latter lie in one folder, without class folders. Returns what the folder has, in words.
     """
 
     def images() -> Iterator[tuple[str, Image]]:
         for split in ("train", "validation"):
-            yield from ((f"{split}/{name}/{number:04d}.png", image) for name, number, image in read_glyphs(split))
+            yield from ((f"{split}/{name}/{number:04d}.png", image) for name, number, image in read_demo_glyphs(split))
         # In another order than by class, and without the classes in their names.
-        mixed = sorted(read_glyphs("unlabelled"), key=lambda found: (found[1], found[0]))
+        mixed = sorted(read_demo_glyphs("unlabelled"), key=lambda found: (found[1], found[0]))
         yield from ((f"unlabelled/{number:04d}.png", image) for number, (_, _, image) in enumerate(mixed))
 
     return write_new_folder(
@@ -50,7 +52,7 @@ def write_glyphs(folder: Path) -> str:
     )
 
 
-def write_typefaces(
+def write_glyphs(
     folder: Path,
     fonts: Sequence[Path],
     *,
@@ -77,6 +79,8 @@ def write_typefaces(
     """
     if side not in _SIDES:
         raise InputError(f"--img-size is {side}; it must be {_SIDES[0]} to {_SIDES[-1]}")
+    if not _is_written(folder):
+        check_new_folder(folder)  # reading many fonts takes minutes
     found = find_typefaces(fonts, least=least)
     splits = split_typefaces(found.typefaces, seed)
     manifest = {
@@ -94,7 +98,7 @@ def write_typefaces(
                 yield f"{split}/{class_name(CHARACTERS[label])}/{within:04d}.png", fromarray(image)
 
     counts = [
-        f"{len(CHARACTERS) * count} {split} images in {len(splits[split])} typefaces"
+        f"{len(CHARACTERS) * count} {split} images in {counted(len(splits[split]), 'typeface')}"
         for split, count in per_class.items()
     ]
     said = f"{', '.join(counts)}, of {len(CHARACTERS)} classes"
@@ -118,8 +122,8 @@ def refuse_other(folder: Path, name: str, manifest: str) -> None:
     place = folder / name
     if not (folder / "train").is_dir() or (place.is_file() and place.read_text(encoding="utf-8") == manifest):
         return
-    how = "has other images, by its" if place.is_file() else "is another data set, without"
-    raise InputError(f"'{folder}' {how} {name}; choose a new folder")
+    how = f"has other images, as {name} in it says" if place.is_file() else f"is another data set, without {name}"
+    raise InputError(f"'{folder}' {how}; choose a new folder")
 
 
 def write_new_folder(
@@ -129,10 +133,9 @@ def write_new_folder(
 
     Returns where what is `said` is, in words.
     """
-    if (folder / "validation").is_dir() and (folder / "train").is_dir():
+    if _is_written(folder):
         return f"{folder} already exists"
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"'{folder}' is not empty; choose a new folder")
+    check_new_folder(folder)
     with filling(folder) as unfinished:
         for name, image in images:
             place = unfinished / name
@@ -141,3 +144,7 @@ def write_new_folder(
         for name, text in (texts or {}).items():
             (unfinished / name).write_text(text, encoding="utf-8")
     return f"{said} are in {folder}"
+
+
+def _is_written(folder: Path) -> bool:
+    return (folder / "validation").is_dir() and (folder / "train").is_dir()

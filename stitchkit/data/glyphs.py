@@ -1,11 +1,10 @@
-"""Rendered letters and digits: those of `make demo-backbone`, and those of the data set that is split by typeface."""
+"""Letters and digits rendered from the fonts of this machine, for the data set that is split by typeface."""
 
 from __future__ import annotations
 
 import math
 import random
-import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -16,18 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stitchkit.data.typefaces import CHARACTERS, Typeface, open_font
 
-GLYPHS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "ΓΔΘΛΞΠΣΦΨΩ" + "23456789"
-"""Those that no other one resembles: no small letters, and neither 0 nor 1."""
-_FONTS = (
-    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-BoldOblique"),
-    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic"),
-    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
-)
-"""Of the fonts that come with matplotlib."""
-_COUNTS = {"train": 50, "validation": 20, "unlabelled": 100}
-"""Images of each glyph."""
-_SIDE = 32
-_SCALE = 3
+SCALE = 3
 """Glyphs are drawn larger and made smaller at the end, so that their edges are smooth."""
 _CELLS = 3
 """An elastic warp moves the corners of 3 x 3 cells; between them it is linear."""
@@ -45,26 +33,6 @@ class Glyphs(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     typefaces: np.ndarray
-
-
-def name_of(glyph: str) -> str:
-    """The last word of its name in Unicode, such as `A`, `Gamma` or `Two`; names differ in more than their case."""
-    word = unicodedata.name(glyph).split()[-1]
-    return word if len(word) == 1 else word.title()
-
-
-def read_glyphs(part: str) -> Iterator[tuple[str, int, Image.Image]]:
-    """The name, the number among those of its name, and the image of each glyph of a part: 32 x 32, grey.
-
-    Font, size, position, angle and slant are random. Each image has its own seed, so they are always the same, and
-    those of different parts are different.
-
-    Args:
-        part: `train`, `validation` or `unlabelled`.
-    """
-    for glyph in GLYPHS:
-        for number in range(_COUNTS[part]):
-            yield name_of(glyph), number, _render(glyph, random.Random(f"{part} {glyph} {number}"))
 
 
 def class_name(character: str) -> str:
@@ -98,16 +66,7 @@ def render_split(
     return Glyphs(np.stack(images), np.array(labels), np.array(numbers))
 
 
-def _render(glyph: str, chance: random.Random) -> Image.Image:
-    """A white glyph on black, for the demo."""
-    drawn = _SIDE * _SCALE
-    font, centre = _font(chance.choice(_FONTS), chance.randint(60, 84)), drawn / 2
-    image = Image.new("L", (drawn, drawn))
-    ImageDraw.Draw(image).text((centre, centre), glyph, fill=255, font=font, anchor="mm")
-    return _moved(image, chance).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
-
-
-def _moved(image: Image.Image, chance: random.Random, scale: float = 1.0) -> Image.Image:
+def moved(image: Image.Image, chance: random.Random, scale: float = 1.0) -> Image.Image:
     """A drawn glyph, turned, slanted and shifted by chance, and made smaller by `scale`."""
     centre, most = image.width / 2, image.width / 16
     angle, slant = math.radians(chance.uniform(-15, 15)), chance.uniform(-0.15, 0.15)
@@ -135,14 +94,14 @@ def _bent(image: Image.Image, chance: random.Random) -> Image.Image:
 
 def _draw(character: str, face: Path, side: int, chance: random.Random) -> np.ndarray:
     """The share of ink in each pixel of a glyph, `[side, side]`."""
-    drawn = side * _SCALE
+    drawn = side * SCALE
     font, capital = _fitted(face, drawn)
     left, _, right, _ = font.getbbox(character, anchor="ls")
     image = Image.new("L", (drawn, drawn))
     # On one baseline, since in many typefaces size and height are all that tells c from C.
     place = ((drawn - left - right) / 2, (drawn + capital) / 2)
     ImageDraw.Draw(image).text(place, character, fill=255, font=font, anchor="ls")
-    warped = _bent(_moved(image, chance, scale=chance.uniform(0.9, 1.25)), chance)
+    warped = _bent(moved(image, chance, scale=chance.uniform(0.9, 1.25)), chance)
     return np.asarray(warped.resize((side, side), Image.Resampling.BOX), dtype=np.float32) / 255
 
 
@@ -178,10 +137,3 @@ def _fitted(face: Path, drawn: int) -> tuple[ImageFont.FreeTypeFont, float]:
     high = 2 * max(max(-capital / 2 - top, bottom + capital / 2) for _, top, _, bottom in boxes)
     size = max(1, int(drawn * drawn / max(2 * capital, wide, high)))
     return open_font(face, size), capital * size / drawn
-
-
-@cache
-def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    from matplotlib import get_data_path  # only here: its import takes a while
-
-    return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf", f"{name}.ttf")), size)

@@ -86,11 +86,12 @@ def find_typefaces(folders: Sequence[Path], *, least: int = LEAST) -> Found:
     one counts.
 
     Raises:
-        InputError: A folder does not exist, or there are fewer than `least` typefaces.
+        InputError: A folder does not exist or is a file, or there are fewer than `least` typefaces.
     """
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"folder '{folder}' does not exist; choose one with fonts")
+            found = f"'{folder}' is not a folder" if folder.exists() else f"folder '{folder}' does not exist"
+            raise InputError(f"{found}; choose one with fonts")
     _logger.info("reading the fonts in %s", ", ".join(map(str, folders)))
     left_out: Counter[str] = Counter()
     faces: dict[tuple[str, str], _Face] = {}
@@ -100,10 +101,10 @@ def find_typefaces(folders: Sequence[Path], *, least: int = LEAST) -> Found:
             if isinstance(face, str):
                 left_out[face] += 1
             elif faces.setdefault((face.family, face.style), face) is not face:
-                left_out["are there twice"] += 1
+                left_out["duplicated"] += 1
     typefaces = _by_design(_legible([faces[key] for key in sorted(faces)], left_out))
     if len(typefaces) < least:
-        others = "".join(f", {count} fonts {reason}" for reason, count in left_out.most_common())
+        others = "".join(f", {counted(count, 'font')} {reason}" for reason, count in left_out.most_common())
         raise InputError(
             f"{counted(len(typefaces), 'typeface')} with all {len(CHARACTERS)} characters in "
             f"{', '.join(map(str, folders))} (styles of one design count once{others}); at least {least} are needed: "
@@ -135,10 +136,10 @@ def _read(path: Path) -> _Face | str:
         lacking = bytes(font.getmask("\U0010ffff"))
         masks = [font.getmask(character) for character in CHARACTERS]
     except (OSError, ValueError):
-        return "cannot be read"
+        return "unreadable"
     drawn = [bytes(mask) for mask in masks]
     if any(not any(mask) or mask == lacking for mask in drawn):
-        return "lack a character"
+        return "lacking a character"
     images = [Image.frombytes("L", mask.size, pixels) for mask, pixels in zip(masks, drawn, strict=True)]
     squares = [image.resize((_SIDE, _SIDE), Image.Resampling.BOX, box=image.getbbox()) for image in images]
     return _Face(
@@ -175,9 +176,9 @@ def _legible(faces: Sequence[_Face], left_out: Counter[str]) -> list[_Face]:
         nearest = np.argmax(face.shapes @ others.T, axis=1)
         right = kind[nearest] == kind
         if min(right[start:end].mean() for start, end in ((0, 10), (10, 36), (36, 62))) < _LEGIBLE:
-            left_out["draw no letters"] += 1
+            left_out["drawing no letters"] += 1
         elif np.sum(nearest[small] == capitals) > len(_CASES) / 3:
-            left_out["draw capitals for small letters"] += 1
+            left_out["drawing capitals for small letters"] += 1
         else:
             kept.append(face)
     return kept
@@ -189,12 +190,7 @@ def _by_design(faces: Sequence[_Face]) -> list[Typeface]:
     Families are one typeface if their names begin alike (Noto Sans, Noto Serif; OCRA, OCRABold), or if two of their
     faces draw the same shapes, as clones of one design under several names do.
     """
-    first = list(range(len(faces)))  # of each face: an earlier one of its typeface, at last the first one
-
-    def root(face: int) -> int:
-        while first[face] != face:
-            face = first[face]
-        return face
+    from scipy.sparse.csgraph import connected_components  # only here: its import takes a while
 
     shapes = np.stack([face.shapes.ravel() for face in faces]) if faces else np.empty((0, 1))
     same = shapes @ shapes.T > _SAME_DESIGN * len(CHARACTERS)
@@ -202,10 +198,8 @@ def _by_design(faces: Sequence[_Face]) -> list[Typeface]:
     for number, word in enumerate(words):
         for other in range(number):
             short, long = sorted((word, words[other]), key=len)  # faces are in the order of names with capitals
-            if same[number, other] or short == long or (len(short) > 3 and long.startswith(short)):
-                one, two = sorted((root(number), root(other)))
-                first[two] = one
+            same[number, other] |= short == long or (len(short) > 3 and long.startswith(short))
     groups = defaultdict(list)
-    for number, face in enumerate(faces):
-        groups[root(number)].append(face)
+    for face, label in zip(faces, connected_components(same, directed=False)[1].tolist(), strict=True):
+        groups[label].append(face)
     return [Typeface(group[0].family, tuple(face.path for face in group)) for group in groups.values()]

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stitchkit.errors import InputError, unknown
+from stitchkit.measure.formulas import Floats
 
-Floats = npt.NDArray[np.float64]
 _MOST_CLASSES = 255
 """The class 255 of a mask is a pixel that does not count."""
 

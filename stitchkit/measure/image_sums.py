@@ -9,21 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import safe_open
-from safetensors.numpy import save
 
-from stitchkit.errors import InputError
-from stitchkit.files import replacing
-from stitchkit.measure.dense_score import DenseScore, Floats, about, score_of
-from stitchkit.measure.hits import Bits, other_names
+from stitchkit.measure.by_image import Beside, opened
+from stitchkit.measure.dense_score import DenseScore, about, score_of
+from stitchkit.measure.formulas import Bits, Floats
 
-_FORMAT = "stitchkit sums 1"
 _MOST = np.iinfo(np.uint16).max
 
 
@@ -43,7 +38,7 @@ class SparseRows:
 
     @classmethod
     def of(cls, rows: npt.NDArray[Any], kind: type[np.generic]) -> SparseRows:
-        """Those of `[rows, columns]`, with values of a kind."""
+        """Sparse rows of a table `[rows, columns]`, with values of a kind."""
         places, columns = rows.nonzero()
         values = rows[places, columns].astype(kind)
         assert rows.shape[1] <= _MOST, "columns fit"
@@ -67,7 +62,7 @@ _PARTS = ("counts", "columns", "values")
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSums:
+class ImageSums(Beside):
     """The sums of networks on the images of a set, in its order.
 
     Args:
@@ -75,9 +70,9 @@ class ImageSums:
         score: What is summed.
         rows: For each network the sums of every image that depend on it, `[images, score.own]`; an image without any
             is one that it has not seen.
-        truth: Those that do not, `[images, score.truth]`; zeros are an image that does not count, as it could not be
+        truth: The sums that do not, `[images, score.truth]`; zeros are an image that does not count, as it could not be
             read, or has no known pixel.
-        names: Those of the images; empty if the data set has none.
+        names: The names of the images; empty if the data set has none.
     """
 
     cfg_ids: tuple[int, ...]
@@ -85,6 +80,7 @@ class ImageSums:
     rows: tuple[SparseRows, ...]
     truth: npt.NDArray[np.int32]
     names: tuple[str, ...] = ()
+    kind: ClassVar[str] = "sums"
 
     def __post_init__(self) -> None:
         assert len(self.rows) == len(self.cfg_ids), "rows for each network"
@@ -96,13 +92,13 @@ class ImageSums:
     def from_sums(
         cls, cfg_ids: Sequence[int], score: DenseScore, sums: npt.NDArray[Any], names: Sequence[str] = ()
     ) -> ImageSums:
-        """Those of some networks on some images.
+        """The sums of some networks on some images.
 
         Args:
             cfg_ids: The networks.
             score: What is summed.
             sums: The sums of each image, `[networks, images, score.own + score.truth]`.
-            names: Those of the images.
+            names: The names of the images.
         """
         own, truth = sums[..., : score.own], sums[..., score.own :]
         assert (truth == truth[:1]).all(), "all networks judge the same images"
@@ -111,7 +107,7 @@ class ImageSums:
 
     @classmethod
     def joined(cls, parts: Sequence[ImageSums]) -> ImageSums:
-        """Those of the same networks on the images of all parts, one part after the other."""
+        """The sums of the same networks on the images of all parts, one part after the other."""
         first = parts[0]
         assert all((part.cfg_ids, part.score) == (first.cfg_ids, first.score) for part in parts), "the same networks"
         rows = tuple(SparseRows.joined(each) for each in zip(*(part.rows for part in parts), strict=True))
@@ -124,9 +120,10 @@ class ImageSums:
         rows = tuple(SparseRows.of(each.dense(self.score.own)[order], self.score.kind) for each in self.rows)
         return replace(self, rows=rows, truth=self.truth[order], names=tuple(names))
 
-    @cached_property
-    def _places(self) -> dict[int, int]:
-        return {cfg_id: place for place, cfg_id in enumerate(self.cfg_ids)}
+    @property
+    def num_images(self) -> int:
+        """How many images the set has."""
+        return len(self.truth)
 
     @property
     def seen(self) -> Bits:
@@ -136,7 +133,7 @@ class ImageSums:
 
     def sums_of(self, cfg_id: int) -> Floats:
         """The sums of a network on each image, `[images, own + truth]`; zeros for an image that it has not seen."""
-        rows = self.rows[self._places[cfg_id]]
+        rows = self.rows[self.places([cfg_id])[0]]
         return np.hstack([rows.dense(self.score.own), self.truth * (rows.counts > 0)[:, None]])
 
     def figures(self, cfg_id: int) -> dict[str, float]:
@@ -144,40 +141,21 @@ class ImageSums:
         found = {name: float(value) for name, value in self.score.figures(self.sums_of(cfg_id).sum(axis=0)).items()}
         return found | {"images": int(self.of([cfg_id]).seen.sum())}
 
-    def has(self, cfg_ids: Sequence[int]) -> bool:
-        """Whether all of some networks are here."""
-        return self._places.keys() >= {*cfg_ids}
-
     def of(self, cfg_ids: Sequence[int]) -> ImageSums:
         """Some of the networks, in this order."""
-        return replace(self, cfg_ids=tuple(cfg_ids), rows=tuple(self.rows[self._places[each]] for each in cfg_ids))
-
-    def with_more(self, other: ImageSums) -> ImageSums:
-        """These and further networks on the same images; the other's sums of a network replace those here.
-
-        Raises:
-            InputError: If the images are others.
-        """
-        if found := self.other_images(other):
-            raise InputError(
-                f"sums of different images cannot be joined: {found}; choose another --experiment or move the earlier "
-                "result away"
-            )
-        kept = self.of([cfg_id for cfg_id in self.cfg_ids if cfg_id not in other._places])
-        truth = np.where(self.truth.any(axis=1, keepdims=True), self.truth, other.truth)
-        return replace(self, cfg_ids=kept.cfg_ids + other.cfg_ids, rows=kept.rows + other.rows, truth=truth)
+        return replace(self, cfg_ids=tuple(cfg_ids), rows=tuple(self.rows[place] for place in self.places(cfg_ids)))
 
     def other_images(self, other: ImageSums) -> str:
-        """The first difference between these images and others, in words; empty if they are the same.
-
-        An image that does not count fits any: it could not be read once.
-        """
+        """The first difference between these images and others, or what is summed, in words; empty without any."""
         if about(other.score) != about(self.score):
             return f"this evaluation is of {about(other.score)}, the earlier one of {about(self.score)}"
-        if len(other.truth) != len(self.truth):
-            return f"this evaluation has {len(other.truth):,} images, the earlier one {len(self.truth):,}"
-        if found := other_names(other.names, self.names):
-            return found
+        return super().other_images(other)
+
+    def _joined(self, other: ImageSums) -> ImageSums:
+        truth = np.where(self.truth.any(axis=1, keepdims=True), self.truth, other.truth)
+        return replace(self, cfg_ids=self.cfg_ids + other.cfg_ids, rows=self.rows + other.rows, truth=truth)
+
+    def _other_truth(self, other: ImageSums) -> str:
         differs = (other.truth != self.truth).any(axis=1) & other.truth.any(axis=1) & self.truth.any(axis=1)
         return f"image {int(differs.argmax()):,} has another truth than in the earlier one" if differs.any() else ""
 
@@ -189,17 +167,13 @@ def sums_file(ledger: str | Path) -> Path:
 
 def write_sums(path: Path, sums: ImageSums, *, of: Mapping[str, object] | None = None) -> None:
     """Write sums, which replace earlier ones only when they are complete; `of` is what unfinished ones depend on."""
-    tensors: dict[str, npt.NDArray[Any]] = {
+    arrays: dict[str, npt.NDArray[Any]] = {
         "counts": np.stack([rows.counts for rows in sums.rows]),
         "columns": np.concatenate([rows.columns for rows in sums.rows]),
         "values": np.concatenate([rows.values for rows in sums.rows]),
         "truth": np.ascontiguousarray(sums.truth, np.int32),
-        "names": np.frombuffer(json.dumps(sums.names).encode(), np.uint8),
     }
-    # In one entry, since safetensors writes several in any order.
-    said = json.dumps({"format": _FORMAT, "cfg_ids": sums.cfg_ids, **about(sums.score), "of": of})
-    with replacing(path) as draft:
-        draft.write_bytes(save(tensors, metadata={"about": said}))
+    sums.write(path, arrays, **about(sums.score), of=of)
 
 
 def read_sums(path: str | Path, *, of: Mapping[str, object] | None = None) -> ImageSums:
@@ -208,30 +182,21 @@ def read_sums(path: str | Path, *, of: Mapping[str, object] | None = None) -> Im
     Raises:
         InputError: If it is missing or damaged, or unfinished ones are of something else.
     """
-    try:
-        with safe_open(path, framework="np") as file:
-            said = json.loads(file.metadata()["about"])
-            found = {name: file.get_tensor(name) for name in (*_PARTS, "truth", "names")}
-        if said["format"] != _FORMAT or said.get("of") != json.loads(json.dumps(of)):
-            raise ValueError("it is of another format")
-        names, cfg_ids = tuple(map(str, json.loads(bytes(found["names"])))), tuple(map(int, said["cfg_ids"]))
+    what = "has the sums of each network on each image"
+    with opened(path, ImageSums, what, (*_PARTS, "truth")) as (cfg_ids, said, found, names):
+        if said.get("of") != json.loads(json.dumps(of)):
+            raise ValueError("it is of something else")
         score, counts = score_of(said), found["counts"]
-        whole = len({*cfg_ids}) == len(cfg_ids) == len(counts) and found["truth"].dtype == np.int32
-        kinds = (counts.dtype, found["columns"].dtype, found["values"].dtype)
-        whole &= kinds == (np.uint16, np.uint16, score.kind)
-        whole &= (found["columns"] < score.own).all() and (found["truth"] >= 0).all()
-        whole &= counts.sum() == found["columns"].size == found["values"].size
-        if not (whole and np.isfinite(found["values"]).all() and (found["values"] >= 0).all()):
+        columns, values, truth = (found[name] for name in ("columns", "values", "truth"))
+        kinds = [np.dtype(kind) for kind in (np.uint16, np.uint16, score.kind, np.int32)]
+        whole = [array.dtype for array in (counts, columns, values, truth)] == kinds
+        whole = whole and len(cfg_ids) == len(counts) and bool(counts.sum() == columns.size == values.size)
+        whole = whole and bool((columns < score.own).all() and (truth >= 0).all() and (values >= 0).all())
+        if not (whole and np.isfinite(values).all()):
             raise ValueError("its numbers do not fit together")
         ends = counts.sum(axis=1).cumsum()[:-1]
-        parts = zip(counts, *(np.split(found[name], ends) for name in ("columns", "values")), strict=True)
-        sums = ImageSums(cfg_ids, score, tuple(SparseRows(*part) for part in parts), found["truth"], names)
-    except Exception as error:  # a damaged file can hold anything
-        raise InputError(
-            f"'{path}', which has the sums of each network on each image, cannot be read: {error}; remove it to leave "
-            "intervals out; to have them again, remove the ledger too and repeat --eval"
-        ) from error
-    return sums
+        parts = zip(counts, np.split(columns, ends), np.split(values, ends), strict=True)
+        return ImageSums(cfg_ids, score, tuple(SparseRows(*part) for part in parts), truth, names)
 
 
 def sums_beside(ledger: str | Path) -> ImageSums | None:

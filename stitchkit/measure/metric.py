@@ -1,6 +1,6 @@
 """The metric by which stitches are compared: one of the figures of a ledger, in percent, of which more is better.
 
-The relative error and the RMSE of depth are in a ledger too, but less of them is better, so they are no metrics.
+The relative error and the RMSE of depth are in a ledger too, but less of them is better: they compare no stitches.
 """
 
 from __future__ import annotations

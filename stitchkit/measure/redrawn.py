@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from stitchkit.measure.dense_score import Floats
-from stitchkit.measure.hits import Bits
+from stitchkit.measure.by_image import OfNetworks
+from stitchkit.measure.formulas import Bits, Floats, draw_sets, on_front
 from stitchkit.measure.image_sums import ImageSums
 
-_SETS_AT_ONCE = 50
-"""At 50,000 images, 20 MB of counts."""
 _ENDS = (2.5, 97.5)
 """Percentiles, between which are 95 % of all sets."""
-
-
-def draw_sets(images: int, samples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """How often each image is in each of some sets, `[sets, images]`, until there are as many as `samples`.
-
-    A set has as many images as there are, drawn from these with replacement.
-    """
-    generator = np.random.default_rng(seed)
-    for start in range(0, samples, _SETS_AT_ONCE):
-        draws = [generator.integers(images, size=images) for _ in range(min(_SETS_AT_ONCE, samples - start))]
-        yield np.stack([np.bincount(draw, minlength=images) for draw in draws])
+_ROUNDED = 0.005
+"""Half of the last digit in which a figure is shown, in points."""
 
 
 @dataclass(frozen=True, eq=False)
-class Redrawn:
+class Redrawn(OfNetworks):
     """The figures of networks in the same sets of images.
 
     Args:
         cfg_ids: The networks.
         metric: The name of the figure.
-        figures: That of each network on the images themselves, `[networks]`.
-        values: Those in each set, `[sets, networks]`.
+        figures: The figure of each network on the images themselves, `[networks]`.
+        values: The figures in each set, `[sets, networks]`.
         seen: Which images that count a network has judged, `[networks, images]`.
     """
 
@@ -49,22 +37,19 @@ class Redrawn:
     seen: Bits
     kind: ClassVar[str] = "sums"
 
-    def has(self, cfg_ids: Sequence[int]) -> bool:
-        """Whether all of some networks are here."""
-        return {*self.cfg_ids} >= {*cfg_ids}
-
     def of(self, cfg_ids: Sequence[int]) -> Redrawn:
         """Some of the networks, in this order."""
-        places = [self.cfg_ids.index(cfg_id) for cfg_id in cfg_ids]
+        places = self.places(cfg_ids)
         return replace(
             self, cfg_ids=tuple(cfg_ids), figures=self.figures[places], values=self.values[:, places],
             seen=self.seen[places],
         )  # fmt: skip
 
-    def intervals(self) -> tuple[Floats, Floats]:
-        """The 95 % interval of the figure of each network, `[networks]` for either end."""
-        low, high = np.percentile(self.values, _ENDS, axis=0)
-        return low, high
+    def intervals(self) -> dict[int, tuple[float, float]]:
+        """The 95 % interval of the figure of each network that has seen an image, in percent."""
+        low, high = np.percentile(self.values, _ENDS, axis=0).tolist()
+        ends = dict(zip(self.cfg_ids, zip(low, high, strict=True), strict=True))
+        return {cfg_id: ends[cfg_id] for cfg_id, seen in zip(self.cfg_ids, self.seen, strict=True) if seen.any()}
 
     def paired_intervals(self) -> tuple[Floats, Floats]:
         """The 95 % intervals of the differences of all pairs of networks, in the same sets.
@@ -82,12 +67,26 @@ class Redrawn:
         low, high = ends
         return low, high
 
+    def difference(self, one: int, other: int) -> float:
+        """The figure of the network at a place minus that of another, in points."""
+        return float(self.figures[one] - self.figures[other])
+
+    def shares_on_front(self, costs: Sequence[float]) -> list[float]:
+        """P(on the front) of each network, in the sets."""
+        shares: list[float] = on_front(self.values, costs).mean(axis=0).tolist()
+        return shares
+
+    def contradiction(self, place: int, figure: float) -> str:
+        """The figure of the network at a place, if it is another one than this; empty if it is the same."""
+        found = float(self.figures[place])
+        return f"{found:.2f}" if abs(found - figure) > _ROUNDED else ""
+
 
 def redraw(sums: ImageSums, *, samples: int = 1000, seed: int = 0) -> Redrawn:
     """The figures by which the networks are compared, in sets of the images that any of them has judged.
 
     Args:
-        sums: Those of each image.
+        sums: The sums of each image.
         samples: Number of sets.
         seed: Draws the sets.
     """

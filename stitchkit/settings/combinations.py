@@ -199,7 +199,7 @@ def _check_cache(recipe: Recipe) -> None:
 
 
 def _check_focus(recipe: Recipe) -> None:
-    """Refuse to judge stitches that there are not, without labels, or that no other is to replace."""
+    """Refuse --focus where there are no stitches or no labels, or where it has no time or no choice left to act."""
     stitch, epochs = recipe.stitch, recipe.schedule.epochs
     if not stitch.focus or recipe.run.eval:
         return

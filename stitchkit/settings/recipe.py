@@ -293,7 +293,9 @@ class RunRecipe(Settings):
         "front; by default all for all",
     )
     keep_within: NonNegative | None = flag(
-        None, "with --eval-images: points by which a stitch may be behind a cheaper one to go on; by default 0.2"
+        None,
+        "with --eval-images: points by which a stitch may trail a cheaper one and still be evaluated on all images; by "
+        "default 0.2",
     )
     eval_memory: Count | None = flag(
         None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU"

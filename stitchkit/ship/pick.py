@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.measure.intervals import ByImage, by_image_beside, check_by_image, difference, differences
+from stitchkit.measure.intervals import ByImage, by_image_beside, check_by_image
 from stitchkit.measure.latency_verdict import check_latencies
 from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, figure_text, nouns_of
 from stitchkit.measure.metric import ACCURACY, by, compared, compared_note, in_sentence, metric_of
@@ -42,6 +42,8 @@ class Budget:
             if not 0 < value < math.inf:
                 flag = "--" + limit.replace("_", "-")
                 raise InputError(f"{flag} is {value:g}; give a number above 0, or leave it out")
+            if limit == "min_acc1" and value < 1:
+                raise InputError(f"--min-acc1 is {value:g}, less than 1 %; give percent, such as 95, or leave it out")
 
     @cached_property
     def limits(self) -> dict[str, float]:
@@ -87,7 +89,7 @@ class Choice(NamedTuple):
         fitting: Number of stitches that fit.
         nearest_miss: If none fits, the row whose worst miss is smallest.
         metric: The figure by which stitches were compared.
-        most_accurate: With `confident`, the row from which the best cannot be told.
+        most_accurate: With `confident`, the row from which the best is not distinguishable.
         difference: Then the metric of the best minus that of the most accurate one, on the images that both have
             seen, and its paired 95 % interval, in points.
     """
@@ -134,12 +136,12 @@ def pick(
 def _cheapest_tied(within: Sequence[Row], known: ByImage, cost: str) -> Choice:
     """Of rows from accurate to inaccurate, the cheapest one that is not surely worse than the first."""
     known = known.of([row["cfg_id"] for row in within])
-    low, high = differences(known)
+    low, high = known.paired_intervals()
     place = min((place for place in range(len(within)) if high[place, 0] >= 0), key=lambda one: within[one][cost])
     if place == 0:
         return Choice(within[0], [*within[1 : 1 + _RUNNERS_UP]], len(within), None, known.metric, within[0])
     ends = {"low": float(low[place, 0]), "high": float(high[place, 0])}
-    found = {"points": difference(known, place, 0), **ends}
+    found = {"points": known.difference(place, 0), **ends}
     others = [row for row in within if row is not within[place]]
     return Choice(within[place], others[:_RUNNERS_UP], len(within), None, known.metric, within[0], found)
 
@@ -175,13 +177,17 @@ def pick_one(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, 
 
 
 def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
-    """The sentence that names the best of a ledger's rows, and the one from which it cannot be told if there is one."""
+    """The sentence that names the best of a ledger's rows, and the one from which it is not distinguishable, if any."""
     first = choice.most_accurate or choice.best
     assert first is not None, "something fits"
     how = "cheapest" if budget.wants_cheapest else superlative(choice.metric)
-    best = f"cfg_id {first['cfg_id']} is the {how} of"
-    number, noun = len(compared(rows, choice.metric)), nouns_of(rows)[0]
-    if not budget.limits:
+    this = f"cfg_id {first['cfg_id']} is the"
+    best, number, noun = f"{this} {how} of", len(compared(rows, choice.metric)), nouns_of(rows)[0]
+    if choice.fitting == number == 1:
+        found = f"{this} only {noun}" + (f", and has {budget}" if budget.limits else "")
+    elif choice.fitting == 1:
+        found = f"{this} only {noun}, out of {number}, with {budget}"
+    elif not budget.limits:
         found = f"{best} {counted(number, noun)}"
     elif choice.fitting == number:
         found = f"{best} all {counted(number, noun)}; the budget excludes none: each has {budget}"
@@ -194,7 +200,7 @@ def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
 
 
 def _tie(choice: Choice, first: Row, cost: str, fitting: Sequence[Row]) -> str:
-    """How the cheapest stitch differs from the most accurate one, from which it cannot be told."""
+    """How the cheapest stitch differs from the most accurate one, from which it is not distinguishable."""
     best, difference = choice.best, choice.difference
     if best is None or difference is None:
         cheaper = any(row[cost] < first[cost] for row in fitting)
@@ -202,7 +208,7 @@ def _tie(choice: Choice, first: Row, cost: str, fitting: Sequence[Row]) -> str:
     less = f"{100 * (1 - best[cost] / first[cost]):.0f} %"
     saved = {"flops": f"has {less} fewer FLOPs", "params": f"has {less} fewer parameters"}
     return (
-        f"cfg_id {best['cfg_id']} {saved.get(cost, f'takes {less} less time')} and cannot be told from it: "
+        f"cfg_id {best['cfg_id']} {saved.get(cost, f'takes {less} less time')} and is not distinguishable from it: "
         f"{difference['points']:+.2f} points, 95 % from {difference['low']:.2f} to {difference['high']:.2f}"
     )
 

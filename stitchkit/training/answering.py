@@ -80,7 +80,9 @@ class Answering:
         passes += [_Pass([cfg_id], has_own=True) for cfg_id in own]
         loader = self._session.loaders.validation
         if passes and isinstance(loader.dataset, IterableDataset):
-            _logger.info("streamed images have no order, so there are no hits, by which stitches would be compared")
+            _logger.info(
+                "streamed images have no order, so no hits are kept, and stitches are not compared image by image"
+            )
         if passes and (part := self._part()):
             yield from self._in_two_stages(passes, part)
             return
@@ -262,8 +264,9 @@ def check_hits_beside(ledger: Ledger, images: CheckedImages) -> None:
     hits = _hits_of_rows(ledger)
     if hits is None or isinstance(images, IterableDataset):
         return
-    labels = image_labels(images.dataset) or [NO_CLASS] * len(images)
-    if found := hits.other_images(labels, image_names(images.dataset)):
+    labels = np.array(image_labels(images.dataset) or [NO_CLASS] * len(images))
+    nothing = np.zeros((0, len(images)), bool)
+    if found := hits.other_images(Hits((), nothing, nothing, labels, image_names(images.dataset))):
         raise InputError(
             f"'{hits_file(ledger.path)}' is of other images: {found}; choose another --experiment or move the ledger "
             f"'{ledger.path}' away"

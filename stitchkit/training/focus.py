@@ -1,4 +1,4 @@
-"""Focus: stitches that are hardly ever on the Pareto front of held-out training images are trained no more."""
+"""Focus: stop training stitches that are rarely on the Pareto front of held-out training images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from stitchkit.distributed import gather_objects
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import Autocast
 from stitchkit.measure.evaluate import batches_of
-from stitchkit.measure.hits import Bits
-from stitchkit.measure.intervals import share_on_front
+from stitchkit.measure.formulas import Bits, share_on_front
 from stitchkit.measure.pareto import pareto_front
 from stitchkit.measure.two_stage import survivors
 from stitchkit.model.onepass import OnePass

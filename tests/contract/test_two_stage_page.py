@@ -23,7 +23,7 @@ def test_the_rows_of_digits_and_glyphs_are_those_of_the_page(capsys):
 
 @pytest.mark.full
 def test_a_simulated_row_is_that_of_the_page(shared):
-    space = read_space(shared / "published/swin_ti_s_b.jsonl")
+    space = read_space(str(shared / "published/swin_ti_s_b.jsonl"))
     row = f"| `swin_ti_s_b` | simulated | {' | '.join(measure(space, 0.1, 0.2))} |\n"
     assert row in (ROOT / "docs/front.md").read_text()
 
@@ -43,7 +43,7 @@ def test_regret_is_what_a_choice_loses_at_the_budgets_of_the_true_front():
 
 
 def test_two_stages_with_room_for_all_lose_nothing_and_cost_all(tmp_path):
-    space = read_space(DIGITS)
+    space = read_space(str(DIGITS))
     hits = hits_beside(DIGITS)
     assert (len(space.flops), len(space.labels), space.is_simulated) == (35, 600, False)
     assert len(space.anchors) == 3
@@ -55,5 +55,7 @@ def test_two_stages_with_room_for_all_lose_nothing_and_cost_all(tmp_path):
     assert 3 <= finished < 35
     rows = [{key: row[key] for key in ("cfg_id", "flops", "acc1")} for row in read_rows(DIGITS)]
     write_rows(tmp_path / "published.jsonl", rows)
-    published = read_space(tmp_path / "published.jsonl")
+    published = read_space(str(tmp_path / "published.jsonl"))
+    named = read_space(f"ours={tmp_path / 'published.jsonl'}")
+    assert (named.name, named.cfg_ids, named.flops) == ("ours", published.cfg_ids, published.flops)
     assert (published.name, published.is_simulated, published.anchors) == ("published", True, [])

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from stitchkit.cli import main
-from stitchkit.data.glyphs import read_glyphs
+from stitchkit.data.demo_glyphs import read_demo_glyphs
 from stitchkit.measure.ledger import read_rows
 from tests.pages import commands
 from tests.support import ROOT
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.full, pytest.mark.usefixtures("short_timing")]
 
 
 def write(folder, part, *, count, labelled):
-    for name, number, image in read_glyphs(part):
+    for name, number, image in read_demo_glyphs(part):
         if number < count and name in "ABCDEFGH":
             place = folder / name / f"{number}.png" if labelled else folder / f"{name}{number}.png"
             place.parent.mkdir(parents=True, exist_ok=True)

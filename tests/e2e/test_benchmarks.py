@@ -94,6 +94,13 @@ def test_counted_multiply_adds_are_those_of_fvcore_and_three_times_these_in_trai
     assert max(forward.values()) < shared < sum(forward.values())
 
 
+def test_a_grouped_convolution_is_counted_by_its_groups_in_training_too():
+    layer, images = torch.nn.Conv2d(8, 8, 3, groups=8, bias=False), torch.ones(1, 8, 6, 6, requires_grad=True)
+    forward = 8 * 9 * 4 * 4
+    assert multiply_adds(lambda: layer(images)) == forward
+    assert multiply_adds(lambda: layer(images).sum().backward()) == 3 * forward
+
+
 @pytest.mark.full
 def test_whole_commands_give_the_same_ledger(capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another cost most on a busy machine

@@ -9,8 +9,8 @@ import pytest
 from matplotlib.collections import PolyCollection
 
 from stitchkit.cli import main
+from stitchkit.measure.formulas import accuracy_interval
 from stitchkit.measure.hits import hits_file
-from stitchkit.measure.intervals import accuracy_interval
 from stitchkit.measure.ledger import read_rows, write_rows
 from tests.browser import open_page
 from tests.results import write_evaluated

@@ -7,16 +7,9 @@ import pytest
 from scipy.stats import binom, binomtest, multinomial
 
 from stitchkit.errors import InputError
+from stitchkit.measure.formulas import accuracy_interval, share_on_front
 from stitchkit.measure.hits import Hits
-from stitchkit.measure.intervals import (
-    accuracy_interval,
-    add_intervals,
-    paired_intervals,
-    share_on_front,
-    tied_with,
-    told_apart,
-    told_apart_note,
-)
+from stitchkit.measure.intervals import add_intervals, told_apart_note
 from stitchkit.measure.ledger import read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front
 
@@ -31,6 +24,10 @@ def pair(wins, losses, images, *, both=0):
 
 def of_all(right):
     return right, np.ones_like(right)
+
+
+def paired_intervals(right, seen):
+    return Hits(tuple(range(len(right))), right, seen, np.zeros(right.shape[1], np.int64)).paired_intervals()
 
 
 def correlated(networks, images, seed=0):
@@ -62,15 +59,44 @@ def test_the_interval_of_an_accuracy_covers_it_in_95_of_100_cases(images):
     assert coverage.min() > 0.83, "the exact one of Clopper and Pearson is wider everywhere, to be never below 0.95"
 
 
-def test_a_difference_is_told_as_the_exact_binomial_test_tells_it():
+def told_and_chances(images, most):
+    """Of all outcomes with at most so many wins, and losses: whether they are told apart, and McNemar's p-values.
+
+    Wins are counted from the first image on, losses from the last one.
+    """
+    counts = np.arange(most + 1)
+    wins = np.arange(images) < counts[:, None]
+    low, high = (
+        ends[: most + 1, most + 1 :] for ends in paired_intervals(*of_all(np.concatenate([wins, wins[:, ::-1]])))
+    )
+    apart = counts[:, None] + counts
+    chances = np.minimum(2 * binom.cdf(np.minimum(counts[:, None], counts), apart, 0.5), 1)
+    possible = apart <= images
+    return ((low > 0) | (high < 0))[possible], chances[possible], apart[possible]
+
+
+@pytest.mark.parametrize(
+    ("images", "highest"),
+    [
+        *((4, 0.125), (8, 0.125), (19, 0.0923), (20, 0.0768), (21, 0.0784), (40, 0.0784), (60, 0.0708), (90, 0.0674)),
+        *((91, 0.066), (165, 0.066), (198, 0.0654), (199, 0.0652), (300, 0.0639), (5000, 0.0639)),
+    ],
+)
+def test_a_difference_is_told_as_the_exact_binomial_test_tells_it(images, highest):
     """McNemar's: of the images that tell two networks apart, as many should fall to either if they are equal."""
-    for wins, losses in product(range(40), repeat=2):
-        if wins + losses > 40:
-            continue
-        low, high = paired_intervals(*of_all(pair(wins, losses, 5000)))
-        says = low[0, 1] > 0 or high[0, 1] < 0
-        chance = binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
-        assert says == (chance <= 0.05) or (wins + losses > 13 and 0.05 < chance < 0.066), (wins, losses)
+    told, chances, apart = told_and_chances(images, min(images, 300))
+    assert told[chances <= 0.05].all(), "what the test finds is never missed"
+    assert chances[told].max() == pytest.approx(highest, abs=5e-5), "as the page and the docstring say"
+    if images >= 199:
+        assert (told == (chances <= 0.05))[apart <= 13].all()
+
+
+def test_few_images_tell_a_little_more_apart_than_the_exact_test():
+    """The one image on either side weighs less on few images."""
+    for images, is_told in ((198, True), (199, False)):
+        _, high = paired_intervals(*of_all(pair(2, 9, images)))
+        assert (high[0, 1] < 0) == is_told, "p = 0.0654"
+    assert binomtest(2, 11).pvalue == pytest.approx(0.0654, abs=5e-5)
 
 
 @pytest.mark.parametrize("images", [20, 60])
@@ -116,13 +142,6 @@ def test_networks_are_compared_on_the_images_that_both_have_seen():
     assert (low[0, 1], high[0, 1]) == (-100, 100), "no image in common, so nothing is known"
 
 
-def test_ties_cost_at_most_as_much_and_are_not_surely_better_or_worse():
-    same, better, worse = np.zeros((3, 400), bool)
-    same[:200] = better[:300] = worse[:100] = True
-    right = np.stack([same, same, better, worse, same])
-    assert tied_with(*of_all(right), [5, 3, 1, 2, 5]) == [[1, 4], [], [], [], [1, 0]]
-
-
 def test_p_on_the_front_is_that_of_a_direct_bootstrap():
     """Each set of images has its `pareto_front`; some costs and accuracies are equal."""
     right, costs = correlated(6, 40), [2, 1, 3, 3, 4, 5]
@@ -155,15 +174,6 @@ def test_p_on_the_front_of_alike_networks_is_known():
     assert share_on_front(right, [1, 2]) == share_on_front(right, [1, 2]), "seeded"
     assert share_on_front(right[[0, 0]], [2, 1]) == [0.0, 1.0], "of equals, the cheaper"
     assert share_on_front(right[[0, 0]], [1, 1]) == [1.0, 0.0], "of equals, the first"
-
-
-def test_points_of_a_front_are_told_apart_from_the_last_one_that_counts():
-    right = np.zeros((5, 600), bool)
-    for network, number in enumerate((300, 302, 304, 306, 311)):
-        right[network, :number] = True
-    assert told_apart(*of_all(right)) == [0, 3], "each is two images above the one before it, and six tell two apart"
-    assert told_apart(*of_all(right[:1])) == [0]
-    assert told_apart(*of_all(right[:0])) == []
 
 
 def evaluated(right, *, images=None):
@@ -204,6 +214,16 @@ def test_rows_get_their_intervals_and_lose_stale_ones(tmp_path):
     unseen = Hits((10,), np.zeros((1, 4), bool), np.zeros((1, 4), bool), np.full(4, -1))
     add_intervals(published, unseen)
     assert published[0].keys() == {"cfg_id", "flops", "acc1"}
+
+
+def test_ties_cost_at_most_as_much_and_are_not_surely_better_or_worse():
+    same, better, worse = np.zeros((3, 400), bool)
+    same[:200] = better[:300] = worse[:100] = True
+    rows, hits = evaluated(np.stack([same, same, better, worse, same]))
+    for row, cost in zip(rows, [5, 3, 1, 2, 5], strict=True):
+        row["flops"] = cost
+    add_intervals(rows, hits)
+    assert [row["tied_with"] for row in rows] == [[11, 14], [], [], [], [11, 10]], "the cheapest first"
 
 
 def test_a_network_that_saw_an_easy_part_is_compared_with_none():
@@ -249,10 +269,12 @@ def test_what_is_no_accuracy_has_no_interval(tmp_path):
 
 
 def test_the_note_on_a_front_counts_its_points_or_says_what_is_missing():
-    rows, hits = evaluated(np.arange(600) < np.array([300, 302, 304, 306, 311])[:, None])
-    assert told_apart_note(rows, hits) == "2 of 5 points of the front are told apart by a paired 95 % interval"
+    rows, hits = evaluated(np.arange(600) < np.array([300, 302, 304, 306, 311, 312])[:, None])
+    for points, told in ((3, 1), (4, 2), (5, 2), (6, 3)):  # six images tell two apart, from the last one that counts
+        said = f"{told} of {points} points of the front are told apart by a paired 95 % interval"
+        assert told_apart_note(rows[:points], hits) == said
     more = [*rows, {"cfg_id": 3, "flops": 20, "acc1": 70.0}]
-    assert told_apart_note(more, hits).endswith("interval; 1 of the front have no hits")
+    assert told_apart_note(more, hits).endswith("interval; 1 point of the front has no hits")
     assert told_apart_note(rows[:1], hits).startswith("the front has 1 point with hits, so that there is nothing")
     assert told_apart_note(rows, None).startswith("no intervals: the ledger has no hits, and does not say")
     add_intervals(rows, None)

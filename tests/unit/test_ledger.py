@@ -156,7 +156,8 @@ def test_a_front_over_another_cost(tmp_path, capsys):
         assert main(["pareto", str(tmp_path / "r.txt"), "--cost", cost, "--plot", str(tmp_path / "p.svg")]) == 0
         lines = capsys.readouterr().out.splitlines()[1 : 1 + len(front)]
         assert [int(line.removeprefix("*").split()[0]) for line in lines] == front
-    assert "choose .png, .svg or .pdf" in refused(capsys, "pareto", tmp_path / "r.txt", "--plot", tmp_path / "p.txt")
+    for name in ("p.txt", "p.gif", "p"):
+        assert "choose .png, .svg or .pdf" in refused(capsys, "pareto", tmp_path / "r.txt", "--plot", tmp_path / name)
     write_rows(tmp_path / "r.txt", [{key: value for key, value in row.items() if key != "flops"} for row in rows])
     assert main(["pareto", str(tmp_path / "r.txt"), "--cost", "params"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[2:4] == ["a[0:3]", "-"], "the stitch and its FLOPs"

@@ -97,6 +97,7 @@ def test_text_that_is_not_a_count_is_refused(text, capsys, tmp_path):
         (["--max-flops", "0"], "--max-flops is 0; give a number above 0"),
         (["--max-flops", "-3"], "'-3' is not a positive number such as 5G"),
         (["--min-acc1", "nan"], "--min-acc1 is nan"),
+        (["--min-acc1", "0.95"], "--min-acc1 is 0.95, less than 1 %; give percent, such as 95, or leave it out"),
         (["--max-latency-ms", "3"], "has no 'latency_ms'; give --stitch_config"),
         (["--max-params", "3M"], "has no 'params'; give --stitch_config"),
         (["--num-classes", "3"], "need a configuration; add --stitch_config"),
@@ -178,6 +179,7 @@ def test_unreliable_latencies_decide_nothing_unless_allowed(model, capsys, tmp_p
     ("flags", "sentence"),
     [
         ([], "cfg_id 2 is the most accurate of 3 stitches"),
+        (["--max-flops", "6"], "cfg_id 0 is the only stitch, out of 3, with at most 6 FLOPs"),
         (["--max-flops", "8"], "cfg_id 1 is the most accurate of the 2 stitches, out of 3, with at most 8 FLOPs"),
         (["--min-acc1", "60"], "cfg_id 1 is the cheapest of the 2 stitches, out of 3, with at least 60 % top-1"),
         (
@@ -190,6 +192,16 @@ def test_the_best_is_named_in_a_sentence(flags, sentence, capsys, tmp_path):
     write_rows(tmp_path / "r.txt", [{"cfg_id": n, "flops": 5 + 2 * n, "acc1": 50.0 + 20 * n} for n in range(3)])
     assert main(["pick", str(tmp_path / "r.txt"), *flags]) == 0
     assert capsys.readouterr().out.splitlines()[0] == sentence
+
+
+def test_a_ledger_of_one_stitch_has_no_best_one(capsys, tmp_path):
+    write_rows(tmp_path / "r.txt", [{"cfg_id": 4, "flops": 5, "acc1": 50.0}])
+    for flags, sentence in (
+        ([], "cfg_id 4 is the only stitch"),
+        (["--max-flops", "9"], "cfg_id 4 is the only stitch, and has at most 9 FLOPs"),
+    ):
+        assert main(["pick", str(tmp_path / "r.txt"), *flags]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == sentence
 
 
 def test_a_missing_latency_says_how_to_measure_it(capsys, tmp_path):

@@ -168,7 +168,7 @@ def test_the_folder_of_other_data_stays(tmp_path):
     folder = tmp_path / "scenes"
     write_scenes(folder, FEW, side=32)
     assert write_scenes(folder, FEW, side=32) == f"{folder} already exists"
-    with pytest.raises(InputError, match=r"has other images, by its scenes\.json; choose a new folder"):
+    with pytest.raises(InputError, match=r"has other images, as scenes\.json in it says; choose a new folder"):
         write_scenes(folder, FEW, side=32, seed=1)
     (folder / "scenes.json").unlink()
     with pytest.raises(InputError, match=r"is another data set, without scenes\.json"):

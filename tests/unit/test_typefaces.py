@@ -10,7 +10,7 @@ import pytest
 from matplotlib import get_data_path
 
 from stitchkit.cli import main
-from stitchkit.data.demo import TYPEFACES, write_typefaces
+from stitchkit.data.demo import TYPEFACES, write_glyphs
 from stitchkit.data.glyphs import class_name, render_split
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
@@ -61,16 +61,16 @@ def test_fonts_without_letters_are_left_out_and_counted(found):
     assert "cmsy10" not in used  # signs in the places of letters
     assert "DejaVuSansDisplay" not in used
     assert sum(found.left_out.values()) + len(used) == sum(1 for _ in FONTS.glob("*.ttf"))
-    assert found.left_out["lack a character"] > 5
+    assert found.left_out["lacking a character"] > 5
 
 
 def test_a_font_of_boxes_and_a_broken_file_are_left_out(tmp_path, found):
     (tmp_path / "broken.ttf").write_bytes(b"no font")
     again = find_typefaces([FONTS, tmp_path, FONTS], least=1)
     assert again.typefaces == found.typefaces
-    assert again.left_out["cannot be read"] == 1
+    assert again.left_out["unreadable"] == 1
     # What is found again: all that was used, and nothing that was left out for another reason.
-    assert again.left_out["are there twice"] >= sum(len(typeface.faces) for typeface in found.typefaces)
+    assert again.left_out["duplicated"] >= sum(len(typeface.faces) for typeface in found.typefaces)
 
 
 def test_one_design_under_two_names_is_one_typeface(tmp_path):
@@ -92,6 +92,20 @@ def test_families_whose_names_begin_alike_are_one_typeface_in_any_order_and_case
     assert len(_by_design([faces[0], faces[1]._replace(family="abx")])) == 2
 
 
+def test_typefaces_have_all_that_are_linked_and_stand_in_the_order_of_their_first_face():
+    """By a design that two draw, or by a name, also through a third one that comes later."""
+    designs = {"alpha": 0, "bravo": 1, "charlie": 2, "delta": 1, "echo one": 3, "echo two": 2, "foxtrot": 0, "golf": 4}
+    shapes = np.eye(5, dtype=np.float32) * len(CHARACTERS) ** 0.5
+    faces = [_Face(name, "", Path(name), shapes[design]) for name, design in designs.items()]
+    assert [(typeface.name, [face.name for face in typeface.faces]) for typeface in _by_design(faces)] == [
+        ("alpha", ["alpha", "foxtrot"]),
+        ("bravo", ["bravo", "delta"]),
+        ("charlie", ["charlie", "echo one", "echo two"]),
+        ("golf", ["golf"]),
+    ]
+    assert _by_design([]) == []
+
+
 def test_default_folders_exist(monkeypatch, tmp_path):
     (tmp_path / ".local/share/fonts").mkdir(parents=True)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
@@ -101,13 +115,18 @@ def test_default_folders_exist(monkeypatch, tmp_path):
     assert all(folder.is_dir() for folder in found)
 
 
-def test_too_few_typefaces_and_no_folder_are_one_line():
+def test_too_few_typefaces_and_no_folder_are_one_line(tmp_path):
     with pytest.raises(
         InputError, match=r"^\d typefaces with all 62 characters in .*at least 20 are needed.*Debian's fonts-"
     ):
         find_typefaces([FONTS])
     with pytest.raises(InputError, match="folder 'nowhere' does not exist"):
         find_typefaces([Path("nowhere")])
+    with pytest.raises(InputError, match=r"'.*DejaVuSans.ttf' is not a folder; choose one with fonts"):
+        find_typefaces([FONTS / "DejaVuSans.ttf"])
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    with pytest.raises(InputError, match=r"1 font unreadable\); at least 20 are needed"):
+        find_typefaces([tmp_path])
 
 
 def test_each_typeface_is_in_one_split(splits):
@@ -146,8 +165,9 @@ def test_the_glyph_can_be_told_from_its_ground(splits):
 
 def test_the_folder_has_three_splits_and_says_which_fonts_made_them(tmp_path):
     folder = tmp_path / "glyphs"
-    said = write_typefaces(folder, [FONTS], per_class=FEW, least=1)
+    said = write_glyphs(folder, [FONTS], per_class=FEW, least=1)
     assert said.startswith("124 train images in ")
+    assert "62 test images in 1 typeface, of 62 classes" in said
     assert f"of 62 classes are in {folder}\nfonts left out: " in said
     for split, count in FEW.items():
         images = open_dataset(Source("", str(folder)), split)
@@ -157,9 +177,9 @@ def test_the_folder_has_three_splits_and_says_which_fonts_made_them(tmp_path):
     assert manifest["per_class"] == FEW
     face = manifest["typefaces"]["train"][0]["faces"][0]
     assert face["sha256"] == hashlib.sha256((FONTS / face["file"]).read_bytes()).hexdigest()
-    assert "already exists" in write_typefaces(folder, [FONTS], per_class=FEW, least=1)
-    with pytest.raises(InputError, match=r"has other images, by its typefaces\.json"):
-        write_typefaces(folder, [FONTS], per_class=FEW, seed=1, least=1)
+    assert "already exists" in write_glyphs(folder, [FONTS], per_class=FEW, least=1)
+    with pytest.raises(InputError, match=r"has other images, as typefaces\.json in it says"):
+        write_glyphs(folder, [FONTS], per_class=FEW, seed=1, least=1)
 
 
 def test_the_command_says_what_is_wrong(tmp_path, capsys):
@@ -174,7 +194,24 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     assert not Path(folder).exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("mine.txt", "mine.txt' is a file; choose a new folder"),
+        ("mine.txt/glyphs", "glyphs' cannot be made: Not a directory; choose another folder"),
+        ("", "is not empty; choose a new folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_refused_before_fonts_are_read(place, said, tmp_path, capsys):
+    (tmp_path / "mine.txt").touch()
+    assert main(["glyphs", str(tmp_path / place), "--fonts", str(FONTS)]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "reading the fonts" not in err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_a_folder_of_something_else_stays(tmp_path):
     shutil.copy(FONTS / "LICENSE_DEJAVU", tmp_path)
     with pytest.raises(InputError, match="is not empty; choose a new folder"):
-        write_typefaces(tmp_path, [FONTS], per_class=FEW, least=1)
+        write_glyphs(tmp_path, [FONTS], per_class=FEW, least=1)

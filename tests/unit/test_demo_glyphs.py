@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stitchkit.cli import main
-from stitchkit.data import glyphs
-from stitchkit.data.glyphs import GLYPHS, name_of, read_glyphs
+from stitchkit.data import demo_glyphs
+from stitchkit.data.demo_glyphs import GLYPHS, name_of, read_demo_glyphs
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source, is_unlabelled
 
@@ -22,17 +22,17 @@ def test_names_differ_on_every_file_system():
 
 def test_every_font_has_every_glyph():
     """A font without one would draw its box for unknown characters, the same for all."""
-    for font in glyphs._FONTS:
-        drawn = [bytes(glyphs._font(font, 60).getmask(glyph)) for glyph in GLYPHS]
+    for font in demo_glyphs._FONTS:
+        drawn = [bytes(demo_glyphs._font(font, 60).getmask(glyph)) for glyph in GLYPHS]
         assert len(set(drawn)) == len(GLYPHS), font
 
 
 def test_images_are_always_the_same_and_in_no_two_parts():
-    seen = Counter(image.tobytes() for part in PER_GLYPH for _, _, image in read_glyphs(part))
+    seen = Counter(image.tobytes() for part in PER_GLYPH for _, _, image in read_demo_glyphs(part))
     assert len(seen) == sum(PER_GLYPH.values()) * 44
-    again = [image.tobytes() for _, _, image in read_glyphs("validation")]
+    again = [image.tobytes() for _, _, image in read_demo_glyphs("validation")]
     assert all(pixels in seen for pixels in again)
-    for _, _, image in read_glyphs("validation"):
+    for _, _, image in read_demo_glyphs("validation"):
         pixels = np.asarray(image)
         assert pixels.shape == (32, 32)
         assert pixels.max() > 100
@@ -62,3 +62,5 @@ def test_a_folder_of_something_else_stays(kind, tmp_path, capsys):
     (tmp_path / "mine.txt").touch()
     assert main(["demo-data", str(tmp_path), "--kind", kind]) == 2
     assert "is not empty; choose a new folder" in capsys.readouterr().err
+    assert main(["demo-data", str(tmp_path / "mine.txt"), "--kind", kind]) == 2
+    assert "mine.txt' is a file; choose a new folder" in capsys.readouterr().err

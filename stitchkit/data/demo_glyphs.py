@@ -1,0 +1,61 @@
+"""The rendered glyphs of `make demo-backbone`: 44 letters and digits in 12 fonts that come with matplotlib."""
+
+from __future__ import annotations
+
+import random
+import unicodedata
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from stitchkit.data.glyphs import SCALE, moved
+
+GLYPHS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "ΓΔΘΛΞΠΣΦΨΩ" + "23456789"
+"""Those that no other one resembles: no small letters, and neither 0 nor 1."""
+_FONTS = (
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-BoldOblique"),
+    *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic"),
+    *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
+)
+"""Of the fonts that come with matplotlib."""
+_COUNTS = {"train": 50, "validation": 20, "unlabelled": 100}
+"""Images of each glyph."""
+_SIDE = 32
+
+
+def name_of(glyph: str) -> str:
+    """The last word of its name in Unicode, such as `A`, `Gamma` or `Two`; names differ in more than their case."""
+    word = unicodedata.name(glyph).split()[-1]
+    return word if len(word) == 1 else word.title()
+
+
+def read_demo_glyphs(part: str) -> Iterator[tuple[str, int, Image.Image]]:
+    """The name, the number among those of its name, and the image of each glyph of a part: 32 x 32, grey.
+
+    Font, size, position, angle and slant are random. Each image has its own seed, so they are always the same, and
+    those of different parts are different.
+
+    Args:
+        part: `train`, `validation` or `unlabelled`.
+    """
+    for glyph in GLYPHS:
+        for number in range(_COUNTS[part]):
+            yield name_of(glyph), number, _render(glyph, random.Random(f"{part} {glyph} {number}"))
+
+
+def _render(glyph: str, chance: random.Random) -> Image.Image:
+    """A white glyph on black."""
+    drawn = _SIDE * SCALE
+    font, centre = _font(chance.choice(_FONTS), chance.randint(60, 84)), drawn / 2
+    image = Image.new("L", (drawn, drawn))
+    ImageDraw.Draw(image).text((centre, centre), glyph, fill=255, font=font, anchor="mm")
+    return moved(image, chance).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+
+
+@cache
+def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
+    from matplotlib import get_data_path  # only here: its import takes a while
+
+    return ImageFont.truetype(str(Path(get_data_path(), "fonts/ttf", f"{name}.ttf")), size)
