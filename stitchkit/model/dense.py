@@ -13,7 +13,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.heads.head import DenseHead
 from stitchkit.model.levels import Level, LevelInfo
 from stitchkit.model.route_network import DenseRoute, RouteFeatures
-from stitchkit.model.snnet import SNNet, modules_of
+from stitchkit.model.snnet import SNNet, modules_of, named
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.slices import extract
 from stitchkit.routes import Step, Stitch, StitchSpace
@@ -68,6 +68,10 @@ class DenseSNNet(SNNet):
     def module_of(self, step: Step) -> nn.Module:
         """The module that runs a step; it shares the model's weights."""
         return self.head if step.kind == "head" else super().module_of(step)
+
+    def route(self, stitch: Stitch | int | None = None) -> DenseRoute:
+        """As in `SNNet`: its head takes the levels of the steps before it."""
+        return DenseRoute({name: self.module_of(step) for name, step in named(self.steps(stitch))})
 
     def forward(  # type: ignore[override] # there is no final feature
         self, x: torch.Tensor, stitch: Stitch | int | None = None
