@@ -78,8 +78,9 @@ def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(tr
 
 
 def test_networks_of_low_precision_are_judged_in_it(trained):
+    """Also on images that are larger than a window, which are resized."""
     folder, command = trained
-    flags = ["--experiment", "low", "--epochs", "1", "--model-dtype", "bfloat16"]
+    flags = ["--experiment", "low", "--epochs", "1", "--model-dtype", "bfloat16", "--img-size", "32"]
     assert main([*command, *flags]) == 0
     assert main([*command, *flags, "--eval", "--resume", str(folder / "low/last.pth.tar")]) == 0
     assert all(row["images"] == 3 for row in read_rows(folder / "low/stitches_res.txt"))

@@ -34,6 +34,16 @@ def test_outputs_are_means_over_the_windows_that_see_a_pixel(height, width, stri
     np.testing.assert_allclose(found[0], (total / count)[:rows, :columns], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_images_of_low_precision_are_resized_in_float32(dtype):
+    """torch has no antialiasing in other types on a CPU."""
+    image = torch.rand(3, 20, 31).to(dtype)
+    windows = Windows.of_task(DenseRecipe(task="segmentation"), SIZE)
+    found, wanted = windows.cut([image]).windows, windows.cut([image.float()]).windows
+    assert found.dtype == dtype
+    assert torch.equal(found, wanted.to(dtype))
+
+
 def test_a_stride_that_leaves_gaps_is_refused():
     with pytest.raises(InputError, match=r"--window-stride 9 would leave gaps between windows of 8 x 12 .* at most 8"):
         DenseJudge(DenseRecipe(task="depth", window_stride=9), 0, SIZE, torch.no_grad)

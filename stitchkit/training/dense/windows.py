@@ -62,7 +62,8 @@ class Windows:
         sides = [max(least, round(side * scale)) for side, least in zip(image.shape[1:], self.size, strict=True)]
         if sides == [*image.shape[1:]]:
             return image
-        return F.interpolate(image[None], sides, mode="bilinear", antialias=True)[0]
+        # In float32: torch has no antialiasing in types of low precision on a CPU.
+        return F.interpolate(image[None].float(), sides, mode="bilinear", antialias=True)[0].to(image.dtype)
 
     def _starts(self, side: int, axis: int) -> list[int]:
         last = side - self.size[axis]
