@@ -103,7 +103,8 @@ def trained(request, scenes, tmp_path_factory):
 
 
 def evaluation(scenes, folder, way, *flags):
-    resume = ["--eval", "--resume", str(folder / "trained/last.pth.tar"), "-vb", "2"]
+    """All routes have the statistics of training, so that they share work."""
+    resume = ["--eval", "--resume", str(folder / "trained/last.pth.tar"), "-vb", "2", "--recalibrate-bn", "0"]
     return [*command(scenes, folder, way), *resume, *flags]
 
 

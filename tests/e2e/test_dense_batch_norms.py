@@ -1,4 +1,4 @@
-"""Anchors with batch norms in dense prediction: each route is judged, and exported, with statistics of its own."""
+"""Batch norms of anchors or head in dense prediction: each route is judged, and exported, with its own statistics."""
 
 import json
 
@@ -15,7 +15,7 @@ from stitchkit.settings.flags import resolve
 from stitchkit.training.checkpoint import load_weights
 from stitchkit.training.dense.judging import DenseJudge
 from stitchkit.training.session import open_session
-from tests.support import FAMILIES, FLAGS
+from tests.support import FAMILIES, FLAGS, pico_anchor, write_config
 
 TRAIN, SIDE = 6, 64
 
@@ -47,6 +47,18 @@ def test_all_routes_have_statistics_of_their_own(judged):
     pairs = [*zip(judged["judged"], judged["shared"], strict=True)]
     assert all(one["recalibrate_bn"] == 10 and "recalibrate_bn" not in other for one, other in pairs)
     assert sum(one["pixel_acc"] != other["pixel_acc"] for one, other in pairs) > len(pairs) / 2
+
+
+def test_so_have_routes_of_anchors_without_batch_norms(trained, tmp_path):
+    """The norms of the head are shared by all."""
+    folder, _ = trained
+    vits = [pico_anchor(label, width, depth=2) for label, width in (("s", 8), ("b", 16))]
+    config = write_config(tmp_path / "vits.json", anchors=vits)
+    way = ["--task", "segmentation", "--head", "setr", "--stitch-init-bs", "2", "-b", "2", "--output", str(tmp_path)]
+    command = ["train", str(folder / "scenes"), "--stitch_config", str(config), *FLAGS, *way]
+    assert main([*command, "--epochs", "1"]) == 0
+    assert main([*command, "--eval", "--resume", str(tmp_path / "vits/last.pth.tar")]) == 0
+    assert all(row["recalibrate_bn"] == 10 for row in read_rows(tmp_path / "vits/stitches_res.txt"))
 
 
 def test_the_picture_is_drawn_with_them(trained, judged):
