@@ -84,8 +84,8 @@ def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(tr
     recalibrate(net, [torch.stack([images[int(number)][0] for number in batch]) for batch in numbers])
     judge = DenseJudge(recipe.dense, session.model.num_classes, (SIDE, SIDE), session.autocast)
     batches = session.loaders.validation.batches()
-    sums = judge.over_ranks(net, lambda windows: [(row["cfg_id"], net(windows))], [row["cfg_id"]], batches)
-    found = sums.figures(row["cfg_id"])
+    sums = judge.sums(net, lambda windows: [(row["cfg_id"], net(windows))], [row["cfg_id"]], batches)
+    found = judge.over_ranks(sums).figures(row["cfg_id"])
     assert {key: row[key] for key in found} == pytest.approx(found, abs=0.01)
 
 

@@ -108,7 +108,7 @@ class PixelTest:
             return ((number, found[name]) for number, name in enumerate(self._outputs))
 
         batches = self._loader.batches(after_batch=after_batch)
-        sums = self._judge.over_ranks(network, outputs, range(len(self._outputs)), batches)
+        sums = self._judge.over_ranks(self._judge.sums(network, outputs, range(len(self._outputs)), batches))
         each = [sums.figures(number) for number in range(len(self._outputs))]
         found = [(name, each[self._outputs.index(output)][name]) for (output, _), name in self._figures]
         return [value / 100 if name in _IN_PERCENT else value for name, value in found], []

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stitchkit.distributed import World, gather_objects
+from stitchkit.distributed import gather_objects
 from stitchkit.engine.settings import Autocast
 from stitchkit.errors import InputError
 from stitchkit.measure.dense_score import DenseScore, DepthScore, SegmentationScore
@@ -87,15 +87,9 @@ class DenseJudge:
             return depth_sums(output, target[None], self._max_depth).cpu().numpy()
         return segmentation_sums(output[None], target[None], self._num_classes).cpu().numpy()
 
-    def over_ranks(
-        self,
-        network: nn.Module,
-        run: Run,
-        cfg_ids: Sequence[int],
-        batches: Iterable[Sequence[Pair]],
-    ) -> ImageSums:
-        """The sums of networks on the images of all ranks, in the order of the ranks; arguments as in `sums`."""
-        parts = [part for each in gather_objects([*self.sums(network, run, cfg_ids, batches)]) for part in each]
+    def over_ranks(self, own: Iterable[ImageSums]) -> ImageSums:
+        """The sums of the images of all ranks, in the order of the ranks, given those of this one."""
+        parts = [part for each in gather_objects([*own]) for part in each]
         if not parts:
             raise InputError("there is no image to evaluate on; check the validation set")
         return ImageSums.joined(parts)
@@ -109,20 +103,10 @@ class DenseJudge:
             return ((cfg_id, network(windows, cfg_id)) for cfg_id in stitches.values())
 
         cfg_ids = [*stitches.values()]
-        whole = self.over_ranks(network, run, cfg_ids, batches)
+        whole = self.over_ranks(self.sums(network, run, cfg_ids, batches))
         return {label: whole.figures(cfg_id) for label, cfg_id in stitches.items()}
 
 
 def alone(cfg_id: int, net: nn.Module, windows: torch.Tensor) -> Outputs:
     """A network that shares no work as a `Run`, if its first arguments are given."""
     return [(cfg_id, net(windows))]
-
-
-def of_all_ranks(own: ImageSums | None, names: Sequence[str], world: World) -> ImageSums:
-    """The sums of all ranks, in the order of the set, with the names of its images."""
-    parts = [part for part in gather_objects(own) if part is not None]
-    if not parts:
-        raise InputError("there is no image to evaluate on; check the validation set")
-    whole = ImageSums.joined(parts)
-    numbers = [number for rank in range(world.size) for number in range(rank, len(whole.truth), world.size)]
-    return whole.in_order(numbers, names)
