@@ -276,6 +276,18 @@ def test_settings_that_do_not_fit_are_refused(flags, said, scenes, tmp_path, cap
     assert not [*tmp_path.glob("*/*.tar")]
 
 
+def test_depths_that_are_all_too_far_are_no_figures(scenes, tmp_path, capsys):
+    """Such as those in another unit, in training and in an evaluation."""
+    run = command(scenes, tmp_path, "depth", "--epochs", "1")
+    assert main([*run, "--experiment", "near"]) == 0
+    judged = ["--eval", "--resume", str(tmp_path / "near/last.pth.tar"), "--recalibrate-bn", "0"]
+    for flags in ([], judged):
+        capsys.readouterr()
+        assert main([*run, *flags, "--max-depth", "0.5", "--experiment", "far"]) == 2
+        assert "no pixel of 5 images has a depth from 0.001 to 0.5 m; check the unit" in capsys.readouterr().err
+        assert not [*tmp_path.glob("far/*res.txt"), *tmp_path.glob("far/*.tar")]
+
+
 def test_images_without_masks_are_refused(images, tmp_path, capsys):
     assert main(command(images, tmp_path, "segmentation")) == 2
     assert "has no train split of images with masks" in capsys.readouterr().err

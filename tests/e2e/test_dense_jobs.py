@@ -229,6 +229,13 @@ def test_a_mistake_in_a_dense_task_is_one_line(change, words, data, tmp_path, ca
     assert words in line
 
 
+def test_depths_that_are_all_too_far_are_no_figures(data, tmp_path, capsys):
+    config = job(data, "DepthHead", kinds=("depth",))
+    config["train_config"]["tasks"][0] |= {"max_depth": 0.5}
+    line = refused(capsys, "job", "-c", write_job(tmp_path, config), "-o", tmp_path / "out", "--no-pretrained")
+    assert "no pixel of 5 images has a depth from 0.001 to 0.5 m; check the unit of the depth maps" in line
+
+
 def test_each_task_needs_a_head_of_its_kind(data, tmp_path, capsys):
     for heads, words in (
         (["SegmentationHead", "ClassifierHead"], "the last part returns [1, 4, 4], not a vector of logits"),

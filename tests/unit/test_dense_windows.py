@@ -61,3 +61,32 @@ def test_outputs_that_are_not_finite_are_no_figures(task, value):
 
     with pytest.raises(InputError, match="the network with cfg_id 5 are not finite; the weights may have diverged"):
         [*judge.sums(torch.nn.Identity(), run, [5], [batch])]
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "words"),
+    [
+        ("segmentation", 255, "no pixel of 2 images has a known class, one other than 255; check the masks"),
+        (
+            "depth",
+            2.0,
+            "no pixel of 2 images has a depth from 0.001 to 0.5 m; check the unit of the depth maps, .* and ",
+        ),
+    ],
+)
+def test_images_without_any_known_pixel_are_refused(task, value, words):
+    """Their figures would be 0, or without errors. A few among others do not count."""
+    judge = DenseJudge(DenseRecipe(task=task, max_depth=0.5), 2, SIZE, torch.no_grad)
+    kind = torch.int64 if task == "segmentation" else torch.float32
+    unknown, known = (torch.full(SIZE, each, dtype=kind) for each in (value, 0.25 if task == "depth" else 1))
+
+    def run(windows):
+        yield 5, torch.ones(len(windows), 2 if task == "segmentation" else 1, *SIZE)
+
+    def figures(*targets):
+        batch = [(torch.zeros(3, *SIZE), target) for target in targets]
+        return judge.over_ranks(judge.sums(torch.nn.Identity(), run, [5], [batch])).figures(5)
+
+    assert figures(unknown, known)["images"] == 1
+    with pytest.raises(InputError, match=words):
+        figures(unknown, unknown)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from stitchkit.display import counted
 from stitchkit.distributed import gather_objects
 from stitchkit.engine.settings import Autocast
 from stitchkit.errors import InputError
 from stitchkit.measure.dense_score import DenseScore, DepthScore, SegmentationScore
-from stitchkit.measure.dense_sums import depth_sums, segmentation_sums
+from stitchkit.measure.dense_sums import MIN_DEPTH, NOT_KNOWN, depth_sums, segmentation_sums
 from stitchkit.measure.image_sums import ImageSums
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.dense_recipe import DenseRecipe
@@ -88,11 +89,27 @@ class DenseJudge:
         return segmentation_sums(output[None], target[None], self._num_classes).cpu().numpy()
 
     def over_ranks(self, own: Iterable[ImageSums]) -> ImageSums:
-        """The sums of the images of all ranks, in the order of the ranks, given those of this one."""
+        """The sums of the images of all ranks, in the order of the ranks, given those of this one.
+
+        Without any known pixel there are no figures, and they are refused.
+        """
         parts = [part for each in gather_objects([*own]) for part in each]
         if not parts:
             raise InputError("there is no image to evaluate on; check the validation set")
-        return ImageSums.joined(parts)
+        whole = ImageSums.joined(parts)
+        if not whole.truth.any():
+            raise InputError(f"no pixel of {counted(len(whole.truth), 'image')} has {self._unfound}")
+        return whole
+
+    @property
+    def _unfound(self) -> str:
+        """What no pixel has, and what to check then."""
+        if isinstance(self.score, DepthScore):
+            return (
+                f"a depth from {MIN_DEPTH:g} to {self._max_depth:g} m; check the unit of the depth maps, millimetres "
+                "in a PNG and metres in an .npy file, and --max-depth (max_depth)"
+            )
+        return f"a known class, one other than {NOT_KNOWN}; check the masks of the validation set"
 
     def figures(
         self, network: nn.Module, stitches: Mapping[str, int], batches: Iterable[Sequence[Pair]]
