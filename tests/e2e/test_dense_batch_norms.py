@@ -1,6 +1,7 @@
 """Batch norms of anchors or head in dense prediction: each route is judged, and exported, with its own statistics."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.recalibrate import batch_norms, recalibrate
 from stitchkit.settings.flags import resolve
 from stitchkit.training.checkpoint import load_weights
-from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.dense.judging import DenseJudge, alone
 from stitchkit.training.session import open_session
 from tests.support import FAMILIES, FLAGS, pico_anchor, write_config
 
@@ -82,9 +83,9 @@ def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(tr
     numbers = torch.randperm(TRAIN, generator=torch.Generator().manual_seed(recipe.run.seed)).split(2)
     images = session.loaders.train.dataset
     recalibrate(net, [torch.stack([images[int(number)][0] for number in batch]) for batch in numbers])
-    judge = DenseJudge(recipe.dense, session.model.num_classes, (SIDE, SIDE), session.autocast)
+    judge = DenseJudge(recipe.dense, session.model.num_classes, (SIDE, SIDE), session.autocast, 2)
     batches = session.loaders.validation.batches()
-    sums = judge.sums(net, lambda windows: [(row["cfg_id"], net(windows))], [row["cfg_id"]], batches)
+    sums = judge.sums(net, partial(alone, row["cfg_id"], net), [row["cfg_id"]], batches)
     found = judge.over_ranks(sums).figures(row["cfg_id"])
     assert {key: row[key] for key in found} == pytest.approx(found, abs=0.01)
 

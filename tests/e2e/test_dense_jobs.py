@@ -1,5 +1,6 @@
 """Jobs with dense tasks beside classification: heads on one stitched trunk, against plain torch."""
 
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -15,6 +16,7 @@ from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.data import TrainingLoader, open_data
+from stitchkit.assembly.train.dense import PixelTest
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -181,6 +183,22 @@ def test_metrics_are_those_of_a_direct_computation(data, tmp_path):
     again = run(config | {"load_from": str(out / "checkpoint.pth")}, tmp_path, "--test-only")[1].iloc[-1]
     tests = [name for name in result.columns if "/Test " in name]
     assert again[tests].tolist() == pytest.approx(row[tests].tolist())
+
+
+def test_law_7_windows_of_a_job_run_in_portions(data):
+    """Not all of a batch of images at once; the figures are the same."""
+    config = job(data, kinds=("depth",), batch_size=4)
+    config["train_config"]["data_preprocessing"]["image_size"] = 16  # nine windows in an image
+    config = JobConfig.parse(config)
+    ((task,), (opened,)), figures = (config.train_config.resolved_tasks, open_data(config, CPU)), []
+    head = torch.nn.Conv2d(3, 1, 3, padding=1)
+    for portion in (4, 1000):
+        sizes, opened.test.batch_size = [], portion
+        head.register_forward_pre_hook(lambda _, given, sizes=sizes: sizes.append(len(given[0])))
+        test = PixelTest(task, opened.test, 1, {(None, "RMSE"): "rmse"}, nullcontext)
+        figures += test.measure(head, lambda x: {None: head(x)}, lambda: None)[0]
+        assert max(sizes) == min(portion, 9 * len(opened.test.own))
+    assert figures[0] == pytest.approx(figures[1])
 
 
 def test_law_8_dense_tasks_resume_bitwise_within_an_epoch(data, tmp_path):

@@ -51,8 +51,10 @@ def test_law_7_all_routes_in_one_pass_are_as_one_by_one(family, head):
     for cfg_id, output in found.items():
         assert output.shape[:2] == (2, 5)
         assert torch.equal(output, model(x, cfg_id))
-    (one,) = DensePass(model, [1])(x)
+    (one,) = DensePass(model, [1])([x])
     assert one[0] == 1
+    for cfg_id, output in DensePass(model)(x.split(1)):
+        assert torch.equal(output, torch.cat([model(part, cfg_id) for part in x.split(1)]))
 
 
 @torch.no_grad()
@@ -62,7 +64,7 @@ def test_the_common_part_of_routes_runs_once():
     for label, view in model.views.items():
         for number, block in enumerate(view.block_modules):
             block.register_forward_hook(lambda *_, key=(label, number): calls.append(key))
-    [*DensePass(model)(x)]
+    [*DensePass(model)([x])]
     prefixes = set()
     for cfg_id in model.space.ids:
         steps = [step for step in model.steps(cfg_id) if step.kind not in ("level", "head")]
@@ -94,4 +96,4 @@ def test_training_has_auxiliary_outputs():
 def test_a_pass_in_training_mode_is_refused():
     model, x = dense("vit", "linear")
     with pytest.raises(InputError, match="evaluation mode"):
-        [*DensePass(model.train())(x)]
+        [*DensePass(model.train())([x])]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -87,7 +87,9 @@ class PixelTest:
         self.columns = [*figures]
         self._loader, self._figures = loader, [*figures.items()]
         self._outputs = [*dict.fromkeys(output for output, _ in figures)]
-        self._judge = DenseJudge(_settings(task), num_classes, task.data_preprocessing.size, autocast)
+        self._judge = DenseJudge(
+            _settings(task), num_classes, task.data_preprocessing.size, autocast, loader.batch_size
+        )
 
     def measure(
         self,
@@ -103,9 +105,9 @@ class PixelTest:
             after_batch: Called after each batch, equally often on all ranks.
         """
 
-        def outputs(windows: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-            found = run(windows)
-            return ((number, found[name]) for number, name in enumerate(self._outputs))
+        def outputs(portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+            found = [run(part) for part in portions]
+            return ((number, torch.cat([each[name] for each in found])) for number, name in enumerate(self._outputs))
 
         batches = self._loader.batches(after_batch=after_batch)
         sums = self._judge.over_ranks(self._judge.sums(network, outputs, range(len(self._outputs)), batches))

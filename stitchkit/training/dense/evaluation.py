@@ -46,8 +46,7 @@ class DenseEvaluation:
         loader = session.loaders.validation
         assert isinstance(loader, PairLoader), "it is of a dense task"
         self._session, self._model, self._ledgers, self._loader = session, model, ledgers, loader
-        sides = (session.input_size[1], session.input_size[2])
-        self._judge = DenseJudge(session.recipe.dense, model.num_classes, sides, session.autocast)
+        self._judge = DenseJudge.of_session(session, session.autocast)
         names = json.dumps(loader.dataset.names).encode()
         self._origin = {**origin, "images_sha256": hashlib.sha256(names).hexdigest(), "ranks": session.world.size}
 

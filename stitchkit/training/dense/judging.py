@@ -15,15 +15,17 @@ from stitchkit.errors import InputError
 from stitchkit.measure.dense_score import DenseScore, DepthScore, SegmentationScore
 from stitchkit.measure.dense_sums import MIN_DEPTH, NOT_KNOWN, depth_sums, segmentation_sums
 from stitchkit.measure.image_sums import ImageSums
+from stitchkit.model.dense import DenseSNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.dense_recipe import DenseRecipe
-from stitchkit.training.dense.data import Pair
+from stitchkit.training.dense.data import Pair, PairLoader
 from stitchkit.training.dense.windows import Windows
+from stitchkit.training.session import Session
 
 Outputs = Iterable[tuple[int, torch.Tensor]]
 """The `cfg_id` of each network and its outputs for windows, `[W, K, h, w]`."""
-Run = Callable[[torch.Tensor], Outputs]
-"""Runs networks on windows `[W, C, H, W]`, in any order."""
+Run = Callable[[Sequence[torch.Tensor]], Outputs]
+"""Runs networks, in any order, on windows in portions `[w, C, H, W]`, one after the other."""
 
 
 class DenseJudge:
@@ -34,12 +36,25 @@ class DenseJudge:
         num_classes: Number of classes; for depth, any number.
         sides: Height and width of the networks' images.
         autocast: Makes the context in which networks run.
+        portion: Windows that run at a time.
     """
 
-    def __init__(self, settings: DenseRecipe, num_classes: int, sides: tuple[int, int], autocast: Autocast):
+    def __init__(
+        self, settings: DenseRecipe, num_classes: int, sides: tuple[int, int], autocast: Autocast, portion: int
+    ):
         self.score: DenseScore = DepthScore() if settings.task == "depth" else SegmentationScore(num_classes)
         self._windows = Windows.of_task(settings, sides)
-        self._num_classes, self._max_depth, self._autocast = num_classes, settings.max_depth, autocast
+        self._num_classes, self._max_depth = num_classes, settings.max_depth
+        self._autocast, self._portion = autocast, portion
+
+    @classmethod
+    def of_session(cls, session: Session, autocast: Autocast) -> DenseJudge:
+        """That of a run's networks, with as many windows at a time as it judges images."""
+        model, loader = session.model, session.loaders.validation
+        assert isinstance(model, DenseSNNet), "dense prediction needs anchors"
+        assert isinstance(loader, PairLoader), "it is of a dense task"
+        sides = (session.input_size[1], session.input_size[2])
+        return cls(session.recipe.dense, model.num_classes, sides, autocast, loader.batch_size)
 
     @torch.no_grad()
     def sums(
@@ -75,7 +90,7 @@ class DenseJudge:
         cut = self._windows.cut([image for image, _ in batch])
         targets = [target for _, target in batch]
         with evaluating(network), self._autocast():
-            for cfg_id, outputs in run(cut.windows):
+            for cfg_id, outputs in run(cut.portions(self._portion)):
                 yield cfg_id, cut.merged(outputs, targets)
 
     def _of_image(self, cfg_id: int, output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
@@ -116,14 +131,14 @@ class DenseJudge:
     ) -> dict[str, dict[str, float]]:
         """The figures of stitches, by their labels, over the images of all ranks."""
 
-        def run(windows: torch.Tensor) -> Outputs:
-            return ((cfg_id, network(windows, cfg_id)) for cfg_id in stitches.values())
+        def run(portions: Sequence[torch.Tensor]) -> Outputs:
+            return ((cfg_id, torch.cat([network(part, cfg_id) for part in portions])) for cfg_id in stitches.values())
 
         cfg_ids = [*stitches.values()]
         whole = self.over_ranks(self.sums(network, run, cfg_ids, batches))
         return {label: whole.figures(cfg_id) for label, cfg_id in stitches.items()}
 
 
-def alone(cfg_id: int, net: nn.Module, windows: torch.Tensor) -> Outputs:
+def alone(cfg_id: int, net: nn.Module, portions: Sequence[torch.Tensor]) -> Outputs:
     """A network that shares no work as a `Run`, if its first arguments are given."""
-    return [(cfg_id, net(windows))]
+    return [(cfg_id, torch.cat([net(part) for part in portions]))]

@@ -86,6 +86,10 @@ class Cut:
     sides: Sequence[tuple[int, int]]
     size: tuple[int, int]
 
+    def portions(self, most: int) -> Sequence[torch.Tensor]:
+        """The windows, `most` at a time: a network takes far more memory than they do, and an image may have many."""
+        return torch.split(self.windows, most)
+
     def merged(self, outputs: torch.Tensor, targets: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The outputs for each image at the size of its target `[H, W]`: `[K, H, W]`.
 
