@@ -288,6 +288,15 @@ def test_depths_that_are_all_too_far_are_no_figures(scenes, tmp_path, capsys):
         assert not [*tmp_path.glob("far/*res.txt"), *tmp_path.glob("far/*.tar")]
 
 
+def test_a_training_that_diverges_is_told_how_to_go_on(scenes, tmp_path, capsys):
+    """The only step of the epoch has a finite loss, so that the validation finds it."""
+    flags = [*PLAIN, "-b", "32", "--epochs", "1", "--lr", "1e30"]
+    assert main(command(scenes, tmp_path, "segmentation", *flags)) == 2
+    line = capsys.readouterr().err
+    assert "the outputs of anchor 'ti' are not finite; stopped. Lower --lr, or set or lower --clip-grad" in line
+    assert not [*tmp_path.glob("pico/*.tar")]
+
+
 def test_images_without_masks_are_refused(images, tmp_path, capsys):
     assert main(command(images, tmp_path, "segmentation")) == 2
     assert "has no train split of images with masks" in capsys.readouterr().err

@@ -254,6 +254,24 @@ def test_depths_that_are_all_too_far_are_no_figures(data, tmp_path, capsys):
     assert "no pixel of 5 images has a depth from 0.001 to 0.5 m; check the unit of the depth maps" in line
 
 
+def test_a_job_that_diverges_is_told_how_to_go_on(data, tmp_path, capsys):
+    """The only step of the epoch has a finite loss. A test of such weights has other advice than a training."""
+    said = "the outputs of the network for 'scenes-segmentation' are not finite; "
+    config = job(data, "SegmentationHead", kinds=("segmentation",), batch_size=16)
+    diverging = config | {"train_config": config["train_config"] | {"optimizer_args": {"lr": 1e38}}}
+    line = refused(capsys, "job", "-c", write_job(tmp_path, diverging), "-o", tmp_path / "out", "--no-pretrained")
+    assert f"{said}stopped. Lower --lr, or set or lower train_config.max_grad_norm" in line
+    path = run(config, tmp_path)[0] / "checkpoint.pth"
+    saved = torch.load(path, weights_only=True)
+    for name, weight in saved["state_dict"].items():
+        if not name.startswith("parts.0") and weight.is_floating_point():
+            weight.fill_(3e38)  # files with weights that are not finite are refused
+    torch.save(saved, path)
+    test = write_job(tmp_path, config | {"load_from": str(path)}, "test.yml")
+    line = refused(capsys, "job", "-c", test, "-o", tmp_path / "tested", "--no-pretrained", "--test-only")
+    assert f"{said}the weights may have diverged, so evaluate those of an earlier epoch" in line
+
+
 def test_each_task_needs_a_head_of_its_kind(data, tmp_path, capsys):
     for heads, words in (
         (["SegmentationHead", "ClassifierHead"], "the last part returns [1, 4, 4], not a vector of logits"),

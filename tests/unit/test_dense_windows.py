@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import stitchkit
+from stitchkit.engine.epoch_state import NotFinite
+from stitchkit.engine.recovery import advising_evaluation
 from stitchkit.errors import InputError
 from stitchkit.model.dense import DensePass
 from stitchkit.settings.dense_recipe import DenseRecipe
@@ -64,7 +66,12 @@ def test_outputs_that_are_not_finite_are_no_figures(task, value):
     def run(portions):
         yield 5, torch.full((sum(map(len, portions)), 2 if task == "segmentation" else 1, *SIZE), value)
 
-    with pytest.raises(InputError, match="the network with cfg_id 5 are not finite; the weights may have diverged"):
+    with pytest.raises(NotFinite, match=r"^the outputs of the network with cfg_id 5 are not finite$"):
+        [*judge.sums(torch.nn.Identity(), run, [5], [batch])]
+    with pytest.raises(NotFinite, match=r"^the outputs of anchor 'a' are not finite$"):
+        [*judge.sums(torch.nn.Identity(), run, [5], [batch], names={5: "anchor 'a'"})]
+    advised = pytest.raises(InputError, match="5 are not finite; the weights may have diverged, so evaluate")
+    with advised, advising_evaluation():
         [*judge.sums(torch.nn.Identity(), run, [5], [batch])]
 
 

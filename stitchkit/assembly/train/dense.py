@@ -85,6 +85,7 @@ class PixelTest:
         self, task: TaskConfig, loader: PairLoader, num_classes: int, figures: Mapping[Column, str], autocast: Autocast
     ):
         self.columns = [*figures]
+        self._task = task.name
         self._loader, self._figures = loader, [*figures.items()]
         self._outputs = [*dict.fromkeys(output for output, _ in figures)]
         self._judge = DenseJudge(
@@ -110,7 +111,12 @@ class PixelTest:
             return ((number, torch.cat([each[name] for each in found])) for number, name in enumerate(self._outputs))
 
         batches = self._loader.batches(after_batch=after_batch)
-        sums = self._judge.over_ranks(self._judge.sums(network, outputs, range(len(self._outputs)), batches))
+        names = {number: self._name(output) for number, output in enumerate(self._outputs)}
+        sums = self._judge.over_ranks(self._judge.sums(network, outputs, [*names], batches, names))
         each = [sums.figures(number) for number in range(len(self._outputs))]
         found = [(name, each[self._outputs.index(output)][name]) for (output, _), name in self._figures]
         return [value / 100 if name in _IN_PERCENT else value for name, value in found], []
+
+    def _name(self, output: str | None) -> str:
+        """What messages call an output of the network; None is its own."""
+        return f"{'the network' if output is None else repr(output)} for '{self._task}'"

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from stitchkit.distributed import from_primary
+from stitchkit.engine.recovery import advising_evaluation
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import SAVE_EVERY
 from stitchkit.measure.image_sums import ImageSums, read_sums, sums_beside, sums_file, write_sums
@@ -60,7 +61,9 @@ class DenseEvaluation:
             own: Stitches with batch-norm statistics of their own.
         """
         for cfg_ids, net, run in self._passes(shared, own):
-            yield self._kept(cfg_ids, net, run)
+            with advising_evaluation():
+                found = self._kept(cfg_ids, net, run)
+            yield found
             self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
 
     def _passes(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[tuple[Sequence[int], nn.Module, Run]]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from stitchkit.display import counted
 from stitchkit.distributed import gather_objects
+from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.engine.settings import Autocast
 from stitchkit.errors import InputError
 from stitchkit.measure.dense_score import DenseScore, DepthScore, SegmentationScore
@@ -63,6 +64,7 @@ class DenseJudge:
         run: Run,
         cfg_ids: Sequence[int],
         batches: Iterable[Sequence[Pair]],
+        names: Mapping[int, str] | None = None,
     ) -> Iterator[ImageSums]:
         """The sums of networks on each batch of images.
 
@@ -71,12 +73,17 @@ class DenseJudge:
             run: Runs the networks.
             cfg_ids: The networks.
             batches: The images with their targets.
+            names: What messages call the networks; by default they give the `cfg_id`.
+
+        Raises:
+            NotFinite: If an output is not; what to do then depends on whether the network is in training.
         """
         for batch in batches:
             targets, found = [target for _, target in batch], dict[int, np.ndarray]()
             for cfg_id, outputs in self.outputs(network, run, batch):
+                name = names[cfg_id] if names else f"the network with cfg_id {cfg_id}"
                 each = zip(outputs, targets, strict=True)
-                found[cfg_id] = np.concatenate([self._of_image(cfg_id, output, target) for output, target in each])
+                found[cfg_id] = np.concatenate([self._of_image(name, output, target) for output, target in each])
             yield ImageSums.from_sums(cfg_ids, self.score, np.stack([found[cfg_id] for cfg_id in cfg_ids]))
 
     @torch.no_grad()
@@ -93,12 +100,9 @@ class DenseJudge:
             for cfg_id, outputs in run(cut.portions(self._portion)):
                 yield cfg_id, cut.merged(outputs, targets)
 
-    def _of_image(self, cfg_id: int, output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    def _of_image(self, name: str, output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
         if not output.isfinite().all():  # the class of NaN would be 0
-            raise InputError(
-                f"the outputs of the network with cfg_id {cfg_id} are not finite; the weights may have diverged, so "
-                "evaluate those of an earlier epoch, or without float16"
-            )
+            raise NotFinite(f"the outputs of {name} are not finite")
         if isinstance(self.score, DepthScore):
             return depth_sums(output, target[None], self._max_depth).cpu().numpy()
         return segmentation_sums(output[None], target[None], self._num_classes).cpu().numpy()
@@ -127,16 +131,16 @@ class DenseJudge:
         return f"a known class, one other than {NOT_KNOWN}; check the masks of the validation set"
 
     def figures(
-        self, network: nn.Module, stitches: Mapping[str, int], batches: Iterable[Sequence[Pair]]
+        self, network: nn.Module, anchors: Mapping[str, int], batches: Iterable[Sequence[Pair]]
     ) -> dict[str, dict[str, float]]:
-        """The figures of stitches, by their labels, over the images of all ranks."""
+        """The figures of uncut anchors, by their labels, over the images of all ranks."""
 
         def run(portions: Sequence[torch.Tensor]) -> Outputs:
-            return ((cfg_id, torch.cat([network(part, cfg_id) for part in portions])) for cfg_id in stitches.values())
+            return ((cfg_id, torch.cat([network(part, cfg_id) for part in portions])) for cfg_id in anchors.values())
 
-        cfg_ids = [*stitches.values()]
-        whole = self.over_ranks(self.sums(network, run, cfg_ids, batches))
-        return {label: whole.figures(cfg_id) for label, cfg_id in stitches.items()}
+        names = {cfg_id: f"anchor '{label}'" for label, cfg_id in anchors.items()}
+        whole = self.over_ranks(self.sums(network, run, [*names], batches, names))
+        return {label: whole.figures(cfg_id) for label, cfg_id in anchors.items()}
 
 
 def alone(cfg_id: int, net: nn.Module, portions: Sequence[torch.Tensor]) -> Outputs:
