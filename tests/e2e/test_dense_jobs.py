@@ -234,7 +234,7 @@ def test_one_head_and_one_dense_data_set(data, tmp_path):
         ({"metrics": [{"metric_fn": "mIoU"}]}, "metrics[0].metric_fn: unknown metric of segmentation 'mIoU'; did you"),
         ({"metrics": [{"metric_fn": "rmse"}]}, "unknown metric of segmentation 'rmse'"),
         ({"task": "classification", "metrics": [{"metric_fn": "miou"}]}, "is miou, a figure of segmentation; list it"),
-        ({"task": "depth"}, "the network returns [3, 4, 4] per image, but 'scenes-depth' needs one depth"),
+        ({"task": "depth"}, "depths are positive, and the logits of a SegmentationHead are not; end with a DepthHead"),
         ({"dataset": "nowhere"}, "nowhere"),
         ({"num_classes": 2}, "returns [3, 4, 4] per image, but data set 'scenes-segmentation' has 2 classes; end"),
     ],
@@ -270,6 +270,20 @@ def test_a_job_that_diverges_is_told_how_to_go_on(data, tmp_path, capsys):
     test = write_job(tmp_path, config | {"load_from": str(path)}, "test.yml")
     line = refused(capsys, "job", "-c", test, "-o", tmp_path / "tested", "--no-pretrained", "--test-only")
     assert f"{said}the weights may have diverged, so evaluate those of an earlier epoch" in line
+
+
+def test_depths_need_a_head_whose_outputs_are_positive(data, tmp_path, capsys):
+    """The loss takes their logarithm. Of a head that is known, the plan says it; of others, a run on blank images."""
+    two = job(data, "SegmentationHead", "SegmentationHead", kinds=KINDS[1:])
+    for flags in ([], ["--dry-run"]):
+        path = write_job(tmp_path, two)
+        line = refused(capsys, "job", "-c", path, "-o", tmp_path / "out", "--no-pretrained", *flags)
+        assert "depths are positive, and the logits of a SegmentationHead are not; end with a DepthHead" in line
+    negative = {"Assembly": {"parts": ["DepthHead", {"Function": {"name": "neg"}}]}}
+    path = write_job(tmp_path, job(data, negative, kinds=["depth"]))
+    line = refused(capsys, "job", "-c", path, "-o", tmp_path / "out", "--no-pretrained")
+    assert "returns depths down to -" in line
+    assert "'scenes-depth' needs positive ones; end it with a DepthHead" in line
 
 
 def test_each_task_needs_a_head_of_its_kind(data, tmp_path, capsys):
