@@ -99,8 +99,15 @@ class DenseSNNet(SNNet):
         Args:
             cfg_ids: The stitches; by default all.
             memory: Not for dense prediction, whose outputs would not fit; `DensePass` gives one after the other.
+
+        Raises:
+            InputError: If a stitch does not exist, the model is in training mode, or a memory is given.
         """
-        assert memory is None, "outputs are kept"
+        if memory is not None:
+            raise InputError(
+                f"memory is {memory}, but an SN-Net for dense prediction returns a map of each image for every stitch, "
+                "which no limit makes smaller; leave it out, or give fewer images or cfg_ids"
+            )
         return dict(sorted(DensePass(self, cfg_ids)([x])))
 
     @overload  # type: ignore[override] # another kind of network

@@ -97,3 +97,9 @@ def test_a_pass_in_training_mode_is_refused():
     model, x = dense("vit", "linear")
     with pytest.raises(InputError, match="evaluation mode"):
         [*DensePass(model.train())([x])]
+
+
+def test_a_limit_to_the_memory_of_all_routes_is_refused():
+    model, x = dense("vit", "linear")
+    with pytest.raises(InputError, match=r"memory is 1048576, but .* leave it out, or give fewer images or cfg_ids"):
+        model.forward_all(x, memory=2**20)
