@@ -106,6 +106,17 @@ def advising(files: CheckpointFiles, *, clip: str, amp: bool) -> Iterator[None]:
 
 
 @contextmanager
+def advising_evaluation() -> Iterator[None]:
+    """Complete the error of networks that are not finite and are not trained here: what to evaluate in their place."""
+    try:
+        yield
+    except NotFinite as error:
+        raise InputError(
+            f"{error}; the weights may have diverged, so evaluate those of an earlier epoch, or without float16"
+        ) from error
+
+
+@contextmanager
 def launched(folder: Path, world: World) -> Iterator[None]:
     """Note in the folder which launcher began the run, until the run ends, so that a restart finds its own files."""
     mark = folder / _LAUNCHER

@@ -118,9 +118,7 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     """
     weights = next(model.parameters())
     images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)
-    # The modules of an extracted network, without its copies of the weights.
-    networks = [nn.Sequential(*map(model.module_of, model.steps(row["cfg_id"]))) for row in rows]
-    found = latencies(networks, images)
+    found = latencies([model.route(row["cfg_id"]) for row in rows], images)
     chip = torch.cuda.get_device_name(weights.device) if weights.is_cuda else processor()
     conditions = {
         "latency_batch_size": batch_size,

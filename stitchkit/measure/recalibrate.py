@@ -10,9 +10,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.model.dense import DenseSNNet
+from stitchkit.model.heads.heads import HEADS
+from stitchkit.model.levels import LevelInfo
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_network
 from stitchkit.networks.mode import evaluating
+from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 
@@ -28,8 +31,8 @@ def batch_norms(net: nn.Module) -> list[_BatchNorm]:
 def with_calibration(recipe: Recipe, config: StitchConfig | None) -> Recipe:
     """The recipe of an evaluation, which says from how many training batches stitched routes get their statistics.
 
-    What flags and configuration leave open is decided by the anchors: those with batch norms need it. Published
-    configurations leave nothing open: they say 0, as they were published.
+    What flags and configuration leave open is decided by the anchors and the head of dense prediction: those with
+    batch norms need it. Published configurations leave nothing open: they say 0, as they were published.
     """
     if recipe.run.recalibrate_bn is not None or not recipe.run.eval:
         return recipe
@@ -37,8 +40,14 @@ def with_calibration(recipe: Recipe, config: StitchConfig | None) -> Recipe:
     if config is not None:
         with torch.device("meta"):
             networks = [create_network(spec, pretrained=False, checkpoints=False)[0] for spec in config.anchors]
+            networks += [] if recipe.dense.spec is None else [_head_of(recipe.dense.spec)]
         number = BATCHES if any(map(batch_norms, networks)) else 0
     return replace(recipe, run=replace(recipe.run, recalibrate_bn=number))
+
+
+def _head_of(spec: DenseSpec) -> nn.Module:
+    """A head of this kind; whether it has batch norms does not depend on the levels, of which any head takes four."""
+    return HEADS[spec.head]([LevelInfo(channels=8, reduction=16, num_prefix_tokens=0)] * 4, 1)
 
 
 def has_own_statistics(model: SNNet, cfg_id: int) -> bool:

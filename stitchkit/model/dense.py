@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
@@ -14,7 +14,7 @@ from stitchkit.model.coverage import check_coverage
 from stitchkit.model.heads.head import DenseHead
 from stitchkit.model.levels import Level, LevelInfo
 from stitchkit.model.route_network import DenseRoute, RouteFeatures
-from stitchkit.model.snnet import SNNet, modules_of
+from stitchkit.model.snnet import SNNet, modules_of, named
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.slices import extract
 from stitchkit.routes import Step, Stitch, StitchSpace
@@ -72,6 +72,10 @@ class DenseSNNet(SNNet):
         """The module that runs a step; it shares the model's weights."""
         return self.head if step.kind == "head" else super().module_of(step)
 
+    def route(self, stitch: Stitch | int | None = None) -> DenseRoute:
+        """As in `SNNet`: its head takes the levels of the steps before it."""
+        return DenseRoute({name: self.module_of(step) for name, step in named(self.steps(stitch))})
+
     def forward(  # type: ignore[override] # there is no final feature
         self, x: torch.Tensor, stitch: Stitch | int | None = None
     ) -> torch.Tensor | list[torch.Tensor]:
@@ -98,9 +102,16 @@ class DenseSNNet(SNNet):
         Args:
             cfg_ids: The stitches; by default all.
             memory: Not for dense prediction, whose outputs would not fit; `DensePass` gives one after the other.
+
+        Raises:
+            InputError: If a stitch does not exist, the model is in training mode, or a memory is given.
         """
-        assert memory is None, "outputs are kept"
-        return dict(sorted(DensePass(self, cfg_ids)(x)))
+        if memory is not None:
+            raise InputError(
+                f"memory is {memory}, but an SN-Net for dense prediction returns a map of each image for every stitch, "
+                "which no limit makes smaller; leave it out, or give fewer images or cfg_ids"
+            )
+        return dict(sorted(DensePass(self, cfg_ids)([x])))
 
     @overload  # type: ignore[override] # another kind of network
     def extract(self, stitch: Stitch | int | None = None, *, features: Literal[False] = False) -> DenseRoute: ...
@@ -138,7 +149,8 @@ class DensePass:
     """Runs many stitches of a dense SN-Net on the same images, each common part once.
 
     Routes come one after the other, as a tree is walked: at the size of dense prediction one image already saturates
-    the device, so batching routes gains nothing, and all outputs together would not fit the memory.
+    the device, so batching routes gains nothing, and all outputs together would not fit the memory. Each step runs on
+    one portion of the images after the other, because it takes far more memory than its input and output.
 
     Args:
         model: An SN-Net in evaluation mode.
@@ -166,22 +178,31 @@ class DensePass:
         assert node is not None, "a route has steps"
         node.ends.append((cfg_id, [step for step in steps if step.kind == "level"]))
 
-    def __call__(self, x: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-        """The `cfg_id` and the outputs `[B, num_classes, h, w]` of every stitch, in any order."""
+    def __call__(self, portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The `cfg_id` and the outputs `[B, num_classes, h, w]` of every stitch for all images, in any order.
+
+        Args:
+            portions: Images `[b, C, H, W]` that run at a time.
+        """
         if self._model.training:
             raise InputError("all stitches run in one pass only in evaluation mode; call model.eval() first")
         for root in self._roots.values():
-            yield from self._walk(root, x, {})
+            yield from self._walk(root, portions, {})
 
-    def _walk(self, node: _Junction, x: torch.Tensor, levels: dict[Step, Level]) -> Iterator[tuple[int, torch.Tensor]]:
+    def _walk(
+        self, node: _Junction, xs: Sequence[torch.Tensor], levels: Mapping[Step, Sequence[Level]]
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         while True:
-            x = self._model.module_of(node.step)(x)
-            if node.taps:
-                levels = levels | {tap: self._model.module_of(tap)(x) for tap in node.taps}
+            module = self._model.module_of(node.step)
+            xs = [module(x) for x in xs]
+            for tap in node.taps:
+                module = self._model.module_of(tap)
+                levels = {**levels, tap: [module(x) for x in xs]}
             for cfg_id, taps in node.ends:
-                yield cfg_id, self._model.head([levels[tap] for tap in taps])
+                found = zip(*(levels[tap] for tap in taps), strict=True)
+                yield cfg_id, torch.cat([self._model.head(each) for each in found])
             if len(node.then) != 1:
                 break
             (node,) = node.then.values()  # in a loop, so that only tensors from which routes part are kept
         for child in node.then.values():
-            yield from self._walk(child, x, levels)
+            yield from self._walk(child, xs, levels)

@@ -116,16 +116,16 @@ class LevelLayers(nn.ModuleDict):
         make: Callable[[Layout, Layout], StitchLayer],
     ):
         super().__init__()
-        self._numbers = {label: str(number) for number, label in enumerate(views)}
+        numbers = {label: str(number) for number, label in enumerate(views)}
         self.joined: dict[Joint, StitchLayer] = {}
+        self._by_level: dict[tuple[str, int], StitchLayer] = {}
         for joint in levels.without(known) if levels else ():
-            layer = make(*layouts_at(joint, views[joint.front], views[joint.end]))
-            if self._numbers[joint.front] not in self:
-                self[self._numbers[joint.front]] = nn.ModuleDict()
-            self[self._numbers[joint.front]].add_module(str(joint.end_block - 1), layer)
-            self.joined[joint] = layer
+            layer, block = make(*layouts_at(joint, views[joint.front], views[joint.end])), joint.end_block - 1
+            if numbers[joint.front] not in self:
+                self[numbers[joint.front]] = nn.ModuleDict()
+            self[numbers[joint.front]].add_module(str(block), layer)
+            self.joined[joint] = self._by_level[joint.front, block] = layer
 
     def of(self, anchor: str, block: int) -> StitchLayer | None:
         """That of an anchor, by its label, for the level after a block of the last anchor; None if there is none."""
-        found = dict(self.named_modules()).get(f"{self._numbers[anchor]}.{block}")
-        return found if isinstance(found, StitchLayer) else None
+        return self._by_level.get((anchor, block))

@@ -207,6 +207,10 @@ class SNNet(nn.Module):
         assert isinstance(updates, AnchorUpdates)
         return updates.applied_to(module, step.index)
 
+    def route(self, stitch: Stitch | int | None = None) -> nn.Sequential:
+        """The network of one stitch with the model's own weights, for measurements; `extract` gives it its own."""
+        return nn.Sequential(*map(self.module_of, self.steps(stitch)))
+
     def forward(
         self, x: torch.Tensor, stitch: Stitch | int | None = None, *, with_feature: bool = False
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -346,7 +350,7 @@ class SNNet(nn.Module):
 def modules_of(model: SNNet, steps: Sequence[Step]) -> dict[str, nn.Module]:
     """The modules of an extracted network, by name."""
     done: dict[nn.Module, nn.Module] = {}
-    return {name: folded(model.module_of(step), done) for name, step in zip(_names(steps), steps, strict=False)}
+    return {name: folded(model.module_of(step), done) for name, step in named(steps)}
 
 
 def folded(module: nn.Module, done: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
@@ -360,12 +364,12 @@ def folded(module: nn.Module, done: dict[nn.Module, nn.Module] | None = None) ->
     return done.get(module, module)
 
 
-def _names(steps: Iterable[Step]) -> Iterator[str]:
-    """Names of the steps in an extracted network: `stem`, `block0`, ..., `stitch0`, ..., `level0`, ..., `head`."""
+def named(steps: Iterable[Step]) -> Iterator[tuple[str, Step]]:
+    """Steps with their names in an extracted network: `stem`, `block0`, ..., `stitch0`, ..., `level0`, ..., `head`."""
     kinds = {"block": "block{}", "layer": "stitch{}", "level": "level{}"}
     numbered = {kind: map(name.format, count()) for kind, name in kinds.items()}
     for step in steps:
-        yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare ")
+        yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare "), step
 
 
 def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

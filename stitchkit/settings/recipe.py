@@ -308,7 +308,8 @@ class RunRecipe(Settings):
     recalibrate_bn: Natural | None = flag(
         None,
         "with --eval: training batches from which each stitched route gets batch-norm statistics of its own; by "
-        "default 10 if the anchors have batch norms and their configuration says nothing; with 0, those of training",
+        "default 10 if the anchors or the dense head have batch norms and the configuration says nothing; with 0, "
+        "those of training",
     )
     bank_images: Count | None = flag(
         None,

@@ -93,7 +93,7 @@ def predict_maps(
                 unreadable[os.path.relpath(paths[number], folder)] = fault
                 continue
             cut = windows.cut([image.to(device)])
-            outputs = torch.cat([network(part).float() for part in torch.split(cut.windows, batch_size)])
+            outputs = torch.cat([network(part) for part in cut.portions(batch_size)])
             (found,) = cut.merged(outputs, [image[0]])
             if not found.isfinite().all():  # the class of NaN would be 0
                 raise InputError(f"the outputs for '{paths[number]}' are not finite; the weights may have diverged")

@@ -119,7 +119,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
 def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """The session of a task of dense prediction."""
     if recipe.data.dataset_download and not recipe.run.dry_run:
-        from_primary(world, lambda: _opened(recipe))
+        from_primary(world, lambda: bool(open_splits(recipe)))  # downloads; data sets are no plain data to return
     train, judged = open_splits(recipe)
     for pairs in (train, judged):
         if pairs is not None:
@@ -135,11 +135,6 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Se
     )
     place_network(model, recipe, world)
     return Session(recipe, config, model, loaders, size, judged.classes, None, world)
-
-
-def _opened(recipe: Recipe) -> None:
-    """Open the splits, which downloads them."""
-    open_splits(recipe)
 
 
 def engine_settings(recipe: Recipe) -> EngineSettings:

@@ -109,7 +109,8 @@ def trained(request, scenes, tmp_path_factory):
 
 
 def evaluation(scenes, folder, way, *flags):
-    resume = ["--eval", "--resume", str(folder / "trained/last.pth.tar"), "-vb", "2"]
+    """All routes have the statistics of training, so that they share work."""
+    resume = ["--eval", "--resume", str(folder / "trained/last.pth.tar"), "-vb", "2", "--recalibrate-bn", "0"]
     return [*command(scenes, folder, way), *resume, *flags]
 
 
@@ -283,6 +284,27 @@ def test_settings_that_do_not_fit_are_refused(flags, said, scenes, tmp_path, cap
     assert main([*run, *flags, "--output", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
     assert not [*tmp_path.glob("*/*.tar")]
+
+
+def test_depths_that_are_all_too_far_are_no_figures(scenes, tmp_path, capsys):
+    """Such as those in another unit, in training and in an evaluation."""
+    run = command(scenes, tmp_path, "depth", "--epochs", "1")
+    assert main([*run, "--experiment", "near"]) == 0
+    judged = ["--eval", "--resume", str(tmp_path / "near/last.pth.tar"), "--recalibrate-bn", "0"]
+    for flags in ([], judged):
+        capsys.readouterr()
+        assert main([*run, *flags, "--max-depth", "0.5", "--experiment", "far"]) == 2
+        assert "no pixel of 5 images has a depth from 0.001 to 0.5 m; check the unit" in capsys.readouterr().err
+        assert not [*tmp_path.glob("far/*res.txt"), *tmp_path.glob("far/*.tar")]
+
+
+def test_a_training_that_diverges_is_told_how_to_go_on(scenes, tmp_path, capsys):
+    """The only step of the epoch has a finite loss, so that the validation finds it."""
+    flags = [*PLAIN, "-b", "32", "--epochs", "1", "--lr", "1e30"]
+    assert main(command(scenes, tmp_path, "segmentation", *flags)) == 2
+    line = capsys.readouterr().err
+    assert "the outputs of anchor 'ti' are not finite; stopped. Lower --lr, or set or lower --clip-grad" in line
+    assert not [*tmp_path.glob("pico/*.tar")]
 
 
 def test_images_without_masks_are_refused(images, tmp_path, capsys):

@@ -1,6 +1,7 @@
-"""Anchors with batch norms in dense prediction: each route is judged, and exported, with statistics of its own."""
+"""Batch norms of anchors or head in dense prediction: each route is judged, and exported, with its own statistics."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.recalibrate import batch_norms, recalibrate
 from stitchkit.settings.flags import resolve
 from stitchkit.training.checkpoint import load_weights
-from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.dense.judging import DenseJudge, alone
 from stitchkit.training.session import open_session
-from tests.support import FAMILIES, FLAGS
+from tests.support import FAMILIES, FLAGS, pico_anchor, write_config
 
 TRAIN, SIDE = 6, 64
 
@@ -49,6 +50,18 @@ def test_all_routes_have_statistics_of_their_own(judged):
     assert sum(one["pixel_acc"] != other["pixel_acc"] for one, other in pairs) > len(pairs) / 2
 
 
+def test_so_have_routes_of_anchors_without_batch_norms(trained, tmp_path):
+    """The norms of the head are shared by all."""
+    folder, _ = trained
+    vits = [pico_anchor(label, width, depth=2) for label, width in (("s", 8), ("b", 16))]
+    config = write_config(tmp_path / "vits.json", anchors=vits)
+    way = ["--task", "segmentation", "--head", "setr", "--stitch-init-bs", "2", "-b", "2", "--output", str(tmp_path)]
+    command = ["train", str(folder / "scenes"), "--stitch_config", str(config), *FLAGS, *way]
+    assert main([*command, "--epochs", "1"]) == 0
+    assert main([*command, "--eval", "--resume", str(tmp_path / "vits/last.pth.tar")]) == 0
+    assert all(row["recalibrate_bn"] == 10 for row in read_rows(tmp_path / "vits/stitches_res.txt"))
+
+
 def test_the_picture_is_drawn_with_them(trained, judged):
     folder, _ = trained
     drawn, other = ((folder / name / "examples.png").read_bytes() for name in judged)
@@ -70,16 +83,17 @@ def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(tr
     numbers = torch.randperm(TRAIN, generator=torch.Generator().manual_seed(recipe.run.seed)).split(2)
     images = session.loaders.train.dataset
     recalibrate(net, [torch.stack([images[int(number)][0] for number in batch]) for batch in numbers])
-    judge = DenseJudge(recipe.dense, session.model.num_classes, (SIDE, SIDE), session.autocast)
+    judge = DenseJudge(recipe.dense, session.model.num_classes, (SIDE, SIDE), session.autocast, 2)
     batches = session.loaders.validation.batches()
-    sums = judge.over_ranks(net, lambda windows: [(row["cfg_id"], net(windows))], [row["cfg_id"]], batches)
-    found = sums.figures(row["cfg_id"])
+    sums = judge.sums(net, partial(alone, row["cfg_id"], net), [row["cfg_id"]], batches)
+    found = judge.over_ranks(sums).figures(row["cfg_id"])
     assert {key: row[key] for key in found} == pytest.approx(found, abs=0.01)
 
 
 def test_networks_of_low_precision_are_judged_in_it(trained):
+    """Also on images that are larger than a window, which are resized."""
     folder, command = trained
-    flags = ["--experiment", "low", "--epochs", "1", "--model-dtype", "bfloat16"]
+    flags = ["--experiment", "low", "--epochs", "1", "--model-dtype", "bfloat16", "--img-size", "32"]
     assert main([*command, *flags]) == 0
     assert main([*command, *flags, "--eval", "--resume", str(folder / "low/last.pth.tar")]) == 0
     assert all(row["images"] == 3 for row in read_rows(folder / "low/stitches_res.txt"))

@@ -1,6 +1,7 @@
 """Jobs with dense tasks beside classification: heads on one stitched trunk, against plain torch."""
 
 import shutil
+from contextlib import nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -17,6 +18,7 @@ from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.data import TrainingLoader, open_data
+from stitchkit.assembly.train.dense import PixelTest
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -185,6 +187,22 @@ def test_metrics_are_those_of_a_direct_computation(data, tmp_path):
     assert again[tests].tolist() == pytest.approx(row[tests].tolist())
 
 
+def test_law_7_windows_of_a_job_run_in_portions(data):
+    """Not all of a batch of images at once; the figures are the same."""
+    config = job(data, kinds=("depth",), batch_size=4)
+    config["train_config"]["data_preprocessing"]["image_size"] = 16  # nine windows in an image
+    config = JobConfig.parse(config)
+    ((task,), (opened,)), figures = (config.train_config.resolved_tasks, open_data(config, CPU)), []
+    head = torch.nn.Conv2d(3, 1, 3, padding=1)
+    for portion in (4, 1000):
+        sizes, opened.test.batch_size = [], portion
+        head.register_forward_pre_hook(lambda _, given, sizes=sizes: sizes.append(len(given[0])))
+        test = PixelTest(task, opened.test, 1, {(None, "RMSE"): "rmse"}, nullcontext)
+        figures += test.measure(head, lambda x: {None: head(x)}, lambda: None)[0]
+        assert max(sizes) == min(portion, 9 * len(opened.test.own))
+    assert figures[0] == pytest.approx(figures[1])
+
+
 def test_law_8_dense_tasks_resume_bitwise_within_an_epoch(data, tmp_path):
     config = job(data, tail("ClassifierHead"), tail("SegmentationHead"), "DepthHead", batch_size=4, epochs=2)
     config["train_config"] |= {"data_augmentation": "default"}
@@ -219,7 +237,7 @@ def test_one_head_and_one_dense_data_set(data, tmp_path):
         ({"metrics": [{"metric_fn": "mIoU"}]}, "metrics[0].metric_fn: unknown metric of segmentation 'mIoU'; did you"),
         ({"metrics": [{"metric_fn": "rmse"}]}, "unknown metric of segmentation 'rmse'"),
         ({"task": "classification", "metrics": [{"metric_fn": "miou"}]}, "is miou, a figure of segmentation; list it"),
-        ({"task": "depth"}, "the network returns [3, 4, 4] per image, but 'scenes-depth' needs one depth"),
+        ({"task": "depth"}, "depths are positive, and the logits of a SegmentationHead are not; end with a DepthHead"),
         ({"dataset": "nowhere"}, "nowhere"),
         ({"num_classes": 4}, "the network outputs 3 channels, but the data have 4 classes; end it with a Segmentation"),
         ({"max_depth": 5}, "tasks[0].max_depth is for depth, and has no effect on segmentation; leave it out"),
@@ -241,6 +259,45 @@ def test_a_mistake_in_a_dense_task_is_one_line(change, words, data, tmp_path, ca
     config["train_config"]["tasks"][0] |= change
     line = refused(capsys, "job", "-c", write_job(tmp_path, config), "-o", tmp_path / "out", "--no-pretrained")
     assert words in line
+
+
+def test_depths_that_are_all_too_far_are_no_figures(data, tmp_path, capsys):
+    config = job(data, "DepthHead", kinds=("depth",))
+    config["train_config"]["tasks"][0] |= {"max_depth": 0.5}
+    line = refused(capsys, "job", "-c", write_job(tmp_path, config), "-o", tmp_path / "out", "--no-pretrained")
+    assert "no pixel of 5 images has a depth from 0.001 to 0.5 m; check the unit of the depth maps" in line
+
+
+def test_a_job_that_diverges_is_told_how_to_go_on(data, tmp_path, capsys):
+    """The only step of the epoch has a finite loss. A test of such weights has other advice than a training."""
+    said = "the outputs of the network for 'scenes-segmentation' are not finite; "
+    config = job(data, "SegmentationHead", kinds=("segmentation",), batch_size=16)
+    diverging = config | {"train_config": config["train_config"] | {"optimizer_args": {"lr": 1e38}}}
+    line = refused(capsys, "job", "-c", write_job(tmp_path, diverging), "-o", tmp_path / "out", "--no-pretrained")
+    assert f"{said}stopped. Lower --lr, or set or lower train_config.max_grad_norm" in line
+    path = run(config, tmp_path)[0] / "checkpoint.pth"
+    saved = torch.load(path, weights_only=True)
+    for name, weight in saved["state_dict"].items():
+        if not name.startswith("parts.0") and weight.is_floating_point():
+            weight.fill_(3e38)  # files with weights that are not finite are refused
+    torch.save(saved, path)
+    test = write_job(tmp_path, config | {"load_from": str(path)}, "test.yml")
+    line = refused(capsys, "job", "-c", test, "-o", tmp_path / "tested", "--no-pretrained", "--test-only")
+    assert f"{said}the weights may have diverged, so evaluate those of an earlier epoch" in line
+
+
+def test_depths_need_a_head_whose_outputs_are_positive(data, tmp_path, capsys):
+    """The loss takes their logarithm. Of a head that is known, the plan says it; of others, a run on blank images."""
+    two = job(data, "SegmentationHead", "SegmentationHead", kinds=KINDS[1:])
+    for flags in ([], ["--dry-run"]):
+        path = write_job(tmp_path, two)
+        line = refused(capsys, "job", "-c", path, "-o", tmp_path / "out", "--no-pretrained", *flags)
+        assert "depths are positive, and the logits of a SegmentationHead are not; end with a DepthHead" in line
+    negative = {"Assembly": {"parts": ["DepthHead", {"Function": {"name": "neg"}}]}}
+    path = write_job(tmp_path, job(data, negative, kinds=["depth"]))
+    line = refused(capsys, "job", "-c", path, "-o", tmp_path / "out", "--no-pretrained")
+    assert "returns depths down to -" in line
+    assert "'scenes-depth' needs positive ones; end it with a DepthHead" in line
 
 
 def test_each_task_needs_a_head_of_its_kind(data, tmp_path, capsys):

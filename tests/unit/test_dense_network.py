@@ -55,8 +55,10 @@ def test_law_7_all_routes_in_one_pass_are_as_one_by_one(family, head):
     for cfg_id, output in found.items():
         assert output.shape[:2] == (2, 5)
         assert torch.equal(output, model(x, cfg_id))
-    (one,) = DensePass(model, [1])(x)
+    (one,) = DensePass(model, [1])([x])
     assert one[0] == 1
+    for cfg_id, output in DensePass(model)(x.split(1)):
+        assert torch.equal(output, torch.cat([model(part, cfg_id) for part in x.split(1)]))
 
 
 @torch.no_grad()
@@ -66,7 +68,7 @@ def test_the_common_part_of_routes_runs_once():
     for label, view in model.views.items():
         for number, block in enumerate(view.block_modules):
             block.register_forward_hook(lambda *_, key=(label, number): calls.append(key))
-    [*DensePass(model)(x)]
+    [*DensePass(model)([x])]
     prefixes = set()
     for cfg_id in model.space.ids:
         steps = [step for step in model.steps(cfg_id) if step.kind not in ("level", "head")]
@@ -98,7 +100,13 @@ def test_training_has_auxiliary_outputs():
 def test_a_pass_in_training_mode_is_refused():
     model, x = dense("vit", "linear")
     with pytest.raises(InputError, match="evaluation mode"):
-        [*DensePass(model.train())(x)]
+        [*DensePass(model.train())([x])]
+
+
+def test_a_limit_to_the_memory_of_all_routes_is_refused():
+    model, x = dense("vit", "linear")
+    with pytest.raises(InputError, match=r"memory is 1048576, but .* leave it out, or give fewer images or cfg_ids"):
+        model.forward_all(x, memory=2**20)
 
 
 VIT = {"patch_size": 8, "embed_dim": 8, "depth": 4, "num_heads": 2}

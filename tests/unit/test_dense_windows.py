@@ -1,13 +1,20 @@
 """Windows: what is cut is put together again, and what cannot be judged is refused."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
+import stitchkit
+from stitchkit.engine.epoch_state import NotFinite
+from stitchkit.engine.recovery import advising_evaluation
 from stitchkit.errors import InputError
+from stitchkit.model.dense import DensePass
 from stitchkit.settings.dense_recipe import DenseRecipe
-from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.dense.judging import DenseJudge, alone
 from stitchkit.training.dense.windows import Windows
+from tests.support import pico_config
 
 SIZE = (8, 12)
 
@@ -34,20 +41,91 @@ def test_outputs_are_means_over_the_windows_that_see_a_pixel(height, width, stri
     np.testing.assert_allclose(found[0], (total / count)[:rows, :columns], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_images_of_low_precision_are_resized_in_float32(dtype):
+    """torch has no antialiasing in other types on a CPU."""
+    image = torch.rand(3, 20, 31).to(dtype)
+    windows = Windows.of_task(DenseRecipe(task="segmentation"), SIZE)
+    found, wanted = windows.cut([image]).windows, windows.cut([image.float()]).windows
+    assert found.dtype == dtype
+    assert torch.equal(found, wanted.to(dtype))
+
+
 def test_a_stride_that_leaves_gaps_is_refused():
     with pytest.raises(InputError, match=r"--window-stride 9 would leave gaps between windows of 8 x 12 .* at most 8"):
-        DenseJudge(DenseRecipe(task="depth", window_stride=9), 0, SIZE, torch.no_grad)
+        DenseJudge(DenseRecipe(task="depth", window_stride=9), 0, SIZE, torch.no_grad, 4)
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_outputs_that_are_not_finite_are_no_figures(task, value):
     """The class of NaN would be 0, which is often right."""
-    judge = DenseJudge(DenseRecipe(task=task), 2, SIZE, torch.no_grad)
+    judge = DenseJudge(DenseRecipe(task=task), 2, SIZE, torch.no_grad, 4)
     batch = [(torch.zeros(3, *SIZE), torch.ones(SIZE, dtype=torch.int64 if task == "segmentation" else torch.float32))]
 
-    def run(windows):
-        yield 5, torch.full((len(windows), 2 if task == "segmentation" else 1, *SIZE), value)
+    def run(portions):
+        yield 5, torch.full((sum(map(len, portions)), 2 if task == "segmentation" else 1, *SIZE), value)
 
-    with pytest.raises(InputError, match="the network with cfg_id 5 are not finite; the weights may have diverged"):
+    with pytest.raises(NotFinite, match=r"^the outputs of the network with cfg_id 5 are not finite$"):
         [*judge.sums(torch.nn.Identity(), run, [5], [batch])]
+    with pytest.raises(NotFinite, match=r"^the outputs of anchor 'a' are not finite$"):
+        [*judge.sums(torch.nn.Identity(), run, [5], [batch], names={5: "anchor 'a'"})]
+    advised = pytest.raises(InputError, match="5 are not finite; the weights may have diverged, so evaluate")
+    with advised, advising_evaluation():
+        [*judge.sums(torch.nn.Identity(), run, [5], [batch])]
+
+
+@pytest.mark.parametrize(
+    ("task", "value", "words"),
+    [
+        ("segmentation", 255, "no pixel of 2 images has a known class, one other than 255; check the masks"),
+        (
+            "depth",
+            2.0,
+            "no pixel of 2 images has a depth from 0.001 to 0.5 m; check the unit of the depth maps, .* and ",
+        ),
+    ],
+)
+def test_images_without_any_known_pixel_are_refused(task, value, words):
+    """Their figures would be 0, or without errors. A few among others do not count."""
+    judge = DenseJudge(DenseRecipe(task=task, max_depth=0.5), 2, SIZE, torch.no_grad, 4)
+    kind = torch.int64 if task == "segmentation" else torch.float32
+    unknown, known = (torch.full(SIZE, each, dtype=kind) for each in (value, 0.25 if task == "depth" else 1))
+
+    def run(portions):
+        yield 5, torch.ones(sum(map(len, portions)), 2 if task == "segmentation" else 1, *SIZE)
+
+    def figures(*targets):
+        batch = [(torch.zeros(3, *SIZE), target) for target in targets]
+        return judge.over_ranks(judge.sums(torch.nn.Identity(), run, [5], [batch])).figures(5)
+
+    assert figures(unknown, known)["images"] == 1
+    with pytest.raises(InputError, match=words):
+        figures(unknown, unknown)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_law_7_only_a_portion_of_the_windows_runs_at_a_time(task):
+    """With the figures of all at once."""
+    model = stitchkit.create_snnet(pico_config(), dense={"task": task, "head": "linear"}, num_classes=4).eval()
+    sizes, random = [], torch.Generator().manual_seed(0)
+    for module in model.modules():
+        module.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])) if given else None)
+    images = [torch.rand(3, *sides, generator=random) for sides in ((16, 61), (40, 33))]
+    batch = [(image, (image[0] * 3.99).long() if task == "segmentation" else 5 * image[0]) for image in images]
+    cfg_ids = [0, 2, model.space.ids[-1]]
+
+    def ways():
+        yield cfg_ids, DensePass(model, cfg_ids)
+        yield [cfg_ids[-1]], partial(alone, cfg_ids[-1], model.extract(cfg_ids[-1]))
+
+    for wanted, run in ways():
+        found = {}
+        for portion in (3, 1000):
+            sizes.clear()
+            judge = DenseJudge(DenseRecipe(task=task), 4, (16, 16), torch.no_grad, portion)
+            sums = judge.over_ranks(judge.sums(model, run, wanted, [batch]))
+            found[portion] = [sums.figures(cfg_id) for cfg_id in wanted]
+            assert (max(sizes) <= 3) == (portion == 3)
+        for one, other in zip(*found.values(), strict=True):
+            assert one == pytest.approx(other)

@@ -15,7 +15,7 @@ from stitchkit.measure.latency import add_latencies, latencies
 from stitchkit.measure.latency_verdict import latency_note, without_unreliable
 from stitchkit.measure.ledger import read_rows, write_rows
 from stitchkit.ship.report import read_ledgers
-from tests.support import pico_config, pico_snnet, write_config
+from tests.support import pico_anchor, pico_config, pico_images, pico_snnet, write_config
 
 
 class Sleep(nn.Module):
@@ -106,6 +106,21 @@ def test_rows_get_latencies_and_how_they_were_measured(short_timing):
     assert "1 CPU thread, float32: medians, at most ±" in said
 
 
+def test_networks_for_dense_prediction_have_latencies(short_timing):
+    """What runs is the route with the model's own weights: copies for each route would fill the memory."""
+    vits = [pico_anchor("s", 8), pico_anchor("b", 16)]
+    config = pico_config(anchors=vits, rule="two_way", lora_r=2)
+    model = stitchkit.create_snnet(config, dense={"task": "segmentation", "head": "setr"}, num_classes=5).eval()
+    rows, x = [{"cfg_id": cfg_id} for cfg_id in (1, model.space.ids[-1])], pico_images()
+    add_latencies(rows, model, batch_size=2)
+    own = {id(parameter) for parameter in model.parameters()}
+    for row in rows:
+        assert row["latency_ms"] > 0
+        route = model.route(row["cfg_id"]).eval()
+        assert torch.equal(route(x), model(x, row["cfg_id"]))
+        assert {id(parameter) for parameter in route.parameters()} <= own
+
+
 def test_latencies_without_a_verdict_get_a_note():
     """As those of other tools."""
     assert latency_note([{"cfg_id": 0, "latency_ms": 1.0}]).startswith("latencies of unknown conditions")
@@ -142,8 +157,9 @@ def test_a_model_card_says_how_latencies_were_measured(short_timing):
     assert "latenc" not in card.split("## Pareto front")[1]
 
 
-def test_the_command(tmp_path, short_timing, capsys):
-    config, out = write_config(tmp_path / "pico.json"), tmp_path / "costs.txt"
+@pytest.mark.parametrize("changes", [{}, {"dense": {"task": "depth", "head": "linear"}}], ids=["classes", "depth"])
+def test_the_command(changes, tmp_path, short_timing, capsys):
+    config, out = write_config(tmp_path / "pico.json", **changes), tmp_path / "costs.txt"
     command = ["profile", "--stitch_config", str(config), "--latency", "--device", "cpu"]
     assert main([*command, "-b", "2", "--output", str(out)]) == 0
     printed = capsys.readouterr().out

@@ -105,7 +105,8 @@ def test_law_8_an_evaluation_in_parts_is_one_in_one_go(trained):
 
 def calibration(anchors, **changes):
     config = StitchConfig.parse({"anchors": anchors, **changes})
-    recipe = make_recipe({"stitch_config": "-", "eval": True, **config.recipe})
+    dense = config.dense.settings if config.dense else {}
+    recipe = make_recipe({"stitch_config": "-", "eval": True, **config.recipe, **dense})
     return with_calibration(recipe, config).run.recalibrate_bn
 
 
@@ -121,10 +122,23 @@ def test_the_anchors_decide_unless_the_configuration_does():
     assert with_calibration(make_recipe({"model": "resnet18", "eval": True}), None).run.recalibrate_bn == 0
 
 
+def test_a_head_with_batch_norms_decides_as_well():
+    """All routes share it, whatever the anchors have."""
+    vits = FAMILIES["vit"]["anchors"]
+    for head in ("setr", "linear", "fpn"):
+        assert calibration(vits, dense={"task": "segmentation", "head": head}) == BATCHES
+    dense = {"task": "segmentation", "head": "setr"}
+    assert calibration(vits, dense=dense, recipe={"recalibrate_bn": 0}) == 0
+    assert calibration(vits, dense={"task": "depth", "head": "dpt"}) == 0
+    assert calibration(FAMILIES["resnet"]["anchors"], dense={"task": "depth", "head": "dpt"}) == BATCHES
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
 def test_published_results_are_those_of_shared_statistics(path):
     """Those of the paper, and of digits in `results`; the demo of scenes has batch norms, and nothing published."""
     config = StitchConfig.load(path)
+    if path.stem.startswith(("ade20k", "coco_stuff", "nyuv2")):
+        assert config.recipe["recalibrate_bn"] == 0, "it is said, whatever the default is"
     recipe = make_recipe({**config.recipe, "eval": True})
     assert with_calibration(recipe, config).run.recalibrate_bn == (BATCHES if path.stem == "scenes_resnet" else 0)
 

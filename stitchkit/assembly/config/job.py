@@ -82,7 +82,8 @@ class JobConfig(JobSettings):
         """What the tasks need of the network; without the numbers of their classes, a network that fits any."""
         tasks = self.train_config.resolved_tasks
         counts = num_classes or [1] * len(tasks)
-        return tuple(Wanted(count, task.is_dense) for count, task in zip(counts, tasks, strict=True))
+        pairs = zip(counts, tasks, strict=True)
+        return tuple(Wanted(count, task.is_dense, is_depth=task.task == "depth") for count, task in pairs)
 
     @property
     def has_weights(self) -> bool:

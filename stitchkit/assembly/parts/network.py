@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
 from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, combine
+from stitchkit.assembly.parts.pixel_heads import SegmentationHead
 from stitchkit.assembly.parts.pretrained import CONVNET, Pretrained, WholeNetwork
 from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted, class_token_of
@@ -114,9 +116,9 @@ class _Builder:
                 f"the network has {counted(len(outputs), 'output')} for {len(self.wanted)} data sets; it needs one for "
                 "each"
             )
-        for value, branch in zip(outputs, self._branches(len(outputs)), strict=True):
+        for value, end, branch in zip(outputs, _ends(network), self._branches(len(outputs)), strict=True):
             for wanted in branch.wanted:
-                _check_output(value, wanted)
+                _check_output(value, end, wanted)
                 if not self.checking and not wanted.is_dense and value.shape[1] > wanted.channels:
                     _logger.warning(
                         "the network has %d logits, but the data have %d classes, so the other logits are always "
@@ -225,13 +227,27 @@ def _copied(entry: Conversion, x: torch.Tensor) -> torch.Tensor:
     return entry(x).clone()
 
 
-def _check_output(value: object, wanted: Wanted) -> None:
+def _ends(network: Assembly) -> list[nn.Module]:
+    """The part that gives each output of a network."""
+    end = _end(network)
+    return [*map(_end, end.parts)] if isinstance(end, ParallelPart) and end.agg == "none" else [end]
+
+
+def _end(part: nn.Module) -> nn.Module:
+    while isinstance(part, Assembly):
+        part = part.parts[-1] if part.head is None else part.head
+    return part
+
+
+def _check_output(value: object, end: nn.Module, wanted: Wanted) -> None:
     if not isinstance(value, torch.Tensor) or value.ndim != (4 if wanted.is_dense else 2):
         shape = list(value.shape[1:]) if isinstance(value, torch.Tensor) else type(value).__name__
         advice = "a vector of logits; add `head: {ClassifierHead: {}}`"
         if wanted.is_dense:
             advice = "a map; end with a SegmentationHead or a DepthHead"
         raise InputError(f"the last part returns {shape}, not {advice}")
+    if wanted.is_depth and isinstance(end, SegmentationHead):
+        raise InputError("depths are positive, and the logits of a SegmentationHead are not; end with a DepthHead")
     if value.shape[1] < wanted.channels:
         heads = "SegmentationHead" if wanted.is_dense else "ClassifierHead"
         count = value.shape[1]

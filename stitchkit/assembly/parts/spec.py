@@ -22,10 +22,12 @@ class Wanted(NamedTuple):
     Args:
         channels: How many values it has, one for each class, and one for depth.
         is_dense: Whether it has them at each position.
+        is_depth: Whether they are depths, which are positive.
     """
 
     channels: int
     is_dense: bool = False
+    is_depth: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -85,9 +85,12 @@ class PixelTest:
         self, task: TaskConfig, loader: PairLoader, num_classes: int, figures: Mapping[Column, str], autocast: Autocast
     ):
         self.columns = [*figures]
+        self._task = task.name
         self._loader, self._figures = loader, [*figures.items()]
         self._outputs = [*dict.fromkeys(output for output, _ in figures)]
-        self._judge = DenseJudge(_settings(task), num_classes, task.data_preprocessing.size, autocast)
+        self._judge = DenseJudge(
+            _settings(task), num_classes, task.data_preprocessing.size, autocast, loader.batch_size
+        )
 
     def measure(
         self,
@@ -103,12 +106,17 @@ class PixelTest:
             after_batch: Called after each batch, equally often on all ranks.
         """
 
-        def outputs(windows: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-            found = run(windows)
-            return ((number, found[name]) for number, name in enumerate(self._outputs))
+        def outputs(portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+            found = [run(part) for part in portions]
+            return ((number, torch.cat([each[name] for each in found])) for number, name in enumerate(self._outputs))
 
         batches = self._loader.batches(after_batch=after_batch)
-        sums = self._judge.over_ranks(network, outputs, range(len(self._outputs)), batches)
+        names = {number: self._name(output) for number, output in enumerate(self._outputs)}
+        sums = self._judge.over_ranks(self._judge.sums(network, outputs, [*names], batches, names))
         each = [sums.figures(number) for number in range(len(self._outputs))]
         found = [(name, each[self._outputs.index(output)][name]) for (output, _), name in self._figures]
         return [value / 100 if name in _IN_PERCENT else value for name, value in found], []
+
+    def _name(self, output: str | None) -> str:
+        """What messages call an output of the network; None is its own."""
+        return f"{'the network' if output is None else repr(output)} for '{self._task}'"

@@ -29,7 +29,16 @@ from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.lock import made
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.recovery import AUTO, TRAIN_LOCK, advising, check_unused, entered, find_resume, launched
+from stitchkit.engine.recovery import (
+    AUTO,
+    TRAIN_LOCK,
+    advising,
+    advising_evaluation,
+    check_unused,
+    entered,
+    find_resume,
+    launched,
+)
 from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
@@ -133,7 +142,8 @@ def _run(job: Job, files: JobCheckpoints) -> None:
     if trainer is None or not job.rows:
         first: Row = {"Epoch": start, "Step": 0 if trainer is None else start * trainer.updates_per_epoch}
         if config.test_only or config.checkpoint_initial_model:
-            first |= evaluator.evaluate("before training")[0]
+            with advising_evaluation():
+                first |= evaluator.evaluate("before training")[0]
         add(first)
     if trainer is not None:
         _train(job, trainer, files, evaluator, add, range(start, config.train_config.epochs), position)

@@ -248,6 +248,11 @@ class Expected(NamedTuple):
         if self.kind != "classification":
             if len(shape) != 4 or shape[1] != self.num_classes:
                 raise InputError(f"the network returns {shape[1:]} per image, but {has}; end it with a {head}")
+            if self.kind == "depth" and (least := output.min().item()) < 0:  # the loss takes their logarithm
+                raise InputError(
+                    f"the network returns depths down to {least:.3g} m, but '{self.name}' needs positive ones; end it "
+                    f"with a {head}"
+                )
         elif len(shape) != 2 or shape[1] < max(self.num_classes, 1):
             raise InputError(
                 f"the network returns {shape[1:]} per image, but {has}; end it with a part that returns one value per "

@@ -45,12 +45,12 @@ class PairLoader:
     ):
         self.dataset, self.dtype = pairs, dtype
         self._numbers = range(len(pairs)) if numbers is None else numbers
-        self._world, self._workers, self._batch_size = world, workers, batch_size
+        self._world, self._workers, self.batch_size = world, workers, batch_size
 
     def __len__(self) -> int:
         """The batches of a rank, the most of any."""
         most = -(-len(self._numbers) // self._world.size)
-        return -(-most // self._batch_size)
+        return -(-most // self.batch_size)
 
     @property
     def own(self) -> Sequence[int]:
@@ -63,7 +63,7 @@ class PairLoader:
         """
         loader: DataLoader[Pair] = DataLoader(
             Subset(self.dataset, self.own[done:]),
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             num_workers=self._workers,
             collate_fn=list,
         )

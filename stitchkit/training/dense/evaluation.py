@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from stitchkit.distributed import from_primary
+from stitchkit.engine.recovery import advising_evaluation
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import SAVE_EVERY
 from stitchkit.measure.image_sums import ImageSums, read_sums, sums_beside, sums_file, write_sums
@@ -20,7 +21,7 @@ from stitchkit.measure.ledger import LEDGER, Ledger
 from stitchkit.model.dense import DensePass, DenseSNNet
 from stitchkit.progress import progress
 from stitchkit.training.dense.data import PairLoader
-from stitchkit.training.dense.judging import DenseJudge, Run, alone, of_all_ranks
+from stitchkit.training.dense.judging import DenseJudge, Run, alone
 from stitchkit.training.own_statistics import recalibrated
 from stitchkit.training.session import Session
 
@@ -46,6 +47,7 @@ class DenseEvaluation:
         loader = session.loaders.validation
         assert isinstance(loader, PairLoader), "it is of a dense task"
         self._session, self._model, self._ledgers, self._loader = session, model, ledgers, loader
+        self._judge = DenseJudge.of_session(session, session.autocast)
         names = json.dumps(loader.dataset.names).encode()
         self._origin = {**origin, "images_sha256": hashlib.sha256(names).hexdigest(), "ranks": session.world.size}
 
@@ -59,7 +61,9 @@ class DenseEvaluation:
             own: Stitches with batch-norm statistics of their own.
         """
         for cfg_ids, net, run in self._passes(shared, own):
-            yield self._kept(cfg_ids, net, run)
+            with advising_evaluation():
+                found = self._kept(cfg_ids, net, run)
+            yield found
             self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
 
     def _passes(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[tuple[Sequence[int], nn.Module, Run]]:
@@ -73,7 +77,9 @@ class DenseEvaluation:
     def _kept(self, cfg_ids: Sequence[int], net: nn.Module, run: Run) -> dict[int, DenseFigure]:
         """The figures of the stitches that `run` gives, whose sums are in the file beside the ledger."""
         world = self._session.world
-        sums = of_all_ranks(self._of_rank(cfg_ids, net, run), self._loader.dataset.names, world)
+        sums = self._judge.over_ranks(self._of_rank(cfg_ids, net, run))
+        numbers = [number for rank in range(world.size) for number in range(rank, len(sums.truth), world.size)]
+        sums = sums.in_order(numbers, self._loader.dataset.names)
         from_primary(world, lambda: self._keep(sums))
         return {cfg_id: DenseFigure(sums.figures(cfg_id)) for cfg_id in cfg_ids}
 
@@ -81,22 +87,19 @@ class DenseEvaluation:
     def _progress(self) -> Path:
         return self._session.folder / f"{LEDGER}.part{self._session.world.rank}"
 
-    def _of_rank(self, cfg_ids: Sequence[int], net: nn.Module, run: Run) -> ImageSums | None:
+    def _of_rank(self, cfg_ids: Sequence[int], net: nn.Module, run: Run) -> list[ImageSums]:
         """The sums of this rank's images, of which those so far are saved every few seconds."""
-        session, model = self._session, self._model
-        sides = (session.input_size[1], session.input_size[2])
-        judge = DenseJudge(session.recipe.dense, model.num_classes, sides, session.autocast)
         of = {**self._origin, "cfg_ids": [*cfg_ids]}
         found = self._restored(of)
         done, saved = sum(len(part.truth) for part in found), time.monotonic()
         batches = self._loader.batches(done)
-        sums = judge.sums(net, run, cfg_ids, batches)
-        for part in progress(sums, session.world, "evaluation", unit="batches"):
+        sums = self._judge.sums(net, run, cfg_ids, batches)
+        for part in progress(sums, self._session.world, "evaluation", unit="batches"):
             found.append(part)
             if time.monotonic() - saved >= SAVE_EVERY:
                 found, saved = [ImageSums.joined(found)], time.monotonic()
                 write_sums(self._progress, found[0], of=of)
-        return ImageSums.joined(found) if found else None
+        return found
 
     def _restored(self, of: Mapping[str, object]) -> list[ImageSums]:
         """What a killed evaluation had saved of the same; nothing if there is none, or it is damaged."""

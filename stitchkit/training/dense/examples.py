@@ -113,17 +113,15 @@ def examples(
     loader = session.loaders.validation
     assert isinstance(loader, PairLoader), "it is of a dense task"
     pairs, device = loader.dataset, session.world.device
-    judge = DenseJudge(
-        session.recipe.dense, model.num_classes, (session.input_size[1], session.input_size[2]), session.autocast
-    )
+    judge = DenseJudge.of_session(session, session.autocast)
     sharing = [cfg_id for cfg_id in cfg_ids if cfg_id not in own]
     shared = DensePass(model, sharing) if sharing else None
 
-    def run(windows: torch.Tensor) -> Outputs:
-        yield from shared(windows) if shared else ()
+    def run(portions: Sequence[torch.Tensor]) -> Outputs:
+        yield from shared(portions) if shared else ()
         for cfg_id, net in own.items():
             with evaluating(net):
-                yield from alone(cfg_id, net, windows)
+                yield from alone(cfg_id, net, portions)
 
     places = np.linspace(0, len(pairs) - 1, min(_MOST_IMAGES, len(pairs))).round().astype(int)
     found = []

@@ -8,21 +8,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from stitchkit.distributed import World, gather_objects
+from stitchkit.display import counted
+from stitchkit.distributed import gather_objects
+from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.engine.settings import Autocast
 from stitchkit.errors import InputError
 from stitchkit.measure.dense_score import DenseScore, DepthScore, SegmentationScore
-from stitchkit.measure.dense_sums import depth_sums, segmentation_sums
+from stitchkit.measure.dense_sums import MIN_DEPTH, NOT_KNOWN, depth_sums, segmentation_sums
 from stitchkit.measure.image_sums import ImageSums
+from stitchkit.model.dense import DenseSNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.dense_recipe import DenseRecipe
-from stitchkit.training.dense.data import Pair
+from stitchkit.training.dense.data import Pair, PairLoader
 from stitchkit.training.dense.windows import Windows
+from stitchkit.training.session import Session
 
 Outputs = Iterable[tuple[int, torch.Tensor]]
 """The `cfg_id` of each network and its outputs for windows, `[W, K, h, w]`."""
-Run = Callable[[torch.Tensor], Outputs]
-"""Runs networks on windows `[W, C, H, W]`, in any order."""
+Run = Callable[[Sequence[torch.Tensor]], Outputs]
+"""Runs networks, in any order, on windows in portions `[w, C, H, W]`, one after the other."""
 
 
 class DenseJudge:
@@ -33,12 +37,25 @@ class DenseJudge:
         num_classes: Number of classes; for depth, any number.
         sides: Height and width of the networks' images.
         autocast: Makes the context in which networks run.
+        portion: Windows that run at a time.
     """
 
-    def __init__(self, settings: DenseRecipe, num_classes: int, sides: tuple[int, int], autocast: Autocast):
+    def __init__(
+        self, settings: DenseRecipe, num_classes: int, sides: tuple[int, int], autocast: Autocast, portion: int
+    ):
         self.score: DenseScore = DepthScore() if settings.task == "depth" else SegmentationScore(num_classes)
         self._windows = Windows.of_task(settings, sides)
-        self._num_classes, self._max_depth, self._autocast = num_classes, settings.max_depth, autocast
+        self._num_classes, self._max_depth = num_classes, settings.max_depth
+        self._autocast, self._portion = autocast, portion
+
+    @classmethod
+    def of_session(cls, session: Session, autocast: Autocast) -> DenseJudge:
+        """That of a run's networks, with as many windows at a time as it judges images."""
+        model, loader = session.model, session.loaders.validation
+        assert isinstance(model, DenseSNNet), "dense prediction needs anchors"
+        assert isinstance(loader, PairLoader), "it is of a dense task"
+        sides = (session.input_size[1], session.input_size[2])
+        return cls(session.recipe.dense, model.num_classes, sides, autocast, loader.batch_size)
 
     @torch.no_grad()
     def sums(
@@ -47,6 +64,7 @@ class DenseJudge:
         run: Run,
         cfg_ids: Sequence[int],
         batches: Iterable[Sequence[Pair]],
+        names: Mapping[int, str] | None = None,
     ) -> Iterator[ImageSums]:
         """The sums of networks on each batch of images.
 
@@ -55,12 +73,17 @@ class DenseJudge:
             run: Runs the networks.
             cfg_ids: The networks.
             batches: The images with their targets.
+            names: What messages call the networks; by default they give the `cfg_id`.
+
+        Raises:
+            NotFinite: If an output is not; what to do then depends on whether the network is in training.
         """
         for batch in batches:
             targets, found = [target for _, target in batch], dict[int, np.ndarray]()
             for cfg_id, outputs in self.outputs(network, run, batch):
+                name = names[cfg_id] if names else f"the network with cfg_id {cfg_id}"
                 each = zip(outputs, targets, strict=True)
-                found[cfg_id] = np.concatenate([self._of_image(cfg_id, output, target) for output, target in each])
+                found[cfg_id] = np.concatenate([self._of_image(name, output, target) for output, target in each])
             yield ImageSums.from_sums(cfg_ids, self.score, np.stack([found[cfg_id] for cfg_id in cfg_ids]))
 
     @torch.no_grad()
@@ -74,55 +97,52 @@ class DenseJudge:
         cut = self._windows.cut([image for image, _ in batch])
         targets = [target for _, target in batch]
         with evaluating(network), self._autocast():
-            for cfg_id, outputs in run(cut.windows):
+            for cfg_id, outputs in run(cut.portions(self._portion)):
                 yield cfg_id, cut.merged(outputs, targets)
 
-    def _of_image(self, cfg_id: int, output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
+    def _of_image(self, name: str, output: torch.Tensor, target: torch.Tensor) -> np.ndarray:
         if not output.isfinite().all():  # the class of NaN would be 0
-            raise InputError(
-                f"the outputs of the network with cfg_id {cfg_id} are not finite; the weights may have diverged, so "
-                "evaluate those of an earlier epoch, or without float16"
-            )
+            raise NotFinite(f"the outputs of {name} are not finite")
         if isinstance(self.score, DepthScore):
             return depth_sums(output, target[None], self._max_depth).cpu().numpy()
         return segmentation_sums(output[None], target[None], self._num_classes).cpu().numpy()
 
-    def over_ranks(
-        self,
-        network: nn.Module,
-        run: Run,
-        cfg_ids: Sequence[int],
-        batches: Iterable[Sequence[Pair]],
-    ) -> ImageSums:
-        """The sums of networks on the images of all ranks, in the order of the ranks; arguments as in `sums`."""
-        parts = [part for each in gather_objects([*self.sums(network, run, cfg_ids, batches)]) for part in each]
+    def over_ranks(self, own: Iterable[ImageSums]) -> ImageSums:
+        """The sums of the images of all ranks, in the order of the ranks, given those of this one.
+
+        Without any known pixel there are no figures, and they are refused.
+        """
+        parts = [part for each in gather_objects([*own]) for part in each]
         if not parts:
             raise InputError("there is no image to evaluate on; check the validation set")
-        return ImageSums.joined(parts)
+        whole = ImageSums.joined(parts)
+        if not whole.truth.any():
+            raise InputError(f"no pixel of {counted(len(whole.truth), 'image')} has {self._unfound}")
+        return whole
+
+    @property
+    def _unfound(self) -> str:
+        """What no pixel has, and what to check then."""
+        if isinstance(self.score, DepthScore):
+            return (
+                f"a depth from {MIN_DEPTH:g} to {self._max_depth:g} m; check the unit of the depth maps, millimetres "
+                "in a PNG and metres in an .npy file, and --max-depth (max_depth)"
+            )
+        return f"a known class, one other than {NOT_KNOWN}; check the masks of the validation set"
 
     def figures(
-        self, network: nn.Module, stitches: Mapping[str, int], batches: Iterable[Sequence[Pair]]
+        self, network: nn.Module, anchors: Mapping[str, int], batches: Iterable[Sequence[Pair]]
     ) -> dict[str, dict[str, float]]:
-        """The figures of stitches, by their labels, over the images of all ranks."""
+        """The figures of uncut anchors, by their labels, over the images of all ranks."""
 
-        def run(windows: torch.Tensor) -> Outputs:
-            return ((cfg_id, network(windows, cfg_id)) for cfg_id in stitches.values())
+        def run(portions: Sequence[torch.Tensor]) -> Outputs:
+            return ((cfg_id, torch.cat([network(part, cfg_id) for part in portions])) for cfg_id in anchors.values())
 
-        cfg_ids = [*stitches.values()]
-        whole = self.over_ranks(network, run, cfg_ids, batches)
-        return {label: whole.figures(cfg_id) for label, cfg_id in stitches.items()}
+        names = {cfg_id: f"anchor '{label}'" for label, cfg_id in anchors.items()}
+        whole = self.over_ranks(self.sums(network, run, [*names], batches, names))
+        return {label: whole.figures(cfg_id) for label, cfg_id in anchors.items()}
 
 
-def alone(cfg_id: int, net: nn.Module, windows: torch.Tensor) -> Outputs:
+def alone(cfg_id: int, net: nn.Module, portions: Sequence[torch.Tensor]) -> Outputs:
     """A network that shares no work as a `Run`, if its first arguments are given."""
-    return [(cfg_id, net(windows))]
-
-
-def of_all_ranks(own: ImageSums | None, names: Sequence[str], world: World) -> ImageSums:
-    """The sums of all ranks, in the order of the set, with the names of its images."""
-    parts = [part for part in gather_objects(own) if part is not None]
-    if not parts:
-        raise InputError("there is no image to evaluate on; check the validation set")
-    whole = ImageSums.joined(parts)
-    numbers = [number for rank in range(world.size) for number in range(rank, len(whole.truth), world.size)]
-    return whole.in_order(numbers, names)
+    return [(cfg_id, torch.cat([net(part) for part in portions]))]

@@ -24,8 +24,7 @@ class DenseFigures(Validation):
         super().__init__(session, trainer)
         model = session.model
         assert isinstance(model, SNNet), "dense prediction needs anchors"
-        sides = (session.input_size[1], session.input_size[2])
-        self._judge = DenseJudge(session.recipe.dense, model.num_classes, sides, trainer.autocast)
+        self._judge = DenseJudge.of_session(session, trainer.autocast)
         self._anchors = {label: cfg_id for cfg_id, label in enumerate(model.views)}
 
     def before(self) -> None:

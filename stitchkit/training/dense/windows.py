@@ -62,7 +62,8 @@ class Windows:
         sides = [max(least, round(side * scale)) for side, least in zip(image.shape[1:], self.size, strict=True)]
         if sides == [*image.shape[1:]]:
             return image
-        return F.interpolate(image[None], sides, mode="bilinear", antialias=True)[0]
+        # In float32: torch has no antialiasing in types of low precision on a CPU.
+        return F.interpolate(image[None].float(), sides, mode="bilinear", antialias=True)[0].to(image.dtype)
 
     def _starts(self, side: int, axis: int) -> list[int]:
         last = side - self.size[axis]
@@ -84,6 +85,10 @@ class Cut:
     places: Sequence[Sequence[tuple[int, int]]]
     sides: Sequence[tuple[int, int]]
     size: tuple[int, int]
+
+    def portions(self, most: int) -> Sequence[torch.Tensor]:
+        """The windows, `most` at a time: a network takes far more memory than they do, and an image may have many."""
+        return torch.split(self.windows, most)
 
     def merged(self, outputs: torch.Tensor, targets: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """The outputs for each image at the size of its target `[H, W]`: `[K, H, W]`.
