@@ -47,6 +47,7 @@ def with_calibration(recipe: Recipe, config: StitchConfig | None) -> Recipe:
 
 def _head_of(spec: DenseSpec) -> nn.Module:
     """A head of this kind; whether it has batch norms does not depend on the levels, of which any head takes four."""
+    assert spec.head is not None, "each task has a default"
     return HEADS[spec.head]([LevelInfo(channels=8, reduction=16, num_prefix_tokens=0)] * 4, 1)
 
 

@@ -29,10 +29,12 @@ YAML = sorted((ROOT / "configs").glob("*.yaml"))
 ZOO = sorted((ROOT / "configs/zoo").glob("*.json"))
 COMPOSED = sorted((ROOT / "configs/compose").glob("*.json"))
 JOBS = sorted((ROOT / "configs/assembly").glob("*.yml"))
-SWEEPS = sorted(
-    path for name in ("across-scales", "sweeps") for path in (ROOT / f"configs/{name}").glob("*.yml")
-    if path.stem != "train"
-)  # fmt: skip
+DENSE_JOBS = [ROOT / f"configs/scenes/{task}.yml" for task in ("segmentation", "depth")]
+SWEEPS = sorted([
+    ROOT / "configs/scenes/heads.yml",
+    *(path for name in ("across-scales", "sweeps") for path in (ROOT / f"configs/{name}").glob("*.yml")
+      if path.stem != "train"),
+])  # fmt: skip
 SCHEMAS = ROOT / "stitchkit/settings/schemas"
 
 
@@ -86,6 +88,31 @@ def test_law_10_jobs_load_and_build(path):
     assert any(parameter.requires_grad for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("path", DENSE_JOBS, ids=lambda path: path.stem)
+def test_law_10_dense_jobs_load_and_build(path):
+    config, outputs = JobConfig.load(path), {"segmentation": 10, "depth": 1}[path.stem]
+    with torch.device("meta"):
+        network = build_network(
+            config.network, num_classes=config.wanted([outputs]), input_size=(3, 64, 64), pretrained=False
+        )
+        found = network(torch.zeros(2, 3, 64, 64))
+    assert found.shape == (2, outputs, 4, 4)
+
+
+def test_law_10_heads_on_encoders_of_scenes_load(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in DENSE_JOBS:
+        out = tmp_path / f"outputs/scenes_{path.stem}"
+        out.mkdir(parents=True)
+        (out / "checkpoint.pth").touch()
+        (out / "config.yml").write_text(yaml.safe_dump(read_settings_file(path)))
+    jobs = load_sweep(ROOT / "configs/scenes/heads.yml").jobs
+    names = ["scenes-segmentation", "scenes-depth"]
+    assert [(job.columns["head"], job.columns["encoder"]) for job in jobs] == [
+        (head, encoder) for head in names for encoder in ("base", *names)
+    ]
+
+
 def test_law_10_sweeps_load_and_their_jobs_build(tmp_path, monkeypatch):
     """Those over gaps are in the tests of sweeps. The heads by encoders are of the trials of the search."""
     sweeps, out = ROOT / "configs/sweeps", tmp_path / "outputs/sweep_search"
@@ -120,7 +147,7 @@ def test_the_schemas_are_printed_without_torch():
 
 
 def test_every_configuration_names_the_schema_of_its_kind():
-    kinds = {"stitch-config": [*JSON, *ZOO, *COMPOSED], "recipe": YAML, "job": JOBS, "sweep": SWEEPS}
+    kinds = {"stitch-config": [*JSON, *ZOO, *COMPOSED], "recipe": YAML, "job": [*JOBS, *DENSE_JOBS], "sweep": SWEEPS}
     for kind, paths in kinds.items():
         for path in paths:
             text = path.read_text()
@@ -130,7 +157,11 @@ def test_every_configuration_names_the_schema_of_its_kind():
 
 def test_the_schemas_know_every_key_of_the_configurations():
     """As an editor would complete and check them."""
-    for kind, paths in {"stitch-config": [*JSON, *ZOO, *COMPOSED], "job": JOBS, "sweep": SWEEPS}.items():
+    for kind, paths in {
+        "stitch-config": [*JSON, *ZOO, *COMPOSED],
+        "job": [*JOBS, *DENSE_JOBS],
+        "sweep": SWEEPS,
+    }.items():
         schema = json.loads(schema_text(kind))
         for path in paths:
             content = read_settings_file(path)
