@@ -96,7 +96,7 @@ def test_law_10_dense_jobs_load_and_build(path):
             config.network, num_classes=config.wanted([outputs]), input_size=(3, 64, 64), pretrained=False
         )
         found = network(torch.zeros(2, 3, 64, 64))
-    assert found.shape == (2, outputs, 4, 4)
+    assert found.shape == (2, outputs, 8, 8)
 
 
 def test_law_10_heads_on_encoders_of_scenes_load(tmp_path, monkeypatch):

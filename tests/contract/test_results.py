@@ -111,6 +111,17 @@ def test_adapters_of_the_digits_sweep_differ_in_how_they_down_sample_only_where_
     )
 
 
+def test_the_page_of_heads_by_encoders_has_the_measured_figures():
+    folder = ROOT / "results/scenes_heads"
+    with (folder / "summary.csv").open() as file:
+        cells = {(row["head_dataset"], row["encoder_dataset"]): row for row in csv.DictReader(file)}
+    page = (folder / "README.md").read_text()
+    for head, words, key in (("segmentation", "masks, mean IoU", "miou"), ("depth", "depths, delta1", "delta1")):
+        encoders = ("base", "scenes-depth", "scenes-segmentation")
+        figures = [float(cells[f"scenes-{head}", encoder][f"test_{key}"]) for encoder in encoders]
+        assert f"| {words} (%) | " + " | ".join(f"{figure:.1f}" for figure in figures) + " |" in page
+
+
 SCENES = ROOT / "results/scenes"
 
 

@@ -79,10 +79,10 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
         pictures = {}
         if (done["gap"] != "").any():
             pictures = draw(done, title)
+        elif "encoder_dataset" in done and done["encoder_dataset"].notna().any():  # only tested, so it has no curves
+            pictures = {"heatmap": draw_cross(final, title)}
         elif "uncut" not in done:  # or it is a sweep of gaps that has just begun
             pictures = draw_jobs(done, title)
-        if pictures and "encoder_dataset" in done and done["encoder_dataset"].notna().any():
-            pictures["heatmap"] = draw_cross(final, title)
         for kind, figure in pictures.items():
             files.append(place / f"{arch}-{kind}.{picture_format}")
             save_figure(figure, files[-1])
