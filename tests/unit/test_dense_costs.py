@@ -42,6 +42,16 @@ def segments(space, cfg_id):
     return [(part.anchor == small, part.start, part.stop - 1) for part in space[cfg_id].segments]
 
 
+def test_law_4_the_flops_of_all_routes_lie_in_the_published_range():
+    """SN-Netv2's page gives the two ends, which are those of the anchors."""
+    model = built("ade20k_deit3_s_l")
+    costs = Profiler(model)
+    flops = {cfg_id: costs.cost(cfg_id).flops for cfg_id in model.space.ids}
+    assert len(flops) == 134
+    assert min(flops.values()) == flops[0] == ADE20K[0] - 1025 * WIDTHS["s"] * WIDTHS["l"], "as traced: one layer more"
+    assert max(flops.values()) == flops[1] == ADE20K[1]
+
+
 @pytest.mark.full
 def test_law_4_published_flops_of_segmentation():
     """To the last digit: the published trace has one layer more where the first level, which no head takes, is S's."""
