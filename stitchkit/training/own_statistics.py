@@ -54,4 +54,12 @@ def calibration_images(recipe: Recipe, loaders: Loaders, input_size: tuple[int, 
     if not isinstance(loader, PairLoader):
         return (images for images, _ in islice(loader, count))
     windows = Windows.of_task(recipe.dense, (input_size[1], input_size[2]))
-    return (windows.cut([image for image, _ in pairs]).windows for pairs in loader.batches())
+    most = recipe.data.validation_batch_size or recipe.data.batch_size
+    cuts = (windows.cut([image for image, _ in pairs]).windows for pairs in loader.batches())
+    return (part for found in cuts for part in spread(found, most))
+
+
+def spread(windows: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
+    """Windows `[W, C, h, w]` in portions of at most so many, each from all images: neighbours overlap."""
+    count = -(-len(windows) // most)
+    return (windows[first::count] for first in range(count))

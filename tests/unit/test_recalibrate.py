@@ -12,6 +12,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.recalibrate import BATCHES, has_own_statistics, recalibrate, with_calibration
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.training.own_statistics import spread
 from tests.support import FAMILIES, FLAGS, ROOT, family_snnet, pico_images, pico_snnet, write_config
 
 
@@ -205,3 +206,10 @@ def test_an_export_with_more_loader_processes_than_cores_says_nothing_of_them(tm
     torch.save({"state_dict": family_snnet("resnet").state_dict()}, checkpoint)
     flags = ["--stitch_config", str(config), "--resume", str(checkpoint), "--recalibrate-bn", "1", "--cfg_id", "4"]
     assert main(["export", *flags, "--data", str(images), "-o", str(tmp_path / "net.safetensors")]) == 0
+
+
+def test_windows_of_a_batch_are_spread_over_portions_that_fit():
+    windows = torch.arange(9.0)[:, None, None, None]
+    portions = [part.flatten().tolist() for part in spread(windows, 4)]
+    assert portions == [[0, 3, 6], [1, 4, 7], [2, 5, 8]], "each has windows of all images"
+    assert [len(part) for part in spread(windows, 9)] == [9], "one window of each image: as it is"
