@@ -161,8 +161,8 @@ def check_no_pairs(root: Path, *splits: str) -> None:
             beside = " and ".join(f"{folder}/" for folder in found.values())
             tasks = " or ".join(f"--task {task}" for task in found)
             raise InputError(
-                f"data folder {within} has images/ beside {beside}, which are no classes of images; add {tasks}, or in "
-                f"a job {tasks.replace('--task ', 'task: ')}"
+                f"data folder {within} has images/ beside {beside}, which are not classes of images; add {tasks}, or "
+                f"in a job {tasks.replace('--task ', 'task: ')}"
             )
 
 

@@ -35,16 +35,16 @@ def turned(folder, place):
 
 
 def test_masks_and_depth_maps_are_no_classes(pairs, config, tmp_path, capsys):
-    said = "train/ has images/ beside masks/ and depths/, which are no classes of images; add --task segmentation or"
+    said = "train/ has images/ beside masks/ and depths/, which are not classes of images; add --task segmentation or"
     assert said in train(capsys, pairs, config, tmp_path)
     assert said in train(capsys, pairs, config, tmp_path, "--task", "classification")
     assert said in train(capsys, pairs, config, tmp_path, "--loss", "features")
     assert "train/' has images/ beside" not in train(capsys, pairs / "nope", config, tmp_path)
     shutil.copytree(pairs, tmp_path / "one", ignore=shutil.ignore_patterns("masks"))
     line = train(capsys, tmp_path / "one", config, tmp_path)
-    assert "train/ has images/ beside depths/, which are no classes of images; add --task depth, or in" in line
+    assert "train/ has images/ beside depths/, which are not classes of images; add --task depth, or in" in line
     line = train(capsys, turned(pairs, tmp_path / "turned"), config, tmp_path)
-    assert f"'{tmp_path / 'turned'}' has images/ beside masks/ and depths/, which are no classes" in line
+    assert f"'{tmp_path / 'turned'}' has images/ beside masks/ and depths/, which are not classes" in line
     assert not (tmp_path / "out").exists()
 
 
