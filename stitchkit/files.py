@@ -118,7 +118,7 @@ def fresh_folder(path: Path) -> Path:
 
 
 def check_new_folder(path: Path) -> None:
-    """Refuse, before the work that fills it, a folder that is not empty or cannot be made."""
+    """Refuse, before the work that fills it, a folder that is not empty or cannot be created."""
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"'{path}' is not empty; choose a new folder")
     if path.exists() and not path.is_dir():
@@ -128,7 +128,7 @@ def check_new_folder(path: Path) -> None:
         with TemporaryDirectory(dir=above):  # permissions do not say everything, as of /proc
             pass
     except OSError as error:
-        raise InputError(f"'{path}' cannot be made: {error.strerror}; choose another folder") from error
+        raise InputError(f"folder '{path}' cannot be created: {error.strerror}; check the path") from error
 
 
 @contextmanager

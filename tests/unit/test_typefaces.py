@@ -198,7 +198,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
     ("place", "said"),
     [
         ("mine.txt", "mine.txt' is a file; choose a new folder"),
-        ("mine.txt/glyphs", "glyphs' cannot be made: Not a directory; choose another folder"),
+        ("mine.txt/glyphs", "glyphs' cannot be created: Not a directory; check the path"),
         ("", "is not empty; choose a new folder"),
     ],
 )
