@@ -108,7 +108,7 @@ def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
 
 
 def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = ACCURACY) -> str:
-    """How many points of a front, from cheap to costly, are told apart, or why that is unknown."""
+    """Which points of a front, from cheap to costly, are told apart, or why that is unknown."""
     if known is None and metric != ACCURACY:
         return "no intervals without the sums of each image, which --eval writes beside a new ledger"
     if known is None:
@@ -116,12 +116,16 @@ def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = A
             return "no ties and no P(front) without hits, which --eval writes beside a new ledger"
         return "no intervals: the ledger has no hits, and does not say on how many images it was measured"
     kind, known = known.kind, known.of([row["cfg_id"] for row in front if known.has([row["cfg_id"]])])
-    told, points = len(_apart(known.paired_intervals()[0])), len(known.cfg_ids)
+    points, told = len(known.cfg_ids), [str(known.cfg_ids[place]) for place in _apart(known.paired_intervals()[0])]
     if points < 2:
         return f"the front has {counted(points, 'point')} with {kind}, so that there is nothing to tell apart"
-    found, without = counted(points, "point"), len(front) - points
-    others = f"; {counted(without, 'point')} of the front {'has' if without == 1 else 'have'} no {kind}"
-    return f"{told} of {found} of the front are told apart by a paired 95 % interval{others if without else ''}"
+    without = len(front) - points
+    others = (
+        f"; {counted(without, 'point')} of the front {'has' if without == 1 else 'have'} no {kind}" if without else ""
+    )
+    if len(told) == 1:
+        return f"no point of the front is told apart from the cheapest by a paired 95 % interval{others}"
+    return f"{len(told)} of {points} points of the front are told apart by a paired 95 % interval: {', '.join(told)}{others}"
 
 
 def _apart(low: Floats) -> list[int]:

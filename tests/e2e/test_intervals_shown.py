@@ -15,7 +15,7 @@ from stitchkit.measure.ledger import read_rows, write_rows
 from tests.browser import open_page
 from tests.results import write_evaluated
 
-TOLD = "4 of 5 points of the front are told apart by a paired 95 % interval"
+TOLD = "4 of 5 points of the front are told apart by a paired 95 % interval: 0, 1, 3, 4"
 
 
 @pytest.fixture

@@ -308,7 +308,7 @@ def test_the_front_is_by_mean_iou_and_says_how_sure_it_is(ledger, capsys, tmp_pa
     assert lines[0].split() == head
     assert [line.split()[-1] for line in lines[1:5]] == ["none", "none", "11", "none"]
     assert "the Pareto front by mean IoU has 4 of 4 stitches" in lines
-    assert "3 of 4 points of the front are told apart by a paired 95 % interval" in lines
+    assert "3 of 4 points of the front are told apart by a paired 95 % interval: 10, 11, 13" in lines
     picture = (tmp_path / "p.svg").read_text()
     assert "mean IoU (%)" in picture
     assert "its 95 % intervals" in picture

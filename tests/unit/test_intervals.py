@@ -270,11 +270,14 @@ def test_what_is_no_accuracy_has_no_interval(tmp_path):
 
 def test_the_note_on_a_front_counts_its_points_or_says_what_is_missing():
     rows, hits = evaluated(np.arange(600) < np.array([300, 302, 304, 306, 311, 312])[:, None])
-    for points, told in ((3, 1), (4, 2), (5, 2), (6, 3)):  # six images tell two apart, from the last one that counts
-        said = f"{told} of {points} points of the front are told apart by a paired 95 % interval"
+    # Six images tell two apart, from the last one that counts.
+    for points, told, which in ((4, 2, "10, 13"), (5, 2, "10, 13"), (6, 3, "10, 13, 15")):
+        said = f"{told} of {points} points of the front are told apart by a paired 95 % interval: {which}"
         assert told_apart_note(rows[:points], hits) == said
+    none = "no point of the front is told apart from the cheapest by a paired 95 % interval"
+    assert told_apart_note(rows[:3], hits) == none
     more = [*rows, {"cfg_id": 3, "flops": 20, "acc1": 70.0}]
-    assert told_apart_note(more, hits).endswith("interval; 1 point of the front has no hits")
+    assert told_apart_note(more, hits).endswith(" 15; 1 point of the front has no hits")
     assert told_apart_note(rows[:1], hits).startswith("the front has 1 point with hits, so that there is nothing")
     assert told_apart_note(rows, None).startswith("no intervals: the ledger has no hits, and does not say")
     add_intervals(rows, None)
