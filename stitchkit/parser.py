@@ -161,6 +161,7 @@ def usage_of(parser: argparse.ArgumentParser) -> str:
 def new_file(path: str) -> Path:
     """The place of a file that a command will write."""
     if os.path.lexists(path):  # also a dangling link, through which we would write elsewhere
-        raise InputError(f"'{path}' exists; choose another file or remove it")
+        kind = "folder" if os.path.isdir(path) else "file"
+        raise InputError(f"'{path}' exists; choose another {kind} or remove it")
     check_folder_of(Path(path))
     return Path(path)

@@ -125,7 +125,8 @@ def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = A
     )
     if len(told) == 1:
         return f"no point of the front is told apart from the cheapest by a paired 95 % interval{others}"
-    return f"{len(told)} of {points} points of the front are told apart by a paired 95 % interval: {', '.join(told)}{others}"
+    count, which = f"{len(told)} of {points} points", ", ".join(told)
+    return f"{count} of the front are told apart by a paired 95 % interval: {which}{others}"
 
 
 def _apart(low: Floats) -> list[int]:

@@ -23,7 +23,7 @@ _FOLLOWS = "give --stitch_config, from which it follows"
 _ADVICE = {
     "flops": _FOLLOWS,
     "params": _FOLLOWS,
-    ACCURACY: "use a ledger made by --eval; networks without classes have none there: leave --min-acc1 out for them",
+    ACCURACY: "use a ledger made by --eval; networks for pixels or without classes have none: leave --min-acc1 out",
     "latency_ms": "give --stitch_config to measure it here, or a ledger that has latencies",
 }
 

@@ -31,7 +31,7 @@ def with_own_statistics(session: Session, model: SNNet, cfg_ids: Iterable[int]) 
     if found:
         _logger.info(
             "batch-norm statistics of %s are recomputed for each, from %s: in training all routes share them, so they "
-            "fit none well; --recalibrate-bn 0 keeps those",
+            "suit none of them; --recalibrate-bn 0 keeps those",
             counted(len(found), "route"), counted(batches, "training batch"),
         )  # fmt: skip
     return found

@@ -72,8 +72,11 @@ def draw_cross(final: pd.DataFrame, title: str) -> Figure:
     """Every head on every encoder, a map for each figure of the heads; the encoder before fine-tuning comes first."""
     measured = {key: final[final[key].notna()] for key in FIGURES if key in final and final[key].notna().any()}
     heads = {key: Side("head_dataset", sorted(rows["head_dataset"].unique())) for key, rows in measured.items()}
+    # In the order of the rows, so that each head meets its own encoder on a diagonal.
+    order = [name for side in heads.values() for name in side.values]
+    names = final["encoder_dataset"].unique()
     encoders = Side(
-        "encoder_dataset", sorted(final["encoder_dataset"].unique(), key=lambda name: (name != "base", name))
+        "encoder_dataset", sorted(names, key=lambda name: (name != "base", order.index(name) if name in order else 0))
     )
     # Several maps have room for the names of their colour bars.
     heights = [max(len(side.values), 3 if len(heads) > 1 else 1) for side in heads.values()]
