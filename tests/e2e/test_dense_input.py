@@ -124,6 +124,22 @@ def test_a_folder_that_does_not_exist(task, said, config, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_a_folder_of_another_layout(task, pairs, config, tmp_path, capsys):
+    """One level too deep, masks in a folder of another name, or images alone: never advice on classes of images."""
+    folder = {"segmentation": "masks", "depth": "depths"}[task]
+    for kind, other in (("images", "images"), (folder, "annotations")):
+        shutil.copytree(pairs / "train" / kind, tmp_path / "renamed/train" / other)
+        shutil.copytree(pairs / "train" / kind, tmp_path / "turned" / other / "train")
+    flags = ["--task", task, "--head", "linear"]
+    for place in (pairs / "train", tmp_path / "renamed", tmp_path / "turned", pairs / "train/images"):
+        said = f"data folder '{place}' has no split 'train' of images and {folder if task != 'depth' else 'depth maps'}"
+        said += f"; it needs train/images/ and train/{folder}/, or images/train/ and {folder}/train/, or "
+        assert said in train(capsys, place, config, tmp_path, *flags)
+        assert said in train(capsys, place, config, tmp_path, *flags, "--dry-run")
+    assert not [*tmp_path.rglob("*.csv")]
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
 def test_a_bad_pair_is_found_before_a_run_begins(task, pairs, config, tmp_path, capsys):
     """Also one of the validation split, and in a dry run; by their headers, without pixels."""
     data, noun = shutil.copytree(pairs, tmp_path / "data"), {"segmentation": "masks", "depth": "depths"}[task]
