@@ -123,6 +123,20 @@ def test_a_folder_that_does_not_exist(task, said, config, tmp_path, capsys):
     )
 
 
+def test_a_configuration_for_another_number_of_classes(pairs, tmp_path, capsys):
+    """The flag in the message is enough to go on."""
+    data, dense = shutil.copytree(pairs, tmp_path / "data"), {"task": "segmentation", "head": "linear"}
+    (data / "classes.txt").write_text("dark\nmiddle\nbright\n")
+    config = write_config(tmp_path / "pico.json", dense=dense, recipe={"num_classes": 10})
+    named = f"but '{data / 'classes.txt'}' names 3 classes; "
+    line = train(capsys, data, config, tmp_path)
+    assert f"num_classes is 10 (from '{config}'), {named}add --num-classes 3" in line
+    run = ["train", data, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--dry-run"]
+    assert main([*map(str, run), "--num-classes", "3"]) == 0
+    line = train(capsys, data, config, tmp_path, "--num-classes", "4")
+    assert f"num_classes is 4, {named}leave it out, or give 3" in line
+
+
 @pytest.mark.parametrize("task", ["segmentation", "depth"])
 def test_a_folder_of_another_layout(task, pairs, config, tmp_path, capsys):
     """One level too deep, masks in a folder of another name, or images alone: never advice on classes of images."""

@@ -103,6 +103,7 @@ def open_pairs(
     task: str,
     *,
     num_classes: int = 0,
+    given_in: str = "",
     input_key: str = "image",
     target_key: str = "",
     download: bool = False,
@@ -115,6 +116,7 @@ def open_pairs(
         task: `segmentation` or `depth`.
         num_classes: Number of classes, where the data set does not say it; with 0, the masks of the training split are
             read to find the largest class number.
+        given_in: The settings file that gives `num_classes`, for messages; a flag of a command overrules it.
         input_key: Column of images, of a Hugging Face data set.
         target_key: Column of masks or depth maps; empty for the first of `mask`, `annotation`, `label` and
             `segmentation`, or of `depth_map` and `depth`.
@@ -133,7 +135,7 @@ def open_pairs(
     with _readable(root):
         source = found(split)
         if task == "segmentation":
-            num_classes = _agreed(source, num_classes) or _count_classes(source, found)
+            num_classes = _agreed(source, num_classes, given_in) or _count_classes(source, found)
     pairs = ImagePairs(source, task, num_classes)
     _logger.info("%s", _contents(pairs, source.notes))
     return pairs
@@ -148,12 +150,17 @@ def _readable(root: str | Path) -> Iterator[None]:
         raise InputError(f"data folder '{root}' cannot be read ({one_line(error)}); check its permissions") from error
 
 
-def _agreed(source: PairFiles | PairRows, wanted: int) -> int:
+def _agreed(source: PairFiles | PairRows, wanted: int, given_in: str) -> int:
     """The number of classes that the data set or the caller gives; 0 if neither does."""
     if not 0 <= wanted <= MOST_CLASSES:
         raise InputError(f"num_classes is {wanted}; masks have 1 to {MOST_CLASSES} classes, and 0 counts them")
     if wanted and source.num_classes and wanted != source.num_classes:
-        raise InputError(f"num_classes is {wanted}, but the data set has {counted(source.num_classes, 'class')}")
+        place = f" (from '{given_in}')" if given_in else ""
+        has = f"'{source.named_in}' names" if source.named_in else "the data set has"
+        advice = (
+            f"add --num-classes {source.num_classes}" if given_in else f"leave it out, or give {source.num_classes}"
+        )
+        raise InputError(f"num_classes is {wanted}{place}, but {has} {counted(source.num_classes, 'class')}; {advice}")
     return wanted or source.num_classes
 
 
