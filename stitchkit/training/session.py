@@ -126,6 +126,7 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Se
     for pairs in (train, judged):
         if pairs is not None:
             from_primary(world, pairs.check_headers)
+            from_primary(world, pairs.check_values)
     count = judged.num_classes if recipe.dense.task == "segmentation" else None
     recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks

@@ -123,6 +123,21 @@ def test_a_folder_that_does_not_exist(task, said, config, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_class_number_that_is_too_large_is_found_before_a_run_begins(split, pairs, config, tmp_path, capsys):
+    data = shutil.copytree(pairs, tmp_path / "data")
+    (data / "classes.txt").write_text("dark\nmiddle\nbright\n")
+    stray = data / split / "masks/3.png"
+    with Image.open(stray) as mask:
+        mask.putpixel((5, 20), 77)
+        mask.save(stray)
+    flags = ["--task", "segmentation", "--head", "linear"]
+    said = f"mask '{stray}' has the class number 77; the data set has 3 classes, numbered from 0, and 255 is ignored"
+    assert said in train(capsys, data, config, tmp_path, *flags)
+    assert said in train(capsys, data, config, tmp_path, *flags, "--dry-run")
+    assert not [*tmp_path.rglob("*.csv")]
+
+
 def test_a_configuration_for_another_number_of_classes(pairs, tmp_path, capsys):
     """The flag in the message is enough to go on."""
     data, dense = shutil.copytree(pairs, tmp_path / "data"), {"task": "segmentation", "head": "linear"}

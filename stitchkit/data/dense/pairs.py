@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from stitchkit.data.dense.columns import PairRows, open_rows
 from stitchkit.data.dense.layouts import NOUNS, PairFiles, find_pairs
 from stitchkit.data.dense.maps import (
     MOST_CLASSES,
+    check_classes,
     largest_class,
     number_classes,
     read_depth,
@@ -29,6 +31,9 @@ from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.paths import check_local
 
 _MOST_HEADERS = 10_000
+_MOST_MASKS = 2_000
+_MOST_PIXELS = 1_000_000_000
+"""Of the masks whose values are checked before a run: two or three seconds of decoding."""
 _logger = logging.getLogger(__name__)
 
 
@@ -82,11 +87,24 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         """
         if not isinstance(self._source, PairFiles):
             return
-        noun, count = NOUNS[self.task], len(self)
-        checked = min(count, _MOST_HEADERS)
-        for index in (number * count // checked for number in range(checked)):
+        noun = NOUNS[self.task]
+        for index in _spread(len(self), _MOST_HEADERS):
             image, target = self._source.image(index), self._source.target(index)
             self._check_sides(image[0], sides_of("image", *image), target[0], sides_of(noun, *target))
+
+    def check_values(self) -> None:
+        """Refuse masks that cannot be decoded, or have class numbers that the data set lacks, before hours of training.
+
+        At most 2,000 are checked, evenly spread, and fewer if they are large, so that it takes a few seconds.
+        """
+        if self.task != "segmentation":
+            return
+        sizes = [prod(sides_of("mask", *self._source.target(index))) for index in _spread(len(self), 20)]
+        most = _MOST_PIXELS * len(sizes) // max(sum(sizes), 1)
+        for index in _spread(len(self), min(_MOST_MASKS, most)):
+            name, content = self._source.target(index)
+            numbers = read_mask(name, content)
+            check_classes(numbers, self.num_classes, name=name, skips_zero=self._source.skips_zero)
 
     def _check_sides(self, image: str, of_image: tuple[int, ...], target: str, of_target: tuple[int, ...]) -> None:
         """Refuse a mask or a depth map of another height and width than those of its image."""
@@ -95,6 +113,12 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
                 f"image '{image}' has {of_image[1]} x {of_image[0]} pixels, but its {NOUNS[self.task]} '{target}' has "
                 f"{of_target[1]} x {of_target[0]}; both must have the same size"
             )
+
+
+def _spread(count: int, most: int) -> Iterator[int]:
+    """All of a number of places, or as many as wanted, evenly spread."""
+    chosen = min(count, most)
+    return (number * count // chosen for number in range(chosen))
 
 
 def open_pairs(
