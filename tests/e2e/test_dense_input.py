@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from stitchkit.cli import main
+from stitchkit.data.dense.pairs import open_pairs
 from tests.commands import refused
 from tests.jobs import job_config, write_job
 from tests.support import FLAGS, pico_anchor, write_config, write_scene_pairs
@@ -136,6 +137,21 @@ def test_a_class_number_that_is_too_large_is_found_before_a_run_begins(split, pa
     assert said in train(capsys, data, config, tmp_path, *flags)
     assert said in train(capsys, data, config, tmp_path, *flags, "--dry-run")
     assert not [*tmp_path.rglob("*.csv")]
+
+
+def test_a_stray_number_does_not_become_classes_in_silence(pairs, tmp_path, caplog):
+    """Without names of classes, the highest number in the training masks says how many there are."""
+    data = shutil.copytree(pairs, tmp_path / "data")
+    stray = data / "train/masks/3.png"
+    for number, said in ((4, "5 classes, of which 1 occurs in"), (77, "78 classes, of which 74 occur in")):
+        with Image.open(stray) as mask:
+            mask.putpixel((5, 20), number)
+            mask.save(stray)
+        caplog.clear()
+        assert open_pairs(data, "train", "segmentation").num_classes == number + 1
+        (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert f"{said} no mask of the train split; the highest, {number}, is in '{stray}'; if that is a mist" in line
+        assert "name the classes in classes.txt" in line
 
 
 def test_a_configuration_for_another_number_of_classes(pairs, tmp_path, capsys):

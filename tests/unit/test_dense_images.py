@@ -97,6 +97,7 @@ def test_classes_are_counted_in_the_training_masks(tmp_path, caplog):
     assert any(
         line.startswith("reading the 2 masks of the train") and "classes.txt" in line for line in caplog.messages
     )
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
     assert open_pairs(root, "val", "segmentation", num_classes=9).num_classes == 9
     saved(root / "train/masks/a.png", np.full((4, 6), 300, np.uint16))
     with pytest.raises(InputError, match=r"a.png' has the class number 300; the masks .* from 0 to 254"):

@@ -9,6 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch.utils.data import Dataset
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 from stitchkit.data.dense.columns import PairRows, open_rows
 from stitchkit.data.dense.layouts import NOUNS, PairFiles, find_pairs
 from stitchkit.data.dense.maps import (
+    IGNORED,
     MOST_CLASSES,
     check_classes,
     largest_class,
@@ -202,13 +204,26 @@ def _count_classes(source: PairFiles | PairRows, found: Callable[[str], PairFile
     _logger.info(
         "reading the %s of the %s split to count the classes; to save this time, %s", masks, source.split, advice
     )
-    largest, place = max((largest_class(read_mask(*source.target(index))), index) for index in range(len(source.names)))
+    largest, name, seen = -1, "", np.zeros(MOST_CLASSES, dtype=bool)
+    for index in range(len(source.names)):
+        path, content = source.target(index)
+        numbers = read_mask(path, content)
+        if (highest := largest_class(numbers)) > largest:
+            largest, name = highest, path
+        if largest < MOST_CLASSES:
+            seen[numbers[numbers != IGNORED]] = True
     if not 0 <= largest < MOST_CLASSES:
-        name, _ = source.target(place)
         fault = f"mask '{name}' has the class number {largest}" if largest > 0 else "every pixel is ignored"
         raise InputError(
             f"{fault}; the masks of the {source.split} split must have class numbers from 0 to {MOST_CLASSES - 1}"
         )
+    if missing := largest + 1 - int(seen.sum()):
+        _logger.warning(
+            "%s, of which %s in no mask of the %s split; the highest, %s, is in '%s'; if that is a mistake, correct "
+            "it; so that such a mask is refused, %s",
+            counted(largest + 1, "class"), f"{missing} occur{'s' if missing == 1 else ''}", source.split, largest,
+            name, advice,
+        )  # fmt: skip
     return largest + 1
 
 
