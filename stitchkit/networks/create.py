@@ -22,7 +22,9 @@ from stitchkit.networks.hub_weights import (
     ADVICE,
     check_fit,
     check_reachable,
+    not_built,
     published_config,
+    taken,
     torchvision_name,
     unknown_argument,
 )
@@ -54,8 +56,7 @@ def create_model(
         raise InputError(f"'{name}' is not a model of timm; choose one of timm's here")
     kwargs = parse(ModelArguments, {key: value for key, value in kwargs.items() if value is not None}, "kwargs")
     img_size = kwargs.get("img_size")
-    if known is not None and not known.fixed_input_size:
-        kwargs.pop("img_size", None)  # the model takes any size, and rejects the argument
+    kwargs = taken(name, kwargs)
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     is_download = pretrained and content is None
     try:
@@ -67,15 +68,12 @@ def create_model(
     except InputError:
         raise
     except Exception as error:  # timm, torch and the hub's client raise many kinds
-        if (refusal := unknown_argument(name, kwargs, error)) is not None:
-            raise refusal from error
-        reason = one_line(error)
-        if is_download:
-            raise InputError(
-                f"pretrained '{name}' cannot be loaded: {reason}; check the tag, the arguments and the network, "
-                f"{ADVICE}"
-            ) from error
-        raise InputError(f"timm cannot build '{name}'{_given(kwargs)}: {reason}") from error
+        if not is_download or unknown_argument(name, kwargs, error) is not None:
+            raise not_built(name, kwargs, error) from error
+        raise InputError(
+            f"pretrained '{name}' cannot be loaded: {one_line(error)}; check the tag, the arguments and the network, "
+            f"{ADVICE}"
+        ) from error
     # timm's description is the only place where all models have them.
     channels, *sides = model.pretrained_cfg["input_size"]
     size = (kwargs.get("in_chans", channels), *(sides if img_size is None else to_2tuple(img_size)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -83,19 +84,38 @@ def check_reachable(name: str) -> None:
         raise InputError(f"pretrained '{name}' cannot be downloaded: {fault}; check the network, {ADVICE}")
 
 
+def taken(name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a model without those that are None, and without a size that it would reject."""
+    config = published_config(name)
+    takes_any_size = config is not None and not config.fixed_input_size
+    return {
+        key: value for key, value in kwargs.items() if value is not None and not (takes_any_size and key == "img_size")
+    }
+
+
 def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
     """Refuse arguments that change the architecture so much that the published weights of a name cannot fit."""
+    kwargs = taken(name, kwargs)
     adapted = {key: value for key, value in kwargs.items() if key in _ADAPTED or key.startswith("drop")}
     if adapted.keys() == kwargs.keys() or torchvision_name(name) is not None:  # timm knows none of torchvision's
         return
-    with torch.device("meta"):
-        models = [timm.create_model(name, **options) for options in (kwargs, adapted)]
+    try:
+        with torch.device("meta"):
+            models = [timm.create_model(name, **options) for options in (kwargs, adapted)]
+    except Exception as error:  # timm and torch raise many kinds
+        raise not_built(name, kwargs, error) from error
     ours, theirs = ({key: [*value.shape] for key, value in model.state_dict().items()} for model in models)
     wrong = next((key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)), None)
     if wrong is not None:
         changed = ", ".join(key for key in kwargs if key not in adapted)
         found = f"{wrong} is {ours.get(wrong, 'absent')}, in timm's weights {theirs.get(wrong, 'absent')}"
         raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {found}; {ADVICE}")
+
+
+def not_built(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError:
+    """The error for a model that timm cannot build."""
+    given = f" with {dict(kwargs)}" if kwargs else ""
+    return unknown_argument(name, kwargs, error) or InputError(f"timm cannot build '{name}'{given}: {one_line(error)}")
 
 
 def unknown_argument(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError | None:
@@ -112,5 +132,5 @@ def unknown_argument(name: str, kwargs: Mapping[str, object], error: Exception) 
     constructors = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)]
     known = {argument: None for constructor in constructors for argument in inspect.signature(constructor).parameters}
     strange = next((key for key in kwargs if key not in known and f"'{key}'" in str(error)), None)
-    taken = [argument for argument in known if argument not in ("self", "args", "kwargs")]
-    return None if strange is None else unknown(f"{name} argument", strange, taken)
+    allowed = [argument for argument in known if argument not in ("self", "args", "kwargs")]
+    return None if strange is None else unknown(f"{name} argument", strange, allowed)

@@ -49,8 +49,8 @@ class Datasets:
 def check_labels(recipe: Recipe) -> None:
     """Refuse images without labels where labels are needed, before anything is written."""
     source, is_single = source_of(recipe), bool(recipe.model.model)
-    if not (source.needs_labels and is_unlabelled(source, recipe.data.train_split)):
-        return
+    if recipe.dense.is_dense or not (source.needs_labels and is_unlabelled(source, recipe.data.train_split)):
+        return  # in a folder for dense prediction, the splits may be within images/
     found = f"data folder '{source.root}' has no train/ folder with class folders in it, so its images are"
     if is_list(str(source.root)):
         found = f"list '{source.root}' names images"

@@ -119,11 +119,14 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
 def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """The session of a task of dense prediction."""
     if recipe.data.dataset_download and not recipe.run.dry_run:
-        from_primary(world, lambda: bool(open_splits(recipe)))  # downloads; data sets are no plain data to return
-    train, judged = open_splits(recipe)
+        from_primary(
+            world, lambda: bool(open_splits(recipe, config))
+        )  # downloads; data sets are no plain data to return
+    train, judged = open_splits(recipe, config)
     for pairs in (train, judged):
         if pairs is not None:
             from_primary(world, pairs.check_headers)
+            from_primary(world, pairs.check_values)
     count = judged.num_classes if recipe.dense.task == "segmentation" else None
     recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from stitchkit.cli import main
+from stitchkit.data.dense.pairs import open_pairs
 from tests.commands import refused
 from tests.jobs import job_config, write_job
 from tests.support import FLAGS, pico_anchor, write_config, write_scene_pairs
@@ -121,6 +122,66 @@ def test_a_folder_that_does_not_exist(task, said, config, tmp_path, capsys):
     assert f"'{place}' does not exist; {said}" in refused(
         capsys, "train", "--dataset", place, "--stitch_config", config, "--task", task
     )
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_class_number_that_is_too_large_is_found_before_a_run_begins(split, pairs, config, tmp_path, capsys):
+    data = shutil.copytree(pairs, tmp_path / "data")
+    (data / "classes.txt").write_text("dark\nmiddle\nbright\n")
+    stray = data / split / "masks/3.png"
+    with Image.open(stray) as mask:
+        mask.putpixel((5, 20), 77)
+        mask.save(stray)
+    flags = ["--task", "segmentation", "--head", "linear"]
+    said = f"mask '{stray}' has the class number 77; the data set has 3 classes, numbered from 0, and 255 is ignored"
+    assert said in train(capsys, data, config, tmp_path, *flags)
+    assert said in train(capsys, data, config, tmp_path, *flags, "--dry-run")
+    assert not [*tmp_path.rglob("*.csv")]
+
+
+def test_a_stray_number_does_not_become_classes_in_silence(pairs, tmp_path, caplog):
+    """Without names of classes, the highest number in the training masks says how many there are."""
+    data = shutil.copytree(pairs, tmp_path / "data")
+    stray = data / "train/masks/3.png"
+    for number, said in ((4, "5 classes, of which 1 occurs in"), (77, "78 classes, of which 74 occur in")):
+        with Image.open(stray) as mask:
+            mask.putpixel((5, 20), number)
+            mask.save(stray)
+        caplog.clear()
+        assert open_pairs(data, "train", "segmentation").num_classes == number + 1
+        (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert f"{said} no mask of the train split; the highest, {number}, is in '{stray}'; if that is a mist" in line
+        assert "name the classes in classes.txt" in line
+
+
+def test_a_configuration_for_another_number_of_classes(pairs, tmp_path, capsys):
+    """The flag in the message is enough to go on."""
+    data, dense = shutil.copytree(pairs, tmp_path / "data"), {"task": "segmentation", "head": "linear"}
+    (data / "classes.txt").write_text("dark\nmiddle\nbright\n")
+    config = write_config(tmp_path / "pico.json", dense=dense, recipe={"num_classes": 10})
+    named = f"but '{data / 'classes.txt'}' names 3 classes; "
+    line = train(capsys, data, config, tmp_path)
+    assert f"num_classes is 10 (from '{config}'), {named}add --num-classes 3" in line
+    run = ["train", data, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--dry-run"]
+    assert main([*map(str, run), "--num-classes", "3"]) == 0
+    line = train(capsys, data, config, tmp_path, "--num-classes", "4")
+    assert f"num_classes is 4, {named}leave it out, or give 3" in line
+
+
+@pytest.mark.parametrize("task", ["segmentation", "depth"])
+def test_a_folder_of_another_layout(task, pairs, config, tmp_path, capsys):
+    """One level too deep, masks in a folder of another name, or images alone: never advice on classes of images."""
+    folder = {"segmentation": "masks", "depth": "depths"}[task]
+    for kind, other in (("images", "images"), (folder, "annotations")):
+        shutil.copytree(pairs / "train" / kind, tmp_path / "renamed/train" / other)
+        shutil.copytree(pairs / "train" / kind, tmp_path / "turned" / other / "train")
+    flags = ["--task", task, "--head", "linear"]
+    for place in (pairs / "train", tmp_path / "renamed", tmp_path / "turned", pairs / "train/images"):
+        said = f"data folder '{place}' has no split 'train' of images and {folder if task != 'depth' else 'depth maps'}"
+        said += f"; it needs train/images/ and train/{folder}/, or images/train/ and {folder}/train/, or "
+        assert said in train(capsys, place, config, tmp_path, *flags)
+        assert said in train(capsys, place, config, tmp_path, *flags, "--dry-run")
+    assert not [*tmp_path.rglob("*.csv")]
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth"])

@@ -250,7 +250,7 @@ def test_one_head_and_one_dense_data_set(data, tmp_path):
             {"data_preprocessing": {"image_size": 32, "interpolation": "bilinear"}},
             "tasks[0].data_preprocessing.interpolation is for classification, and has no effect on segmentation",
         ),
-        ({"num_classes": 2}, "returns [3, 4, 4] per image, but data set 'scenes-segmentation' has 2 classes; end"),
+        ({"num_classes": 2}, "png' has the class number 2; the data set has 2 classes, numbered from 0"),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
 )
@@ -259,6 +259,13 @@ def test_a_mistake_in_a_dense_task_is_one_line(change, words, data, tmp_path, ca
     config["train_config"]["tasks"][0] |= change
     line = refused(capsys, "job", "-c", write_job(tmp_path, config), "-o", tmp_path / "out", "--no-pretrained")
     assert words in line
+
+
+def test_more_outputs_than_classes(data, tmp_path, capsys):
+    config = job(data, {"SegmentationHead": {"num_classes": 4}}, kinds=("segmentation",))
+    config["train_config"]["tasks"][0]["num_classes"] = 3
+    line = refused(capsys, "job", "-c", write_job(tmp_path, config), "-o", tmp_path / "out", "--no-pretrained")
+    assert "returns [4, 4, 4] per image, but data set 'scenes-segmentation' has 3 classes; end" in line
 
 
 def test_depths_that_are_all_too_far_are_no_figures(data, tmp_path, capsys):
@@ -325,6 +332,9 @@ def test_a_bad_pair_is_found_when_the_data_are_opened(data, tmp_path):
     with pytest.raises(
         InputError, match=r"^train_config.tasks\[0\].dataset: image .* has 32 x 32 pixels, but its mask"
     ):
+        open_data(JobConfig.parse(config), CPU)
+    Image.new("L", (32, 32), 77).save(scenes / "validation/masks/4.png")
+    with pytest.raises(InputError, match=r"^train_config.tasks\[0\].dataset: mask .*4\.png' has the class number 77"):
         open_data(JobConfig.parse(config), CPU)
 
 

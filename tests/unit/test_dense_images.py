@@ -97,6 +97,7 @@ def test_classes_are_counted_in_the_training_masks(tmp_path, caplog):
     assert any(
         line.startswith("reading the 2 masks of the train") and "classes.txt" in line for line in caplog.messages
     )
+    assert not [record for record in caplog.records if record.levelno == logging.WARNING]
     assert open_pairs(root, "val", "segmentation", num_classes=9).num_classes == 9
     saved(root / "train/masks/a.png", np.full((4, 6), 300, np.uint16))
     with pytest.raises(InputError, match=r"a.png' has the class number 300; the masks .* from 0 to 254"):
@@ -379,3 +380,16 @@ def test_headers_of_all_pairs_or_of_some_evenly_spread(tmp_path, monkeypatch):
     photo(place / "images/2.png", size=(4, 6))
     with pytest.raises(InputError, match=r"2\.png' has 4 x 6 pixels"):
         pairs.check_headers()
+
+
+def test_values_of_all_masks_or_of_some_evenly_spread(tmp_path, monkeypatch):
+    for number in range(5):
+        photo(tmp_path / f"train/images/{number}.png")
+        saved(tmp_path / f"train/masks/{number}.png", NUMBERS + (number == 3))
+    pairs = open_pairs(tmp_path, "train", "segmentation", num_classes=5)
+    with pytest.raises(InputError, match=r"mask '.*3\.png' has the class number 5; the data set has 5 classes"):
+        pairs.check_values()
+    for name, most in (("_MOST_MASKS", 2), ("_MOST_PIXELS", 2 * NUMBERS.size)):  # those of 0 and 2
+        with monkeypatch.context() as patch:
+            patch.setattr(f"stitchkit.data.dense.pairs.{name}", most)
+            pairs.check_values()

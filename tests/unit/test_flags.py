@@ -95,6 +95,16 @@ def test_dense_prediction_without_a_recipe_has_that_of_anchors(changes, said, tm
     assert f"config.json' {said}, so training starts from that of --anchors: adamw, learning rate 5e-05 for" in line
 
 
+@pytest.mark.parametrize("dense", [{}, {"dense": {"task": "segmentation", "head": "linear"}}])
+def test_weights_of_anchors_do_not_depend_on_the_task(dense, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(pico_config(**dense, recipe={"pretrained": False, "epochs": 7})))
+    flags = ["data", "--task", "depth", "--stitch_config", str(path)]
+    recipe = parse(*flags)
+    assert (recipe.model.pretrained, recipe.schedule.epochs) == (False, 50)
+    assert parse(*flags, "--pretrained").model.pretrained
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

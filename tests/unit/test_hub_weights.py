@@ -149,6 +149,7 @@ def test_anchors_of_another_architecture_than_the_published_are_refused_before_a
         ("vit_tiny_patch16_224", {"num_classes": 7, "img_size": 96, "patch_size": 8, "in_chans": 1, "drop_rate": 0.1}),
         ("vit_tiny_patch16_224", {"depth": 12}),
         ("resnet18", {"global_pool": "max"}),
+        ("resnet18", {"img_size": 64, "global_pool": "max", "num_classes": None}),
         ("swin_tiny_patch4_window7_224", {"window_size": 4, "img_size": 128}),
     ],
 )
@@ -168,6 +169,16 @@ def test_more_or_fewer_weights_than_the_published_are_refused_before_a_download(
     with pytest.raises(stitchkit.InputError, match=fault):
         stitchkit.create_model(name, pretrained=True, **kwargs)
     stitchkit.create_model(name, **kwargs)
+
+
+def test_weights_that_do_not_fit_a_model_of_any_size_and_arguments_that_it_lacks_are_refused():
+    """The size of images is known to stitchkit, not to such a model."""
+    with pytest.raises(stitchkit.InputError, match=r"'resnet18' does not fit the kwargs layers: layer1\.1\."):
+        check_fit("resnet18", {"img_size": 64, "layers": [1, 1, 1, 1]})
+    with pytest.raises(stitchkit.InputError, match="unknown resnet18 argument 'depht'; allowed: "):
+        check_fit("resnet18", {"depht": 3})
+    with pytest.raises(stitchkit.InputError, match=r"timm cannot build 'resnet18' with \{'layers': 3\}: "):
+        check_fit("resnet18", {"layers": 3})
 
 
 def test_the_arguments_of_torchvision_anchors_do_not_keep_weights_from_fitting():

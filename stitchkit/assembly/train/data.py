@@ -68,6 +68,7 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
             pairs, judged = open_task_pairs(task, _root(config))
             for split in (pairs, judged):
                 split.check_headers()
+                split.check_values()
         loader = _loader(pairs, config, task, world, training=True)
         tested: Any = _some(judged, config.train_config.seed, task)
         workers = min(config.workers, usable_cores())

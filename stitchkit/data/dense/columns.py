@@ -31,6 +31,7 @@ class PairRows:
     num_classes = 0
     skips_zero = False
     notes = ""
+    named_in = ""
 
     def __init__(self, table: Any, split: str, task: str, *, input_key: str, target_key: str):
         import datasets

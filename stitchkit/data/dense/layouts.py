@@ -30,7 +30,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stitchkit.data.dense.maps import MOST_CLASSES, Content
@@ -61,6 +61,7 @@ class PairFiles:
         num_classes: Number of classes; 0 if it is unknown.
         skips_zero: Whether classes are numbered from 1 in the files.
         notes: What is not used, in words.
+        named_in: The file whose lines are the classes; empty if the layout has a fixed number of them.
     """
 
     split: str
@@ -71,6 +72,7 @@ class PairFiles:
     num_classes: int = 0
     skips_zero: bool = False
     notes: str = ""
+    named_in: str = ""
 
     def image(self, index: int) -> tuple[str, Content]:
         """The name and the content of an image."""
@@ -108,7 +110,8 @@ def _paired(root: Path, split: str, task: str) -> PairFiles | None:
             if images.is_dir() and targets.is_dir():
                 classes = read_classes(root) if task == "segmentation" else ()
                 pairs, notes = _matched(images, targets, task)
-                return _files(one, images, pairs, notes=notes, classes=classes, num_classes=len(classes))
+                found = _files(one, images, pairs, notes=notes, classes=classes, num_classes=len(classes))
+                return replace(found, named_in=str(root / "classes.txt")) if classes else found
     return None
 
 

@@ -137,18 +137,23 @@ def number_classes(
         name: Names the mask in messages.
         skips_zero: Whether classes are numbered from 1 in the file, and 0 is ignored.
     """
-    ignored, first = numbers == IGNORED, int(skips_zero)
+    check_classes(numbers, num_classes, name=name, skips_zero=skips_zero)
+    ignored = numbers == IGNORED
     if skips_zero:
         ignored |= numbers == 0
-    largest = largest_class(numbers)
+    found = (numbers - int(skips_zero)).astype(np.uint8)
+    found[ignored] = IGNORED
+    return found
+
+
+def check_classes(numbers: NDArray[np.integer], num_classes: int, *, name: str, skips_zero: bool = False) -> None:
+    """Refuse class numbers above those of the data set; arguments as for `number_classes`."""
+    largest, first = largest_class(numbers), int(skips_zero)
     if largest >= first + num_classes:
         raise InputError(
             f"mask '{name}' has the class number {largest}; the data set has {counted(num_classes, 'class')}, numbered "
             f"from {first}, and {IGNORED} is ignored; correct the mask, or the number of classes"
         )
-    found = (numbers - first).astype(np.uint8)
-    found[ignored] = IGNORED
-    return found
 
 
 def largest_class(numbers: NDArray[np.integer]) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 from torch.utils.data import Dataset
@@ -15,7 +17,9 @@ from torch.utils.data import Dataset
 from stitchkit.data.dense.columns import PairRows, open_rows
 from stitchkit.data.dense.layouts import NOUNS, PairFiles, find_pairs
 from stitchkit.data.dense.maps import (
+    IGNORED,
     MOST_CLASSES,
+    check_classes,
     largest_class,
     number_classes,
     read_depth,
@@ -29,6 +33,9 @@ from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.paths import check_local
 
 _MOST_HEADERS = 10_000
+_MOST_MASKS = 2_000
+_MOST_PIXELS = 1_000_000_000
+"""Of the masks whose values are checked before a run: two or three seconds of decoding."""
 _logger = logging.getLogger(__name__)
 
 
@@ -82,11 +89,24 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         """
         if not isinstance(self._source, PairFiles):
             return
-        noun, count = NOUNS[self.task], len(self)
-        checked = min(count, _MOST_HEADERS)
-        for index in (number * count // checked for number in range(checked)):
+        noun = NOUNS[self.task]
+        for index in _spread(len(self), _MOST_HEADERS):
             image, target = self._source.image(index), self._source.target(index)
             self._check_sides(image[0], sides_of("image", *image), target[0], sides_of(noun, *target))
+
+    def check_values(self) -> None:
+        """Refuse masks that cannot be decoded, or have class numbers that the data set lacks, before hours of training.
+
+        At most 2,000 are checked, evenly spread, and fewer if they are large, so that it takes a few seconds.
+        """
+        if self.task != "segmentation":
+            return
+        sizes = [prod(sides_of("mask", *self._source.target(index))) for index in _spread(len(self), 20)]
+        most = _MOST_PIXELS * len(sizes) // max(sum(sizes), 1)
+        for index in _spread(len(self), min(_MOST_MASKS, most)):
+            name, content = self._source.target(index)
+            numbers = read_mask(name, content)
+            check_classes(numbers, self.num_classes, name=name, skips_zero=self._source.skips_zero)
 
     def _check_sides(self, image: str, of_image: tuple[int, ...], target: str, of_target: tuple[int, ...]) -> None:
         """Refuse a mask or a depth map of another height and width than those of its image."""
@@ -97,12 +117,19 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
             )
 
 
+def _spread(count: int, most: int) -> Iterator[int]:
+    """All of a number of places, or as many as wanted, evenly spread."""
+    chosen = min(count, most)
+    return (number * count // chosen for number in range(chosen))
+
+
 def open_pairs(
     root: str | Path,
     split: str,
     task: str,
     *,
     num_classes: int = 0,
+    given_in: str = "",
     input_key: str = "image",
     target_key: str = "",
     download: bool = False,
@@ -115,6 +142,7 @@ def open_pairs(
         task: `segmentation` or `depth`.
         num_classes: Number of classes, where the data set does not say it; with 0, the masks of the training split are
             read to find the largest class number.
+        given_in: The settings file that gives `num_classes`, for messages; a flag of a command overrules it.
         input_key: Column of images, of a Hugging Face data set.
         target_key: Column of masks or depth maps; empty for the first of `mask`, `annotation`, `label` and
             `segmentation`, or of `depth_map` and `depth`.
@@ -133,7 +161,7 @@ def open_pairs(
     with _readable(root):
         source = found(split)
         if task == "segmentation":
-            num_classes = _agreed(source, num_classes) or _count_classes(source, found)
+            num_classes = _agreed(source, num_classes, given_in) or _count_classes(source, found)
     pairs = ImagePairs(source, task, num_classes)
     _logger.info("%s", _contents(pairs, source.notes))
     return pairs
@@ -148,12 +176,17 @@ def _readable(root: str | Path) -> Iterator[None]:
         raise InputError(f"data folder '{root}' cannot be read ({one_line(error)}); check its permissions") from error
 
 
-def _agreed(source: PairFiles | PairRows, wanted: int) -> int:
+def _agreed(source: PairFiles | PairRows, wanted: int, given_in: str) -> int:
     """The number of classes that the data set or the caller gives; 0 if neither does."""
     if not 0 <= wanted <= MOST_CLASSES:
         raise InputError(f"num_classes is {wanted}; masks have 1 to {MOST_CLASSES} classes, and 0 counts them")
     if wanted and source.num_classes and wanted != source.num_classes:
-        raise InputError(f"num_classes is {wanted}, but the data set has {counted(source.num_classes, 'class')}")
+        place = f" (from '{given_in}')" if given_in else ""
+        has = f"'{source.named_in}' names" if source.named_in else "the data set has"
+        advice = (
+            f"add --num-classes {source.num_classes}" if given_in else f"leave it out, or give {source.num_classes}"
+        )
+        raise InputError(f"num_classes is {wanted}{place}, but {has} {counted(source.num_classes, 'class')}; {advice}")
     return wanted or source.num_classes
 
 
@@ -171,13 +204,26 @@ def _count_classes(source: PairFiles | PairRows, found: Callable[[str], PairFile
     _logger.info(
         "reading the %s of the %s split to count the classes; to save this time, %s", masks, source.split, advice
     )
-    largest, place = max((largest_class(read_mask(*source.target(index))), index) for index in range(len(source.names)))
+    largest, name, seen = -1, "", np.zeros(MOST_CLASSES, dtype=bool)
+    for index in range(len(source.names)):
+        path, content = source.target(index)
+        numbers = read_mask(path, content)
+        if (highest := largest_class(numbers)) > largest:
+            largest, name = highest, path
+        if largest < MOST_CLASSES:
+            seen[numbers[numbers != IGNORED]] = True
     if not 0 <= largest < MOST_CLASSES:
-        name, _ = source.target(place)
         fault = f"mask '{name}' has the class number {largest}" if largest > 0 else "every pixel is ignored"
         raise InputError(
             f"{fault}; the masks of the {source.split} split must have class numbers from 0 to {MOST_CLASSES - 1}"
         )
+    if missing := largest + 1 - int(seen.sum()):
+        _logger.warning(
+            "%s, of which %s in no mask of the %s split; the highest, %s, is in '%s'; if that is a mistake, correct "
+            "it; so that such a mask is refused, %s",
+            counted(largest + 1, "class"), f"{missing} occur{'s' if missing == 1 else ''}", source.split, largest,
+            name, advice,
+        )  # fmt: skip
     return largest + 1
 
 

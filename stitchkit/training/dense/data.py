@@ -15,6 +15,7 @@ from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
 from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.data import FOR_CALIBRATION, Loaders, drawn_numbers, preparation, weights_dtype
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -76,25 +77,28 @@ class PairLoader:
             after_batch()
 
 
-def open_splits(recipe: Recipe) -> tuple[ImagePairs | None, ImagePairs]:
+def open_splits(recipe: Recipe, config: StitchConfig | None = None) -> tuple[ImagePairs | None, ImagePairs]:
     """The training split, unless an evaluation has no use for it, and the one for validation."""
-    data, train = recipe.data, None
+    data, train, file = recipe.data, None, ""
     wanted = (recipe.model.num_classes or 0) if recipe.dense.task == "segmentation" else 0
+    if wanted and config is not None and config.recipe.get("num_classes") == wanted:
+        file = str(recipe.model.stitch_config)
     if not recipe.run.eval or recipe.run.recalibrate_bn:
         with prefixed(FOR_CALIBRATION if recipe.run.eval else ""):
-            train = open_split(recipe, data.train_split, num_classes=wanted)
+            train = open_split(recipe, data.train_split, num_classes=wanted, given_in=file)
         wanted = train.num_classes
-    return train, open_split(recipe, data.val_split, num_classes=wanted)
+    return train, open_split(recipe, data.val_split, num_classes=wanted, given_in=file)
 
 
-def open_split(recipe: Recipe, split: str, *, num_classes: int = 0) -> ImagePairs:
-    """A split by its name; the number of classes is found if it is 0."""
+def open_split(recipe: Recipe, split: str, *, num_classes: int = 0, given_in: str = "") -> ImagePairs:
+    """A split by its name; the number of classes is found if it is 0, and may be `given_in` a file."""
     data = recipe.data
     return open_pairs(
         data.dataset or str(data.data_dir),
         split,
         recipe.dense.task,
         num_classes=num_classes,
+        given_in=given_in,
         input_key=data.input_key or "image",
         target_key=data.target_key or "",
         download=data.dataset_download and not recipe.run.dry_run,
