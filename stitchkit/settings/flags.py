@@ -185,8 +185,8 @@ def _own_recipe(config: StitchConfig, task: object) -> tuple[Mapping[str, object
     if task == "classification":
         return (config.recipe,)
     if task != config.recipe.get("task"):
-        # A recipe for classification is none for dense prediction, most of whose settings it would exclude. Where the
-        # weights of anchors come from does not depend on the task.
+        # A recipe for classification is of no use in dense prediction, most of whose settings it would exclude. Where
+        # the weights of anchors come from does not depend on the task.
         return ({key: value for key, value in config.recipe.items() if key == "pretrained"}, RECIPE)
     return (config.recipe,) if _optimises(config.recipe) else (config.recipe, RECIPE)
 

@@ -33,7 +33,7 @@ _FORMATS = {"image": None, "mask": ["PNG"], "depth map": ["PNG", "TIFF"]}
 
 
 def _decode(kind: str, name: str, content: Content, *, is_whole: bool = True) -> tuple[Image.Image, bytes]:
-    """A decoded image of a kind, or only its header, and the begin of its file."""
+    """A decoded image of a kind, or only its header, and the beginning of its file."""
     formats = _FORMATS[kind]
     try:
         if isinstance(content, str) and not os.path.isfile(content):  # a pipe would wait for ever
