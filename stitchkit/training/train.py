@@ -142,6 +142,7 @@ def _prepare(
         validation = FeatureLosses(session, trainer, features)
     if isinstance(model, DenseSNNet):
         validation = DenseFigures(session, trainer)
+    validation.say_what_ranks()
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start, position = restore(content, recipe, trainer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -31,7 +31,7 @@ class Judgement:
         columns: Of `summary.csv`, in their order; a cell is empty if the epoch was not judged.
         figures: For the trackers of experiments.
         losses: Those that must be finite.
-        metric: Ranks the epochs, the higher the better: the mean over the networks, without their moving averages.
+        metric: Ranks the epochs, the higher the better: the mean over the networks, with the weights that rank.
         words: For the log; empty if there is nothing to say.
     """
 
@@ -57,13 +57,26 @@ class Validation(ABC):
     def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
         """Judge an epoch if it is due; `after_batch` is called equally often on all ranks."""
 
-    def _networks(self) -> dict[str, nn.Module]:
-        """The network and the moving average of its weights, by the end of their labels."""
-        task = self.trainer.task
+    def say_what_ranks(self) -> None:
+        """Log which weights choose the best epoch, if there is a moving average: evaluations use that."""
+        if (average := self.trainer.task.average) is not None:
+            *_, ranking = self._networks().values()
+            reason = ": --model-ema-force-cpu leaves the moving average unjudged"
+            weights = "moving average of the weights" if ranking is average else f"weights themselves{reason}"
+            _logger.info("model_best is chosen by the %s", weights)
+
+    def _networks(self, labels: Collection[str] = ()) -> dict[str, nn.Module]:
+        """The network and the moving average of its weights, by the end of their names; the last ranks the epochs.
+
+        The end tells an average from every network of these `labels`.
+        """
+        task, end = self.trainer.task, _EMA
         networks = {"": task.network}
         # Validation on a CPU would take hours.
         if task.average is not None and not self.trainer.settings.model_ema_force_cpu:
-            networks[_EMA] = task.average
+            while any(label + end in labels for label in labels):
+                end += _EMA
+            networks[end] = task.average
         return networks
 
 
@@ -91,10 +104,10 @@ class Accuracies(Validation):
         stitches: dict[str, int | None] = {"model": None}
         if isinstance(model, SNNet):
             stitches = {label: cfg_id for cfg_id, label in enumerate(model.views)}
+        averages = self._networks(stitches)
         networks = {
-            label + end: (network, cfg_id) for end, network in self._networks().items()
-            for label, cfg_id in stitches.items()
-        }  # fmt: skip
+            label + end: (network, cfg_id) for end, network in averages.items() for label, cfg_id in stitches.items()
+        }
         scores = self._validate(networks, after_batch) if due else {}
         columns = accuracy_columns(scores, [*networks], alone)
         if not scores:
@@ -108,7 +121,9 @@ class Accuracies(Validation):
         if changes:
             words += "  against alone  " + "  ".join(f"{label} {change:+.2f}" for label, change in changes.items())
         losses = tuple(found.loss for found in scores.values())
-        return Judgement(columns, figures, losses, _metric(scores, self.session.recipe.run.eval_metric), words)
+        *_, ranking = averages
+        metric = _metric([scores[label + ranking] for label in stitches], self.session.recipe.run.eval_metric)
+        return Judgement(columns, figures, losses, metric, words)
 
     def _validate(
         self, networks: Mapping[str, tuple[nn.Module, int | None]], after_batch: Callable[[], None] = lambda: None
@@ -122,12 +137,11 @@ class Accuracies(Validation):
         return scores
 
 
-def _metric(scores: Mapping[str, Score], name: str) -> float:
+def _metric(scores: Sequence[Score], name: str) -> float:
     figures: Mapping[str, Callable[[Score], float]] = {
         "top1": lambda found: found.acc1, "top5": lambda found: found.acc5, "loss": lambda found: -found.loss
     }  # fmt: skip
-    own = [figures[name](found) for label, found in scores.items() if not label.endswith(_EMA)]
-    return sum(own) / len(own)
+    return sum(map(figures[name], scores)) / len(scores)
 
 
 class FeatureLosses(Validation):
@@ -153,7 +167,8 @@ class FeatureLosses(Validation):
             f"{end.strip('_')} {loss:.4f}".strip() for end, loss in losses.items()
         )
         figures = {_column(end): loss for end, loss in losses.items()}
-        return Judgement(columns, figures, (*losses.values(),), -losses[""], words)
+        *_, ranking = losses.values()
+        return Judgement(columns, figures, (*losses.values(),), -ranking, words)
 
     def _losses(
         self, networks: Mapping[str, nn.Module], after_batch: Callable[[], None] = lambda: None

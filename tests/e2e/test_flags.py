@@ -74,6 +74,39 @@ def test_the_best_checkpoint_is_best_by_the_figure_asked_for(train):
     assert found["loss"] < 0 < found["top1"] < 100
 
 
+def summary(folder):
+    with (folder / "summary.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_best_checkpoint_is_best_by_the_weights_that_are_used(train, caplog):
+    """With a moving average, `--eval` uses that, and it may be best in another epoch; on a CPU it is not judged."""
+    caplog.set_level("INFO")
+    folder = train("averaged", "--model-ema", "--model-ema-decay", "0.9", "--epochs", "2")
+    assert "model_best is chosen by the moving average of the weights" in caplog.text
+    for epoch, row in enumerate(summary(folder)):
+        columns = [float(row[f"eval_{label}_ema_acc1"]) for label in ("ti", "s", "b")]
+        assert content(folder)["history"][epoch] == pytest.approx(sum(columns) / 3)
+    folder = train("forced", "--model-ema", "--model-ema-force-cpu")
+    assert "model_best is chosen by the weights themselves: --model-ema-force-cpu" in caplog.text
+    assert content(folder)["metric"] == pytest.approx(
+        sum(float(summary(folder)[0][f"eval_{label}_acc1"]) for label in ("ti", "s", "b")) / 3
+    )
+
+
+@pytest.mark.parametrize("labels", [("a_ema", "b_ema"), ("a", "a_ema")])
+def test_labels_may_end_like_those_of_moving_averages(labels, train, config):
+    """Each network has a column of its own, and the epoch is ranked by the averages of all."""
+    anchors = [pico_anchor(label, width) for label, width in zip(labels, (8, 16), strict=True)]
+    write_config(config, anchors=anchors)
+    folder = train("ends", "--model-ema")
+    (row,) = summary(folder)
+    columns = [column for column in row if column.endswith("_acc1")]
+    assert columns[:2] == [f"eval_{label}_acc1" for label in labels]
+    assert len(set(columns)) == 4
+    assert content(folder)["metric"] == pytest.approx(sum(float(row[column]) for column in columns[2:]) / 2)
+
+
 def test_a_run_on_one_channel_of_another_shape(train):
     folder = train("grey", "--input-size", "1", "16", "24", "--gp", "avg", "--head-init-bias", "-1")
     assert content(folder)["state_dict"]["anchors.0.patch_embed.proj.weight"].shape[1] == 1

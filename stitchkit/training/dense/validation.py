@@ -32,7 +32,7 @@ class DenseFigures(Validation):
 
     def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
         """The figures of the anchors."""
-        metric, networks = self._judge.score.metric, self._networks()
+        metric, networks = self._judge.score.metric, self._networks(self._anchors)
         columns: dict[str, float | str] = {
             f"eval_{label}{end}_{metric}": "" for end in networks for label in self._anchors
         }
@@ -45,7 +45,8 @@ class DenseFigures(Validation):
         }
         columns |= {f"eval_{label}_{metric}": figures[metric] for label, figures in found.items()}
         every = {f"eval_{label}_{key}": value for label, figures in found.items() for key, value in figures.items()}
-        mean = sum(found[label][metric] for label in self._anchors) / len(self._anchors)
+        *_, ranking = networks
+        mean = sum(found[label + ranking][metric] for label in self._anchors) / len(self._anchors)
         words = f"{metric}  " + "  ".join(f"{label} {figures[metric]:.2f}" for label, figures in found.items())
         return Judgement(columns, every, metric=mean, words=words)
 
