@@ -17,7 +17,9 @@ _SLOW = "lookahead_slow_buff"
 """State that timm's Lookahead adds after some steps."""
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, cycles: bool = False) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, state: object, *, cycles: bool = False, keeps_rate: bool = False
+) -> None:
     """Restore the state of an optimizer; the way it computes updates (`fused`, `foreach`) does not change.
 
     Args:
@@ -25,6 +27,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, cycles: b
             does not fit.
         state: Its `state_dict()`, read from a file.
         cycles: Whether a schedule may have changed momentum and betas, as torch's OneCycleLR and CyclicLR do.
+        keeps_rate: Whether the learning rate stays its own, because no schedule will set it again.
     """
     base = getattr(optimizer, "_base_optimizer", optimizer)  # timm's Lookahead wraps another optimizer
     after, weights = _after_a_step(base), [weight.detach() for group in base.param_groups for weight in group["params"]]
@@ -40,7 +43,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: object, *, cycles: b
     assert isinstance(state, Mapping), "it was checked"
     kept = [dict(group) for group in state["param_groups"]]
     for group, own in zip(kept, optimizer.param_groups, strict=True):
-        group.update((key, own[key]) for key in ("fused", "foreach") if key in own)
+        keys = ("fused", "foreach", *(["lr"] if keeps_rate else []))
+        group.update((key, own[key]) for key in keys if key in own)
     # Fused kernels assume that each state has the strides of its parameter, and that no two states share memory.
     own_memory = {
         number: {name: _as(examples[number].get(name, weights[number]), value) for name, value in found.items()}

@@ -82,7 +82,7 @@ def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *
         )
     try:
         cycles = type(getattr(trainer.schedule, "scheduler", None)).__name__ in _CYCLES
-        load_optimizer(trainer.optimizer, content["optimizer"], cycles=cycles)
+        load_optimizer(trainer.optimizer, content["optimizer"], cycles=cycles, keeps_rate=trainer.schedule is None)
         if scaler is not None and _SCALER in content:
             saved = content[_SCALER]
             rules.check(saved, scaler.state_dict(), _SCALER)

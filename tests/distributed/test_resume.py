@@ -93,6 +93,29 @@ def test_weights_alone_can_be_resumed(images, config, tmp_path):
     assert torch.load(tmp_path / "again/last.pth.tar", weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    mostly_full(
+        [
+            (("--sched", "none"), "checkpoint-0"),
+            (("--sched", "none", "--base-lr-scale", "0.5", "--opt", "lookahead_adamw"), "previous"),
+            (("--sched", "step", "--decay-epochs", "1"), "checkpoint-0"),
+            (("--sched", "cosine", "--sched-on-updates"), "previous"),
+        ],
+        quick=[(("--sched", "none"), "checkpoint-0")],
+    ),
+)
+def test_a_rate_given_to_a_resumed_run_is_used(flags, name, images, config, tmp_path):
+    """Of every schedule, after an epoch and within one: the rates are those of a run that began with it."""
+    common = [images, "--stitch_config", config, *FLAGS, "--checkpoint-interval", "5", *flags, "--output", tmp_path]
+    run(*common, "--experiment", "fast", "--lr", "5e-3")
+    run(*common, "--experiment", "slow", "--epochs", "1" if name == "previous" else "2")
+    run(*common, "--experiment", "both", "--lr", "5e-3", "--resume", tmp_path / "slow" / f"{name}.pth.tar")
+    fast, both = (read_summary(tmp_path / folder)[-1]["lr"] for folder in ("fast", "both"))
+    assert both == pytest.approx(fast, rel=1e-9)
+    assert flags[1] != "none" or both == 5e-3
+
+
 def test_checkpoints_keep_the_best_epochs(images, config, tmp_path):
     run(images, "--stitch_config", config, *FLAGS, "--epochs", "5", "--checkpoint-hist", "2", "--output", tmp_path)
     names = {path.name for path in (tmp_path / "pico").glob("*.pth.tar")}
