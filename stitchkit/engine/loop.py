@@ -36,6 +36,11 @@ def seed_epoch(seed: int, rank: int, epoch: int) -> None:
     random_seed(int(np.random.SeedSequence((seed, rank, epoch)).generate_state(1)[0]), 0)
 
 
+def steps_of(batches: int, accumulated: int) -> int:
+    """Steps of an epoch of so many batches, if a step accumulates the gradients of some."""
+    return -(-batches // accumulated)
+
+
 def wait_for(device: torch.device) -> None:
     """Wait until a GPU has done its work."""
     if device.type == "cuda":
@@ -96,8 +101,8 @@ class Trainer:
 
     @property
     def updates_per_epoch(self) -> int:
-        """Steps of an epoch; batches that do not fill one are dropped, as timm drops images that fill no batch."""
-        return len(self.loader) // self.settings.grad_accum_steps
+        """Steps of an epoch; the last takes the batches that are left, as in timm."""
+        return steps_of(len(self.loader), self.settings.grad_accum_steps)
 
     def steps(self, epoch: int) -> range:
         """Numbers of the steps of an epoch, counted from the start of the training."""
@@ -220,6 +225,7 @@ class Trainer:
         """Make one update from the batches of a step; return its mean loss, its last images, and the routes of all."""
         routes, total = self.task.draw(step, self.world.rank), torch.zeros((), device=self.world.device)
         accumulate = self.settings.grad_accum_steps
+        accumulate = min(accumulate, len(self.loader) - step % self.updates_per_epoch * accumulate)
         if self.reducer is not None:
             self.reducer.broadcast_buffers()
         for number in range(1, accumulate + 1):

@@ -22,7 +22,7 @@ class EngineSettings:
         seed: Each rank and epoch has its own stream of numbers from it.
         batch_size: Images per batch and rank.
         checkpoint_interval: Steps between checkpoints within an epoch; with 0, only on a signal.
-        grad_accum_steps: Batches per step, whose gradients add up.
+        grad_accum_steps: Batches per step, whose gradients add up; the last step of an epoch may have fewer.
         clip_mode: `norm`, `value` or `agc`.
         amp_dtype: `float16` or `bfloat16`; CPUs always use bfloat16.
         dist_bn: Batch-norm statistics after an epoch: `reduce` (mean over ranks), `broadcast` (those of the first

@@ -22,6 +22,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import scheduler_kwargs
 from torch import nn
 
+from stitchkit.engine.loop import steps_of
 from stitchkit.errors import InputError, unknown
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
@@ -113,7 +114,7 @@ class Optimisation(NamedTuple):
 
 def create_optimisation(model: nn.Module, recipe: Recipe, *, batches: int, ranks: int) -> Optimisation:
     """Learning rate, optimizer and schedule of a run with `batches` in an epoch of each rank."""
-    updates = batches // recipe.optim.grad_accum_steps
+    updates = steps_of(batches, recipe.optim.grad_accum_steps)
     rate = learning_rate(recipe.optim, recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps)
     if recipe.schedule.sched != "none" and rate < recipe.schedule.min_lr:
         _logger.warning(

@@ -126,11 +126,13 @@ def _of_training(session: Session) -> Iterator[str]:
             said = counted(held_out, "training image")
             yield f"{said} held out, by which routes are dropped every {counted(focus, 'epoch')}"
         yield from _of_cache(session, session.model)
-    how = create_optimisation(session.model, recipe, batches=len(session.loaders.train), ranks=ranks)
-    images = recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps
+    batches, accumulated = len(session.loaders.train), recipe.optim.grad_accum_steps
+    how = create_optimisation(session.model, recipe, batches=batches, ranks=ranks)
+    images = recipe.data.batch_size * ranks
     steps = how.epochs * how.updates_per_epoch
     count = f"{counted(how.epochs, 'epoch')} of {counted(how.updates_per_epoch, 'step')}"
-    yield f"training: {count}, {steps} steps in total, {images} images in a step"
+    last = f", {images * rest} in the last of an epoch" if (rest := batches % accumulated) else ""
+    yield f"training: {count}, {steps} steps in total, {images * accumulated} images in a step{last}"
     number = recipe.schedule.warmup_epochs
     warm_up = f", {number:g} epoch{'' if number == 1 else 's'} of warm-up" if recipe.schedule.sched != "none" else ""
     yield f"learning rate: {how.rate:.3g} by {recipe.optim.opt}, schedule {recipe.schedule.sched}{warm_up}"

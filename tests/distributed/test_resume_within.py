@@ -37,10 +37,10 @@ SETTINGS = {
     ("SN-Net", "prefetched"): (["-j", "0"], [1, 8, 11]),
     ("SN-Net", "loader processes"): (["-j", "1", "--val-interval", "9"], [5]),
     ("SN-Net", "mixed on the device"): (["-j", "0", "--no-prefetcher"], [3]),
-    ("SN-Net", "accumulated"): (["-j", "1", "--grad-accum-steps", "2", "--val-interval", "9"], [3]),
+    ("SN-Net", "accumulated"): (["-j", "1", "--grad-accum-steps", "3", "--val-interval", "9"], [2, 3]),
     ("job", "no loader processes"): (["-j", "0"], [1, 8, 11]),
     ("job", "loader processes"): (["-j", "1"], [5]),
-    ("job", "accumulated"): (["-j", "0", "--grad-accum-steps", "2", "--amp"], [3]),
+    ("job", "accumulated"): (["-j", "0", "--grad-accum-steps", "3", "--amp"], [2, 3]),
 }
 
 
@@ -50,12 +50,13 @@ def stop_and_resume(subject, trained, folder, flags, stop, whole, monkeypatch, c
         patch.setattr(Trainer, "_step", SignalAt(stop))
         assert trained(f"at{stop}", *flags, "--resume", "auto") == 143
     done = subject.content(folder / f"at{stop}")["within"]["ranks"][0]["position"]["done"]
-    per_epoch = 4 if "--grad-accum-steps" in flags else 8
+    batches = 3 if "--grad-accum-steps" in flags else 1
+    per_epoch = -(-8 // batches)
     assert done == (stop - 1) % per_epoch + 1
     assert f"step {done} of epoch {(stop - 1) // per_epoch + 1} is saved" in capsys.readouterr().err
     caplog.clear()
     assert trained(f"at{stop}", *flags, "--resume", "auto") == 0
-    said = f"resuming after step {done}: {64 // per_epoch * done} images read again in"
+    said = f"resuming after step {done}: {8 * batches * done} images read again in"
     assert (said in caplog.text) == (done < per_epoch), "the next epoch begins with nothing to skip"
     subject.assert_same_end(whole, folder / f"at{stop}")
 

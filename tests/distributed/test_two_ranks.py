@@ -49,7 +49,7 @@ def train(ranks, *arguments):
     run(ranks, training(*arguments))
 
 
-@pytest.mark.parametrize("flags", [(), ("--grad-accum-steps", "2")], ids=["plain", "accumulated"])
+@pytest.mark.parametrize("flags", [(), ("--grad-accum-steps", "3")], ids=["plain", "accumulated"])
 def test_law_9_two_ranks_equal_one_with_twice_the_batch(flags, images, config, folder):
     name = "accumulated" if flags else "plain"
     train(1, images, config, folder, "-b", "16", "--experiment", f"one-{name}", *flags)

@@ -21,6 +21,7 @@ CASES = {
     "plain": {},
     "averaged": {"model_ema": True, "model_ema_warmup": True},
     "norm": {"clip_grad": 1.0, "amp": True, "grad_accum_steps": 2},
+    "accumulated": {"grad_accum_steps": 3},
     "agc": {"clip_grad": 0.1, "clip_mode": "agc", "layer_decay": 0.8, "sched_on_updates": True},
     "value": {"clip_grad": 0.1, "clip_mode": "value", "opt": "sgd"},
     "checkpointed": {"grad_checkpointing": True, "stitch_lr_scale": 0.5, "sched": "none"},
@@ -79,7 +80,7 @@ def test_steps_read_nothing_back(name, family, monkeypatch):
         monkeypatch.setattr(torch.Tensor, copy, read_back)
     with reads:
         subject.train_epoch(0, 1)
-    steps = 8 // subject.settings.grad_accum_steps
+    steps = -(-8 // subject.settings.grad_accum_steps)
     assert found == [(steps, 0)], "one log line, and nothing was read before it"
 
 
@@ -135,6 +136,39 @@ def test_a_loss_that_is_not_finite_names_its_stitch():
         position.add(step, 10 + step, torch.tensor(loss), rate=1.0)
     with pytest.raises(InputError, match="the loss is nan at step 1 with route 11 on rank 0"):
         position.log()
+
+
+@pytest.mark.parametrize("batches", [6, 8])
+def test_every_batch_of_an_epoch_is_used(batches, monkeypatch):
+    """The last step takes the rest, divided by its own number, as in timm: its gradient is the mean over them."""
+    subject = trainer("vit", {"grad_accum_steps": 3, "sched": "none", "opt": "sgd"}, scaled=False)
+    del subject.loader[batches:]
+    means, routes, found = [], [], []
+    inner, compute = subject._update, subject.task.forward
+
+    def forward(images, labels, *route):
+        found.append(compute(images, labels, *route)["loss"])
+        routes.append((images, labels, route))
+        return {"loss": found[-1]}
+
+    def update(step):
+        task, gradients = subject.task, [p.grad.clone() for p in subject.task.parameters() if p.grad is not None]
+        weights = [p for p in task.parameters() if p.grad is not None]
+        mean = sum(compute(images, labels, *route)["loss"] for images, labels, route in routes) / len(routes)
+        for one, other in zip(gradients, torch.autograd.grad(mean, weights), strict=True):
+            torch.testing.assert_close(one, other)
+        means.append(mean.item())
+        routes.clear()
+        inner(step)
+
+    monkeypatch.setattr(subject.task, "forward", forward)
+    monkeypatch.setattr(subject, "_update", update)
+    mean = subject.train_epoch(0, 2)
+    assert len(found) == batches
+    assert len(means) == subject.updates_per_epoch == -(-batches // 3)
+    assert mean == pytest.approx(sum(means) / len(means))
+    subject.train_epoch(1, 2)
+    assert len(found) == 2 * batches
 
 
 def test_data_that_end_too_soon_are_named():

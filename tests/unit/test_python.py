@@ -63,12 +63,12 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
     flags = ["train", images, *FLAGS, "--output", tmp_path / "outputs", "--dry-run"]
     before = sorted(tmp_path.rglob("*"))
     assert (
-        main([*map(str, flags), "--stitch_config", str(config), "--grad-accum-steps", "2", "--warmup-epochs", "1"]) == 0
+        main([*map(str, flags), "--stitch_config", str(config), "--grad-accum-steps", "3", "--warmup-epochs", "1"]) == 0
     )
     for said in (
         "anchor ti: ", "network: 17 stitches, ", "data: 64 training images, 20 validation images, 4 classes",
         "cost bins: ", "routes are drawn by --sampler cost_bins, and learn by --loss task with --preserve none",
-        "training: 2 epochs of 4 steps, 8 steps in total, 16 images in a step",
+        "training: 2 epochs of 3 steps, 6 steps in total, 24 images in a step, 16 in the last of an epoch",
         "learning rate: 0.001 by adamw", "schedule cosine, 1 epoch of warm-up\n",
     ):  # fmt: skip
         assert said in caplog.text
