@@ -12,9 +12,10 @@ from typing import TextIO
 
 from stitchkit._version import __version__
 from stitchkit.display import PrintableFormatter
-from stitchkit.errors import InputError, Stopped
+from stitchkit.errors import InputError, Stopped, printable
 from stitchkit.files import DISK_FULL
 from stitchkit.parser import Command, Parser, add_commands, unknown_flag, usage_of
+from stitchkit.restarts import LIMIT_IS_NEAR, requeue
 
 # Libraries that log what no user asked for: each request, and the absence of a compiler.
 _QUIET = ("httpx", "httpx2", "torch.utils.cpp_extension")
@@ -36,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; by default that of the process.
 
     Returns:
-        The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130 or 143 after a signal on which a run was saved;
-        141 if the reader of the output has ended, as after `| head`.
+        The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130, 138 or 143 after a signal on which a run was
+        saved; 141 if the reader of the output has ended, as after `| head`.
     """
     try:
         try:
@@ -92,7 +93,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         number, how = (stop.number, f" by a signal; {stop}") if isinstance(stop, Stopped) else (signal.SIGINT, "")
         if is_primary:
             advice = f"; {command.resumes}" if command is not None and command.resumes else ""
-            print(f"stitchkit: stopped{how}{advice}", file=sys.stderr)
+            print(f"stitchkit: stopped{how}{advice}", file=sys.stderr, flush=True)
+            if number == LIMIT_IS_NEAR:  # all is saved and closed, and Slurm may end this process at once
+                print(f"stitchkit: {printable(requeue())}", file=sys.stderr)
         return 128 + number
     return 0
 

@@ -18,6 +18,7 @@ from stitchkit.data.timm_readers import num_shards
 from stitchkit.display import counted
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
+from stitchkit.restarts import LIMIT_IS_NEAR
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +62,8 @@ def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> Non
     """Let a loader process end only on a signal from its parent."""
     # Ctrl-C reaches the whole foreground group, and a preempting cluster signals every process of a job. The parent
     # then still finishes its step and saves, for which it needs the batches in preparation.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, LIMIT_IS_NEAR):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_parent, daemon=True).start()

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a training run at the end of a step, the same step on all ranks."""
+"""SIGTERM, SIGINT and SIGUSR1 end a training run at the end of a step, the same step on all ranks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from stitchkit.distributed import World
+from stitchkit.restarts import LIMIT_IS_NEAR
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, LIMIT_IS_NEAR)
 
 # A launcher forwards a signal that the cluster or terminal already sent to all processes, so two count as one.
 _PATIENCE = 2

@@ -10,23 +10,27 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
-_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+from stitchkit.restarts import LIMIT_IS_NEAR
+
+_STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, LIMIT_IS_NEAR))
 
 
 def launch(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments.
 
     Returns:
-        0, the exit status of the rank that failed first, or 130 or 143 after SIGINT or SIGTERM, which the ranks get
-        too.
+        0, the exit status of the rank that failed first, or 130, 143 or 138 after SIGINT, SIGTERM or SIGUSR1, which the
+        ranks get too.
     """
     # torchrun logs each failure before it raises it; here it is reported once, below.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    signal.signal(LIMIT_IS_NEAR, _hand_to_ranks)  # torchrun itself does so with other signals
     try:
         run(parse_args(list(arguments)))  # type: ignore[no-untyped-call]
     except KeyboardInterrupt:
@@ -41,6 +45,10 @@ def launch(arguments: Sequence[str]) -> int:
         print(_message(failure) if is_input_error else error, file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
+
+
+def _hand_to_ranks(number: int, _: object) -> NoReturn:
+    raise SignalException("stopped by a signal", signal.Signals(number))
 
 
 def _message(failure: ProcessFailure) -> str:

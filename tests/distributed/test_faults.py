@@ -437,8 +437,11 @@ def test_other_faults_are_not_changed():
         raise RuntimeError("something else")
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
-def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(subject, trained, unbroken, tmp_path, monkeypatch):
+def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(
+    number, subject, trained, unbroken, tmp_path, monkeypatch
+):
     """As clusters send it."""
     inner, count = Trainer._step, [0]
 
@@ -446,12 +449,12 @@ def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(subject, trai
         count[0] += 1
         if count[0] == 2:
             processes = [*(child.pid for child in multiprocessing.active_children()), os.getpid()]
-            subprocess.run(["kill", "-TERM", *map(str, processes)], check=True)
+            subprocess.run(["kill", f"-{number:d}", *map(str, processes)], check=True)
         return inner(trainer, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", step)
-        assert trained("warned", "-j", "1") == 143
+        assert trained("warned", "-j", "1") == 128 + number
     assert trained("warned", "-j", "1", "--resume", "auto") == 0
     subject.assert_same_end(unbroken(subject, "-j", "1"), tmp_path / "warned")
 

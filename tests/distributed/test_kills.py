@@ -176,6 +176,25 @@ def test_torchrun_restarts_a_killed_rank_where_it_stood(runs):
 
 @pytest.mark.full
 @SN_NET
+def test_the_launcher_hands_its_ranks_the_signal_before_the_limit_of_slurm(runs):
+    """As `--signal=B:USR1@60` sends it to a script that ends with `exec ./distributed_train.sh`."""
+    folder = runs.folder / "limited"
+    call = [str(ROOT / "distributed_train.sh"), "2", *map(str, runs.command[1:]), "--experiment", folder.name]
+    call += ["--checkpoint-interval", "1", "--epochs", "99"]
+    environment = {**os.environ, "PYTHON": sys.executable}
+    with subprocess.Popen(call, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        deadline = time.monotonic() + 60
+        while not (folder / "last.pth.tar").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        launcher.send_signal(signal.SIGUSR1)
+        said = launcher.communicate(timeout=60)[1]
+    assert launcher.returncode == 128 + signal.SIGUSR1, said
+    assert "is saved in" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.full
+@SN_NET
 def test_a_refused_run_is_not_resumed_although_torchrun_restarts_it(runs):
     """What another run left in the folder is not this launcher's."""
     folder = runs.folder / "refused"

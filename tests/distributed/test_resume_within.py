@@ -74,6 +74,48 @@ def test_law_8_stopped_within_an_epoch(subject, name, trained, unbroken, tmp_pat
         stop_and_resume(subject, trained, tmp_path, flags, stop, unbroken(subject, *flags), monkeypatch, capsys, caplog)
 
 
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A `scontrol` that writes down what it is asked for, and refuses job 13; gives what it wrote."""
+    script = tmp_path / "bin/scontrol"
+    script.parent.mkdir()
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >>"{tmp_path}/asked"\n[ "$2" != 13 ] || {{ echo no such job >&2; exit 1; }}\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
+    return lambda: (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+
+
+@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
+def test_law_8_before_the_limit_of_slurm(subject, trained, unbroken, cluster, tmp_path, monkeypatch, capsys):
+    """SIGUSR1, as `--signal=USR1@60` sends it, saves as SIGTERM does, and asks Slurm to start the job again."""
+    ends = {
+        "7": (["requeue 7"], "Slurm starts job 7 again, and a command with --resume auto continues"),
+        "13": (["requeue 13"], "Slurm does not start job 13 again: no such job"),
+        "": ([], "it is not a job of Slurm, which could start it again"),
+    }
+    for number, (asked, line) in ends.items():
+        monkeypatch.setenv("SLURM_JOB_ID", number)
+        before = len(cluster())
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "_step", SignalAt(3, signal.SIGUSR1))
+            assert trained(f"job{number}") == 128 + signal.SIGUSR1
+        assert line in capsys.readouterr().err
+        assert cluster()[before:] == asked
+    assert trained("job7", "--resume", "auto") == 0
+    subject.assert_same_end(unbroken(subject), tmp_path / "job7")
+
+
+@pytest.mark.parametrize("subject", ["job"], indirect=True)
+def test_slurm_is_asked_only_by_the_signal_before_its_limit(trained, cluster, monkeypatch):
+    """It sends SIGTERM to preempt or to cancel, and then decides itself."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(Trainer, "_step", SignalAt(1))
+    assert trained("preempted") == 143
+    assert cluster() == []
+
+
 def test_law_8_a_plain_model_stopped_within_an_epoch(images, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     subject, plain = SUBJECTS["SN-Net"], ["--model", "vit_tiny_patch16_224"]
