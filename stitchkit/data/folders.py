@@ -15,15 +15,15 @@ from pathlib import Path
 
 from PIL import EpsImagePlugin, Image, ImageFile
 from timm.data import ImageDataset
-from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
 from stitchkit.classes import in_order
+from stitchkit.data.class_map import read_class_map
 from stitchkit.data.labelled_images import class_names
 from stitchkit.data.split_rule import is_split, names_of
-from stitchkit.display import counted
-from stitchkit.errors import InputError, one_line
+from stitchkit.display import counted, listed
+from stitchkit.errors import InputError
 
 # Pillow only recognises the first, and hands the others to a program that interprets them.
 _NOT_DECODED = ("MPEG", "EPS")
@@ -60,7 +60,7 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
 
     Args:
         folder: The split.
-        class_map: File that maps class names to numbers; other classes are left out.
+        class_map: File that maps class names to numbers; images of other folders are left out, and counted in `notes`.
         suffixes: Suffixes of the images; by default those of all formats that Pillow decodes.
     """
 
@@ -81,38 +81,33 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
         # The path decides between names that are equal in natural order, whatever the order on the disk.
         found.sort(key=lambda pair: (natural_key(pair[0]), pair[0]))
         names = in_order({name for _, name in found})
-        self.class_to_idx: dict[str, int] = (
-            _read_class_map(class_map, self.root) if class_map else {name: number for number, name in enumerate(names)}
-        )
+        self.class_to_idx: dict[str, int] = {name: number for number, name in enumerate(names)}
+        if class_map:
+            self.class_to_idx = read_class_map(class_map, self.root)
+            if missing := in_order(map(str, self.class_to_idx.keys() - set(names))):
+                raise InputError(
+                    f"class map '{class_map}' names classes without images in '{folder}': {listed(missing)}; correct "
+                    "the names, or remove them from the map"
+                )
         self.samples = [(path, self.class_to_idx[name]) for path, name in found if name in self.class_to_idx]
+        self._unmapped = [name for name in names if name not in self.class_to_idx]
+        self._num_unmapped = len(found) - len(self.samples)
         if not self.samples:
             ends = ", ".join(sorted(suffixes)) or ".jpg, .png, .webp or another suffix of Pillow's"
             raise InputError(f"'{folder}' has no images in class folders; files must end with {ends}")
 
     @property
     def notes(self) -> str:
-        """Ignored files, and a folder within a class, in words; empty if there are none."""
+        """Images and files that are not used, and a folder within a class, in words; empty if there are none."""
         said = _in_words(self.ignored)
+        if self._unmapped:
+            said = (
+                f"; {counted(self._num_unmapped, 'image')} left out, whose folders the class map does not name "
+                f"({listed(self._unmapped)}){said}"
+            )
         if self.nested:
             said += f"; images in folders within a class, such as {self.nested!r}, belong to that class"
         return said
-
-
-def _read_class_map(path: str, folder: str) -> dict[str, int]:
-    """The numbers of classes in timm's file of class names, one in each line, or its pickled dictionary of numbers."""
-    try:
-        found: dict[str, int] = load_class_map(path, folder)
-    except Exception as error:  # assertions of timm, undecodable text, and anything that a damaged pickle raises
-        raise InputError(
-            f"class map '{path}' cannot be read ({one_line(error)}); give a .txt file with a class name in each line"
-        ) from error
-    if wrong := [name for name, number in found.items() if not isinstance(name, str) or type(number) is not int]:
-        raise InputError(f"class map '{path}' gives {wrong[0]!r} no number; give one for each name")
-    if path.lower().endswith(".txt") and len(found) <= max(found.values(), default=-1):
-        raise InputError(f"class map '{path}' has a line twice; remove one of the two")
-    if min(found.values(), default=0) < 0:
-        raise InputError(f"class map '{path}' has a negative number; classes are numbered from 0")
-    return found
 
 
 def visible_files(folder: str) -> Iterator[tuple[str, str]]:

@@ -13,9 +13,8 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import ConcatDataset, Dataset
 from torchvision.datasets import VisionDataset
 
+from stitchkit.data.class_map import MOST_CLASSES, names_at
 from stitchkit.data.source import SOURCES
-
-_MOST_CLASSES = 100_000  # larger numbers are times or identifiers, not classes
 
 
 @dataclass
@@ -55,7 +54,7 @@ def class_names(reader: Reader | VisionDataset) -> tuple[str, ...]:
         # ImageNet lists all synonyms of a class.
         return tuple(name if isinstance(name, str) else name[0] for name in names)
     if numbers := getattr(reader, "class_to_idx", None):
-        return tuple(sorted(numbers, key=numbers.__getitem__))
+        return names_at(numbers)
     published = SOURCES.get(type(reader).__name__.lower())
     return numbered((published and published.num_classes) or _count_labels(reader))
 
@@ -85,6 +84,6 @@ def _count_labels(reader: Reader | VisionDataset) -> int:
         return 0
     kind = str(getattr(table.features.get(reader.label_key), "dtype", ""))
     labels = table.unique(reader.label_key) if kind.startswith(("int", "uint", "bool")) else []
-    if not labels or None in labels or min(labels) < 0 or max(labels) >= _MOST_CLASSES:
+    if not labels or None in labels or min(labels) < 0 or max(labels) >= MOST_CLASSES:
         return 0
     return 1 + int(max(labels))  # not len(): logits are indexed by class number, and numbers may have gaps

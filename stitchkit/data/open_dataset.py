@@ -11,6 +11,7 @@ from pathlib import Path
 from timm.data import ImageDataset
 from torch.utils.data import IterableDataset
 
+from stitchkit.data.class_map import read_class_map
 from stitchkit.data.digits import read_digits
 from stitchkit.data.folders import FolderReader, find_split, open_images
 from stitchkit.data.labelled_images import Images, LabelledImages, class_names
@@ -97,6 +98,8 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
         return _open_folder(source, folder, split, options)
     if not name or (slash and library.lower() in TIMM):
         return _open_timm(source, split, options)
+    if key == "digits" or key in SOURCES:
+        _check_no_map(source)
     if key == "digits":
         return _open_digits(source, split)
     if key in SOURCES:
@@ -186,13 +189,24 @@ def _open_timm(source: Source, split: str, options: dict[str, object]) -> Images
 def read_timm(source: Source, split: str, **options: object) -> Images:
     """The split of exactly this name of a data set by timm's string."""
     root = None if source.root is None else str(source.root)
-    options |= {"download": source.download, "class_map": source.class_map, "input_img_mode": source.mode}
+    options |= {"download": source.download, "input_img_mode": source.mode}
+    if source.class_map:
+        options["class_map"] = read_class_map(source.class_map)
     with _explained(source, split):
         dataset = open_timm(source.name, root=root, split=split, **options)
     if not isinstance(dataset, ImageDataset) and not hasattr(dataset, "reader"):  # one of torchvision's
+        _check_no_map(source)
         return LabelledImages(dataset, class_names(dataset), source.mode, split)
     dataset.classes, dataset.split = class_names(dataset.reader), split
     return dataset
+
+
+def _check_no_map(source: Source) -> None:
+    if source.class_map:
+        raise InputError(
+            f"class map '{source.class_map}' is for class folders and timm's readers of records, and '{source}' has "
+            "numbers of its own; remove --class-map"
+        )
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -198,7 +199,7 @@ def batches_of(
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    run: Callable[[torch.Tensor], Iterable[torch.Tensor]],
+    run: Callable[[torch.Tensor], Iterable[Any]],
     batches: Iterable[Batch],
     *,
     device: torch.device,
@@ -206,6 +207,7 @@ def evaluate(
     count: int = 1,
     num_classes: int = 0,
     partial: PartialAnswers | None = None,
+    judge: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
 ) -> Answers:
     """The answers of one or more networks that judge the same images, to those of this rank.
 
@@ -219,7 +221,10 @@ def evaluate(
         count: Number of networks.
         num_classes: Number of classes that are counted separately; 0 for none.
         partial: Saves the answers, after a batch every `SAVE_EVERY` seconds, and restores those of a killed evaluation.
+        judge: What `run` gives of a network and labels to its sums over the batch, as in `Answers`, and whether it is
+            right, `[B]`; by default from its logits.
     """
+    judge = judge or functools.partial(_sums, num_classes=num_classes)
     # They stay on the device until they are saved: reading one makes the host wait.
     answers, done, next_save = Answers.none(count, num_classes, device), 0, 0.0
     if restored := partial and partial.restore(num_classes, count):
@@ -230,8 +235,8 @@ def evaluate(
             if number < done:  # read, not skipped: what a loader makes of an image may depend on those before
                 continue
             with autocast():
-                logits = run(images)
-            sums, right = zip(*(_sums(found, labels, num_classes) for found in logits), strict=True)
+                outputs = run(images)
+            sums, right = zip(*(judge(output, labels) for output in outputs), strict=True)
             answers += Answers(torch.stack(sums), torch.stack(right), labels)
             if partial and time.monotonic() >= next_save:
                 partial.save(answers, [number + 1])

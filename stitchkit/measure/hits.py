@@ -27,6 +27,8 @@ class Hits(Beside):
         seen: Whether it was asked, `[networks, images]`; where it was not, `right` is False.
         labels: `[images]`; -1 is an image that does not count, which no network has seen.
         names: The names of the images; empty if the data set has none.
+        metric: The figure that the share of right answers is in a ledger. With "agree" the end anchor's answer is the
+            right one, and all labels are 0.
     """
 
     cfg_ids: tuple[int, ...]
@@ -34,7 +36,7 @@ class Hits(Beside):
     seen: Bits
     labels: npt.NDArray[np.int64]
     names: tuple[str, ...] = ()
-    metric: ClassVar[str] = "acc1"
+    metric: str = "acc1"
     kind: ClassVar[str] = "hits"
 
     def __post_init__(self) -> None:
@@ -115,7 +117,8 @@ def hits_file(ledger: str | Path) -> Path:
 def write_hits(path: Path, hits: Hits) -> None:
     """Write hits, which replace earlier ones only when they are complete."""
     labels = hits.labels.astype(np.int32)
-    hits.write(path, {"right": _packed(hits.right), "seen": _packed(hits.seen), "labels": labels})
+    about = {} if hits.metric == "acc1" else {"metric": hits.metric}
+    hits.write(path, {"right": _packed(hits.right), "seen": _packed(hits.seen), "labels": labels}, **about)
 
 
 def _packed(bits: Bits) -> npt.NDArray[np.uint8]:
@@ -130,12 +133,15 @@ def read_hits(path: str | Path) -> Hits:
         InputError: If it is missing or damaged.
     """
     what, bits = "says what each network answers to each image", ("right", "seen")
-    with opened(path, Hits, what, (*bits, "labels")) as (cfg_ids, _, arrays, names):
+    with opened(path, Hits, what, (*bits, "labels")) as (cfg_ids, about, arrays, names):
         labels = arrays["labels"].astype(np.int64)
         if any(arrays[name].shape[1] != -(-len(labels) // 8) for name in bits):  # NumPy makes up missing bytes
             raise ValueError("it is of another format")
         right, seen = (np.unpackbits(arrays[name], axis=1, count=len(labels)).astype(bool) for name in bits)
-        return Hits(cfg_ids, right & seen, seen, labels, names)
+        metric = about.get("metric", "acc1")
+        if metric not in ("acc1", "agree"):
+            raise ValueError("it is of another format")
+        return Hits(cfg_ids, right & seen, seen, labels, names, metric)
 
 
 def hits_beside(ledger: str | Path) -> Hits | None:

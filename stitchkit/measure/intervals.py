@@ -19,7 +19,7 @@ from stitchkit.measure.formulas import Floats, accuracy_interval
 from stitchkit.measure.hits import Hits, hits_beside
 from stitchkit.measure.image_sums import sums_beside
 from stitchkit.measure.ledger import WITH_INTERVALS, Row
-from stitchkit.measure.metric import ACCURACY
+from stitchkit.measure.metric import ACCURACY, AGREE, compared
 from stitchkit.measure.redrawn import Redrawn, redraw
 
 ByImage: TypeAlias = Hits | Redrawn
@@ -30,8 +30,9 @@ _KEYS = (*(f"{figure}_{end}" for figure in WITH_INTERVALS for end in ("low", "hi
 
 def by_image_beside(ledger: str | Path, metric: str) -> ByImage | None:
     """What tells the networks of a ledger apart by a metric, from the files beside it; None if nothing does."""
-    if metric == ACCURACY:
-        return hits_beside(ledger)
+    if metric in (ACCURACY, AGREE):
+        hits = hits_beside(ledger)
+        return hits if hits is not None and hits.metric == metric else None
     sums = sums_beside(ledger) if metric in WITH_INTERVALS else None
     return redraw(sums) if sums is not None and sums.score.metric == metric else None
 
@@ -56,6 +57,7 @@ def add_intervals(rows: Sequence[Row], known: ByImage | None, cost: str = "flops
     if known is None:
         return
     some = [row for row in rows if row.keys() >= {known.metric, cost} and row["cfg_id"] in ends]
+    some = compared(some, AGREE) if known.metric == AGREE else some  # others have other right answers
     if some:
         check_by_image(some, known)
         _add_comparisons(some, known.of([row["cfg_id"] for row in some]), cost)

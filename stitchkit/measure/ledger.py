@@ -23,7 +23,7 @@ LEDGER = "stitches_res.txt"
 """Its file in the folder of a run."""
 COSTS = {"flops": "flops", "params": "params", "latency": "latency_ms"}
 """What accuracy is weighed against, and its figure in a row."""
-WITH_INTERVALS = ("acc1", "miou", "delta1")
+WITH_INTERVALS = ("acc1", "miou", "delta1", "agree")
 """Figures that have a 95 % interval in a row, between those named `<figure>_low` and `<figure>_high`."""
 _NUMBERS = (
     *("flops", "params", "activations", "acc1", "acc5", "balanced_acc1", "loss", "images", "latency_ms"),
@@ -31,9 +31,10 @@ _NUMBERS = (
     *(f"{figure}_{end}" for figure in WITH_INTERVALS for end in ("low", "high")),
     *("p_front", "images_per_s"),
     *("latency_spread_percent", "latency_batch_size", "latency_threads", "recalibrate_bn"),
+    *("agree", "agree_sure", "kl", "sure_images"),
     *("knn", "linear", "cosine", "cka", "self_knn", "self_linear", "self_cosine", "self_cka"),
 )
-_MAY_BE_NEGATIVE = ("loss", "cosine", "self_cosine")
+_MAY_BE_NEGATIVE = ("loss", "kl", "cosine", "self_cosine")
 _AGAIN = "remove the line and evaluate the stitch again"
 _OTHER = f"give a stitches_res.txt, or {_AGAIN}"
 _WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": "% top-1"}

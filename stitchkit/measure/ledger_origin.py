@@ -55,7 +55,7 @@ def read_origin(ledger: str | Path, *, advice: str) -> dict[str, object]:
     """Weights, data and settings that the figures of a ledger depend on."""
     # A ledger may be older than some settings, which had their defaults then; that of batch norms has changed.
     try:
-        return Recipe().flat() | {"recalibrate_bn": 0} | read_settings_file(origin_file(ledger))
+        return Recipe().flat() | {"recalibrate_bn": 0, "by_agreement": False} | read_settings_file(origin_file(ledger))
     except InputError as error:
         raise InputError(
             f"'{origin_file(ledger)}', which says how '{ledger}' was measured, cannot be read: {error}; {advice}"

@@ -13,7 +13,7 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.measure.ledger import Row
 from stitchkit.routes import Stitch
 
-ACCURACY = "acc1"
+ACCURACY, AGREE = "acc1", "agree"
 METRICS = {
     ACCURACY: "top-1 accuracy",
     "balanced_acc1": "balanced accuracy",
@@ -23,12 +23,14 @@ METRICS = {
     "delta1": "delta1: share of pixels within a factor of 1.25 of the true depth",
     "knn": "k-NN accuracy",
     "linear": "linear-probe accuracy",
+    AGREE: "answers equal to the end anchor's",
+    "agree_sure": "answers equal to the end anchor's where it is sure",
     "cosine": "cosine with the end anchor",
     "cka": "CKA with the end anchor",
 }
 """What the figures are called; a sentence has only what comes before a colon, as axes have."""
-_DEFAULTS = (ACCURACY, "miou", "delta1", "knn", "cosine")
-_AGREEMENTS = ("cosine", "cka")
+_DEFAULTS = (ACCURACY, "miou", "delta1", "knn", AGREE, "cosine")
+_AGREEMENTS = (AGREE, "agree_sure", "cosine", "cka")
 
 
 def in_sentence(metric: str) -> str:
@@ -42,7 +44,7 @@ def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
     Args:
         rows: Of one or more ledgers.
         name: The requested one; by default the first that any row has of the top-1 accuracy, the figure of a dense
-            task, the accuracy of k-NN and the cosine.
+            task, the accuracy of k-NN, the share of equal answers and the cosine.
     """
     found = [metric for metric in METRICS if any(metric in row for row in rows)]
     if name is None:

@@ -23,7 +23,7 @@ _LOWS = {f"{figure}_low": figure for figure in WITH_INTERVALS}
 _FIGURES = {
     **{"latency_ms": 2, "images_per_s": 1},
     **{key: 2 for metric in METRICS for key in (metric, f"{metric}_low") if key in METRICS or key in _LOWS},
-    **{"abs_rel": 4, "rmse": 3, "loss": 4, "p_front": 2, "tied_with": 0},
+    **{"abs_rel": 4, "rmse": 3, "loss": 4, "kl": 4, "p_front": 2, "tied_with": 0},
 }
 """Measured figures in a table, and their number of digits."""
 _HEADS = {**dict.fromkeys(_LOWS, "95 %"), "p_front": "P(front)", "tied_with": "tied with"}

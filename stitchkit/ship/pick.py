@@ -14,7 +14,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.intervals import ByImage, by_image_beside, check_by_image
 from stitchkit.measure.latency_verdict import check_latencies
 from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, figure_text, nouns_of
-from stitchkit.measure.metric import ACCURACY, by, compared, compared_note, in_sentence, metric_of
+from stitchkit.measure.metric import ACCURACY, AGREE, by, compared, compared_note, in_sentence, metric_of
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
@@ -157,7 +157,7 @@ def confident_by_image(rows: Sequence[Row], ledger: str | Path, budget: Budget, 
             "--min-acc1 alone takes the cheapest stitch already, and --confident the cheapest near the most accurate; "
             "leave one of them out, or add a limit on costs"
         )
-    known, kind = by_image_beside(ledger, metric), "hits" if metric == ACCURACY else "sums"
+    known, kind = by_image_beside(ledger, metric), "hits" if metric in (ACCURACY, AGREE) else "sums"
     if known is None or not known.has([row["cfg_id"] for row in rows]):
         some = f"no {kind} beside it" if known is None else f"stitches without {kind}"
         raise InputError(

@@ -46,7 +46,7 @@ from stitchkit.training.data import Datasets, Loaders, create_loaders, open_data
 from stitchkit.training.dense.data import create_pair_loaders, open_split, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
-from stitchkit.training.network import create_network
+from stitchkit.training.network import create_network, with_trained_classes
 from stitchkit.training.own_statistics import calibration_images
 
 _SIZES = ("img_size", "input_size")
@@ -128,7 +128,7 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
     recipe = replace(recipe, data=replace(recipe.data, **unset))
     tasks = trained_classes(content)
     classes = tuple(tasks[0]) if len(tasks) == 1 else ()
-    model = create_network(recipe, config, classes)
+    model = create_network(with_trained_classes(recipe, content) if not classes else recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
     # `given` before the checkpoint before the model's, which is that of the configuration before its anchors.

@@ -1,4 +1,4 @@
-"""`--eval` of networks with classes: which images each stitch classifies correctly."""
+"""`--eval` of networks with classes: which images each stitch classifies correctly, or as its end anchor does."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from stitchkit.data.batches import Loader
+from stitchkit.data.batches import Batch, Loader
 from stitchkit.data.labelled_images import image_labels, image_names
+from stitchkit.data.unlabelled import has_labels
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.display import counted
 from stitchkit.distributed import from_primary
 from stitchkit.errors import InputError
+from stitchkit.measure.agreement import AnswerAgreement, compare_answers
 from stitchkit.measure.evaluate import Answers, PartialAnswers, Score, batches_of, evaluate
 from stitchkit.measure.hits import Hits, hits_beside, hits_file, write_hits
 from stitchkit.measure.ledger import LEDGER, Ledger
+from stitchkit.measure.metric import ACCURACY, AGREE
 from stitchkit.measure.two_stage import KEEP_WITHIN, stratified_part, survivors
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
@@ -35,6 +37,10 @@ from stitchkit.training.session import Session
 _logger = logging.getLogger(__name__)
 
 _MIB = 2**20
+
+
+Scores: TypeAlias = "dict[int, Score] | dict[int, AnswerAgreement]"
+"""What stitches are worth by labels, or by the answers of the anchors in which they end."""
 
 
 class _Pass(NamedTuple):
@@ -66,7 +72,7 @@ class Answering:
         # Progress must not be taken up on other images either, which the settings do not tell apart.
         self._origin = {**origin, **_of_images(session.loaders.validation.dataset)}
 
-    def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[dict[int, Score]]:
+    def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[Scores]:
         """The scores of stitches: of those that share work after one pass over the images, then of each of the others.
 
         With `--eval-images`, those that the first images put off the front come last. Hits are kept before scores are
@@ -110,7 +116,7 @@ class Answering:
             )
         return stratified_part(labels or [0] * len(images), run.eval_images, run.seed)
 
-    def _in_two_stages(self, passes: Sequence[_Pass], part: Sequence[int]) -> Iterator[dict[int, Score]]:
+    def _in_two_stages(self, passes: Sequence[_Pass], part: Sequence[int]) -> Iterator[Scores]:
         """The scores on all images of the stitches that may be on the front, then those of the others on a part."""
         world, images = self._session.world, self._session.loaders.validation.dataset
         progress = PartialAnswers(self._session.folder / f"{LEDGER}.first", {**self._origin, "part": part})
@@ -137,7 +143,7 @@ class Answering:
         Among them are those whose rows an earlier run had already written when it was killed.
         """
         world, stage = self._session.world, _Round(self._loader_of(part), "first")
-        found = from_primary(world, lambda: progress.restore(self._model.num_classes))
+        found = from_primary(world, lambda: progress.restore(self._num_classes))
         for one in passes:
             chosen = [cfg_id for cfg_id in one.cfg_ids if found is None or cfg_id not in found[1]]
             if not chosen:
@@ -181,19 +187,43 @@ class Answering:
         Every rank saves its own every few seconds, from which a killed evaluation resumes.
         """
         session, cfg_ids, what = self._session, one.cfg_ids, counted(len(one.cfg_ids), "stitch")
+        ends = [self._end(cfg_id) for cfg_id in cfg_ids] if session.by_agreement else []
+        shared, networks = {*ends}, nn.ModuleList([self._model])
         if one.has_own:
             (cfg_id,) = cfg_ids
-            net, what = recalibrated(session, cfg_id), f"cfg_id {cfg_id}"
-            run = partial(_alone, net)
+            networks.append(recalibrated(session, cfg_id))
+            what = f"cfg_id {cfg_id}"
         else:
-            memory = session.recipe.run.eval_memory
-            net = self._model
-            run = partial(_each, OnePass(self._model, cfg_ids, memory=memory and memory * _MIB), cfg_ids)
+            shared |= {*cfg_ids}
+        memory = session.recipe.run.eval_memory
+        one_pass = OnePass(self._model, sorted(shared), memory=memory and memory * _MIB) if shared else None
+
+        def run(images: torch.Tensor) -> list[Any]:
+            logits = one_pass(images) if one_pass else {}
+            found = [networks[1](images)] if one.has_own else [logits[cfg_id] for cfg_id in cfg_ids]
+            return [*zip(found, (logits[end] for end in ends), strict=True)] if ends else found
+
+        batches = batches_of(stage.loader, session.world, what)
         return evaluate(
-            net, run, batches_of(stage.loader, session.world, what), device=session.world.device,
-            autocast=session.autocast, count=len(cfg_ids), num_classes=self._model.num_classes,
-            partial=self._partial(cfg_ids, stage.name),
+            networks, run, self._counted(batches) if ends else batches, device=session.world.device,
+            autocast=session.autocast, count=len(cfg_ids), num_classes=self._num_classes,
+            partial=self._partial(cfg_ids, stage.name), judge=compare_answers if ends else None,
         ).of_all_ranks()  # fmt: skip
+
+    def _end(self, cfg_id: int) -> int:
+        """The `cfg_id` of the anchor in which a stitch ends."""
+        return [*self._model.views].index(self._model.space[cfg_id].end)
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches whose labels say only which images count: those that can be read, or all where none has a label."""
+        images = self._session.loaders.validation.dataset
+        is_labelled = not isinstance(images, CheckedImages) or has_labels(images.dataset)
+        return ((x, labels.clamp(max=0) if is_labelled else torch.zeros_like(labels)) for x, labels in batches)
+
+    @property
+    def _num_classes(self) -> int:
+        """Number of classes that are counted separately; by agreement one, of the images of which anchors are sure."""
+        return 1 if self._session.by_agreement else self._model.num_classes
 
     def _partial(self, cfg_ids: Sequence[int] = (), stage: str = "") -> PartialAnswers:
         """The file with the answers of this rank so far."""
@@ -202,13 +232,16 @@ class Answering:
         of = {"cfg_ids": list(cfg_ids), "stage": stage, "world_size": world.size, "batch_size": batch_size}
         return PartialAnswers(self._session.folder / f"{LEDGER}.part{world.rank}", {**self._origin, **of})
 
-    def _kept(self, cfg_ids: Sequence[int], answers: Answers, part: Sequence[int] = ()) -> dict[int, Score]:
+    def _kept(self, cfg_ids: Sequence[int], answers: Answers, part: Sequence[int] = ()) -> Scores:
         """The scores of stitches, whose hits are added to those beside the ledger; `part` numbers images of a part."""
         images = self._session.loaders.validation.dataset
         if not isinstance(images, IterableDataset):
             numbers = part or range(len(images))
             for ledger in self._ledgers:
-                _keep_hits(ledger, cfg_ids, answers, numbers, images)
+                metric = AGREE if self._session.by_agreement else ACCURACY
+                _keep_hits(ledger, cfg_ids, answers, numbers, images, metric)
+        if self._session.by_agreement:
+            return dict(zip(cfg_ids, (AnswerAgreement.of(*sums) for sums in answers.sums.tolist()), strict=True))
         scores = [score._replace(is_part=bool(part)) for score in answers.scores]
         return dict(zip(cfg_ids, scores, strict=True))
 
@@ -227,19 +260,10 @@ def _of_images(images: CheckedImages) -> dict[str, object]:
     return {"images": len(images), "images_sha256": hashlib.sha256(known.encode()).hexdigest()}
 
 
-def _each(one_pass: OnePass, cfg_ids: Sequence[int], images: torch.Tensor) -> list[torch.Tensor]:
-    """The logits of stitches that share work."""
-    found = one_pass(images)
-    return [found[cfg_id] for cfg_id in cfg_ids]
-
-
-def _alone(net: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    return [net(images)]
-
-
 def _keep_hits(
-    ledger: Ledger, cfg_ids: Sequence[int], answers: Answers, numbers: Sequence[int], images: CheckedImages
-) -> None:
+    ledger: Ledger, cfg_ids: Sequence[int], answers: Answers, numbers: Sequence[int], images: CheckedImages,
+    metric: str,
+) -> None:  # fmt: skip
     """Add the hits of stitches on the images of these numbers to the file beside their ledger."""
     before, names = _hits_of_rows(ledger), image_names(images.dataset)
     # The labels of images that these stitches have not seen are known from others, such as the anchors.
@@ -249,7 +273,7 @@ def _keep_hits(
     labels[numbers] = answers.labels.numpy()
     right[:, numbers] = answers.right.numpy()
     seen[:, numbers] = labels[numbers] != NO_CLASS
-    hits = Hits(tuple(cfg_ids), right, seen, labels, names)
+    hits = Hits(tuple(cfg_ids), right, seen, labels, names, metric)
     write_hits(hits_file(ledger.path), before.with_more(hits) if before else hits)
 
 
@@ -259,12 +283,13 @@ def _hits_of_rows(ledger: Ledger) -> Hits | None:
     return hits and hits.of([row["cfg_id"] for row in ledger.rows if hits.has([row["cfg_id"]])])
 
 
-def check_hits_beside(ledger: Ledger, images: CheckedImages) -> None:
+def check_hits_beside(ledger: Ledger, images: CheckedImages, *, by_agreement: bool) -> None:
     """Refuse, before hours of evaluation, hits that are damaged or of other images than these."""
     hits = _hits_of_rows(ledger)
     if hits is None or isinstance(images, IterableDataset):
         return
-    labels = np.array(image_labels(images.dataset) or [NO_CLASS] * len(images))
+    known = None if by_agreement else image_labels(images.dataset)
+    labels = np.array(known or [NO_CLASS] * len(images))
     nothing = np.zeros((0, len(images)), bool)
     if found := hits.other_images(Hits((), nothing, nothing, labels, image_names(images.dataset))):
         raise InputError(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stitchkit.classes import check_classes, trained_classes
+from stitchkit.classes import check_classes, note_origin, origin_of, trained_classes
 from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, link, read_alike
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
+from stitchkit.model.snnet import SNNet
 from stitchkit.networks.data_config import given_data_config, saved_data_config, trained_data_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.networks.weights import load_content
@@ -118,10 +119,22 @@ def header(session: Session) -> dict[str, object]:
         "opt": session.recipe.optim.opt,
         **(_of_stitching(session.recipe) if session.config else {}),
         "stitch_config": session.config.to_dict() if session.config else None,
-        "classes": list(session.classes),
+        **({"num_classes": as_timm(session.model).num_classes} if session.config else {}),
+        "classes": list(session.classes or _classes_of_anchors(session)),
         "input_size": list(session.input_size),
         "image": saved_data_config(session.model),
     }
+
+
+def _classes_of_anchors(session: Session) -> Sequence[str]:
+    """The classes of an SN-Net that learned without labels: those of its checkpoint, or of all its anchors' files."""
+    model = session.model
+    if not isinstance(model, SNNet) or session.recipe.stitch.uses_labels:
+        return ()
+    origins = [origin_of(model)] if origin_of(model) else [*map(origin_of, model.anchors)]
+    known = {tuple(map(tuple, origin.classes)) if origin else () for origin in origins}
+    tasks = known.pop() if len(known) == 1 else ()
+    return tasks[0] if len(tasks) == 1 else ()
 
 
 def _of_stitching(recipe: Recipe) -> dict[str, object]:
@@ -155,8 +168,9 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
             "history": rules.table(rules.whole(0, training_state.MOST_EPOCHS), _ordered),
         }
         optional = {
-            "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "input_size": [rules.whole(1)] * 3,
-            "image": _IMAGE_RULES, "model_kwargs": rules.table(rules.text, rules.plain),
+            "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "num_classes": rules.whole(0),
+            "input_size": [rules.whole(1)] * 3, "image": _IMAGE_RULES,
+            "model_kwargs": rules.table(rules.text, rules.plain),
             "sampler": rules.text, "loss": rules.text, "feature_distance": rules.text, "preserve": rules.text,
             "focus": rules.whole(0), "focus_images": rules.whole(0),
             "alone": rules.table(rules.text, rules.number()), "copies": rules.table(rules.text, rules.anything),
@@ -240,6 +254,7 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
         )
     check_classes(trained_classes(content), [session.classes], path, strict=True)
     load_content(session.model, content, path, ema=ema)
+    note_origin(session.model, content, path)
     _check_image(trained_data_config(content), session, path)
     return content, digest
 

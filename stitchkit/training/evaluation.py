@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -16,6 +17,7 @@ from stitchkit.display import counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
+from stitchkit.measure.agreement import AnswerAgreement
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.measure.features import FeatureScore
 from stitchkit.measure.intervals import add_intervals, by_image_beside
@@ -42,9 +44,9 @@ from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 
-_Scores = Mapping[int, Score | FeatureScore | DenseFigure]
+_Scores = Mapping[int, Score | AnswerAgreement | FeatureScore | DenseFigure]
 """What stitches are worth, by `cfg_id`."""
-_UNSAID = ("acc5", "loss", "images", "part")
+_UNSAID = ("acc5", "loss", "images", "part", "sure_images")
 # Settings that choose a plain model and its weights without --resume; a ledger knows its network by the stitches.
 _OF_A_MODEL = ("model", "model_kwargs", "pretrained_path", "initial_checkpoint")
 
@@ -82,8 +84,8 @@ def evaluate_stitches(session: Session) -> None:
             add_intervals(ledger.rows, by_image_beside(ledger.path, metric_of(ledger.rows)))
             ledger.rewrite()
             _add_latencies(recipe.run.latency, model, ledger)
-            said = "%s has %s; the front: stitchkit pareto %s"
-            _logger.info(said, ledger.path, counted(len(ledger.rows), "stitch"), ledger.path)
+            command = shlex.join(["stitchkit", "pareto", str(ledger.path)])
+            _logger.info("%s has %s; the front: %s", ledger.path, counted(len(ledger.rows), "stitch"), command)
 
     if isinstance(model, DenseSNNet):
         uncompiled(model)(write_examples)(session, model, ledgers)
@@ -116,6 +118,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
     if isinstance(model, SNNet):
         if not model.num_classes:
             origin |= of_the_bank(recipe)
+        origin["by_agreement"] = session.by_agreement
         chosen = recipe.run.eval_stitches
         wanted = [*model.space.ids] if chosen is None else model.space.select(chosen)
     else:
@@ -130,7 +133,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
             if isinstance(model, DenseSNNet):
                 check_sums_beside(ledgers[0], session.loaders.validation)
             else:
-                check_hits_beside(ledgers[0], session.loaders.validation.dataset)
+                check_hits_beside(ledgers[0], session.loaders.validation.dataset, by_agreement=session.by_agreement)
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
     return origin, from_primary(session.world, find_missing), ledgers
@@ -138,6 +141,8 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
 
 def _check_images(session: Session) -> None:
     """Refuse settings that do not fit the images, or what stitches are judged by: labels, or features."""
+    if session.recipe.run.eval_images and session.by_agreement:
+        raise InputError("--eval-images draws images by their labels, which do not judge here; remove it")
     if session.recipe.run.eval_images and not as_timm(session.model).num_classes:
         raise InputError("--eval-images is for networks with classes, and these give features; leave it out")
     if session.recipe.run.eval_images and isinstance(session.loaders.validation.dataset, IterableDataset):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -80,6 +81,17 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
         raise InputError(f"the network needs images with {size[0]} channels; set --in-chans {size[0]}")
     set_data_config(model, preparation(recipe, size, as_timm(model).pretrained_cfg))
     return model
+
+
+def with_trained_classes(recipe: Recipe, content: Mapping[str, object]) -> Recipe:
+    """A recipe with the number of classes that a checkpoint of an SN-Net says it has, unless it gives its own.
+
+    Only the files of the anchors may say it otherwise, and they are not read again.
+    """
+    number = content.get("num_classes")
+    if recipe.model.num_classes is not None or type(number) is not int:
+        return recipe
+    return replace(recipe, model=replace(recipe.model, num_classes=number))
 
 
 def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:

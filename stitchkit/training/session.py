@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,9 +13,12 @@ import torch
 from timm.utils import random_seed
 from torch import nn
 
+from stitchkit.classes import trained_classes
 from stitchkit.data.open_dataset import download
 from stitchkit.data.unlabelled import has_labels
+from stitchkit.display import counted
 from stitchkit.distributed import World, from_primary
+from stitchkit.engine.checkpoint_files import read_alike
 from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.errors import InputError, prefixed
 from stitchkit.files import write_text
@@ -25,11 +29,13 @@ from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.class_weights import class_weights
-from stitchkit.training.data import Loaders, create_loaders, open_datasets
+from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
 from stitchkit.training.dense.data import create_pair_loaders, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
-from stitchkit.training.network import create_network, input_size, place_network
+from stitchkit.training.network import create_network, input_size, place_network, with_trained_classes
+
+_logger = logging.getLogger(__name__)
 
 PLAN = "stitch_config.json"
 """The configuration that `--anchors` led to, in the run's folder."""
@@ -45,6 +51,7 @@ class Session:
         input_size: Size of an input image, `(C, H, W)`.
         classes: Class names in the order of their numbers; empty if the dataset does not know them.
         class_weights: Weights of classes in the loss, `[num_classes]`; None for equal ones.
+        by_agreement: Whether an evaluation compares answers with those of the end anchors, for want of labels.
     """
 
     recipe: Recipe
@@ -55,6 +62,7 @@ class Session:
     classes: tuple[str, ...]
     class_weights: torch.Tensor | None
     world: World
+    by_agreement: bool = False
 
     @property
     def folder(self) -> Path:
@@ -92,13 +100,19 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
         )
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
-    model = create_network(recipe, config, datasets.classes if uses_labels else None)
+    found = datasets.classes if uses_labels else ()
+    content = read_alike(recipe.run.resume)[0] if config is not None and recipe.run.resume and not found else {}
+    model = create_network(with_trained_classes(recipe, content), config, found)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
     if not timm_model.num_classes and needs_classes and not (recipe.run.eval and isinstance(model, SNNet)):
         raise InputError(
             "the network has no classifier and gives features, but training and evaluation need classes; give their "
             "number, such as --num-classes 10, or train without labels by --loss features"
         )
+    by_agreement = bool(recipe.run.eval and timm_model.num_classes) and not _labels_judge(
+        recipe, datasets, timm_model.num_classes, trained_classes(content)
+    )
+    needs_classes &= not by_agreement
     loaders = create_loaders(
         datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
         num_classes=timm_model.num_classes if needs_classes else 0,
@@ -106,14 +120,29 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     if recipe.loss.class_weights and datasets.train is not None and not recipe.run.eval:
         with prefixed("--class-weights: "):
             weights = class_weights(recipe.loss.class_weights, datasets.train, timm_model.num_classes)
-    if recipe.run.eval and timm_model.num_classes and not has_labels(datasets.validation):
-        raise InputError(
-            f"the images of '{source_of(recipe)}' have no labels, by which networks with classes are judged; give "
-            "images with labels, or judge the features with --num-classes 0"
-        )
     place_network(model, recipe, world)
     classes = datasets.classes if needs_classes else ()
-    return Session(recipe, config, model, loaders, size, classes, weights, world)
+    return Session(recipe, config, model, loaders, size, classes, weights, world, by_agreement)
+
+
+def _labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list[list[str]]) -> bool:
+    """Whether an evaluation can judge answers by labels: there are some, and of the classes that the network knows.
+
+    A network that learned from labels is refused later if they are of other classes.
+    """
+    classes = list(datasets.classes)
+    if not has_labels(datasets.validation):
+        reason = "the images have no labels"
+    elif recipe.stitch.uses_labels or recipe.data.class_map or not classes:
+        return True
+    elif len(classes) != outputs:
+        reason = f"the labels are of {counted(len(classes), 'class')}, and the anchors know {outputs:,}"
+    elif trained not in ([], [classes]):
+        reason = "the labels are of other classes than the anchors'"
+    else:
+        return True
+    _logger.info("%s, so each stitch's answers are compared with those of the anchor in which it ends", reason)
+    return False
 
 
 def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:

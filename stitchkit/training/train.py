@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -199,7 +201,7 @@ def _fit(session: Session, model: SNNet, loader: Loader) -> None:
 def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool) -> None:
     _logger.info("%s; the weights are %s", "nothing is left to train" if nothing_left else "done", checkpoints.last)
     if session.config is not None:
-        settings = session.folder / _SETTINGS
-        size = session.world.size
-        command = "stitchkit train" if size == 1 else f"./distributed_train.sh {size}"
-        _logger.info("next, measure every stitch: %s -c %s --eval --resume %s", command, settings, checkpoints.last)
+        flags = ["-c", str(session.folder / _SETTINGS), "--eval", "--resume", str(checkpoints.last)]
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")  # of this machine, where the command will run
+        launcher = [] if ranks == "1" else ["torchrun", "--standalone", "--nproc-per-node", ranks, "-m"]
+        _logger.info("next, measure every stitch: %s", shlex.join([*launcher, "stitchkit", "train", *flags]))

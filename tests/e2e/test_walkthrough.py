@@ -80,8 +80,9 @@ def test_from_anchors_to_the_front_on_two_ranks(images, tmp_path, capsys):
     assert "model_acc1" not in (tmp_path / "mine/summary.csv").read_text()
     assert (tmp_path / "mine/summary.csv").read_text().splitlines()[0].count("_acc1") == 3
 
-    (suggested,) = re.findall(r"next, measure every stitch: ./distributed_train.sh 2 (.*)", said.read_text())
-    evaluation = ["train", *shlex.split(suggested)]
+    launcher = "torchrun --standalone --nproc-per-node 2 -m stitchkit"
+    (suggested,) = re.findall(rf"next, measure every stitch: {launcher} (.*)", said.read_text())
+    evaluation = shlex.split(suggested)
     run(*evaluation)
     ledger = tmp_path / "mine/stitches_res.txt"
     rows = read_rows(ledger)

@@ -277,15 +277,6 @@ def test_anchors_keep_their_classifiers(photos, tmp_path):
     assert create_network(recipe, config, datasets.classes).num_classes == 4
 
 
-def test_networks_with_classes_are_not_judged_without_labels(photos, tmp_path, capsys):
-    config = write_config(tmp_path / "pico.json")
-    torch.save({"state_dict": pico_snnet().state_dict()}, tmp_path / "pico.pth")
-    run = ["train", photos, "--stitch_config", config, *FLAGS, "--eval", "--resume", tmp_path / "pico.pth"]
-    line = refused(capsys, *run, "--output", tmp_path / "out", "--experiment", "x")
-    assert f"the images of '{photos}' have no labels, by which networks with classes are judged; give images" in line
-    assert "or judge the features with --num-classes 0" in line
-
-
 def test_an_export_is_compared_on_them(photos, tmp_path):
     """On what was held out, and calibrated on what was trained."""
     torch.save({"state_dict": pico_snnet().state_dict()}, tmp_path / "pico.pth")
