@@ -88,19 +88,22 @@ def _per_channel(figures: tuple[float, ...], channels: int) -> tuple[float, ...]
     return figures if len(figures) == channels else (float(np.mean(figures)),) * channels
 
 
-def unlike_normalisation(anchors: Mapping[str, Anchor]) -> str:
-    """What to say if anchors, by label, differ in mean or deviation; empty if they do not.
+def unlike_images(anchors: Mapping[str, Anchor]) -> str:
+    """What to say if anchors, by label, differ in mean, deviation or the decoding of images; empty if they do not.
 
-    An SN-Net normalises all images as its last anchor does.
+    An SN-Net prepares all images as its last anchor does.
     """
-    found = {label: resolve_data_config({}, pretrained_cfg=dict(one.pretrained_cfg)) for label, one in anchors.items()}
-    ways = {label: (tuple(config["mean"]), tuple(config["std"])) for label, config in found.items()}
-    if len({*ways.values()}) < 2:
+    configs = {label: data_config_of({}, one.input_size, one.pretrained_cfg) for label, one in anchors.items()}
+    keys = [key for key in ("mean", "std", *_DECODING) if len({dict(config)[key] for config in configs.values()}) > 1]
+    if not keys:
         return ""
-    listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
+    listed = "; ".join(
+        " ".join([label, *(str(dict(config)[key]) for key in keys)]) for label, config in configs.items()
+    )
+    flags = " and ".join(f"--{key.replace('_', '-')}" for key in keys)
     return (
-        f"anchors expect images with different mean and std ({listed}); those of {[*ways][-1]} are used for all, "
-        "unless stitchkit train gets --mean and --std"
+        f"anchors expect images with different {' and '.join(keys)} ({listed}); those of {[*configs][-1]} are used for "
+        f"all, unless stitchkit train gets {flags}"
     )
 
 
