@@ -16,12 +16,13 @@ from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 from typing_extensions import TypeIs
 
+from stitchkit.data.decoding import Decoding, open_image
 from stitchkit.data.folders import find_split, open_images
 from stitchkit.data.labelled_images import Images
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
 from stitchkit.data.split_rule import is_split
-from stitchkit.data.unreadable import NO_CLASS, CheckedImages, check_shape, open_image, report
+from stitchkit.data.unreadable import NO_CLASS, CheckedImages, report
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.optional import optional
 from stitchkit.paths import check_local
@@ -71,15 +72,8 @@ def preparation(size: tuple[int, int]) -> Preparation:
     """
     crop = 0.875 if min(size) >= 128 else 1.0
     normalised = create_transform((3, *size), is_training=False, interpolation="bicubic", crop_pct=crop)
-    transform: Preparation = Compose([_rgb, normalised])
+    transform: Preparation = Compose([Decoding(), normalised])
     return transform
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    check_shape(image)
-    if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
@@ -158,7 +152,7 @@ def _local(folder: Path, split: str, prepare: Preparation) -> tuple[HubDataset, 
     """A split of a local folder, by the rules of all commands, as a dataset of the library; and `_prepared` for it."""
     from datasets import ClassLabel, Dataset, Features, Image as ImageColumn
 
-    images = open_images(find_split(folder, split), mode="")
+    images = open_images(find_split(folder, split))
     paths, labels = zip(*images.reader.samples, strict=True)
     checked = CheckedImages(images, num_classes=len(images.classes), is_training=False)
     checked.transform = lambda image: (image, prepare(image)[None].numpy())
@@ -219,12 +213,12 @@ def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> Check
     check_local(str(folder), "image folder")
     if not is_split(Path(folder)):
         raise InputError(f"'{folder}' is not a folder with one folder of images for each class; check the path")
-    return _checked(open_images(Path(folder), mode=""), (size, size) if isinstance(size, int) else size)
+    return _checked(open_images(Path(folder)), (size, size) if isinstance(size, int) else size)
 
 
 def open_split(name: str | Path, split: str, size: int, *, download: bool = False) -> CheckedImages:
     """Prepared images and labels of a split, `train` or `validation`, of a data set, named as in `open_dataset`."""
-    images = open_dataset(Source(str(name), download=download, mode=""), split, is_training=split == "train")
+    images = open_dataset(Source(str(name), download=download), split, is_training=split == "train")
     if isinstance(images, IterableDataset):
         raise InputError(f"'{name}' is streamed; use a data set whose images have numbers, such as one of hfds/")
     if not images.classes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,8 +112,7 @@ def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
         options[key] = config.recipe.get(key) if (given := getattr(flags, key)) is None else given
     torch.manual_seed(settings.seed)  # for weights that are random
     model = create_snnet(config, **options).to(device).eval()
-    mode = "RGB" if model.in_chans == 3 else "L"
-    images = open_dataset(replace(source, mode=mode), "train", is_training=True)
+    images = open_dataset(source, "train", is_training=True)
     prepared = data_config_of({}, model.input_size, model.pretrained_cfg)
 
     def batches(what: str) -> SomeImages:

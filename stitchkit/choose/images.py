@@ -11,12 +11,13 @@ from timm.data import create_transform
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from stitchkit.data.batches import Batch
+from stitchkit.data.decoding import Decoding
 from stitchkit.data.labelled_images import Images
 from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
 from stitchkit.data.unreadable import CheckedImages, report
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
-from stitchkit.networks.data_config import DataConfig
+from stitchkit.networks.data_config import DataConfig, timm_config
 from stitchkit.progress import progress
 
 
@@ -25,7 +26,7 @@ class SomeImages:
 
     Args:
         images: Where they are drawn from, each at most once; of a stream the first.
-        prepared: The preparation, in timm's terms.
+        prepared: How they are decoded and prepared.
         count: How many images.
         batch_size: Images in a batch; there are always two batches.
         device: Where they are.
@@ -39,7 +40,8 @@ class SomeImages:
         workers: int = 0, what: str = "score",
     ):  # fmt: skip
         chosen: Any
-        transform = create_transform(**prepared, is_training=False)
+        transform = create_transform(**timm_config(prepared), is_training=False)
+        images.decoding = Decoding.of(prepared)
         if isinstance(images, IterableDataset):  # its reader skips bad images itself
             chosen = [(transform(image), label) for image, label in islice(images, count)]
         else:

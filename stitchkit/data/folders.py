@@ -14,13 +14,12 @@ from functools import cache
 from pathlib import Path
 
 from PIL import EpsImagePlugin, Image, ImageFile
-from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
 from stitchkit.classes import in_order
 from stitchkit.data.class_map import read_class_map
-from stitchkit.data.labelled_images import class_names
+from stitchkit.data.labelled_images import LabelledImages, class_names
 from stitchkit.data.split_rule import is_split, names_of
 from stitchkit.display import counted, listed
 from stitchkit.errors import InputError
@@ -165,15 +164,7 @@ def image_files(folder: str | Path, suffixes: frozenset[str] = frozenset()) -> t
     return images, _in_words(ignored)
 
 
-def open_images(
-    folder: Path, *, mode: str = "RGB", class_map: str = "", suffixes: frozenset[str] = frozenset()
-) -> ImageDataset:
-    """The images of a split's folder; `class_map` and `suffixes` are those of `FolderReader`.
-
-    Args:
-        mode: PIL mode to which images are converted; empty for no conversion.
-    """
+def open_images(folder: Path, *, class_map: str = "", suffixes: frozenset[str] = frozenset()) -> LabelledImages:
+    """The images of a split's folder; `class_map` and `suffixes` are those of `FolderReader`."""
     reader = FolderReader(folder, class_map, suffixes)
-    images = ImageDataset(str(folder), reader=reader, input_img_mode=mode)
-    images.classes, images.split = class_names(reader), folder.name
-    return images
+    return LabelledImages(reader, class_names(reader), folder.name)

@@ -1,51 +1,93 @@
-"""Images with labels from readers other than timm's, and the class names of any reader."""
+"""Images with labels from any reader, decoded in one way, and their class names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from PIL.Image import Image
-from timm.data import ImageDataset
+from timm.data import IterableImageDataset
 from timm.data.readers.reader import Reader
 from timm.data.readers.reader_image_folder import ReaderImageFolder
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, get_worker_info
 from torchvision.datasets import VisionDataset
 
+from stitchkit.data.changes import Changes
 from stitchkit.data.class_map import MOST_CLASSES, names_at
+from stitchkit.data.decoding import Decoding, ImageSource
 from stitchkit.data.source import SOURCES
+from stitchkit.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
 class LabelledImages(Dataset[tuple[Any, int]]):
-    """Images with their labels, from readers other than timm's.
+    """Images with their labels.
 
     Args:
-        samples: Images, or the results of a reader's loader, with their labels.
+        samples: One of timm's readers, or images or their files with labels; a label is None where there is none.
         classes: Class names in the order of their numbers; empty if the reader does not know them.
-        mode: PIL mode to which images are converted; empty for no conversion.
         split: Name of the split.
-        transform: Applied to the converted image.
+        decoding: How images are decoded; whoever knows the network sets it.
+        transform: Applied to the decoded image.
     """
 
-    samples: Sequence[tuple[Any, int]] | ConcatDataset[tuple[Any, int]]
+    samples: Reader | Sequence[tuple[ImageSource, int | None]] | ConcatDataset[tuple[ImageSource, int]]
     classes: tuple[str, ...]
-    mode: str = "RGB"
     split: str = ""
+    decoding: Decoding = field(default_factory=Decoding)
     transform: Callable[[Image], object] | None = None
+
+    @property
+    def reader(self) -> Any:
+        """The reader of timm's that has the samples, or None."""
+        return self.samples if isinstance(self.samples, Reader) else None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
-        image, label = self.samples[index]
-        image = image.convert(self.mode) if self.mode else image
-        return image if self.transform is None else self.transform(image), int(label)
+        source, label = self.samples[index]
+        image = self.decoding(source)
+        return image if self.transform is None else self.transform(image), -1 if label is None else int(label)
 
 
-Images: TypeAlias = ImageDataset | LabelledImages
-"""An open split: a dataset of images and labels with `.classes`, `.split` and a settable `.transform`."""
+class StreamedImages(IterableImageDataset):  # type: ignore[misc] # timm has no types
+    """Images with their labels from one of timm's readers that gives them one after the other.
+
+    Args:
+        reader: The reader.
+        classes: As of `LabelledImages`, and in the same way `split` and `decoding`.
+    """
+
+    def __init__(self, reader: Any, classes: tuple[str, ...], split: str):
+        super().__init__("", reader=reader)
+        self.classes, self.split, self.decoding = classes, split, Decoding()
+        self._changes = Changes(len(self))
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        for count, (source, label) in enumerate(self.reader):
+            try:
+                image, change = self.decoding.read(source)
+            except InputError as error:  # as the readers do with damaged images
+                _logger.warning("an image of the %s split is skipped (%s)", self.split, error)
+                continue
+            self._changes[first + count * step] = change
+            yield image if self.transform is None else self.transform(image), label
+
+    def report(self) -> None:
+        """Log the images that decoding changed, once; every rank calls this, and each has images of its own."""
+        self._changes.report(self.split, self.decoding, are_divided=True)
+
+
+Images: TypeAlias = LabelledImages | StreamedImages
+"""An open split: a dataset of images and labels with `.classes`, `.split`, and settable `.decoding` and `.transform`.
+"""
 
 
 def class_names(reader: Reader | VisionDataset) -> tuple[str, ...]:

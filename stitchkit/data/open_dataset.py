@@ -8,13 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from timm.data import ImageDataset
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.class_map import read_class_map
 from stitchkit.data.digits import read_digits
 from stitchkit.data.folders import FolderReader, find_split, open_images
-from stitchkit.data.labelled_images import Images, LabelledImages, class_names
+from stitchkit.data.labelled_images import Images, LabelledImages, StreamedImages, class_names
 from stitchkit.data.source import (
     FOLDERS,
     SHORT,
@@ -101,7 +100,7 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     if key == "digits" or key in SOURCES:
         _check_no_map(source)
     if key == "digits":
-        return _open_digits(source, split)
+        return _open_digits(split)
     if key in SOURCES:
         # The published jobs keep this set alone in a folder of its own.
         files = place if key == "svhn" and place.is_dir() else source.root
@@ -154,9 +153,7 @@ def _is_laid_out(root: Path) -> bool:
 def _open_folder(source: Source, folder: Path, split: str, options: dict[str, object]) -> Images:
     check_no_pairs(folder, split.split("[")[0])
     with _explained(source, split):  # the class map may be unreadable
-        return open_images(
-            find_split(folder, split), mode=source.mode, class_map=source.class_map, suffixes=_suffixes(options)
-        )
+        return open_images(find_split(folder, split), class_map=source.class_map, suffixes=_suffixes(options))
 
 
 def _suffixes(options: Mapping[str, object]) -> frozenset[str]:
@@ -164,10 +161,10 @@ def _suffixes(options: Mapping[str, object]) -> frozenset[str]:
     return frozenset(str(options.get("input_key") or "").lower().split(";")) - {""}
 
 
-def _open_digits(source: Source, split: str) -> Images:
+def _open_digits(split: str) -> Images:
     part = "train" if published_part(split) == "train" else "validation"
     digits = [(image, label) for _, image, label in read_digits(part)]
-    return LabelledImages(digits, tuple(map(str, range(10))), source.mode, part)
+    return LabelledImages(digits, tuple(map(str, range(10))), part)
 
 
 def _open_timm(source: Source, split: str, options: dict[str, object]) -> Images:
@@ -189,16 +186,19 @@ def _open_timm(source: Source, split: str, options: dict[str, object]) -> Images
 def read_timm(source: Source, split: str, **options: object) -> Images:
     """The split of exactly this name of a data set by timm's string."""
     root = None if source.root is None else str(source.root)
-    options |= {"download": source.download, "input_img_mode": source.mode}
+    options |= {"download": source.download}
     if source.class_map:
         options["class_map"] = read_class_map(source.class_map)
+    if not source.name.lower().startswith("tfds/"):  # whose images are arrays of colours
+        options["input_img_mode"] = ""
     with _explained(source, split):
         dataset = open_timm(source.name, root=root, split=split, **options)
-    if not isinstance(dataset, ImageDataset) and not hasattr(dataset, "reader"):  # one of torchvision's
+    reader = getattr(dataset, "reader", None)
+    if reader is None:  # torchvision's have none
         _check_no_map(source)
-        return LabelledImages(dataset, class_names(dataset), source.mode, split)
-    dataset.classes, dataset.split = class_names(dataset.reader), split
-    return dataset
+        reader = dataset
+    kind = StreamedImages if isinstance(dataset, IterableDataset) else LabelledImages
+    return kind(reader, class_names(reader), split)
 
 
 def _check_no_map(source: Source) -> None:

@@ -12,10 +12,10 @@ from PIL import Image
 from pydantic import Field, StrictStr
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
-from timm.data import ImageDataset
 
+from stitchkit.data.decoding import Decoding, ImageSource
 from stitchkit.data.folders import open_images
-from stitchkit.data.labelled_images import Images, LabelledImages
+from stitchkit.data.labelled_images import LabelledImages
 from stitchkit.data.open_dataset import read_timm
 from stitchkit.data.source import SOURCES, Source
 from stitchkit.data.split_rule import is_split
@@ -91,7 +91,7 @@ def read_collection(name: str) -> Mapping[str, CollectionTask]:
         return parse(Collection, content).datasets
 
 
-Part: TypeAlias = list[tuple[Images, int, int]]
+Part: TypeAlias = list[tuple[LabelledImages, int, int]]
 """Samples of a part, each as its data set, its number there and its label."""
 
 
@@ -142,7 +142,7 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
             for class_name in classes:
                 (unfinished / split / class_name).mkdir(parents=True)
             for images, number, label in part:
-                _write(images[number][0], unfinished / split / classes[label] / f"{number:06d}")
+                _write(images.samples[number][0], unfinished / split / classes[label] / f"{number:06d}")
         return _check(unfinished, task)
 
 
@@ -151,18 +151,21 @@ def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
 
     Images are undecoded where the reader has files.
     """
-    opened: list[Images]
+    opened: list[LabelledImages]
+    source = Source(task.source, sources, download=True)
     if task.source in SOURCES:
-        source = Source(task.source, sources, download=True, mode="")
-        opened = [read(source, split, loader=Path) for split in ("train", "test")]
+        opened = [read(source, split) for split in ("train", "test")]
     elif task.by_hand:
         opened = [_open_folder(sources / task.source, task)]
     else:
-        opened = [read_timm(Source(task.source, sources, download=True), split) for split in task.splits]
-        for images in opened:
-            if isinstance(images, ImageDataset):
-                images.load_bytes = True  # decoding and writing a JPEG again would change the image
-    parts = [[(images, number, int(images[number][1])) for number in range(len(images))] for images in opened]
+        opened = [read_timm(source, split) for split in task.splits]
+    parts = [
+        [
+            (images, number, int(label))
+            for number, (_, label) in enumerate(map(images.samples.__getitem__, range(len(images))))
+        ]
+        for images in opened
+    ]
     return parts, [name.replace("/", "_") for name in opened[0].classes]
 
 
@@ -174,7 +177,7 @@ def _open_folder(folder: Path, task: CollectionTask) -> LabelledImages:
             f"images in total, are in '{folder}'"
         )
     images = open_images(folder)
-    return LabelledImages([(Path(path), label) for path, label in images.reader.samples], images.classes, mode="")
+    return LabelledImages([(Path(path), label) for path, label in images.reader.samples], images.classes)
 
 
 def _draw(part: Part, share: float) -> tuple[Part, Part]:
@@ -182,18 +185,19 @@ def _draw(part: Part, share: float) -> tuple[Part, Part]:
     return divide(part, [label for _, _, label in part], share)
 
 
-def _write(image: Path | bytes | Image.Image, stem: Path) -> None:
-    """Write an image, given by its file, that file's content, or decoded; a file stays as it is if all can read it."""
-    if isinstance(image, Path) and image.suffix.lower() in _KEPT:
-        shutil.copyfile(image, stem.with_suffix(image.suffix.lower()))
+def _write(source: ImageSource, stem: Path) -> None:
+    """Write an image, given by its path, its open file, or decoded; a file stays as it is if all can read it."""
+    if isinstance(source, Path) and source.suffix.lower() in _KEPT:
+        shutil.copyfile(source, stem.with_suffix(source.suffix.lower()))
         return
-    file = io.BytesIO(image) if isinstance(image, bytes) else image
-    picture = file if isinstance(file, Image.Image) else Image.open(file)
-    suffix = f".{(picture.format or '').lower()}"
-    if isinstance(image, bytes) and suffix in _KEPT:
-        stem.with_suffix(suffix).write_bytes(image)
-    else:
-        picture.convert("RGB").save(stem.with_suffix(".png"))
+    if not isinstance(source, Path | str | Image.Image):
+        content = source.read()
+        source = io.BytesIO(content)
+        suffix = f".{(Image.open(source).format or '').lower()}"
+        if suffix in _KEPT:  # decoding and writing a JPEG again would change the image
+            stem.with_suffix(suffix).write_bytes(content)
+            return
+    Decoding()(source).save(stem.with_suffix(".png"))
 
 
 def _check(folder: Path, task: CollectionTask) -> str:

@@ -110,7 +110,6 @@ class Source:
             `imagenet` the `root` itself may have `train/` and `val/`.
         root: The folder of its files.
         download: Download missing files if the reader can.
-        mode: PIL mode of the images; empty for no conversion.
         class_map: File that maps names of class folders to numbers.
         options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
         advice: What to do if missing files are not downloaded.
@@ -120,7 +119,6 @@ class Source:
     name: str
     root: str | Path | None = None
     download: bool = False
-    mode: str = "RGB"
     class_map: str = ""
     options: tuple[tuple[str, object], ...] = ()
     advice: str = "add --download"

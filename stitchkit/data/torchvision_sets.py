@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torchvision.datasets
@@ -19,11 +20,8 @@ TEST_SHARE = 0.2
 """Share of images for testing if no split is published."""
 
 
-def read(source: Source, split: str, *, loader: Callable[[str], object] | None = None) -> LabelledImages:
-    """The `train` or `test` part of a torchvision data set.
-
-    If the reader has files, `loader` replaces its decoder of paths.
-    """
+def read(source: Source, split: str) -> LabelledImages:
+    """The `train` or `test` part of a torchvision data set: images, or their files if the reader has them."""
     published = SOURCES[key_of(source.name)]
     if source.root is None:
         raise MissingData(
@@ -38,9 +36,9 @@ def read(source: Source, split: str, *, loader: Callable[[str], object] | None =
         readers = [_create(source, {published.argument: value}) for value in values]
         parts = [*readers]
     for reader in readers:
-        if loader is not None and hasattr(reader, "loader"):
-            reader.loader = loader
-    return LabelledImages(ConcatDataset(parts), class_names(readers[0]), source.mode, split)
+        if hasattr(reader, "loader"):
+            reader.loader = Path  # torchvision's own decodes without the depth, transparency and orientation
+    return LabelledImages(ConcatDataset(parts), class_names(readers[0]), split)
 
 
 def _create(source: Source, options: dict[str, object]) -> VisionDataset:

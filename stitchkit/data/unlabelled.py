@@ -10,11 +10,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from timm.data import ImageDataset
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from stitchkit.data.folders import image_files
-from stitchkit.data.labelled_images import Images
+from stitchkit.data.labelled_images import Images, LabelledImages
 from stitchkit.data.source import Source, is_list
 from stitchkit.data.split_rule import published_part
 from stitchkit.display import counted
@@ -24,7 +23,7 @@ _EVERY, _MOST = 20, 5_000
 
 
 class UnlabelledReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
-    """Image files, whose labels are None, which timm's dataset turns into -1.
+    """Image files, whose labels are None.
 
     Args:
         root: Their folder, to which names in messages are relative.
@@ -43,7 +42,7 @@ def has_labels(images: Images) -> bool:
     return not isinstance(getattr(images, "reader", None), UnlabelledReader)
 
 
-def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = frozenset()) -> ImageDataset:
+def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = frozenset()) -> LabelledImages:
     """The part of images without labels that is trained on or, for the names of validation splits, held out.
 
     Args:
@@ -62,9 +61,7 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
     name, part, said = "validation", held_out, f", held out of {len(paths):,}"
     if published_part(split) == "train":
         name, part, said = "train", trained, f", and {len(held_out):,} held out"
-    images = ImageDataset(str(root), reader=UnlabelledReader(str(root), part, said + notes), input_img_mode=source.mode)
-    images.classes, images.split = (), name
-    return images
+    return LabelledImages(UnlabelledReader(str(root), part, said + notes), (), name)
 
 
 def hold_out(names: Sequence[str]) -> tuple[list[str], list[str]]:

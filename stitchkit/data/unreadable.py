@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import logging
 import operator
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from PIL import Image
-from timm.data import ImageDataset
 from torch.utils.data import Dataset
 
-from stitchkit.data.labelled_images import Images
+from stitchkit.data.changes import Changes
+from stitchkit.data.labelled_images import LabelledImages
 from stitchkit.data.unlabelled import has_labels
 from stitchkit.display import listed
 from stitchkit.errors import InputError, one_line
@@ -27,38 +24,8 @@ NO_CLASS = -1
 """The label of images without labels, and of a stand-in for an unreadable image, which an evaluation does not count."""
 
 _FEW = 5  # bad images that even a small split may have, unless the limit is 0
-_LONGEST_SIDE = 100
 _IN_A_ROW = 10  # as in timm; this is not chance, but perhaps a lost disk
 _SHOWN = 5
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """The image in a file, decoded only if its header does not promise more than a network can use."""
-    try:
-        with _limited():
-            image = Image.open(path)
-        with image:
-            check_shape(image)
-            image.load()
-    except Exception as error:  # decoders raise many types
-        raise InputError(f"image '{path}' cannot be read: {error}; name image files") from error
-    return image
-
-
-def check_shape(image: Image.Image) -> None:
-    """Refuse an image so narrow that, resized by its shorter side, it would fill the memory."""
-    if max(image.size) > _LONGEST_SIDE * min(image.size):
-        raise InputError(
-            f"it is {image.width:,} x {image.height:,} pixels; one side may be {_LONGEST_SIDE} times the other"
-        )
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Let Pillow refuse to open images of more pixels than `Image.MAX_IMAGE_PIXELS`, instead of warning of them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
 
 
 class CheckedImages(Dataset[tuple[Any, int]]):
@@ -78,13 +45,13 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     """
 
     def __init__(
-        self, dataset: Images, *, num_classes: int, is_training: bool, limit: float = 0.01, flag: str = "",
+        self, dataset: LabelledImages, *, num_classes: int, is_training: bool, limit: float = 0.01, flag: str = "",
         is_numbered: bool = False, only: Sequence[int] | None = None,
     ):  # fmt: skip
         self.dataset = dataset
         self.classes = tuple(dataset.classes)
         self.split: str = dataset.split
-        self.transform: Callable[[Image.Image], object] | None = None  # a loader sets it; the dataset may have its own
+        self.transform: Callable[[Image.Image], object] | None = None  # a loader sets it
         self._is_labelled = has_labels(dataset)
         self._num_classes = num_classes if self._is_labelled else 0
         self._limit = limit
@@ -94,6 +61,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self._replaces = is_training or not self._is_labelled
         # Loader processes write to it, each its own bytes, so no lock is needed.
         self._bad = torch.zeros(len(self._numbers), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        self._changes = Changes(len(self._numbers))
         self._reported = 0
         self._cause = ""
 
@@ -113,11 +81,10 @@ class CheckedImages(Dataset[tuple[Any, int]]):
 
     def _read(self, index: int) -> tuple[Any, int] | None:
         try:
-            with _limited():
-                image, label = self._sample(index)
-            if isinstance(image, Image.Image):
-                check_shape(image)
-            image = image if self.transform is None else self.transform(image)
+            source, label = self.dataset.samples[self._numbers[index]]
+            image, self._changes[index] = self.dataset.decoding.read(source)
+            x = image if self.transform is None else self.transform(image)
+            label = NO_CLASS if label is None else label
             if self._num_classes and not 0 <= operator.index(label) < self._num_classes:
                 raise InputError(f"label {label} is not a class")
         except Exception as error:  # decoders raise many types
@@ -128,16 +95,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
                 self._bad[index] = 1
                 self._check(int(self._bad.sum()))
             return None
-        return image, index if self._is_numbered else label if self._is_labelled else NO_CLASS
-
-    def _sample(self, index: int) -> tuple[Any, int]:
-        """An image and its label; timm's own method would log every fault and raise without its cause."""
-        number = self._numbers[index]
-        if not isinstance(self.dataset, ImageDataset):
-            return self.dataset[number]
-        file, label = self.dataset.reader[number]
-        image, mode = Image.open(file), self.dataset.input_img_mode
-        return image.convert(mode) if mode else image, label
+        return x, index if self._is_numbered else label if self._is_labelled else NO_CLASS
 
     def _check(self, count: int) -> None:
         if count > (max(self._limit * len(self), _FEW) if self._limit else 0):
@@ -165,7 +123,11 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             return f"number {number}"
 
     def report(self) -> None:
-        """Log the skipped images if there are more than in the last report; every rank calls this."""
+        """Log the skipped images if there are more than in the last report, and once those that decoding changed.
+
+        Every rank calls this.
+        """
+        self._changes.report(self.split, self.dataset.decoding)
         bad = self._bad.clone()  # loader processes may still write
         if dist.is_initialized():
             dist.all_reduce(bad, op=dist.ReduceOp.MAX)
@@ -182,8 +144,8 @@ class CheckedImages(Dataset[tuple[Any, int]]):
 
 
 def report(dataset: object) -> None:
-    """Report the skipped images of a loader's dataset, if they are counted."""
-    while dataset is not None and not isinstance(dataset, CheckedImages):
+    """Report the skipped and the changed images of a loader's dataset, if they are counted."""
+    while dataset is not None and not hasattr(dataset, "report"):
         dataset = getattr(dataset, "dataset", None)
     if dataset is not None:
-        dataset.report()
+        dataset.report()  # type: ignore[attr-defined] # mypy forgets `hasattr` after the loop

@@ -15,7 +15,18 @@ from stitchkit.settings.recipe import Recipe
 _SETTINGS = (
     *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
     *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
-    *("recalibrate_bn", "in_chans", "input_size", "input_img_mode", "gp", "bn_eps", "fast_norm", "model_dtype"),
+    *(
+        "recalibrate_bn",
+        "in_chans",
+        "input_size",
+        "input_img_mode",
+        "background",
+        "exif",
+        "gp",
+        "bn_eps",
+        "fast_norm",
+        "model_dtype",
+    ),
     *("eval_images", "task", "window_stride", "max_depth"),
 )
 

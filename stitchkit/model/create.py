@@ -21,7 +21,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.transforms import transform_of
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
-from stitchkit.networks.data_config import given_data_config, unlike_normalisation
+from stitchkit.networks.data_config import given_data_config, unlike_images
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.schema import parse
@@ -80,7 +80,7 @@ def create_snnet(
             return found, StitchSpace.build(found, plan.rule)
 
         model = _assemble(of_plan, spec, {"levels": levels}, **options)
-        if words := unlike_normalisation(model.views):
+        if words := unlike_images(model.views):
             _logger.warning("%s", words)
         return model
     assert config is not None

@@ -1,4 +1,4 @@
-"""The data config of a network, in timm's sense: how its images are prepared, wherever the network goes."""
+"""The data config of a network: how its images are decoded and, in timm's sense, prepared, wherever it goes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict, cast
 
 import numpy as np
+from PIL import Image
 from timm.data import resolve_data_config
 from torch import nn
 from torchvision.transforms import InterpolationMode
@@ -14,10 +15,11 @@ from torchvision.transforms import InterpolationMode
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.timm_model import as_timm
+from stitchkit.settings.fields import is_colour
 
 
 class DataConfig(TypedDict):
-    """The preparation of images for a network, under timm's names."""
+    """The preparation of images under timm's names, and how they are decoded, under those of our flags."""
 
     input_size: tuple[int, ...]
     mean: tuple[float, ...]
@@ -25,11 +27,17 @@ class DataConfig(TypedDict):
     interpolation: str
     crop_pct: float
     crop_mode: str
+    input_img_mode: str
+    background: str
+    exif: bool
 
 
 KEYS = tuple(DataConfig.__annotations__)
 _GIVEN = KEYS[1:]
 """All but the size, which the network decides."""
+_DECODING = ("input_img_mode", "background", "exif")
+"""Those that timm does not know."""
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _CHOICES = {
     "interpolation": tuple(mode.value for mode in InterpolationMode if mode != InterpolationMode.NEAREST_EXACT),
     "crop_mode": ("center", "squash", "border"),
@@ -39,7 +47,18 @@ _CHOICES = {
 
 def given_data_config(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of some settings that prepare images and are set."""
-    return {key: settings[key] for key in _GIVEN if settings.get(key)}
+    return {key: value for key in _GIVEN if (value := settings.get(key)) or value is False}
+
+
+def timm_config(config: DataConfig) -> dict[str, Any]:
+    """The part of a data config that timm takes."""
+    return {key: value for key, value in config.items() if key not in _DECODING}
+
+
+def with_decoding(config: Mapping[str, Any]) -> DataConfig:
+    """A data config that says how images are decoded; older ones do not, and their images have the usual mode."""
+    usual = {"input_img_mode": _MODES.get(config["input_size"][0], "RGB"), "background": "white", "exif": True}
+    return cast(DataConfig, usual | {key: config[key] for key in KEYS if key not in usual or key in config})
 
 
 def data_config_of(
@@ -50,9 +69,18 @@ def data_config_of(
     What is not `given` is as in timm's `pretrained_cfg`.
     """
     check_data_config(given, input_size[0])
-    found = resolve_data_config({**given, "input_size": tuple(input_size)}, pretrained_cfg=dict(pretrained_cfg))
-    per_channel = {key: _per_channel(tuple(found[key]), input_size[0]) for key in ("mean", "std")}
-    return cast(DataConfig, {key: found[key] for key in KEYS} | per_channel)
+    config = resolve_data_config({**given, "input_size": tuple(input_size)}, pretrained_cfg=dict(pretrained_cfg))
+    per_channel = {key: _per_channel(tuple(config[key]), input_size[0]) for key in ("mean", "std")}
+    known = {**pretrained_cfg, **given}
+    decoding = {key: known[key] for key in _DECODING if key in known}
+    if bands_of(decoding.get("input_img_mode", "")) not in (0, input_size[0]):
+        del decoding["input_img_mode"]  # weights for RGB that timm adapted to another number of channels
+    return with_decoding({key: config[key] for key in KEYS if key not in _DECODING} | per_channel | decoding)
+
+
+def bands_of(mode: str) -> int:
+    """The number of channels of a PIL mode; 0 if there is no such mode."""
+    return Image.getmodebands(mode) if mode in Image.MODES else 0
 
 
 def _per_channel(figures: tuple[float, ...], channels: int) -> tuple[float, ...]:
@@ -60,19 +88,22 @@ def _per_channel(figures: tuple[float, ...], channels: int) -> tuple[float, ...]
     return figures if len(figures) == channels else (float(np.mean(figures)),) * channels
 
 
-def unlike_normalisation(anchors: Mapping[str, Anchor]) -> str:
-    """What to say if anchors, by label, differ in mean or deviation; empty if they do not.
+def unlike_images(anchors: Mapping[str, Anchor]) -> str:
+    """What to say if anchors, by label, differ in mean, deviation or the decoding of images; empty if they do not.
 
-    An SN-Net normalises all images as its last anchor does.
+    An SN-Net prepares all images as its last anchor does.
     """
-    found = {label: resolve_data_config({}, pretrained_cfg=dict(one.pretrained_cfg)) for label, one in anchors.items()}
-    ways = {label: (tuple(config["mean"]), tuple(config["std"])) for label, config in found.items()}
-    if len({*ways.values()}) < 2:
+    configs = {label: data_config_of({}, one.input_size, one.pretrained_cfg) for label, one in anchors.items()}
+    keys = [key for key in ("mean", "std", *_DECODING) if len({dict(config)[key] for config in configs.values()}) > 1]
+    if not keys:
         return ""
-    listed = "; ".join(f"{label} {mean} {std}" for label, (mean, std) in ways.items())
+    listed = "; ".join(
+        " ".join([label, *(str(dict(config)[key]) for key in keys)]) for label, config in configs.items()
+    )
+    flags = " and ".join(f"--{key.replace('_', '-')}" for key in keys)
     return (
-        f"anchors expect images with different mean and std ({listed}); those of {[*ways][-1]} are used for all, "
-        "unless stitchkit train gets --mean and --std"
+        f"anchors expect images with different {' and '.join(keys)} ({listed}); those of {[*configs][-1]} are used for "
+        f"all, unless stitchkit train gets {flags}"
     )
 
 
@@ -81,6 +112,13 @@ def check_data_config(given: Mapping[str, object], channels: int) -> None:
     for key, value in given.items():
         if key not in _GIVEN:
             raise unknown("setting of images", key, _GIVEN)
+        if key == "input_img_mode" and bands_of(str(value)) != channels:
+            raise InputError(
+                f"'{key}' of images is {value!r}, which is no PIL mode of {channels} channels; the usual one is "
+                f"{_MODES.get(channels, 'missing, as images have 1 to 4 channels')}"
+            )
+        if key == "background" and not _fits(key, value):
+            raise InputError(f"'{key}' of images is {value!r}, not a colour; give a name such as white, or #rrggbb")
         if key in _CHOICES and not _fits(key, value):
             raise unknown(f"'{key}' of images", str(value), _CHOICES[key])
         if not _fits(key, value) or (isinstance(value, list | tuple) and len(value) not in (1, channels)):
@@ -92,7 +130,11 @@ def _fits(key: str, value: object) -> bool:
         return isinstance(value, list | tuple) and bool(value) and all(map(_is_number, value))
     if key == "crop_pct":
         return _is_number(value)
-    return value in _CHOICES[key]
+    if key == "exif":
+        return isinstance(value, bool)
+    if key == "input_img_mode":
+        return value in Image.MODES
+    return is_colour(value) if key == "background" else value in _CHOICES[key]
 
 
 def _is_number(value: object) -> bool:

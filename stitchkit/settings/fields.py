@@ -1,9 +1,10 @@
-"""Fields of a recipe: numbers with limits, and a setting with its help."""
+"""Fields of a recipe: numbers with limits, colours, and a setting with its help."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
+from PIL import ImageColor
 from pydantic import Field
 
 NonNegative = Annotated[float, Field(strict=True, ge=0)]
@@ -12,6 +13,14 @@ AtLeastThousandth = Annotated[float, Field(strict=True, ge=1e-3)]
 AtLeastMillionth = Annotated[float, Field(strict=True, ge=1e-6)]
 Area = Annotated[float, Field(strict=True, ge=1e-3, le=1)]
 AtMost99Percent = Annotated[float, Field(strict=True, ge=0, le=0.99)]
+
+
+def is_colour(value: object) -> bool:
+    """Whether PIL knows a colour by this name or number."""
+    try:
+        return isinstance(value, str) and bool(ImageColor.getrgb(value))
+    except ValueError:
+        return False
 
 
 def flag(default: Any, help: str, *, length: int | None = None, strict: bool | None = True) -> Any:

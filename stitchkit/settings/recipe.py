@@ -131,7 +131,13 @@ class DataRecipe(Settings):
     dataset_download: bool = flag(False, "allow the dataset to be downloaded")
     epoch_repeats: NonNegative = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/")
     class_map: LocalPath = flag("", "file that maps class names to numbers")
-    input_img_mode: str | None = flag(None, "PIL mode of the images; by default RGB for 3 channels, else L")
+    input_img_mode: str | None = flag(
+        None, "PIL mode of the images; by default L, LA, RGB or RGBA by the number of channels"
+    )
+    background: str | None = flag(None, "colour on which transparent images are composited; by default white")
+    exif: bool | None = flag(
+        None, "turn images as their EXIF orientation says, which is the default; timm leaves them as they are stored"
+    )
     input_key: str | None = flag(None, "key of the images in a record")
     target_key: str | None = flag(None, "key of the labels in a record")
     batch_size: Count = flag(128, "training batch of each rank")

@@ -14,8 +14,8 @@ import torch
 from timm.data import ImageNetInfo
 from torch.utils.data import DataLoader, Dataset
 
+from stitchkit.data.decoding import Change, Decoding
 from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
-from stitchkit.data.unreadable import open_image
 from stitchkit.display import counted, listed
 from stitchkit.distributed import World
 from stitchkit.errors import one_line
@@ -47,25 +47,25 @@ def likeliest(logits: torch.Tensor, names: Sequence[str], number: int) -> list[t
     return [(names[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-class _Files(Dataset[tuple[int, torch.Tensor, str]]):
-    """Image files as their number, input and fault; an unreadable one has a blank input."""
+class _Files(Dataset[tuple[int, torch.Tensor, int, str]]):
+    """Image files as their number, input, `Change` and fault; an unreadable one has a blank input."""
 
     def __init__(self, paths: Sequence[str], data_config: DataConfig):
         self._paths = paths
-        self._transform = Transform(data_config)
+        self.transform = Transform(data_config)
         self._blank = torch.zeros(*data_config["input_size"])
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor, str]:
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor, int, str]:
         path = self._paths[index]
         try:
-            return index, self._transform(open_image(path)), ""
+            return index, *self.transform.read(path), ""
         except Exception as error:  # decoders raise many types
             # The cause alone, without the path, which the message names.
             cause = one_line(error.__cause__ or error).removeprefix("InputError: ")
-            return index, self._blank, cause.replace(repr(path), "").rstrip(" :")
+            return index, self._blank, 0, cause.replace(repr(path), "").rstrip(" :")
 
 
 def report_unreadable(faults: Mapping[str, str], images: int) -> None:
@@ -74,6 +74,12 @@ def report_unreadable(faults: Mapping[str, str], images: int) -> None:
         said = "%d of %s cannot be read: %s; the first: %s"
         shown, first = listed([*faults]), next(iter(faults.values()))
         _logger.warning(said, len(faults), counted(images, "image"), shown, first)
+
+
+def report_changes(changes: Sequence[int], decoding: Decoding) -> None:
+    """Log how many of some images were changed by decoding, and how."""
+    if words := decoding.described({kind: sum(bool(change & kind) for change in changes) for kind in Change}):
+        _logger.info("of %s: %s", counted(len(changes), "image"), words)
 
 
 @torch.inference_mode()
@@ -91,9 +97,11 @@ def predict(
     names, places = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
     head = ["path", "class", "probability", *(f"{key}_{place}" for place in places for key in ("class", "probability"))]
     workers = min(workers, usable_cores())  # torch warns of more
-    loader = DataLoader(_Files(paths, predictor.data_config), batch_size, num_workers=workers)
+    files = _Files(paths, predictor.data_config)
+    loader = DataLoader(files, batch_size, num_workers=workers)
     outlive_signals(loader)
     unreadable: dict[str, str] = {}
+    changes: list[int] = []
     batches = progress(loader, World(0, 1, device), "predict", unit="batches")
     with (
         explained("lower --workers"),
@@ -102,7 +110,8 @@ def predict(
     ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(head)
-        for numbers, images, faults in batches:
+        for numbers, images, changed, faults in batches:
+            changes += changed.tolist()
             for number, logits, fault in zip(numbers.tolist(), network(images.to(device)), faults, strict=True):
                 path = os.path.relpath(paths[number], folder)
                 cells = [cell for name, share in likeliest(logits, names, top) for cell in (name, f"{share:.6f}")]
@@ -110,4 +119,5 @@ def predict(
                 if fault:
                     unreadable[path] = fault
     report_unreadable(unreadable, len(paths))
+    report_changes(changes, files.transform.decoding)
     return len(unreadable)

@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from stitchkit.data.dense.maps import read_image
+from stitchkit.data.decoding import Decoding
+from stitchkit.data.dense.maps import read_upright
 from stitchkit.data.dense.transforms import evaluation_transform
 from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.files import filling
 from stitchkit.progress import progress
-from stitchkit.ship.predict import report_unreadable
+from stitchkit.ship.predict import report_changes, report_unreadable
 from stitchkit.ship.predictors import MapPredictor
 from stitchkit.training.dense.examples import class_colours, predicted_map
 from stitchkit.training.dense.windows import Windows
@@ -27,24 +28,25 @@ _MILLIMETRES = 65_535
 """The largest number in a PNG of 16 bits; 0 is an unknown depth."""
 
 
-class _Photos(Dataset[tuple[int, torch.Tensor, str]]):
-    """Image files as their number, normalised image `[3, H, W]` and fault; an unreadable one has an empty image."""
+class _Photos(Dataset[tuple[int, torch.Tensor, int, str]]):
+    """Image files as their number, normalised image `[3, H, W]`, `Change` and fault; an unreadable one is empty."""
 
     def __init__(self, paths: Sequence[str], predictor: MapPredictor):
         config = predictor.data_config
         self._paths = paths
+        self.decoding = Decoding.of(config)
         self._transform = evaluation_transform(predictor.dense.task, mean=config["mean"], std=config["std"])
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor, str]:
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor, int, str]:
         path = self._paths[index]
         try:
-            image = read_image(path, path)
-            return index, self._transform(image, np.zeros(image.size[::-1]))[0], ""
+            image, change = read_upright(path, path, self.decoding)
+            return index, self._transform(image, np.zeros(image.size[::-1]))[0], change, ""
         except InputError as error:
-            return index, torch.empty(0), str(error)
+            return index, torch.empty(0), 0, str(error)
 
 
 def places_of(folder: str | Path, paths: Sequence[str]) -> list[Path]:
@@ -84,11 +86,13 @@ def predict_maps(
     places, network = places_of(folder, paths), predictor.network.to(device).eval()
     _, height, width = predictor.data_config["input_size"]
     windows = Windows.of_task(predictor.dense, (height, width))
-    loader = DataLoader(_Photos(paths, predictor), batch_size=None, num_workers=min(workers, usable_cores()))
+    photos, changes = _Photos(paths, predictor), list[int]()
+    loader = DataLoader(photos, batch_size=None, num_workers=min(workers, usable_cores()))
     outlive_signals(loader)
     unreadable: dict[str, str] = {}
     with explained("lower --workers"), filling(output) as unfinished:
-        for number, image, fault in progress(loader, World(0, 1, device), "predict", unit="images"):
+        for number, image, change, fault in progress(loader, World(0, 1, device), "predict", unit="images"):
+            changes.append(change)
             if fault:
                 unreadable[os.path.relpath(paths[number], folder)] = fault
                 continue
@@ -101,6 +105,7 @@ def predict_maps(
             place.parent.mkdir(parents=True, exist_ok=True)
             _picture(found, predictor.dense.task).save(place)
     report_unreadable(unreadable, len(paths))
+    report_changes(changes, photos.decoding)
     return len(unreadable)
 
 

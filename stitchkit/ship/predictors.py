@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
-from PIL.Image import Image
 from timm.data import create_transform
 from torch import nn
 
 from stitchkit.classes import trained_classes
+from stitchkit.data.decoding import Change, Decoding, ImageSource
 from stitchkit.errors import InputError, one_line
-from stitchkit.networks.data_config import KEYS, DataConfig
+from stitchkit.networks.data_config import DataConfig, check_data_config, given_data_config, timm_config, with_decoding
 from stitchkit.settings.dense_recipe import DenseRecipe, DenseSpec
 from stitchkit.ship.description import gives_features, is_dense, no_classes
 from stitchkit.ship.formats import About
@@ -26,13 +26,17 @@ class Transform:
     """The preparation of images as for evaluation; a class, because loader processes pickle it."""
 
     def __init__(self, data_config: DataConfig):
-        self._mode = "L" if data_config["input_size"][0] == 1 else "RGB"
-        self._transform = create_transform(**data_config, is_training=False)
+        self.decoding = Decoding.of(with_decoding(data_config))
+        self._transform = create_transform(**timm_config(data_config), is_training=False)
 
-    def __call__(self, image: Image) -> torch.Tensor:
+    def __call__(self, source: ImageSource) -> torch.Tensor:
         """The input `[C, H, W]` of a network for an image."""
-        found: torch.Tensor = self._transform(image.convert(self._mode))
-        return found
+        return self.read(source)[0]
+
+    def read(self, source: ImageSource) -> tuple[torch.Tensor, Change]:
+        """The input of a network for an image, and what decoding did to the image."""
+        image, change = self.decoding.read(source)
+        return self._transform(image), change
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,10 @@ def open_predictor(path: str) -> Predictor | MapPredictor:
 
 
 def _data_config(about: About) -> DataConfig:
-    found = cast(DataConfig, {key: about["input"][key] for key in KEYS})
-    Transform(found)
-    return found
+    config = with_decoding(about["input"])
+    check_data_config(given_data_config(config), config["input_size"][0])
+    Transform(config)
+    return config
 
 
 def _dense_recipe(about: About) -> DenseRecipe:

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import ImageOps
 
-from stitchkit.data.unreadable import open_image
+from stitchkit.data.decoding import open_image
 from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import Latency, latencies
@@ -22,7 +21,7 @@ from stitchkit.measure.ledger import Row
 from stitchkit.optional import optional
 from stitchkit.ship.budgeted import BudgetedModel
 from stitchkit.ship.description import no_classes
-from stitchkit.ship.predict import described_classes, likeliest
+from stitchkit.ship.predict import described_classes, likeliest, report_changes
 from stitchkit.ship.predictors import Transform
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrated, needs_calibration
@@ -81,7 +80,9 @@ class Demonstration:
         return None if image is None else self._predict(image, cfg_id), self._describe(cfg_id)
 
     def _predict(self, image: Image, cfg_id: int) -> dict[str, float]:
-        x = self._transform(image)[None].to(self._device)
+        x, change = self._transform.read(image)
+        report_changes([change], self._transform.decoding)
+        x = x[None].to(self._device)
         with torch.inference_mode():
             return dict(likeliest(self._network(cfg_id)(x)[0], self._names, _CLASSES))
 
@@ -140,7 +141,7 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
 
     def run(upload: Mapping[str, Any] | None, budget: float) -> tuple[dict[str, float] | None, str]:
         try:
-            image = ImageOps.exif_transpose(open_image(upload["path"])) if upload is not None else None
+            image = open_image(upload["path"]) if upload is not None else None
             return demonstration.run(image, budget * size)
         except InputError as error:  # the page shows why
             raise gradio.Error(escape(str(error)), print_exception=False) from error

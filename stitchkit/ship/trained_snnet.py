@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.distributed as dist
-from timm.data import create_transform, resolve_model_data_config
+from timm.data import create_transform
 from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.classes import trained_classes
+from stitchkit.data.decoding import Decoding
 from stitchkit.data.dense.transforms import evaluation_transform
 from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.data.open_dataset import open_dataset
@@ -33,6 +33,7 @@ from stitchkit.networks.data_config import (
     data_config_of,
     given_data_config,
     set_data_config,
+    timm_config,
     trained_data_config,
 )
 from stitchkit.networks.weights import load_content, read_hashed
@@ -69,8 +70,8 @@ class Trained:
 
     @property
     def data_config(self) -> DataConfig:
-        """The preparation of images, in timm's terms."""
-        return cast(DataConfig, resolve_model_data_config(self.model))
+        """How images are decoded and prepared."""
+        return data_config_of({}, self.model.input_size, self.model.pretrained_cfg)
 
     @property
     def has_data(self) -> bool:
@@ -249,7 +250,8 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
     split, dataset = (data.train_split, opened.train) if train else (data.val_split, opened.validation)
     if dataset is None:
         dataset = open_dataset(source_of(trained.recipe), split, is_training=True, num_samples=data.train_num_samples)
-    transform = create_transform(**config, is_training=False)
+    transform = create_transform(**timm_config(config), is_training=False)
+    dataset.decoding = Decoding.of(config)
     if isinstance(dataset, IterableDataset):  # its reader skips bad images itself
         samples = [(transform(image), label) for image, label in islice(dataset, number)]
     else:
@@ -270,6 +272,7 @@ def _sample_windows(trained: Trained, number: int, split: str) -> tuple[torch.Te
     """A window of each of some images of a split, spread evenly over it."""
     recipe, config, (_, *sides) = trained.recipe, trained.data_config, trained.model.input_size
     pairs = open_split(recipe, split, num_classes=recipe.model.num_classes or 0)
+    pairs.decoding = Decoding.of(config)
     pairs.transform = evaluation_transform(recipe.dense.task, mean=config["mean"], std=config["std"])
     windows = Windows((sides[0], sides[1]), max(sides), keeps_scale=recipe.dense.task == "depth")
     places = range(min(number, len(pairs)))

@@ -46,7 +46,8 @@ _FREE_KWARGS = ("img_size", "num_classes", "in_chans", "weight_init")
 
 _IMAGE_RULES = {
     "mean": rules.each(rules.number()), "std": rules.each(rules.number()), "interpolation": rules.text,
-    "crop_pct": rules.number(0), "crop_mode": rules.text,
+    "crop_pct": rules.number(0), "crop_mode": rules.text, "input_img_mode": rules.text, "background": rules.text,
+    "exif": rules.anything,
 }  # fmt: skip
 
 
@@ -265,14 +266,16 @@ def _check_image(trained: Mapping[str, Any], session: Session, path: str | Path)
     changes = {key: value for key, value in trained.items() if value != here[key]}
     said = "; ".join(f"{key} {value}, here {here[key]}" for key, value in changes.items())
     if changes.keys() - given.keys():
-        flags = " ".join(f"{flag_of(key)} {_words(value)}" for key, value in changes.items())
+        flags = " ".join(_as_flag(key, value) for key, value in changes.items())
         raise InputError(f"checkpoint '{path}' was trained on images prepared with {said}; set {flags}, or others")
     if changes:
         _logger.warning("checkpoint '%s' was trained on images prepared with %s", path, said)
 
 
-def _words(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _as_flag(key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return flag_of(key) if value else f"--no-{key}"
+    return f"{flag_of(key)} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
 def load_run(session: Session) -> dict[str, Any]:

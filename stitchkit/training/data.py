@@ -14,6 +14,7 @@ from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms import Compose, InterpolationMode, RandomChoice, RandomCrop, Resize
 
 from stitchkit.data.batches import DirectLoader, Loader
+from stitchkit.data.decoding import Decoding
 from stitchkit.data.folders import FolderReader, find_split
 from stitchkit.data.labelled_images import Images, image_labels
 from stitchkit.data.loader_processes import outlive_signals, workers_for
@@ -24,7 +25,7 @@ from stitchkit.display import counted
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.measure.two_stage import stratified_part
-from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config
+from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config, timm_config
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.inputs import source_of
 
@@ -168,6 +169,9 @@ def create_loaders(
     with _by_timm():
         prepared = preparation(recipe, input_size, model_config)
         for_evaluation = _for_evaluation(recipe, prepared)
+        for images in (datasets.train, datasets.validation):
+            if images is not None:
+                images.decoding = Decoding.of(prepared)
         judged = _checked(datasets.validation, recipe, num_classes, is_training=False)
         validation = _create_loader(judged, recipe, world, **for_evaluation)
         if datasets.train is not None:
@@ -178,12 +182,12 @@ def create_loaders(
                     _checked(datasets.train, recipe, num_classes, is_training=False, only=part) for part in parts
                 )
                 held_out = tuple(_create_loader(part, recipe, world, **for_evaluation) for part in judging)
-            images = _checked(datasets.train, recipe, num_classes, is_training=True, only=only)
+            trained = _checked(datasets.train, recipe, num_classes, is_training=True, only=only)
             if recipe.run.eval:
                 count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
-                train = _create_sample_loader(images, count, recipe, world, for_evaluation)
+                train = _create_sample_loader(trained, count, recipe, world, for_evaluation)
             else:
-                train = _create_train_loader(images, recipe, world, prepared, num_classes)
+                train = _create_train_loader(trained, recipe, world, prepared, num_classes)
     if train is not None and len(train) < (1 if recipe.run.eval else recipe.optim.grad_accum_steps):
         raise InputError(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
@@ -231,14 +235,15 @@ def create_bank_loader(
         raise InputError(f"the {images.split} split of '{source_of(recipe)}' has no labels")
     count = recipe.run.bank_images or BANK_IMAGES
     with _by_timm():
-        for_evaluation = _for_evaluation(recipe, preparation(recipe, input_size, model_config))
+        prepared = preparation(recipe, input_size, model_config)
+        images.decoding, for_evaluation = Decoding.of(prepared), _for_evaluation(recipe, prepared)
         bank = _checked(images, recipe, 0, is_training=False)
         return _create_sample_loader(bank, count, recipe, world, for_evaluation)
 
 
 def _for_evaluation(recipe: Recipe, prepared: DataConfig) -> dict[str, Any]:
     """Arguments of a loader of images that are not augmented."""
-    return {**prepared, "batch_size": recipe.data.validation_batch_size or recipe.data.batch_size}
+    return {**timm_config(prepared), "batch_size": recipe.data.validation_batch_size or recipe.data.batch_size}
 
 
 def _checked(
@@ -333,7 +338,7 @@ def _create_train_loader(
         collate_fn=mix if prefetch else None,
         grayscale_prob=augment.grayscale_prob or 0.0,
         gaussian_blur_prob=augment.gaussian_blur_prob or 0.0,
-        **prepared | {"interpolation": interpolation},
+        **timm_config(prepared) | {"interpolation": interpolation},
         **options | ({"train_crop_mode": None} if is_src else {}),
     )
     if is_src:

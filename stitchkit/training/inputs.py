@@ -49,9 +49,8 @@ def source_of(recipe: Recipe) -> Source:
     needs_labels = not (is_stitched and (recipe.run.eval or not recipe.stitch.uses_labels))
     options: dict[str, object] = {"batch_size": data.batch_size, "seed": recipe.run.seed}
     options |= {key: value for key in ("input_key", "target_key") if (value := getattr(data, key)) is not None}
-    mode = data.input_img_mode or ("RGB" if recipe.model.channels == 3 else "L")
     source = Source(
-        data.dataset, data.data_dir, data.dataset_download, mode, data.class_map, tuple(options.items()),
+        data.dataset, data.data_dir, data.dataset_download, data.class_map, tuple(options.items()),
         needs_labels=needs_labels,
     )  # fmt: skip
     if recipe.run.dry_run and source.download:

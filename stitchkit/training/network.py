@@ -25,7 +25,7 @@ from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.classifier import classifier_layers
 from stitchkit.networks.create import create_model
-from stitchkit.networks.data_config import set_data_config, unlike_normalisation
+from stitchkit.networks.data_config import set_data_config, unlike_images
 from stitchkit.networks.families import anchor_of, has_view
 from stitchkit.networks.hub_weights import check_fit, published_config
 from stitchkit.networks.timm_model import as_timm
@@ -160,7 +160,7 @@ def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
     """Warn if anchors were trained on differently normalised images: a run normalises in one way."""
     if recipe.data.mean and recipe.data.std:
         return
-    if words := unlike_normalisation(model.views):
+    if words := unlike_images(model.views):
         _logger.warning("%s", words)
 
 

@@ -1,20 +1,25 @@
 """The preparation of images in training goes with a network through every exit, to the same accuracy."""
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data import create_dataset, create_transform, resolve_model_data_config
 
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.data.demo import write_digits
 from stitchkit.measure.ledger import read_rows
-from tests.support import FLAGS, pico_anchor, pico_config, weights, write_config
+from tests.support import FLAGS, mostly_full, pico_anchor, pico_config, weights, write_config, write_images
 
 STITCH = 12
-SETTINGS = ["--mean", "0.1", "0.2", "0.3", "--std", "0.2", "--crop-pct", "0.6"]
+DECODING = {"input_img_mode": "YCbCr", "background": "black", "exif": False}
+DECODED = ["--input-img-mode", "YCbCr", "--background", "black", "--no-exif"]
+SETTINGS = ["--mean", "0.1", "0.2", "0.3", "--std", "0.2", "--crop-pct", "0.6", *DECODED]
 PREPARED = {
     "input_size": (3, 16, 16),
     "mean": (0.1, 0.2, 0.3),
@@ -57,9 +62,9 @@ def test_every_exit_prepares_images_as_the_training(run, tmp_path):
     leaves = [model, hub, found, *(one.extract(STITCH) for one in (model, hub, found))]
     leaves.append(stitchkit.load_stitch(tmp_path / "net.safetensors"))
     for net in leaves:
-        assert net.pretrained_cfg == PREPARED | {"num_classes": 10}
+        assert net.pretrained_cfg == PREPARED | DECODING | {"num_classes": 10}
         assert resolve_model_data_config(net) == PREPARED
-    assert leaves[-1].about["input"] == json.loads(json.dumps(PREPARED)), "as in files of all kinds"
+    assert leaves[-1].about["input"] == json.loads(json.dumps(PREPARED | DECODING)), "as in files of all kinds"
 
 
 def test_an_extracted_network_is_as_accurate_as_the_ledger_says(run):
@@ -67,7 +72,7 @@ def test_an_extracted_network_is_as_accurate_as_the_ledger_says(run):
     model = stitchkit.create_snnet(run / "pico.json")
     stitchkit.load_checkpoint(model, run / "pico/last.pth.tar")
     net = model.eval().extract(STITCH)
-    images = create_dataset("", run / "digits", split="validation")
+    images = create_dataset("", run / "digits", split="validation", input_img_mode="YCbCr")
     images.transform = create_transform(**resolve_model_data_config(net))
     batch, labels = next(iter(torch.utils.data.DataLoader(images, batch_size=len(images))))
     with torch.no_grad():
@@ -82,8 +87,10 @@ def test_an_evaluation_with_another_preparation_is_reported_or_refused(run, caps
     assert evaluation(run, "--experiment", "configuration") == 2
     line = capsys.readouterr().err
     assert "was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.5, 0.5, 0.5)" in line
-    assert "set --mean 0.1 0.2 0.3 --std 0.2 0.2 0.2 --crop-pct 0.6, or others" in line
-    assert evaluation(run, "--experiment", "own", "--mean", "0.5", "--std", "0.5", "--crop-pct", "0.5") == 0
+    assert "input_img_mode YCbCr, here RGB; background black, here white; exif False, here True" in line
+    flags = "--mean 0.1 0.2 0.3 --std 0.2 0.2 0.2 --crop-pct 0.6 --input-img-mode YCbCr --background black --no-exif"
+    assert f"set {flags}, or others" in line
+    assert evaluation(run, "--experiment", "own", "--mean", "0.5", "--std", "0.5", "--crop-pct", "0.5", *DECODED) == 0
     assert "was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.5" in caplog.text
 
 
@@ -97,6 +104,7 @@ def test_flags_and_files_decide_where_the_checkpoint_says_nothing(run, tmp_path)
     given = {"stitch_config": str(run / "pico.json"), "resume": str(run / "pico/last.pth.tar"), "crop_pct": 0.7}
     assert stitchkit.HubSNNet.from_run(**given).image == {
         "mean": [0.1, 0.2, 0.3], "std": [0.2] * 3, "interpolation": "bicubic", "crop_pct": 0.7, "crop_mode": "center",
+        **DECODING,
     }  # fmt: skip
 
 
@@ -108,3 +116,60 @@ def test_an_anchor_brings_the_preparation_of_its_checkpoint(tmp_path):
     last["checkpoint"] = str(tmp_path / "b.pth")
     model = stitchkit.create_snnet(config)
     assert (model.pretrained_cfg["mean"], model.pretrained_cfg["crop_pct"]) == ((0.1, 0.2, 0.3), 0.7)
+
+
+def classes_of(folder, images, *flags):
+    """What `predict` says of each image."""
+    (folder / "p.csv").unlink(missing_ok=True)
+    assert main([*map(str, ["predict", images, *flags, "-o", folder / "p.csv", "-j", "0", "--device", "cpu"])]) == 0
+    with (folder / "p.csv").open(newline="") as file:
+        return [(row["path"], row["class"], row["probability"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("mode", mostly_full(["YCbCr", "RGBA", "L"], quick=["YCbCr"]))
+def test_the_colour_mode_of_training_goes_wherever_the_network_goes(mode, tmp_path, capsys):
+    """It was forgotten: networks for YCbCr saw RGB, and every image for RGBA was unreadable."""
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    folder, random = write_images(tmp_path / "data", train=4, validation=2), np.random.default_rng(0)
+    for path in folder.rglob("*.*"):
+        Image.fromarray(random.integers(0, 256, (20, 20, 4), dtype=np.uint8)).save(path.with_suffix(".png"))
+    flags = [
+        "--stitch_config",
+        write_config(tmp_path / "pico.json"),
+        *FLAGS,
+        "--output",
+        tmp_path,
+        "-b",
+        "4",
+        "--no-aug",
+    ]
+    flags += ["--in-chans", channels, *(["--input-img-mode", mode] if mode == "YCbCr" else [])]
+    assert main([*map(str, ["train", folder, *flags, "--epochs", "1", "--lr", "1e-2"])]) == 0
+    trained = ["--stitch_config", tmp_path / "pico.json", "--resume", tmp_path / "pico/last.pth.tar"]
+    model = stitchkit.create_snnet(tmp_path / "pico.json", in_chans=channels)
+    stitchkit.load_checkpoint(model, tmp_path / "pico/last.pth.tar")
+    transform, expected = create_transform(**resolve_model_data_config(model.eval()), is_training=False), {}
+    for path in sorted((folder / "validation").rglob("*.png")):
+        image = Image.open(path)
+        if mode != "RGBA":
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        with torch.no_grad():
+            expected[str(path.relative_to(folder))] = model(transform(image.convert(mode))[None], STITCH)[0].softmax(0)
+    exported = tmp_path / "net.safetensors"
+    assert main([*map(str, ["export", *trained, "--cfg_id", STITCH, "-o", exported])]) == 0
+    for network in ([*trained, "--cfg_id", STITCH], ["--exported", exported]):
+        for path, name, share in classes_of(tmp_path, folder / "validation", *network):
+            best = expected[f"validation/{path}"].max(0)
+            assert (name, float(share)) == (f"class{best.indices}", pytest.approx(float(best.values), abs=1e-5))
+    judged = ["train", folder, *flags, "--eval", *trained[2:], "--eval-stitches", STITCH]
+    assert main([*map(str, judged)]) == 0
+    if mode == "YCbCr":
+        capsys.readouterr()
+        assert main([*map(str, [word for word in judged if word not in ("--input-img-mode", mode)])]) == 2
+        assert "input_img_mode YCbCr, here RGB; set --input-img-mode YCbCr, or others" in capsys.readouterr().err
+
+
+def test_images_have_at_most_four_channels(tmp_path, capsys):
+    flags = ["--stitch_config", write_config(tmp_path / "pico.json"), "--in-chans", "5"]
+    assert main([*map(str, ["train", write_images(tmp_path / "data"), *flags])]) == 2
+    assert "the network takes images of 5 channels; images have 1 to 4" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import stitchkit.data.decoding
 import stitchkit.ship.predict
 from stitchkit.errors import InputError
 from stitchkit.parser import Parser
@@ -85,7 +86,7 @@ def die(*_):
 @LOADER_DIES
 def test_a_loader_process_that_dies_ends_the_command_in_one_line(trained, tmp_path, monkeypatch):
     flags, images = trained
-    monkeypatch.setattr(stitchkit.ship.predict, "open_image", die)
+    monkeypatch.setattr(stitchkit.data.decoding.Decoding, "read", die)
     with pytest.raises(InputError, match=r"a loader process died .*; lower --workers$"):
         run(predict, images, *flags, "-o", tmp_path / "p.csv", "-j", 1, "--device", "cpu")
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from stitchkit.data.decoding import Decoding
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source, is_unlabelled
 from stitchkit.data.unlabelled import has_labels, hold_out
@@ -49,7 +50,7 @@ def both(place, **options):
     parts = [open_dataset(Source("", place, needs_labels=False, **options), split) for split in ("train", "validation")]
     assert [part.split for part in parts] == ["train", "validation"]
     assert not any(has_labels(part) or part.classes for part in parts)
-    return [[part.filename(number) for number in range(len(part))] for part in parts]
+    return [[part.reader.filename(number) for number in range(len(part))] for part in parts]
 
 
 def write_list(path, lines):
@@ -146,7 +147,8 @@ def test_a_list_is_read_as_people_write_it(photos, tmp_path, caplog):
     assert [name.rpartition("/")[2] for name in trained] == ["cover.png", "a.png", "c d.photo", "é.png"]
     assert "train: 4 images without labels, and 1 held out; 2 lines ignored (repeated)" in caplog.messages
     assert "validation: 1 image without labels, held out of 5; 2 lines ignored (repeated)" in caplog.messages
-    images = open_dataset(Source("", folder / "list.TXT", needs_labels=False, mode="L"), "train")
+    images = open_dataset(Source("", folder / "list.TXT", needs_labels=False), "train")
+    images.decoding = Decoding("L")
     assert images[0][0].mode == "L"
     assert images[0][1] == NO_CLASS
     options = (("input_key", ".photo;.PNG"),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -12,13 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from stitchkit.data.unreadable import check_shape
+from stitchkit.data.decoding import UPRIGHT, Change, Decoding, check_shape, orientation
 from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line
 
 IGNORED = 255
 """The class number of pixels that neither train nor count."""
 MOST_CLASSES = 255
+NOT_UPRIGHT = (
+    "is turned by its EXIF orientation, and its map is not; save it upright, or read it as stored by --no-exif"
+)
 UNKNOWN_DEPTH = 0.0
 """The depth of pixels that were not measured."""
 
@@ -56,8 +60,6 @@ def _decode(kind: str, name: str, content: Content, *, is_whole: bool = True) ->
 
 def _check_mode(kind: str, name: str, mode: str) -> None:
     """Refuse channels that are not those of a kind."""
-    if kind == "image" and mode.startswith(("I", "F")):  # Pillow would cut off what is above 255
-        raise InputError(f"image '{name}' has the mode {mode}; save it with 8 bits a channel")
     if kind == "mask" and mode not in _MASK_MODES:
         what = "an image with transparency" if mode.startswith("LA") else "a colour image"
         raise InputError(
@@ -71,8 +73,8 @@ def _check_mode(kind: str, name: str, mode: str) -> None:
         )
 
 
-def sides_of(kind: str, name: str, content: Content) -> tuple[int, int]:
-    """Height and width of an image, a mask or a depth map, by the header of its file: nothing is decoded.
+def header_of(kind: str, name: str, content: Content) -> tuple[tuple[int, int], int]:
+    """Height and width as stored, and EXIF orientation, of an image, a mask or a depth map; no pixel is decoded.
 
     Args:
         kind: `image`, `mask` or `depth map`.
@@ -81,9 +83,9 @@ def sides_of(kind: str, name: str, content: Content) -> tuple[int, int]:
     """
     if kind == "depth map" and _is_npy(content):
         height, width = _read_npy(name, str(content)).shape
-        return height, width
+        return (height, width), UPRIGHT
     image, _ = _decode(kind, name, content, is_whole=False)
-    return image.height, image.width
+    return (image.height, image.width), orientation(image)
 
 
 def _is_npy(content: Content) -> bool:
@@ -96,19 +98,26 @@ def _unreadable(kind: str, name: str, error: Exception, wanted: str = "") -> Inp
     return InputError(f"{kind} '{name}' cannot be read ({cause}); repair it, or remove its pair")
 
 
-def read_image(name: str, content: Content) -> Image.Image:
-    """An RGB image, as it is stored: without the rotation that its EXIF data may ask for.
+def read_image(name: str, content: Content, decoding: Decoding) -> tuple[Image.Image, Change]:
+    """An image in the mode of the network, as it is stored: not turned by its EXIF orientation. And what was changed.
 
     Args:
         name: Names it in messages.
         content: The file, of any format of Pillow's.
+        decoding: The rest of its decoding.
     """
     image, _ = _decode("image", name, content)
     try:
-        # Pillow warns of transparent palettes unless they become RGBA first.
-        return (image.convert("RGBA") if image.mode == "P" else image).convert("RGB")
+        return replace(decoding, exif=False).read(image)
     except Exception as error:
         raise _unreadable("image", name, error) from error
+
+
+def read_upright(name: str, content: Content, decoding: Decoding) -> tuple[Image.Image, Change]:
+    """`read_image` without a mask, for a map of the image; one that its EXIF orientation would turn is refused."""
+    if decoding.exif and header_of("image", name, content)[1] != UPRIGHT:
+        raise InputError(f"image '{name}' {NOT_UPRIGHT}")
+    return read_image(name, content, decoding)
 
 
 def read_mask(name: str, content: Content) -> NDArray[np.integer]:

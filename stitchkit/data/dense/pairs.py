@@ -14,18 +14,21 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
+from stitchkit.data.changes import Changes
+from stitchkit.data.decoding import UPRIGHT, Decoding
 from stitchkit.data.dense.columns import PairRows, open_rows
 from stitchkit.data.dense.layouts import NOUNS, PairFiles, find_pairs
 from stitchkit.data.dense.maps import (
     IGNORED,
     MOST_CLASSES,
+    NOT_UPRIGHT,
     check_classes,
+    header_of,
     largest_class,
     number_classes,
     read_depth,
     read_image,
     read_mask,
-    sides_of,
 )
 from stitchkit.data.split_rule import names_of
 from stitchkit.display import counted, listed, plural
@@ -59,6 +62,8 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         self.split = source.split
         self.names = source.names
         """File names relative to the split; the numbers of the rows of a Hugging Face data set."""
+        self.decoding = Decoding()
+        self._changes = Changes(len(self.names))
         self.transform: Callable[[Image, NDArray[Any]], tuple[Any, Any]] | None = None
         """Applied to an image and its target together."""
 
@@ -72,11 +77,11 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         return (image, target) if self.transform is None else self.transform(image, target)
 
     def _read(self, index: int) -> tuple[Image, NDArray[Any]]:
+        self._check_header(index)
         image_name, content = self._source.image(index)
-        image = read_image(image_name, content)
+        image, self._changes[index] = read_image(image_name, content, self.decoding)
         name, content = self._source.target(index)
         found: NDArray[Any] = read_mask(name, content) if self.task == "segmentation" else read_depth(name, content)
-        self._check_sides(image_name, (image.height, image.width), name, found.shape)
         if self.task == "segmentation":
             found = number_classes(found, self.num_classes, name=name, skips_zero=self._source.skips_zero)
         return image, found
@@ -89,10 +94,8 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         """
         if not isinstance(self._source, PairFiles):
             return
-        noun = NOUNS[self.task]
         for index in _spread(len(self), _MOST_HEADERS):
-            image, target = self._source.image(index), self._source.target(index)
-            self._check_sides(image[0], sides_of("image", *image), target[0], sides_of(noun, *target))
+            self._check_header(index)
 
     def check_values(self) -> None:
         """Refuse masks that cannot be decoded, or have class numbers that the data set lacks, before hours of training.
@@ -101,20 +104,31 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         """
         if self.task != "segmentation":
             return
-        sizes = [prod(sides_of("mask", *self._source.target(index))) for index in _spread(len(self), 20)]
+        sizes = [prod(header_of("mask", *self._source.target(index))[0]) for index in _spread(len(self), 20)]
         most = _MOST_PIXELS * len(sizes) // max(sum(sizes), 1)
         for index in _spread(len(self), min(_MOST_MASKS, most)):
             name, content = self._source.target(index)
             numbers = read_mask(name, content)
             check_classes(numbers, self.num_classes, name=name, skips_zero=self._source.skips_zero)
 
-    def _check_sides(self, image: str, of_image: tuple[int, ...], target: str, of_target: tuple[int, ...]) -> None:
-        """Refuse a mask or a depth map of another height and width than those of its image."""
+    def _check_header(self, index: int) -> None:
+        """Refuse a mask or a depth map of another size or, by EXIF data, another orientation than that of its image."""
+        noun, image, target = NOUNS[self.task], self._source.image(index), self._source.target(index)
+        of_image, turned = header_of("image", *image)
+        of_target, as_target = header_of(noun, *target)
         if of_image != of_target:
             raise InputError(
-                f"image '{image}' has {of_image[1]} x {of_image[0]} pixels, but its {NOUNS[self.task]} '{target}' has "
+                f"image '{image[0]}' has {of_image[1]} x {of_image[0]} pixels, but its {noun} '{target[0]}' has "
                 f"{of_target[1]} x {of_target[0]}; both must have the same size"
             )
+        # On its side, an image that is not square fits its mask only if both are stored alike.
+        is_sure = turned > 4 and of_image[0] != of_image[1]
+        if self.decoding.exif and turned not in (UPRIGHT, as_target) and not is_sure:
+            raise InputError(f"image '{image[0]}' {NOT_UPRIGHT.replace('map', noun)}")
+
+    def report(self) -> None:
+        """Log the images that decoding changed, once; every rank calls this."""
+        self._changes.report(self.split, self.decoding)
 
 
 def _spread(count: int, most: int) -> Iterator[int]:

@@ -9,9 +9,11 @@ from torch.utils.data import DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from stitchkit.data.batches import DirectLoader
+from stitchkit.data.decoding import Decoding
 from stitchkit.data.dense.pairs import ImagePairs, open_pairs
 from stitchkit.data.dense.transforms import evaluation_transform, training_transform
 from stitchkit.data.loader_processes import outlive_signals, workers_for
+from stitchkit.data.unreadable import report
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
 from stitchkit.settings.recipe import Recipe
@@ -75,6 +77,7 @@ class PairLoader:
             after_batch()
         for _ in range(len(self) - len(loader)) if not done else ():
             after_batch()
+        report(self.dataset)
 
 
 def open_splits(recipe: Recipe, config: StitchConfig | None = None) -> tuple[ImagePairs | None, ImagePairs]:
@@ -118,6 +121,9 @@ def create_pair_loaders(
     data, augment, task = recipe.data, recipe.augment, recipe.dense.task
     prepared = preparation(recipe, input_size, model_config)
     colours = {"mean": tuple(prepared["mean"]), "std": tuple(prepared["std"])}
+    for pairs in (train, judged):
+        if pairs is not None:
+            pairs.decoding = Decoding.of(prepared)
     judged.transform = evaluation_transform(task, **colours)
     batch_size = data.validation_batch_size or data.batch_size
     dtype = weights_dtype(recipe)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stitchkit.data.dense.maps import number_classes, read_depth, read_image, read_mask, sides_of
+from stitchkit.data.decoding import Decoding
+from stitchkit.data.dense.maps import header_of, number_classes, read_depth, read_image, read_mask
 from stitchkit.data.dense.pairs import open_pairs
 from stitchkit.errors import InputError
 from tests.fuzz.inputs import Seed
@@ -51,19 +52,19 @@ def _beside_depths(folder: Path) -> Sequence[Seed]:
 
 def _read_image(path: Path) -> object:
     with suppress(InputError):
-        sides_of("image", str(path), str(path))
-    return read_image(str(path), str(path))
+        header_of("image", str(path), str(path))
+    return read_image(str(path), str(path), Decoding())
 
 
 def _read_depth(path: Path) -> object:
     with suppress(InputError):
-        sides_of("depth map", str(path), str(path))
+        header_of("depth map", str(path), str(path))
     return read_depth(str(path), str(path))
 
 
 def _read_mask(path: Path) -> object:
     with suppress(InputError):
-        sides_of("mask", str(path), str(path))
+        header_of("mask", str(path), str(path))
     return number_classes(read_mask(str(path), str(path)), 200, name=path.name, skips_zero=True)
 
 

@@ -1,0 +1,197 @@
+"""One way to open an image, for every reader: first frame, EXIF orientation, depth, transparency, colour mode.
+
+`docs/images.md` says what becomes of each format. An 8-bit image without EXIF orientation and transparency is exactly
+`Image.open(file).convert(mode)`.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import IntFlag, auto
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageMode, ImageOps
+from PIL.PngImagePlugin import PngImageFile
+
+from stitchkit.errors import InputError
+
+with suppress(ImportError):  # HEIC, which Pillow does not read by itself
+    import_module("pillow_heif").register_heif_opener()
+
+_logger = logging.getLogger(__name__)
+
+ImageSource: TypeAlias = Image.Image | str | Path | IO[bytes]
+"""An image, decoded or not, or its file."""
+
+_LONGEST_SIDE = 100
+UPRIGHT = 1
+"""The EXIF orientation of most images."""
+_EXIF_IN_PNG = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+_DEEP = ("I", "F")
+"""How the modes begin whose values are not 0 to 255."""
+_MOST_FLOAT, _MOST_WHOLE = (1, 255, 65_535), (255, 65_535, 2**31 - 1)
+_BITS_PER_SAMPLE, _UNSIGNED = 258, 65_535
+"""Pillow widens PGM files of more than 8 bits to 16."""
+
+
+class Change(IntFlag):
+    """What decoding did to an image, apart from the conversion of its colours."""
+
+    TURNED = auto()
+    SCALED = auto()
+    COMPOSITED = auto()
+    FIRST_FRAME = auto()
+
+
+def check_shape(image: Image.Image) -> None:
+    """Refuse an image so narrow that, resized by its shorter side, it would fill the memory."""
+    if max(image.size) > _LONGEST_SIDE * min(image.size):
+        raise InputError(
+            f"it is {image.width:,} x {image.height:,} pixels; one side may be {_LONGEST_SIDE} times the other"
+        )
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Let Pillow refuse to open images of more pixels than `Image.MAX_IMAGE_PIXELS`, instead of warning of them.
+
+    Its other warnings are of doubtful metadata.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """The image in a file as it is stored, read only if its header does not promise more than a network can use."""
+    try:
+        with limited():
+            image = Image.open(path)
+        with image:
+            check_shape(image)
+            image.load()
+    except Exception as error:  # decoders raise many types
+        raise InputError(f"image '{path}' cannot be read: {error}; name image files") from error
+    return image
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1, upright, if it has none that can be read."""
+    # Pillow would decode a whole PNG to search for EXIF data behind its pixels.
+    if isinstance(image, PngImageFile) and not any(key in image.info for key in _EXIF_IN_PNG):
+        return UPRIGHT
+    with suppress(Exception), warnings.catch_warnings():  # damaged EXIF data warn, or raise many types
+        warnings.simplefilter("ignore")
+        value = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+        return value if value in range(1, 9) else UPRIGHT
+    return UPRIGHT
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How images become those of a network, before they are resized.
+
+    Args:
+        mode: PIL mode of the result.
+        background: The colour, by a name or a number of PIL's, on which transparent images are composited, unless the
+            mode has transparency itself.
+        exif: Whether images are turned as their EXIF orientation says; if not, they stay as they are stored.
+    """
+
+    mode: str = "RGB"
+    background: str = "white"
+    exif: bool = True
+
+    @classmethod
+    def of(cls, data_config: Mapping[str, Any]) -> Decoding:
+        """The decoding that a `DataConfig` describes."""
+        return cls(data_config["input_img_mode"], data_config["background"], data_config["exif"])
+
+    def __call__(self, source: ImageSource) -> Image.Image:
+        """The image in the mode of the network."""
+        return self.read(source)[0]
+
+    def read(self, source: ImageSource) -> tuple[Image.Image, Change]:
+        """The image in the mode of the network, and what was done to it; decoders raise many types of errors."""
+        with limited():
+            image = source if isinstance(source, Image.Image) else Image.open(source)
+            check_shape(image)
+            change = Change.FIRST_FRAME if _has_frames(image) else Change(0)
+            is_turned = orientation(image) != UPRIGHT  # Pillow turns TIFF files, and forgets it, as it loads them
+            image.load()
+        if self.exif and (is_turned or orientation(image) != UPRIGHT):
+            image, change = ImageOps.exif_transpose(image), change | Change.TURNED
+        if image.mode.startswith(_DEEP) and not self.mode.startswith(_DEEP):
+            image, change = _to_8_bits(image), change | Change.SCALED
+        if image.has_transparency_data and not _has_alpha(self.mode):
+            image = image.convert("RGBA")
+            if image.getchannel("A").getextrema() != (255, 255):
+                ground = Image.new("RGBA", image.size, self.background)
+                image, change = Image.alpha_composite(ground, image), change | Change.COMPOSITED
+        return image.convert(self.mode), change
+
+    def described(self, counts: Mapping[Change, int]) -> str:
+        """The changes of some images, in words; empty if there are none."""
+        words = {
+            Change.TURNED: "turned by EXIF orientation",
+            Change.SCALED: "scaled to 8 bits",
+            Change.COMPOSITED: f"composited on {self.background}",
+            Change.FIRST_FRAME: "with several frames, of which the first is used",
+        }
+        return ", ".join(f"{counts[change]:,} {said}" for change, said in words.items() if counts[change])
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Whether an image has more frames than the first; further views in photographs do not count."""
+    with suppress(Exception):  # an image whose file is closed
+        return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+    return False
+
+
+def _has_alpha(mode: str) -> bool:
+    return ImageMode.getmode(mode).bands[-1] in ("A", "a")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A grey image of more than 8 bits as one of 8, with transparency if it has some."""
+    values = np.asarray(image)
+    grey = Image.fromarray(_scaled(values, _white(image, values)))
+    if (transparent := image.info.get("transparency")) is None:
+        return grey
+    grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return grey
+
+
+def _scaled(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
+    """Values from 0 to white as 0 to 255."""
+    shades: NDArray[np.uint8] = np.rint(values.astype(np.float64).clip(0, white) * (255 / white)).astype(np.uint8)
+    return shades
+
+
+def _white(image: Image.Image, values: NDArray[Any]) -> int:
+    """The value of white: by the depth of the file or, of 32 bits and floats, the usual one that suits the values."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+    if image.mode.startswith("I;16") and bits <= 16:
+        return int(2**bits - 1)
+    if image.format == "PPM":
+        return _UNSIGNED
+    least, most = float(values.min()), float(values.max())
+    if image.mode == "F":
+        # Resizing with sharp filters exceeds the range a little.
+        white = next((white for white in _MOST_FLOAT if -most / 10 <= least and most <= 2 * white), 0)
+        advice = "save values from 0 to 1"
+    else:
+        white = next((white for white in _MOST_WHOLE if least >= 0 and most <= white), 0)
+        advice = "save values from 0 to 65,535 with 16 bits"
+    if not white:
+        raise InputError(f"its values are {least:g} to {most:g}, which are no shades of grey; {advice}")
+    return white

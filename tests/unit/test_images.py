@@ -1,0 +1,195 @@
+"""Every reader decodes an image in one way: depth, transparency, EXIF orientation, first frame, colour mode."""
+
+import io
+import logging
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from stitchkit.data.decoding import Change, Decoding
+from stitchkit.data.open_dataset import open_dataset
+from stitchkit.data.source import Source
+from stitchkit.data.unreadable import CheckedImages
+from stitchkit.errors import InputError
+from stitchkit.ship.predict import _Files
+from stitchkit.ship.predictors import Transform
+from stitchnet.data import image_folder, read_image
+
+SIDE = 16
+GREY = np.linspace(0, 255, SIDE * SIDE).round().astype(np.uint8).reshape(SIDE, SIDE)
+PLAIN = Image.fromarray(GREY)
+CONFIG = {
+    "input_size": (3, SIDE, SIDE), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 1.0,
+    "crop_mode": "center", "input_img_mode": "RGB", "background": "white", "exif": True,
+}  # fmt: skip
+
+
+def hidden(mode):
+    """The picture as transparency: white shows through, and what lies hidden below is noise."""
+    noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
+    bands = [Image.fromarray(np.where(GREY == 255, noise, 0).astype(np.uint8))] * (len(mode) - 1)
+    return Image.merge(mode, [*bands, Image.fromarray(255 - GREY)])
+
+
+def palette():
+    image = Image.fromarray(GREY)
+    image.putpalette([shade for shade in range(256) for _ in range(3)])
+    return image
+
+
+def turned(number):
+    """The picture stored on its side or head, with the orientation that turns it back."""
+    back = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    return PLAIN.transpose(back[number])
+
+
+def exif(number):
+    data = Image.Exif()
+    data[0x112] = number
+    return data
+
+
+FILES = {
+    "16 bits.png": lambda to: Image.fromarray(GREY.astype(np.uint16) * 257).save(to),
+    "16 bits.tif": lambda to: Image.fromarray(GREY.astype(np.uint16) * 257).save(to),
+    "big-endian.tif": lambda to: Image.fromarray(GREY.astype(">u2") * 257).save(to),
+    "16 bits.jp2": lambda to: Image.fromarray(GREY.astype(np.uint16) * 257).save(to),
+    "10 bits.pgm": lambda to: to.write_bytes(b"P5 16 16 1020\n" + (GREY * np.uint16(4)).astype(">u2").tobytes()),
+    "32 bits.tif": lambda to: Image.fromarray(GREY.astype(np.int32) * 257).save(to),
+    "shares.tif": lambda to: Image.fromarray(GREY.astype(np.float32) / 255).save(to),
+    "shades.tif": lambda to: Image.fromarray(GREY.astype(np.float32)).save(to),
+    "rgba.png": lambda to: hidden("RGBA").save(to),
+    "la.png": lambda to: hidden("LA").save(to),
+    "rgba.webp": lambda to: hidden("RGBA").save(to, lossless=True, exact=True),
+    "palette.png": lambda to: palette().save(to, transparency=255),
+    "opaque.png": lambda to: PLAIN.convert("RGBA").save(to),
+    "deep and clear.png": lambda to: Image.fromarray(GREY.astype(np.uint16) * 257).save(to, transparency=65535),
+    "rotated.png": lambda to: turned(6).save(to, exif=exif(6)),
+    "on its head.webp": lambda to: turned(3).save(to, exif=exif(3), lossless=True),
+    "rotated.tif": lambda to: turned(8).save(to, exif=exif(8)),
+    "many.gif": lambda to: PLAIN.save(to, save_all=True, append_images=[Image.new("L", (SIDE, SIDE))]),
+    "pages.tif": lambda to: PLAIN.save(to, save_all=True, append_images=[Image.new("L", (SIDE, SIDE))]),
+    "animated.png": lambda to: PLAIN.save(to, save_all=True, append_images=[Image.new("L", (SIDE, SIDE))]),
+}
+
+
+def written(name, folder):
+    folder.mkdir(parents=True)
+    PLAIN.save(folder / "0.png")
+    FILES[name](folder / f"1.{name.rpartition('.')[2]}")
+    return folder
+
+
+def of_folder(folder, transform):
+    images = open_dataset(Source("", folder.parent.parent), "train")
+    images.transform = transform
+    return [image for image, _ in images]
+
+
+def of_checked(folder, transform):
+    images = CheckedImages(open_dataset(Source("", folder.parent.parent), "train"), num_classes=1, is_training=False)
+    images.transform = transform
+    return [image for image, label in images if label == 0]
+
+
+def of_stream(folder, transform):
+    (folder.parent.parent / "shards").mkdir()
+    with tarfile.open(folder.parent.parent / "shards/train-0000.tar", "w") as archive:
+        for number, path in enumerate(sorted(folder.iterdir())):
+            for suffix, content in (("cls", b"0"), ("jpg", path.read_bytes())):
+                entry = tarfile.TarInfo(f"{number}.{suffix}")
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    options = {"num_samples": 2, "batch_size": 1}
+    images = open_dataset(Source("wds/", folder.parent.parent / "shards"), "train-{0000..0000}.tar", **options)
+    images.transform = transform
+    return [image for image, _ in images]
+
+
+READERS = {
+    "image folder": of_folder,
+    "unreadable images are skipped": of_checked,
+    "stream": of_stream,
+    "predict": lambda folder, _: [row[1] for row in _Files(sorted(map(str, folder.iterdir())), CONFIG)],
+    "serve": lambda folder, _: [Transform(CONFIG)(Image.open(path)) for path in sorted(folder.iterdir())],
+    "stitchnet": lambda folder, _: [read_image(path, (SIDE, SIDE)) for path in sorted(folder.iterdir())],
+    "compose": lambda folder, _: [image for image, _ in image_folder(folder.parent, SIDE)],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_sees_the_same_picture_whatever_file_holds_it(reader, tmp_path):
+    wrong = []
+    for name in FILES:
+        folder = written(name, tmp_path / name / "train/a")
+        usual, other = READERS[reader](folder, create_transform((3, SIDE, SIDE), is_training=False, crop_pct=1.0))
+        if not torch.equal(usual, other):
+            wrong.append(name)
+    assert not wrong
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "YCbCr", "RGBA", "1", "HSV"])
+@pytest.mark.parametrize("stored", ["RGB", "L", "P", "1", "CMYK", "RGBA"])
+def test_ordinary_images_stay_bit_identical_to_pillow(stored, mode, tmp_path):
+    noise = np.random.default_rng(1).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    file = tmp_path / ("a.tif" if stored == "CMYK" else "a.png")
+    Image.fromarray(noise).convert(stored).save(file)
+    ours, change = Decoding(mode).read(file)
+    between = Image.open(file) if stored != "RGBA" else Image.open(file).convert("RGB" if mode != "RGBA" else "RGBA")
+    assert (ours.mode, ours.tobytes(), change) == (mode, between.convert(mode).tobytes(), 0)
+
+
+@pytest.mark.parametrize(("suffix", "loss"), [("jpg", 3), ("tif", 0)])
+def test_the_colours_of_cmyk_come_out_right(suffix, loss, tmp_path):
+    """Pillow writes the JPEG as Adobe's programs do: with inverted inks."""
+    Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK").save(tmp_path / f"a.{suffix}", quality=95)
+    if suffix == "jpg":
+        assert b"Adobe" in (tmp_path / "a.jpg").read_bytes()
+    shown = Decoding()(tmp_path / f"a.{suffix}").getpixel((8, 8))
+    assert np.abs(np.subtract(shown, (200, 30, 60))).max() <= loss
+
+
+def test_flags_change_the_background_and_leave_images_as_they_are_stored(tmp_path):
+    hidden("RGBA").save(tmp_path / "a.png", exif=exif(6))
+    black = Decoding("L", background="black")(tmp_path / "a.png")
+    assert black.getextrema()[1] < 255
+    ours, change = Decoding(exif=False).read(tmp_path / "a.png")
+    assert (np.asarray(ours)[..., 0] == GREY).all()
+    assert change == Change.COMPOSITED
+    kept, change = Decoding("RGBA", exif=False).read(tmp_path / "a.png")
+    assert (kept.tobytes(), change) == (hidden("RGBA").tobytes(), 0)
+
+
+@pytest.mark.parametrize("values", [[-5.0, 1.0], [0.0, 1e9], [float("nan"), 1.0]])
+def test_floats_that_are_no_shades_of_grey_are_refused(values, tmp_path):
+    Image.fromarray(np.array([values], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(InputError, match=r"its values are .* no shades of grey; save values from 0 to 1"):
+        Decoding()(tmp_path / "a.tif")
+
+
+def test_damaged_exif_data_turn_nothing(tmp_path):
+    PLAIN.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff")
+    assert Decoding().read(tmp_path / "a.jpg")[1] == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_log_says_once_how_many_images_were_changed_and_how(workers, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "train/a").mkdir(parents=True)
+    for name, save in FILES.items():
+        save(tmp_path / "train/a" / name)
+    images = CheckedImages(open_dataset(Source("", tmp_path), "train"), num_classes=1, is_training=True)
+    images.transform = np.array
+    for _ in range(2):
+        for _ in torch.utils.data.DataLoader(images, None, num_workers=workers):
+            pass
+        images.report()
+    message = (
+        "of the 20 images of the train split: 3 turned by EXIF orientation, 9 scaled to 8 bits, 5 composited on white, "
+        "3 with several frames, of which the first is used"
+    )
+    assert [text for text in caplog.messages if "EXIF" in text] == [message]
