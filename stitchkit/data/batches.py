@@ -65,7 +65,7 @@ def without_padding(loader: Loader, world: World, after_batch: Callable[[], None
     """The batches of this rank without the images that timm's sampler adds to make the ranks even.
 
     Over all ranks, every image of a validation split comes exactly once. `after_batch` is called equally often on all
-    ranks. Streamed datasets have neither: their readers divide the images among the ranks.
+    ranks. Streams have neither: their readers divide the images, and ranks have different numbers of batches.
     """
     if isinstance(loader.dataset, IterableDataset):
         yield from loader

@@ -20,7 +20,7 @@ from timm.utils.misc import natural_key
 from stitchkit.classes import in_order
 from stitchkit.data.class_map import read_class_map
 from stitchkit.data.labelled_images import LabelledImages, class_names
-from stitchkit.data.split_rule import is_split, names_of
+from stitchkit.data.split_rule import is_split, names_of, plain_split
 from stitchkit.display import counted, listed
 from stitchkit.errors import InputError
 
@@ -48,6 +48,11 @@ def find_split(root: Path, split: str) -> Path:
     for one in names_of(name):
         if is_split(root / one):
             return root / one
+    others = [root / one for one in (*names_of("train"), *names_of("validation")) if is_split(root / one)]
+    if (plain := plain_split(root, name)) and others:
+        raise InputError(
+            f"'{plain}' has no class folders, but '{others[0]}' has; put class folders in all splits, or in none"
+        )
     raise InputError(
         f"data folder '{root}' has no {name}/ folder with class folders in it; it needs train/ and validation/ "
         "(or val/, or test/), with one folder per class in each"

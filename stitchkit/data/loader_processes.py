@@ -14,7 +14,7 @@ from functools import partial
 from timm.data.loader import PrefetchLoader
 from torch.utils.data import DataLoader, IterableDataset
 
-from stitchkit.data.timm_readers import num_shards
+from stitchkit.data.timm_readers import needs_process, num_shards
 from stitchkit.display import counted
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line
@@ -46,6 +46,8 @@ def workers_for(images: object, wanted: int, world: World) -> int:
     Without a shard, a process has no batch, so an epoch would end too soon, or an evaluation would leave out images.
     """
     reader = getattr(images, "reader", None)
+    if world.size > 1 and needs_process(reader):
+        wanted = max(wanted, 1)
     shards = num_shards(reader, world.size) if isinstance(images, IterableDataset) else None
     if shards is None or max(wanted, 1) <= shards:
         return wanted

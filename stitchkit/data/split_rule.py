@@ -4,7 +4,8 @@ A split is looked up under the requested name, by default `train` or `validation
 `training` for `train`; `val`, `valid`, `dev`, `eval`, `evaluation` and finally `test` for `validation`. So test images
 are used only if there are no validation images, or if they are requested by name (`--val-split test`, a job's
 `val_split: test`). A folder counts as a split if it contains a folder: ImageNet's `test/`, which has images without
-classes, is never used. The log names the split for evaluation at the start.
+classes, is never used. Where no split has class folders, those that have files are splits of images without labels.
+The log names the split for evaluation at the start.
 
 Each of torchvision's sets has a training and a test part, as published: `source` lists them.
 """
@@ -31,6 +32,14 @@ def names_of(split: str) -> tuple[str, ...]:
 def is_split(folder: Path) -> bool:
     """Whether a folder contains a folder that is not hidden; ImageNet's `test/` has only images, without classes."""
     return folder.is_dir() and any(not place.name.startswith(".") and place.is_dir() for place in folder.iterdir())
+
+
+def plain_split(root: Path, split: str) -> Path | None:
+    """The folder of a split without class folders, which has files and no folder; None without one."""
+    for folder in (root / name for name in names_of(split)):
+        if folder.is_dir() and not is_split(folder) and any(not file.name.startswith(".") for file in folder.iterdir()):
+            return folder
+    return None
 
 
 def published_part(split: str) -> str:

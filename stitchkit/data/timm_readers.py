@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import metadata_load
 from timm.data import ImageDataset, create_dataset
+from torch.utils.data import IterableDataset
 
 from stitchkit.data.source import MissingData
 from stitchkit.errors import InputError, one_line
@@ -34,13 +36,28 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
     check_local(root or "", "data folder")
     check_local(split, "split")
     library, _, rest = name.partition("/")
-    if library.lower() == "wds":
-        return _open_shards(name, root, split, options)
     is_hub = library.lower() in ("hfds", "hfids")
     if is_hub:
         _check_card(Path(rest))
-    with _offline() if is_hub and not options.get("download") else nullcontext():
-        return create_dataset(name, root=root, split=split, **options)
+    if library.lower() == "wds":
+        dataset = _open_shards(name, root, split, options)
+    else:
+        with _offline() if is_hub and not options.get("download") else nullcontext():
+            dataset = create_dataset(name, root=root, split=split, **options)
+    if isinstance(dataset, IterableDataset) and not options.get("is_training"):
+        reader: Any = dataset.reader  # type: ignore[attr-defined] # timm has no types
+        reader._lazy_init = partial(_divide, reader)
+    return dataset
+
+
+def _divide(reader: Any) -> None:
+    """Let the reader of a stream take its share of the images, and then forget that there are other ranks.
+
+    timm's readers make ranks even: they cut a share that is longer than others, or repeat images of a shorter one. An
+    evaluation counts each image once (law 9), and needs no even ranks.
+    """
+    type(reader)._lazy_init(reader)
+    reader.dist_num_replicas = 1
 
 
 def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, object]) -> ImageDataset:
@@ -60,6 +77,11 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
             "the names in its _info.json or in braces"
         )
     return dataset
+
+
+def needs_process(reader: Any) -> bool:
+    """Whether a stream is divided only among loader processes, so that each of several ranks must have one."""
+    return type(reader).__name__ == "ReaderTfds"
 
 
 def num_shards(reader: Any, ranks: int) -> int | None:

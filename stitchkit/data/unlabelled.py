@@ -1,7 +1,8 @@
-"""Images without labels: those of a folder without splits, or those that a `.txt` list names.
+"""Images without labels: those of a folder, or those that a `.txt` list names.
 
-One in 20, at most 5,000, is held out for validation, and training has the others. Which ones follows from the sorted
-names alone, so that all ranks and every resumed run agree, wherever the images lie.
+A folder may have splits without class folders. If it has none, one in 20 images, at most 5,000, is held out for
+validation, and training has the others. Which ones follows from the sorted names alone, so that all ranks and every
+resumed run agree, wherever the images lie.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from pathlib import Path
 
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
-from stitchkit.data.folders import image_files
+from stitchkit.data.folders import image_files, image_suffixes
 from stitchkit.data.labelled_images import Images, LabelledImages
 from stitchkit.data.source import Source, is_list
-from stitchkit.data.split_rule import published_part
-from stitchkit.display import counted
+from stitchkit.data.split_rule import plain_split, published_part
+from stitchkit.display import counted, listed
 from stitchkit.errors import InputError
 
 _EVERY, _MOST = 20, 5_000
@@ -43,7 +44,7 @@ def has_labels(images: Images) -> bool:
 
 
 def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = frozenset()) -> LabelledImages:
-    """The part of images without labels that is trained on or, for the names of validation splits, held out.
+    """A split of images without labels: a folder of the data set, or the part that is trained on or held out.
 
     Args:
         source: One of which `is_unlabelled` holds.
@@ -53,15 +54,48 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
     place = Path(source.root or "")
     if source.class_map:
         raise InputError(f"class map '{source.class_map}' numbers class folders, which '{place}' has not; leave it out")
+    if not is_list(place) and (folder := _find_split(place, split)) is not None:
+        paths, notes = image_files(folder, suffixes)
+        return _opened(folder, paths, notes + (_unused(place) if published_part(split) == "train" else ""))
     root = place.parent if is_list(place) else place
     paths, notes = _read_list(place, suffixes) if is_list(place) else image_files(place, suffixes)
     if len(paths) < 2:
         raise InputError(f"'{place}' has 1 image; one in {_EVERY} is held out for validation, so give at least 2")
     trained, held_out = hold_out(paths)
-    name, part, said = "validation", held_out, f", held out of {len(paths):,}"
     if published_part(split) == "train":
-        name, part, said = "train", trained, f", and {len(held_out):,} held out"
-    return LabelledImages(UnlabelledReader(str(root), part, said + notes), (), name)
+        return _opened(root, trained, f", and {len(held_out):,} held out{notes}", "train")
+    return _opened(root, held_out, f", held out of {len(paths):,}{notes}", "validation")
+
+
+def _opened(root: Path, paths: Sequence[str], notes: str, name: str = "") -> LabelledImages:
+    """Images of a folder, as the split of a name; by default that of the folder."""
+    return LabelledImages(UnlabelledReader(str(root), paths, notes), (), name or root.name)
+
+
+def _find_split(root: Path, split: str) -> Path | None:
+    """The folder of a split without class folders; None if images must be held out of the training images."""
+    if (judged := plain_split(root, "validation")) is None:
+        return None
+    if (folder := plain_split(root, split)) is None:
+        is_trained = published_part(split) == "train"
+        advice = (
+            f"add {split}/, or rename {judged.name}/ if it is not a split" if is_trained else "choose another split"
+        )
+        raise InputError(f"data folder '{root}' has {judged.name}/ and no {split}/; {advice}")
+    return folder
+
+
+def _unused(root: Path) -> str:
+    """Images and folders beside splits without class folders, in words."""
+    splits = {folder.name for name in ("train", "validation", "test") if (folder := plain_split(root, name))}
+    names = [
+        f"{place.name}/" if place.is_dir() else place.name
+        for place in sorted(root.iterdir())
+        if not place.name.startswith(".")
+        and place.name not in splits
+        and (place.is_dir() or place.suffix.lower() in image_suffixes())
+    ]
+    return f"; not used: {listed(names)}" if names else ""
 
 
 def hold_out(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -33,6 +33,9 @@ _SETTINGS = (
 # Settings that change recomputed statistics of batch norms.
 _CALIBRATION = ("batch_size", "validation_batch_size", "train_split", "train_num_samples", "seed", "dist_bn")
 
+IMAGES = "images_sha256"
+"""The key of a digest of the validation images, which older ledgers do not have."""
+
 
 def origin_of(recipe: Recipe, weights_sha256: str, *, ranks: int) -> dict[str, object]:
     """All that the figures of an evaluation depend on."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,9 +66,7 @@ class Answering:
     """
 
     def __init__(self, session: Session, model: SNNet, origin: Mapping[str, object], ledgers: Sequence[Ledger]):
-        self._session, self._model, self._ledgers = session, model, ledgers
-        # Progress must not be taken up on other images either, which the settings do not tell apart.
-        self._origin = {**origin, **_of_images(session.loaders.validation.dataset)}
+        self._session, self._model, self._ledgers, self._origin = session, model, ledgers, origin
 
     def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[Scores]:
         """The scores of stitches: of those that share work after one pass over the images, then of each of the others.
@@ -250,14 +246,6 @@ def remove_progress(folder: Path) -> None:
     """Remove what a finished evaluation does not need: also that of a killed one, which may have had more ranks."""
     for path in [*folder.glob(f"{LEDGER}.part*"), folder / f"{LEDGER}.first"]:
         path.unlink(missing_ok=True)
-
-
-def _of_images(images: CheckedImages) -> dict[str, object]:
-    """How many images there are, and a digest of their names and labels; streamed ones are not known before."""
-    if isinstance(images, IterableDataset):
-        return {}
-    known = json.dumps([image_names(images.dataset), image_labels(images.dataset)])
-    return {"images": len(images), "images_sha256": hashlib.sha256(known.encode()).hexdigest()}
 
 
 def _keep_hits(

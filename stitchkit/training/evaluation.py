@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch.utils.data import IterableDataset
 
+from stitchkit.data.identity import images_digest
 from stitchkit.data.labelled_images import numbered
 from stitchkit.display import counted
 from stitchkit.distributed import from_primary
@@ -23,7 +24,15 @@ from stitchkit.measure.features import FeatureScore
 from stitchkit.measure.intervals import add_intervals, by_image_beside
 from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import LEDGER, Ledger
-from stitchkit.measure.ledger_origin import changed, of_the_bank, origin_file, origin_of, read_origin, write_origin
+from stitchkit.measure.ledger_origin import (
+    IMAGES,
+    changed,
+    of_the_bank,
+    origin_file,
+    origin_of,
+    read_origin,
+    write_origin,
+)
 from stitchkit.measure.metric import metric_of
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
@@ -46,6 +55,7 @@ _logger = logging.getLogger(__name__)
 
 _Scores = Mapping[int, Score | AnswerAgreement | FeatureScore | DenseFigure]
 """What stitches are worth, by `cfg_id`."""
+_MOVE = "choose another --experiment or move the file away"
 _UNSAID = ("acc5", "loss", "images", "part", "sure_images")
 # Settings that choose a plain model and its weights without --resume; a ledger knows its network by the stitches.
 _OF_A_MODEL = ("model", "model_kwargs", "pretrained_path", "initial_checkpoint")
@@ -123,17 +133,23 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
         wanted = [*model.space.ids] if chosen is None else model.space.select(chosen)
     else:
         origin |= {key: recipe.flat()[key] for key in _OF_A_MODEL}
+    origin[IMAGES] = from_primary(session.world, lambda: images_digest(session.loaders.validation.dataset))
 
     def find_missing() -> list[int]:
         if not isinstance(model, SNNet):
             return []
         ledgers.append(Ledger(_result(session), model.space, uncompiled(model)(Profiler(model).cost)))
         if ledgers[0].rows:
-            _check_origin(ledgers[0].path, origin)
+            before = _check_origin(ledgers[0].path, origin)
             if isinstance(model, DenseSNNet):
                 check_sums_beside(ledgers[0], session.loaders.validation)
             else:
                 check_hits_beside(ledgers[0], session.loaders.validation.dataset, by_agreement=session.by_agreement)
+            if before[IMAGES] != origin[IMAGES]:  # only now: hits say which image is another
+                raise InputError(
+                    f"result file '{ledgers[0].path}' was measured on other images: the validation images have changed "
+                    f"since, in names, labels, sizes or content; {_MOVE}"
+                )
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
     return origin, from_primary(session.world, find_missing), ledgers
@@ -238,13 +254,13 @@ def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:
     _logger.info("%s", said)
 
 
-def _check_origin(path: Path, origin: Mapping[str, object]) -> None:
-    """Refuse results that were measured with other weights, data or settings."""
-    advice = "choose another --experiment or move the file away"
+def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:
+    """What results were measured with, without other weights, data or settings; images may differ."""
     if not origin_file(path).exists():
         raise InputError(
-            f"result file '{path}' has no '{origin_file(path).name}' beside it that says how it was measured; {advice}"
+            f"result file '{path}' has no '{origin_file(path).name}' beside it that says how it was measured; {_MOVE}"
         )
-    before = read_origin(path, advice=advice)
-    if key := changed(before, origin):
-        raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {origin[key]}; {advice}")
+    before = {IMAGES: origin[IMAGES]} | read_origin(path, advice=_MOVE)
+    if (key := changed(before, origin)) not in (None, IMAGES):
+        raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {origin[key]}; {_MOVE}")
+    return before

@@ -5,17 +5,27 @@ import json
 import tarfile
 import time
 from contextlib import nullcontext
+from importlib.util import find_spec
+from itertools import accumulate, chain, product
 
 import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from torch.utils.data import DataLoader
+from torchvision.transforms.functional import to_tensor
 
 import stitchkit
 from stitchkit.cli import main
+from stitchkit.data.batches import DirectLoader, without_padding
+from stitchkit.data.loader_processes import workers_for
+from stitchkit.data.open_dataset import open_dataset
+from stitchkit.data.source import Source
+from stitchkit.distributed import World
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.training.task import StitchTask
+from tests import archives
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, ROOT, launch, mostly_full, pico_snnet, weights, write_config, write_images
 
@@ -188,19 +198,65 @@ def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, space
     assert unused
 
 
+def write_shard(file, paths):
+    """A shard of a web dataset, whose labels are the numbers of class folders."""
+    with tarfile.open(file, "w") as tar:
+        for number, path in enumerate(paths):
+            label = path.parent.name.removeprefix("class").encode()
+            tar.add(path, f"{number:04d}.png")
+            entry = tarfile.TarInfo(f"{number:04d}.cls")
+            entry.size = len(label)
+            tar.addfile(entry, io.BytesIO(label))
+
+
+def labels_of_streams(rank, sources, places):
+    """Save the labels that a rank reads of the validation split of each stream, by 0, 1 and 2 loader processes."""
+    dist.init_process_group("gloo", init_method=f"file://{places[0]}.group", rank=rank, world_size=2)
+    world, labels = World(rank, 2, torch.device("cpu")), []
+    for source, workers in product(sources, (0, 1, 2)):
+        images = open_dataset(source, "validation", num_samples=5 if source.name != "wds/" else None)
+        images.transform = to_tensor
+        workers = workers_for(images, workers, world)
+        images.set_loader_cfg(workers)
+        loader = DirectLoader(DataLoader(images, 4, num_workers=workers), device=world.device, dtype=torch.float32)
+        labels.append([label for _, batch in without_padding(loader, world) for label in batch.tolist()])
+    torch.save(labels, places[rank])
+    dist.destroy_process_group()
+
+
+def test_law_9_each_image_of_a_stream_is_read_by_one_rank(tmp_path):
+    """Whatever the lengths of its shards: timm would cut long ones and repeat images of short ones."""
+    splits, number = {"name": "validation", "filenames": [], "shard_lengths": [10, 33, 57], "num_samples": 100}, 0
+    for length in splits["shard_lengths"]:
+        paths = [tmp_path / f"class{number + place}/0.png" for place in range(length)]
+        for path in paths:
+            archives.save(path, 2, 2, 3)
+        splits["filenames"].append(f"{number}.tar")
+        write_shard(tmp_path / f"{number}.tar", paths)
+        number += length
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": {"validation": splits}}))
+    sources, wanted = [Source("wds/", tmp_path)], [[*range(100)]]
+    if find_spec("datasets"):
+        for label in range(5):
+            archives.save(tmp_path / f"hub/validation/{label}/0.png", 2, 2, 3)
+        sources.append(Source(f"hfids/{tmp_path / 'hub'}", tmp_path / "cache"))
+        wanted.append([*range(5)])
+        open_dataset(sources[1], "validation", num_samples=5)  # both ranks would write its description
+    places = [tmp_path / f"labels{rank}.pt" for rank in range(2)]
+    in_two_processes(labels_of_streams, sources, places)
+    for source, both in enumerate(zip(*map(torch.load, places), strict=True)):
+        assert all(both), "each rank has a share"
+        assert sorted(chain(*both)) == wanted[source // 3], sources[source // 3]
+
+
 @pytest.mark.full
 def test_streamed_datasets_are_shared_out(images, config, folder, tmp_path, capsys):
-    """Web datasets: ranks get different shards, and every image counts once."""
-    for split in ("train", "validation"):
+    """Web datasets: ranks get different shards, of different lengths, and every image counts once."""
+    for split, lengths in (("train", (16, 16, 16, 16)), ("validation", (2, 11, 1, 6))):
         paths = sorted((images / split).rglob("*.png"))
-        for shard in range(4):
-            with tarfile.open(tmp_path / f"{split}-{shard}.tar", "w") as tar:
-                for number in range(shard, len(paths), 4):
-                    label = paths[number].parent.name.removeprefix("class").encode()
-                    tar.add(paths[number], f"{number:04d}.png")
-                    entry = tarfile.TarInfo(f"{number:04d}.cls")
-                    entry.size = len(label)
-                    tar.addfile(entry, io.BytesIO(label))
+        starts = accumulate(lengths, initial=0)
+        for shard, (start, length) in enumerate(zip(starts, lengths, strict=False)):
+            write_shard(tmp_path / f"{split}-{shard}.tar", paths[start : start + length])
     streamed = ["--dataset", "wds/", "--train-split", "train-{0..3}.tar", "--val-split", "validation-{0..3}.tar"]
     streamed += ["--train-num-samples", "64", "--val-num-samples", "20", "--num-classes", "4", "-j", "1"]
     train(2, tmp_path, config, folder, *streamed, "--experiment", "streamed", "--epochs", "1")

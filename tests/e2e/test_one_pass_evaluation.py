@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import time
 from shutil import copyfile
@@ -20,6 +21,7 @@ from stitchkit.measure.hits import hits_beside
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import create_loaders, open_datasets
+from tests.commands import refused
 from tests.distributed.forks import end, kill_once_there, start
 from tests.support import FLAGS, mostly_full, write_config
 
@@ -161,6 +163,27 @@ def test_sums_of_other_weights_are_not_taken_up(trained, tmp_path):
     other.save(Answers.none(len(whole), 4), [5])
     assert main(["train", *evaluate, "fresh", "--output", str(tmp_path)]) == 0
     assert rows(tmp_path, "fresh") == whole
+
+
+def test_a_ledger_is_not_continued_on_changed_images(trained, images, tmp_path, capsys):
+    """They are under the same names; a copy of the data set, in whose place it may be, is the same."""
+    _, (_, *evaluate) = trained
+    data = shutil.copytree(images, tmp_path / "images")
+    command = ["train", data, *evaluate, "changed", "--output", tmp_path]
+    assert main([*map(str, command), "--eval-stitches", "3"]) == 0
+    shutil.rmtree(data)
+    shutil.copytree(images, data, copy_function=shutil.copyfile)  # with other times
+    assert main([*map(str, command), "--eval-stitches", "3,4"]) == 0
+    image = data / "validation/class1/0.png"
+    image.write_bytes((data / "validation/class2/0.png").read_bytes())
+    said = refused(capsys, *command)
+    assert "was measured on other images: the validation images have changed since" in said
+    assert "choose another --experiment or move the file away" in said
+    origin = tmp_path / "changed/stitches_res.yaml"
+    older = "".join(line for line in origin.read_text().splitlines(True) if not line.startswith("images_sha256"))
+    origin.write_text(older)
+    assert main([*map(str, command), "--eval-stitches", "3,4,5"]) == 0, "of an older version"
+    assert len(rows(tmp_path, "changed")) == 3
 
 
 def test_some_stitches_and_then_the_others(trained, caplog):

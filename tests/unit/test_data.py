@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -275,3 +276,10 @@ def test_a_stream_is_read_by_as_many_processes_as_have_a_shard(loaders, tmp_path
     for split in (found.train, found.validation):
         with pytest.raises(InputError, match="split has fewer shards than the 2 ranks; write more shards, or start fe"):
             workers_for(split.dataset, 0, World(0, 2, torch.device("cpu")))
+
+
+def test_ranks_read_a_stream_of_tensorflow_by_processes():
+    """timm divides it among processes alone: without one, each rank would read the share of the first."""
+    stream = SimpleNamespace(reader=type("ReaderTfds", (), {})())
+    assert [workers_for(stream, wanted, World(0, 2, torch.device("cpu"))) for wanted in (0, 1, 3)] == [1, 1, 3]
+    assert workers_for(stream, 0, World(0, 1, torch.device("cpu"))) == 0

@@ -133,6 +133,64 @@ def test_a_folder_with_a_split_has_labels_whatever_lies_beside_it(images, tmp_pa
     assert len(open_dataset(source, "judged").classes) == 4, "a name of one's own means labels"
 
 
+def test_splits_without_class_folders_are_used(tmp_path, caplog):
+    """They were taken as one pile, so that images of the validation split were trained on."""
+    caplog.set_level("INFO")
+    for name in (
+        "train/1.png",
+        "train/2.png",
+        "train/.thumbnails/1.png",
+        "val/3.png",
+        "test/4.png",
+        "more/5.png",
+        "6.png",
+    ):
+        archives.save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    for split, names in {
+        "train": ["1.png", "2.png"],
+        "validation": ["3.png"],
+        "val": ["3.png"],
+        "test": ["4.png"],
+    }.items():
+        images = open_dataset(Source("", tmp_path, needs_labels=False), split)
+        assert [images.filename(number) for number in range(len(images))] == names
+        assert not has_labels(images)
+        assert images.split == {"validation": "val"}.get(split, split)
+    assert "train: 2 images without labels; not used: 6.png, more/" in caplog.messages
+    assert "val: 1 image without labels" in caplog.messages
+    recipe = recipe_of(tmp_path, eval=True)
+    check_labels(recipe)
+
+
+def test_a_training_split_alone_is_held_out_of(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for number in range(21):
+        archives.save(tmp_path / f"train/{number:02d}.png")
+    held_out = both(tmp_path)[1]
+    assert held_out == ["train/00.png", "train/20.png"]
+    assert "train: 19 images without labels, and 2 held out" in caplog.messages
+
+
+def test_images_of_a_validation_split_alone_are_not_trained_on(tmp_path):
+    source = Source("", tmp_path, needs_labels=False)
+    archives.save(tmp_path / "val/1.png")
+    assert len(open_dataset(source, "validation")) == 1
+    with pytest.raises(InputError, match=r"has val/ and no train/; add train/, or rename val/ if it is not a split"):
+        open_dataset(source, "train")
+    archives.save(tmp_path / "train/1.png")
+    with pytest.raises(InputError, match="has val/ and no test/; choose another split"):
+        open_dataset(source, "test")
+
+
+@pytest.mark.parametrize(("whole", "flat"), [("train", "validation"), ("validation", "train")])
+def test_all_splits_have_class_folders_or_none(whole, flat, tmp_path):
+    archives.save(tmp_path / whole / "cat/1.png")
+    archives.save(tmp_path / flat / "1.png")
+    with pytest.raises(InputError, match=f"'.*/{flat}' has no class folders, but '.*/{whole}' has; .* or in none"):
+        open_dataset(Source("", tmp_path, needs_labels=False), flat)
+
+
 def test_a_list_is_read_as_people_write_it(photos, tmp_path, caplog):
     """Relative to the list, or absolute; with repeated and empty lines, and line ends of other systems."""
     caplog.set_level("INFO")

@@ -67,6 +67,11 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         self.transform: Callable[[Image, NDArray[Any]], tuple[Any, Any]] | None = None
         """Applied to an image and its target together."""
 
+    @property
+    def files(self) -> list[str]:
+        """The files of the images, then those of the targets; none of a Hugging Face data set."""
+        return [*self._source.images, *self._source.targets] if isinstance(self._source, PairFiles) else []
+
     def __len__(self) -> int:
         return len(self.names)
 

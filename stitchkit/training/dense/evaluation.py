@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,8 +46,7 @@ class DenseEvaluation:
         assert isinstance(loader, PairLoader), "it is of a dense task"
         self._session, self._model, self._ledgers, self._loader = session, model, ledgers, loader
         self._judge = DenseJudge.of_session(session, session.autocast)
-        names = json.dumps(loader.dataset.names).encode()
-        self._origin = {**origin, "images_sha256": hashlib.sha256(names).hexdigest(), "ranks": session.world.size}
+        self._origin = {**origin, "ranks": session.world.size}
 
     def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[dict[int, DenseFigure]]:
         """The figures of stitches: of those that share work at once, then of each of the others.
