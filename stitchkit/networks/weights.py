@@ -10,6 +10,7 @@ import pickletools
 import re
 import textwrap
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import load
 from torch import nn
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, one_line
 from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.weight_names import own_names
@@ -285,8 +286,28 @@ def load_content(model: nn.Module, content: Mapping[str, object], path: str | Pa
             f"checkpoint '{path}' belongs to another configuration: {len(problems)} of {len(keys)} keys differ: "
             f"{shown}{more}; {_origin(model, content, weights)}"
         )
-    with evaluating(model):  # also clears what timm's LeViT has cached from its previous weights
-        model.load_state_dict(weights)
+    put_weights(model, weights, path)
+
+
+def put_weights(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path, *, strict: bool = True
+) -> None:
+    """Put weights of a file, whose names and shapes are a model's own, into the model; only if `strict`, all of them.
+
+    They are in the model's present form, so the version that some modules ask for is the model's, whatever the file
+    says: torchvision's MNASNet refuses weights without one.
+    """
+    own = model.state_dict()
+    versioned = OrderedDict(weights)
+    versioned._metadata = own._metadata  # type: ignore[attr-defined] # where torch keeps versions
+    try:
+        with evaluating(model):  # also clears what timm's LeViT has cached from its previous weights
+            model.load_state_dict(versioned, strict)
+    except Exception as error:  # modules may load in ways of their own, which raise anything
+        raise InputError(
+            f"checkpoint '{path}' is refused by its network: {one_line(error)}; use the versions of timm, torchvision "
+            "and torch that wrote it"
+        ) from error
 
 
 def _origin(model: nn.Module, content: Mapping[str, object], weights: Mapping[str, object]) -> str:

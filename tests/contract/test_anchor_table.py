@@ -1,12 +1,16 @@
-"""The page of anchors holds a row for every model, and the rows are what is measured."""
+"""The page of anchors holds a row for every model, which is measured again; a model that trains can be opened again."""
 
+import copy
 import re
 
 import pytest
 import timm
+import torch
 from timm.models import model_entrypoint
 
-from docs.anchors_table import PAGE, all_names, measure, rows
+import stitchkit
+from docs.anchors_table import PAGE, all_names, measure, rows, small_model
+from stitchkit.engine.checkpoint_files import save_state, start_from
 
 ONE_OF_EACH = """
     beit_base_patch16_224 halonet26t repvgg_a0 cait_xxs24_224 coat_tiny convit_tiny convmixer_768_32
@@ -51,17 +55,33 @@ def test_one_model_of_each_module_is_measured_before_a_change_lands():
     }
 
 
-def cases():
+def cases(names, quick):
     """The quick ones, one of each module, and all others, each under its mark."""
     mark = dict.fromkeys(ONE_OF_EACH, pytest.mark.full)
-    return [
-        pytest.param(name, marks=() if name in QUICK else mark.get(name, pytest.mark.nightly)) for name in all_names()
-    ]
+    return [pytest.param(name, marks=() if name in quick else mark.get(name, pytest.mark.nightly)) for name in names]
 
 
-@pytest.mark.parametrize("name", cases())
+@pytest.mark.parametrize("name", cases(all_names(), QUICK))
 def test_rows_of_the_page_are_measured_again(name):
     assert str(measure(name)) == rows()[name]
+
+
+SAVED_QUICK = ("convnext_atto", "levit_128s", "torchvision/mnasnet0_5")
+"""Traced, with a cache, and with a loading of its own."""
+
+
+@pytest.mark.parametrize("name", cases([name for name, row in rows().items() if "| yes |" in row], SAVED_QUICK))
+def test_every_anchor_trains_a_step_and_is_opened_again(name, tmp_path):
+    network, images, _ = small_model(name)
+    model = stitchkit.create_snnet(anchors=[network, copy.deepcopy(network)], img_size=tuple(images.shape[2:]))
+    fresh = copy.deepcopy(model.train())  # in training mode, LeViT forgets its cache, which cannot be copied
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    model(images, len(model.space) - 1).sum().backward()
+    optimizer.step()
+    save_state(tmp_path / "last.pth.tar", {"state_dict": model.state_dict()})
+    start_from(fresh, str(tmp_path / "last.pth.tar"))
+    own = model.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in fresh.state_dict().items())
 
 
 def test_the_python_of_the_page_runs():

@@ -285,3 +285,17 @@ def test_weights_with_and_without_their_prefix_are_refused(tmp_path):
     content = {"a": torch.ones(2), "module.a": torch.zeros(2)}
     with pytest.raises(InputError, match=r"both with and without 'module\.'"):
         stitchkit.load_checkpoint(torch.nn.Linear(2, 2), written(tmp_path, content))
+
+
+class OfLaterVersions(torch.nn.Linear):
+    """A module whose loading raises what torch does not collect."""
+
+    def _load_from_state_dict(self, *arguments):
+        raise ValueError("version should be 3")
+
+
+def test_what_the_loading_of_a_module_raises_names_the_file(tmp_path):
+    model = OfLaterVersions(2, 2)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"checkpoint '.*w\.pth' is refused by its network: ValueError: version .* 3;"):
+        stitchkit.load_checkpoint(model, tmp_path / "w.pth")

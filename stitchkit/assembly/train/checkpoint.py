@@ -22,7 +22,7 @@ from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
-from stitchkit.networks.weights import load_content, misfit, weights_of
+from stitchkit.networks.weights import load_content, misfit, put_weights, weights_of
 
 _logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def load_weights(network: Assembly, path: str, *, strict: bool) -> None:
     fitting = {name: value for name, value in weights.items() if name in own and not misfit(name, value, own[name])}
     if not fitting:
         raise InputError(f"checkpoint '{path}' has no weights that fit this network; check the path")
-    network.load_state_dict(fitting, strict=False)
+    put_weights(network, fitting, path, strict=False)
     if next(reversed(own)) in fitting:  # the last weights are the classifier's
         note_origin(network, content, path)
     _logger.info("%d of %d weights are from %s", len(fitting), len(own), path)
