@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from stitchkit.data.decoding import Decoding
+from stitchkit.data.labelled_images import image_names
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source, is_unlabelled
 from stitchkit.data.unlabelled import has_labels, hold_out
@@ -154,7 +155,7 @@ def test_splits_without_class_folders_are_used(tmp_path, caplog):
         "test": ["4.png"],
     }.items():
         images = open_dataset(Source("", tmp_path, needs_labels=False), split)
-        assert [images.filename(number) for number in range(len(images))] == names
+        assert [*image_names(images)] == names
         assert not has_labels(images)
         assert images.split == {"validation": "val"}.get(split, split)
     assert "train: 2 images without labels; not used: 6.png, more/" in caplog.messages
