@@ -12,7 +12,7 @@ from pathlib import Path
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.labelled_images import numbered
-from stitchkit.display import counted
+from stitchkit.display import command, counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
@@ -82,8 +82,8 @@ def evaluate_stitches(session: Session) -> None:
             add_intervals(ledger.rows, by_image_beside(ledger.path, metric_of(ledger.rows)))
             ledger.rewrite()
             _add_latencies(recipe.run.latency, model, ledger)
-            said = "%s has %s; the front: stitchkit pareto %s"
-            _logger.info(said, ledger.path, counted(len(ledger.rows), "stitch"), ledger.path)
+            front = command("stitchkit", "pareto", ledger.path)
+            _logger.info("%s has %s; the front: %s", ledger.path, counted(len(ledger.rows), "stitch"), front)
 
     if isinstance(model, DenseSNNet):
         uncompiled(model)(write_examples)(session, model, ledgers)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from stitchkit.data.batches import Loader, some_images
-from stitchkit.display import counted
+from stitchkit.display import command, counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
@@ -201,5 +201,6 @@ def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool)
     if session.config is not None:
         settings = session.folder / _SETTINGS
         size = session.world.size
-        command = "stitchkit train" if size == 1 else f"./distributed_train.sh {size}"
-        _logger.info("next, measure every stitch: %s -c %s --eval --resume %s", command, settings, checkpoints.last)
+        start = ["stitchkit", "train"] if size == 1 else ["./distributed_train.sh", size]
+        evaluation = command(*start, "-c", settings, "--eval", "--resume", checkpoints.last)
+        _logger.info("next, measure every stitch: %s", evaluation)
