@@ -31,6 +31,8 @@ _folders_asked: dict[str, Path] = {}
 
 def from_file(path: str, file: Path, exists: _Exists = os.path.exists) -> str:
     """A path that a settings file names, as from the working folder: beside the file if it exists there."""
+    if path.startswith("~"):
+        return os.path.expanduser(path)
     if not _is_relative(path):
         return path
     place, here = os.path.normpath(os.path.join(os.path.realpath(file.parent), path)), os.getcwd()
