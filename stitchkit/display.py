@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from collections.abc import Collection, Sequence
 
 from stitchkit.errors import InputError, printable
@@ -15,6 +16,11 @@ class PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as text."""
         return "\n".join(map(printable, super().format(record).split("\n")))
+
+
+def command(*words: object) -> str:
+    """A command as text that a shell takes as it is, whatever its words are."""
+    return shlex.join(map(str, words))
 
 
 _UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}

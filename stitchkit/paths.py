@@ -2,15 +2,93 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from stitchkit.errors import InputError
 
 # Parsers of URLs skip white space before the scheme.
 _SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+
+
+_FILES = (
+    *("stitch_config", "pretrained_path", "initial_checkpoint", "teacher_path", "resume", "class_map", "checkpoint"),
+    *("ckp_path", "load_from", "resume_from", "ft_configs", "job"),
+)
+_FOLDERS = ("data", "data_dir", "data_path")
+"""Settings that name something to read, in any of our files; a list of images without labels counts as a folder."""
+_DATASETS = ("dataset", "datasets")
+"""Those that name a folder if they have a slash; others are names such as `digits`."""
+_Exists = Callable[[str], bool]
+_folders_asked: dict[str, Path] = {}
+"""By each path that a settings file names and that is not beside it, the folder of that file, for messages."""
+
+
+def from_file(path: str, file: Path, exists: _Exists = os.path.exists) -> str:
+    """A path that a settings file names, as from the working folder: beside the file if it exists there."""
+    if path.startswith("~"):
+        return os.path.expanduser(path)
+    if not _is_relative(path):
+        return path
+    place, here = os.path.normpath(os.path.join(os.path.realpath(file.parent), path)), os.getcwd()
+    if not exists(place):
+        _folders_asked[path] = file.parent
+        return path
+    return os.path.relpath(place, here) if Path(place).is_relative_to(here) else place
+
+
+def for_file(path: str, file: Path, exists: _Exists = os.path.exists) -> str:
+    """A path for a settings file, relative to it, so that it means the same from every folder."""
+    # Only in the spelling in which `from_file` gives it back, since a resumed job compares the two.
+    if not _is_relative(path) or os.path.normpath(path) != path or not exists(path):
+        return path
+    return os.path.relpath(os.path.join(os.getcwd(), path), os.path.realpath(file.parent))
+
+
+def paths_from_file(settings: Mapping[Any, Any], file: Path) -> dict[Any, Any]:
+    """One level of the settings in a file, with its paths as `from_file` gives them."""
+    return {key: _changed(key, value, partial(from_file, file=file)) for key, value in settings.items()}
+
+
+def paths_for_file(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Settings of all levels for a file, with their paths as `for_file` gives them."""
+
+    def inner(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [inner(item) for item in value]
+        return paths_for_file(value, file) if isinstance(value, Mapping) else value
+
+    return {key: inner(_changed(key, value, partial(for_file, file=file))) for key, value in settings.items()}
+
+
+def _changed(key: str, value: Any, change: Callable[..., str]) -> Any:
+    """A setting with a change of the paths in it, each of which is given with the test of its existence."""
+    if isinstance(value, Mapping) and key in _FILES:  # a file for each piece of a network
+        return {piece: _changed(key, item, change) for piece, item in value.items()}
+    if isinstance(value, list):
+        return [_changed(key, item, change) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key in _FILES:
+        return change(value, exists=os.path.isfile)
+    return change(value) if key in _FOLDERS or (key in _DATASETS and "/" in value) else value
+
+
+def _is_relative(path: str) -> bool:
+    return bool(path) and not os.path.isabs(path) and local_fault(path) is None
+
+
+def asked(path: str | Path) -> str:
+    """The folders in which a relative path was looked for, for a message: ` in 'here'`; nothing for an absolute one."""
+    if os.path.isabs(path):
+        return ""
+    folder = _folders_asked.get(str(path))
+    return f" in '{Path.cwd()}'" + (f" or in '{folder}', beside the settings" if folder else "")
 
 
 def local_fault(value: str) -> str | None:
@@ -44,8 +122,7 @@ def check_file(path: str | Path, name: str) -> None:
     check_local(str(path), name)
     if not Path(path).is_file():
         found = "is not a file" if Path(path).exists() else "does not exist"
-        where = "" if Path(path).is_absolute() else f" in '{Path.cwd()}'"
-        raise InputError(f"{name} '{path}' {found}{where}; check the path")
+        raise InputError(f"{name} '{path}' {found}{asked(path)}; check the path")
 
 
 def check_dataset(value: str, name: str) -> None:

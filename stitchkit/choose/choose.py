@@ -17,6 +17,7 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.files import write_text
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
+from stitchkit.paths import paths_for_file
 from stitchkit.routes import Joint
 from stitchkit.settings.stitch_config import StitchConfig
 
@@ -132,5 +133,6 @@ def closest_pair(config: StitchConfig, model: SNNet, batches: Batches) -> tuple[
 def write_config(path: Path, config: StitchConfig, kept: Sequence[Joint]) -> StitchConfig:
     """Write a configuration with the chosen joints, and its recipe, as JSON; return it."""
     chosen = replace(config, joints=tuple(map(str, kept)))
-    write_text(path, json.dumps({**chosen.to_dict(), "recipe": chosen.recipe}, indent=2) + "\n")
+    content = paths_for_file({**chosen.to_dict(), "recipe": chosen.recipe}, path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
     return chosen

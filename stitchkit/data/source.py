@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from stitchkit.data.split_rule import is_split, names_of
 from stitchkit.errors import InputError
+from stitchkit.paths import asked
 
 
 class MissingData(InputError):
@@ -136,7 +137,7 @@ def check_folder(source: Source) -> None:
         return
     if key in SOURCES:
         raise MissingData(
-            f"data folder '{root}' does not exist; it must contain {SOURCES[key].needs}; check the path"
+            f"data folder '{root}' does not exist{asked(root)}; it must contain {SOURCES[key].needs}; check the path"
             + ("" if SOURCES[key].by_hand else f", or {source.advice}")
         )
     otherwise = "" if source.needs_labels or source.name else ", or be a folder or a .txt list of images without labels"
@@ -168,7 +169,7 @@ def check_pair_folder(root: Path, split: str, task: str) -> None:
     """Refuse a folder for dense prediction that does not exist."""
     if not root.is_dir():
         kind, found = (InputError, "is not a folder") if root.exists() else (MissingData, "does not exist")
-        raise kind(f"data folder '{root}' {found}; {expected_pairs(split, task)}")
+        raise kind(f"data folder '{root}' {found}{asked(root)}; {expected_pairs(split, task)}")
 
 
 def expected_pairs(split: str, task: str) -> str:
@@ -203,5 +204,6 @@ def key_of(name: str) -> str:
 def no_folder(place: Path) -> MissingData:
     """The error for an image folder that does not exist."""
     return MissingData(
-        f"data folder '{place}' does not exist; it must have train/ and validation/, with one folder per class in each"
+        f"data folder '{place}' does not exist{asked(place)}; it must have train/ and validation/, with one folder per "
+        "class in each"
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError, unknown
+from stitchkit.paths import from_file
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe, flag_of
@@ -74,6 +76,8 @@ def read_settings(path: str) -> dict[str, object]:
     data = content.pop("data", None)
     if data and not content.get("data_dir"):
         content["data_dir"] = data
+    if isinstance(output := content.get("output"), str):
+        content["output"] = from_file(output, Path(path))
     with naming(path):
         key, kind = kind_of(content)
         if kind is not None:

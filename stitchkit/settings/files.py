@@ -20,6 +20,7 @@ from yaml.reader import Reader
 from yaml.resolver import Resolver
 
 from stitchkit.errors import InputError, one_line
+from stitchkit.paths import asked, paths_from_file
 from stitchkit.settings.schema import join
 
 _INCLUDE = "!include"
@@ -93,6 +94,14 @@ class _Loader(Composer, CParser, Resolver):
         return node
 
 
+class _Constructor(yaml.SafeLoader):
+    """Makes plain data of the nodes of several files, each of which knows the file to which its paths are relative."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002
+        """A mapping with everything in it."""
+        return paths_from_file(super().construct_mapping(node, deep=True), Path(node.start_mark.name))
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes every value out, so that a list used in two parts is not an alias; `_Loader` reads the same back."""
 
@@ -111,17 +120,20 @@ for _kind in (_Loader, _Dumper):
 def read_settings_file(path: str | Path) -> dict[str, object]:
     """The content of a settings file as plain data, with that of the files it includes; JSON by its suffix, or YAML.
 
+    Paths in it are relative to the file that names them if they exist there, and otherwise to the working folder.
     `$schema`, which is for editors, is left out.
     """
     path = Path(path)
     with _refusing(path):
         content: object = None
         if _is_json(path):
-            content = json.loads(plain_text(path), parse_constant=_finite, parse_float=_finite)
+            content = json.loads(
+                plain_text(path), parse_constant=_finite, parse_float=_finite,
+                object_pairs_hook=lambda pairs: paths_from_file(dict(pairs), path),
+            )  # fmt: skip
         node = _compose(path)  # refuses duplicate keys and names their lines, which Python's JSON parser does not
         if not _is_json(path) and node is not None:
-            # A fresh loader: the nodes are from several files, whose own loaders are gone.
-            content = yaml.SafeLoader("").construct_document(node)
+            content = _Constructor("").construct_document(node)
         # Lone surrogates, which can be neither stored nor printed, are errors here.
         json.dumps(content, ensure_ascii=False, default=str, skipkeys=True).encode()
     if not isinstance(content, dict):
@@ -194,7 +206,7 @@ def _refusing(path: Path, *, is_quoted: bool = True) -> Iterator[None]:
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror}; check the path") from error
+        raise InputError(f"'{path}' cannot be read{asked(path)}: {error.strerror}; check the path") from error
     except json.JSONDecodeError as error:
         raise InputError(f"'{path}', line {error.lineno} is not JSON: {error.msg}; correct it there") from error
     except yaml.MarkedYAMLError as error:

@@ -20,6 +20,7 @@ from stitchkit.parser import (
     add_device_flag,
     add_network_flags,
     add_overlay_flag,
+    at_least,
     new_file,
 )
 from stitchkit.settings.recipe import flag_of
@@ -153,13 +154,15 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     )
     about = f"of an .onnx file: quantise it to 8-bit integers, calibrated on {_CALIBRATION} training images of --data"
     parser.add_argument("--int8", action="store_true", help=about)
+    about = "of an .onnx file: lower the set of its operators, for an older ONNX Runtime; by default torch's"
+    parser.add_argument("--opset", type=at_least(1), metavar="N", help=about)
 
 
 def _export(flags: argparse.Namespace) -> None:
     from stitchkit.ship.formats import suffix_of
 
     # Before anything is loaded, even torch: a wrong suffix must not cost the user a wait.
-    suffix_of(flags.output, int8=flags.int8)
+    suffix_of(flags.output, int8=flags.int8, opset=flags.opset)
     new_file(flags.output)
     from stitchkit.ship.export import export
     from stitchkit.ship.trained_snnet import calibrated, describe, sample_images
@@ -179,7 +182,8 @@ def _export(flags: argparse.Namespace) -> None:
     net = calibrated(trained, cfg_id)
     calibration = sample_images(trained, _CALIBRATION, train=True)[0] if flags.int8 else None
     about = describe(trained, cfg_id)
-    report = export(trained.model, cfg_id, output, images, about, net=net, calibration=calibration)
+    options = {"net": net, "calibration": calibration, "opset": flags.opset}
+    report = export(trained.model, cfg_id, output, images, about, **options)
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
     for name, found in report.differences.items():
         print(f"  largest difference {found.largest:.2g} of {name} up to {found.of:.3g}")
@@ -190,6 +194,8 @@ def _export(flags: argparse.Namespace) -> None:
         (Path(output).name, report.file_bytes, report.file_latency),
     ):
         print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency.ms:8.2f} ms an image on this CPU{latency.doubt}")
+    if report.reader:
+        print(f"  {report.reader}")
 
 
 def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:

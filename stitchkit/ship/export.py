@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
 from stitchkit.ship.description import TOKENS, gives_features, is_dense, output_name
-from stitchkit.ship.formats import About, suffix_of
+from stitchkit.ship.formats import About, oldest_runtime, suffix_of
 from stitchkit.ship.stitch_files import FORMATS, Runner
 
 TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
@@ -64,6 +64,7 @@ class Report:
         same_top1: Images on which both predict the same class; None for features and dense predictions.
         snnet_bytes: All weights of the SN-Net.
         snnet_latency: Of the stitch inside the SN-Net.
+        reader: Of an ONNX file, its opset and the oldest ONNX Runtime that reads it, in words.
     """
 
     differences: Mapping[str, Difference]
@@ -73,6 +74,7 @@ class Report:
     file_bytes: int
     snnet_latency: Latency
     file_latency: Latency
+    reader: str = ""
 
 
 def export(
@@ -84,6 +86,7 @@ def export(
     *,
     net: RouteNetwork | None = None,
     calibration: torch.Tensor | None = None,
+    opset: int | None = None,
 ) -> Report:
     """Write one stitch to a file, which appears only if it agrees with the SN-Net.
 
@@ -95,16 +98,18 @@ def export(
         about: Its description, from `stitchkit.ship.trained_snnet.describe`.
         net: The stitch's network if its statistics differ from the SN-Net's; the file is then compared with it.
         calibration: Other prepared images, with whose activations an `.onnx` file is quantised to int8.
+        opset: Of an `.onnx` file, the set of operators, for an older reader; by default torch's own.
     """
     if calibration is not None:
         about = {**about, "precision": "int8"}
-    form, path = FORMATS[suffix_of(path, int8=calibration is not None)], new_file(str(path))
+    form, path = FORMATS[suffix_of(path, int8=calibration is not None, opset=opset)], new_file(str(path))
+    options = {} if opset is None else {"opset": opset}
     with evaluating(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name  # on the same disk, so that it can be renamed into place
         try:
             own = (model.extract(stitch) if net is None else net).eval()
             inside = Runner(partial(model, stitch=stitch)) if net is None else own
-            form.write(copy.deepcopy(own), about, draft)  # exporters change the network that they trace
+            form.write(copy.deepcopy(own), about, draft, **options)  # exporters change the network that they trace
             if calibration is not None:
                 from stitchkit.ship.int8 import quantise  # needs onnxruntime
 
@@ -128,6 +133,10 @@ def export(
             ) from error
         if fault := _fault(report, is_int8=calibration is not None):
             raise InputError(f"'{path}' was not written: {fault}")
+        if path.suffix == ".onnx":
+            report = replace(
+                report, reader="opset {}, read by ONNX Runtime {} and newer".format(*oldest_runtime(draft))
+            )
         sync(draft)
         draft.replace(path)
     return report

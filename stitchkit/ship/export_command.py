@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from stitchkit.display import command
 from stitchkit.settings.by_name import read_settings
 
 
@@ -17,7 +17,7 @@ def export_commands(path: Path, cfg_ids: Iterable[int], stitch_config: str | Non
         composed = path.with_name(f"{number:03d}")
         if (composed / "net.json").is_file():  # `stitchkit compose` leaves its networks beside the ledger
             code = f'import stitchnet; stitchnet.load({json.dumps(str(composed))}).save_onnx("net{number}.onnx")'
-            commands.append(shlex.join(["python", "-c", code]))
+            commands.append(command("python", "-c", code))
         else:
             commands.append(f"{export} --cfg_id {number} -o stitch{number}.onnx")
     return commands
@@ -35,4 +35,4 @@ def _export_command(path: Path, stitch_config: str | None) -> str:
     if not settings.get("resume"):
         last = path.with_name("last.pth.tar")
         words += ["--resume", str(last) if last.exists() else "CHECKPOINT"]
-    return shlex.join(words)
+    return command(*words)

@@ -21,12 +21,35 @@ _PACKAGES: dict[str, tuple[str, ...]] = {
 """By the suffix of a file, the packages beyond the core that it needs."""
 
 
-def suffix_of(path: str | Path, *, int8: bool = False) -> str:
-    """The suffix of a file, if it can be written here; only ONNX files can be in int8."""
+_RUNTIMES = (
+    ("1.7", 13, 7), ("1.8", 14, 7), ("1.9", 15, 8), ("1.11", 16, 8), ("1.12", 17, 8), ("1.14", 18, 8), ("1.15", 19, 8),
+    ("1.16", 19, 9), ("1.17", 20, 9), ("1.18", 21, 10),
+)  # fmt: skip
+"""Versions of ONNX Runtime, each with the opset and the version of the format up to which it reads files.
+
+Source: its page on compatibility, https://onnxruntime.ai/docs/reference/compatibility.html
+"""
+
+
+def oldest_runtime(path: str | Path) -> tuple[int, str]:
+    """The opset of an ONNX file, and the oldest ONNX Runtime that reads it; by default the one that is installed."""
+    import onnx
+    import onnxruntime
+
+    model = onnx.load(path, load_external_data=False)
+    (opset,) = (each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
+    readers = (version for version, most, form in _RUNTIMES if most >= opset and form >= model.ir_version)
+    return opset, next(readers, onnxruntime.__version__)
+
+
+def suffix_of(path: str | Path, *, int8: bool = False, opset: int | None = None) -> str:
+    """The suffix of a file, if it can be written here; only ONNX files have an opset and can be in int8."""
     suffix = Path(path).suffix
     if suffix not in _PACKAGES:
         raise unknown("suffix of an export", suffix or str(path), _PACKAGES)
     if int8 and suffix != ".onnx":
         raise InputError(f"int8 is for .onnx files, not {suffix}; give a name that ends with .onnx, or omit --int8")
+    if opset is not None and suffix != ".onnx":
+        raise InputError(f"--opset is for .onnx files, not {suffix}; give a name that ends with .onnx, or leave it out")
     check_installed(_PACKAGES[suffix], "ship", f"a {suffix} file")
     return suffix

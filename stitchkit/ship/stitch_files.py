@@ -156,9 +156,10 @@ def read_program(path: Path) -> nn.Module:
     return Runner(lambda x: network(x))  # in a function, because exported programs raise if their mode is changed
 
 
-def write_onnx(net: nn.Module, about: About, draft: Path) -> None:
-    """Write an ONNX file, with the description as metadata."""
+def write_onnx(net: nn.Module, about: About, draft: Path, *, opset: int | None = None) -> None:
+    """Write an ONNX file, with the description as metadata; a lower `opset` than torch's own is for older readers."""
     import onnx_ir
+    from onnx.helper import find_min_ir_version_for, make_opsetid
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs every node that it simplifies or leaves as it is
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
@@ -169,8 +170,14 @@ def write_onnx(net: nn.Module, about: About, draft: Path) -> None:
         output_names=[POOLED, TOKENS] if gives_features(about) else [output_name(about)],
         dynamic_shapes=_BATCH,
         verbose=False,
+        opset_version=opset,
     )
     assert program is not None, "torch.onnx.export returns the program unless it writes a file"
+    if opset is not None:
+        # torch logs that it cannot convert a network, and returns it in another opset.
+        if (made := program.model.opset_imports[""]) != opset:
+            raise InputError(f"--opset {opset} lacks operators of this network; give a higher one, such as {made}")
+        program.model.ir_version = find_min_ir_version_for([make_opsetid("", opset)])
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     program.model.metadata_props[_KEY] = json.dumps(about)
     program.save(draft, external_data=False)
@@ -197,7 +204,7 @@ def read_onnx(path: Path) -> nn.Module:
 class Format(NamedTuple):
     """The functions that write a network with its description, and read it again."""
 
-    write: Callable[[nn.Module, About, Path], None]
+    write: Callable[..., None]
     read: Callable[[Path], nn.Module]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -14,7 +13,7 @@ from torch.utils.data import IterableDataset
 
 from stitchkit.data.identity import images_digest
 from stitchkit.data.labelled_images import numbered
-from stitchkit.display import counted
+from stitchkit.display import command, counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
@@ -94,8 +93,8 @@ def evaluate_stitches(session: Session) -> None:
             add_intervals(ledger.rows, by_image_beside(ledger.path, metric_of(ledger.rows)))
             ledger.rewrite()
             _add_latencies(recipe.run.latency, model, ledger)
-            command = shlex.join(["stitchkit", "pareto", str(ledger.path)])
-            _logger.info("%s has %s; the front: %s", ledger.path, counted(len(ledger.rows), "stitch"), command)
+            front = command("stitchkit", "pareto", ledger.path)
+            _logger.info("%s has %s; the front: %s", ledger.path, counted(len(ledger.rows), "stitch"), front)
 
     if isinstance(model, DenseSNNet):
         uncompiled(model)(write_examples)(session, model, ledgers)

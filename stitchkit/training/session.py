@@ -25,6 +25,7 @@ from stitchkit.files import write_text
 from stitchkit.measure.recalibrate import with_calibration
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
+from stitchkit.paths import for_file, paths_for_file
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
@@ -76,13 +77,14 @@ class Session:
 
     def save_settings(self, name: str, *, without: Collection[str] = ()) -> None:
         """Save the effective settings, `without` some, as a file for `-c` in the run's folder."""
-        settings = self.recipe.for_files()
+        file, settings = self.folder / name, self.recipe.for_files()
         if self.recipe.model.anchors:  # which no file of settings has; later commands need the plan, not the anchors
             assert self.config is not None, "anchors are planned before they are built"
-            file = self.folder / PLAN
-            write_text(file, json.dumps({**self.config.to_dict(), "recipe": self.config.recipe}, indent=2) + "\n")
-            settings["stitch_config"] = str(file)
-        write_text(self.folder / name, settings_text({key: settings[key] for key in settings if key not in without}))
+            plan = paths_for_file({**self.config.to_dict(), "recipe": self.config.recipe}, file)
+            write_text(self.folder / PLAN, json.dumps(plan, indent=2) + "\n")
+            settings["stitch_config"] = PLAN
+        settings = paths_for_file(settings, file) | {"output": for_file(self.recipe.run.output, file)}
+        write_text(file, settings_text({key: settings[key] for key in settings if key not in without}))
 
 
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:

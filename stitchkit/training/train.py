@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from stitchkit.data.batches import Loader, some_images
-from stitchkit.display import counted
+from stitchkit.display import command, counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
@@ -201,7 +200,7 @@ def _fit(session: Session, model: SNNet, loader: Loader) -> None:
 def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool) -> None:
     _logger.info("%s; the weights are %s", "nothing is left to train" if nothing_left else "done", checkpoints.last)
     if session.config is not None:
-        flags = ["-c", str(session.folder / _SETTINGS), "--eval", "--resume", str(checkpoints.last)]
         ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")  # of this machine, where the command will run
         launcher = [] if ranks == "1" else ["torchrun", "--standalone", "--nproc-per-node", ranks, "-m"]
-        _logger.info("next, measure every stitch: %s", shlex.join([*launcher, "stitchkit", "train", *flags]))
+        flags = ["-c", session.folder / _SETTINGS, "--eval", "--resume", checkpoints.last]
+        _logger.info("next, measure every stitch: %s", command(*launcher, "stitchkit", "train", *flags))

@@ -5,6 +5,7 @@ import os
 import re
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -15,6 +16,7 @@ from timm.data import resolve_model_data_config
 
 import stitchkit
 from stitchkit.cli import main
+from stitchkit.errors import InputError
 from stitchkit.measure.hits import Hits, write_hits
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.recipe import ModelRecipe, Recipe
@@ -70,6 +72,30 @@ def shortest(model):
         (sum(part.stop - part.start for part in stitch.segments), i) for i, stitch in model.space.stitches.items()
     ]
     return min(routes[model.space.num_anchors :])[1]
+
+
+@pytest.mark.parametrize(
+    ("opset", "form", "runtime"),
+    mostly_full([(None, 10, "1.18"), (18, 8, "1.14"), (17, 8, "1.12")], quick=[(17, 8, "1.12")]),
+)
+def test_an_onnx_file_says_which_runtime_reads_it(opset, form, runtime, tmp_path):
+    """And `--opset` lowers that; the file still equals the SN-Net, as whoever writes it compares."""
+    subject, path = trained("vit"), tmp_path / "net.onnx"
+    report = export(subject.model, 4, path, images_for(subject.model), describe(subject, 4), opset=opset)
+    model = onnx.load(path)
+    (found,) = (each.version for each in model.opset_import)
+    assert model.ir_version == form
+    assert opset in (None, found)
+    assert report.reader == f"opset {found}, read by ONNX Runtime {runtime} and newer"
+
+
+def test_an_opset_that_is_too_low_is_refused(tmp_path, capsys):
+    subject, path = trained("vit"), tmp_path / "net.onnx"
+    with pytest.raises(InputError, match=r"--opset 11 lacks operators of this network; give a higher one, such as \d+"):
+        export(subject.model, 4, path, images_for(subject.model), describe(subject, 4), opset=11)
+    assert not path.exists()
+    assert main(["export", "--cfg_id", "1", "-o", str(tmp_path / "net.pt2"), "--opset", "17"]) == 2
+    assert "--opset is for .onnx files, not .pt2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What flags of timm leave behind in a run: pictures, epochs, figures, compiled networks, runs of other packages."""
 
 import csv
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -105,6 +106,25 @@ def test_labels_may_end_like_those_of_moving_averages(labels, train, config):
     assert columns[:2] == [f"eval_{label}_acc1" for label in labels]
     assert len(set(columns)) == 4
     assert content(folder)["metric"] == pytest.approx(sum(float(row[column]) for column in columns[2:]) / 2)
+
+
+@pytest.mark.full
+def test_printed_commands_run_where_a_path_has_spaces(images, tmp_path, monkeypatch, caplog, capsys):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    folder = tmp_path / "my runs; all of them"
+    folder.mkdir()
+    command = ["train", images, "--stitch_config", write_config(folder / "the config.json"), *FLAGS, "--epochs", "1"]
+    assert main([*map(str, [*command, "--output", folder])]) == 0
+    for begin in ("next, measure every stitch: ", "the front: ", "next, export it: "):
+        (line,) = [line for line in [*caplog.messages, *capsys.readouterr().out.splitlines()] if begin in line]
+        name, *words = shlex.split(line.partition(begin)[2])
+        assert name == "stitchkit"
+        caplog.clear()
+        assert main(words) == 0
+        if words[0] == "pareto":
+            capsys.readouterr()
+            assert main(["pick", words[1]]) == 0
 
 
 def test_a_run_on_one_channel_of_another_shape(train):

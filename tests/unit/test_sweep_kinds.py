@@ -51,14 +51,17 @@ def test_a_job_for_each_data_set(tmp_path):
     assert sweep.seeds == (None,)
 
 
-def test_weights_of_a_sweep_over_data_sets_are_relative_to_its_file(tmp_path):
+def test_weights_of_a_sweep_are_relative_to_its_file(tmp_path):
+    """With data sets and without."""
+    (tmp_path / "w.pth").touch()
+    (tmp_path / "sweeps").mkdir()
     part = {"Net": {"model_name": "resnet18", "ckp_path": "../w.pth"}}
     content = {"model": part, "train_config": {"epochs": 1}, "datasets": ["a"]}
-    [job] = load_sweep(write_job(tmp_path, content)).jobs
-    assert job.config["model"]["Net"]["ckp_path"] == str(tmp_path / "../w.pth")
+    [job] = load_sweep(write_job(tmp_path / "sweeps", content)).jobs
+    assert job.config["model"]["Net"]["ckp_path"] == str(tmp_path / "w.pth")
     alone = {"model": part, "train_config": {"epochs": 1, "dataset": "a"}}
-    [job] = load_sweep(write_job(tmp_path, alone)).jobs
-    assert job.config["model"]["Net"]["ckp_path"] == "../w.pth"
+    [job] = load_sweep(write_job(tmp_path / "sweeps", alone)).jobs
+    assert job.config["model"]["Net"]["ckp_path"] == str(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted, class_t
 from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.layout import Layout
+from stitchkit.paths import asked
 
 _logger = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def own_arguments(spec: PartSpec, *, pretrained: bool, replaced: bool) -> dict[s
         if replaced:
             arguments.pop("ckp_path", None)
         elif path is not None and not Path(path).is_file():
-            raise InputError(f"ckp_path '{path}' is not a file; check the path")
+            raise InputError(f"ckp_path '{path}' is not a file{asked(path)}; check the path")
     return arguments
 
 

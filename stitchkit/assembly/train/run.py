@@ -45,6 +45,7 @@ from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.optional import optional
+from stitchkit.paths import paths_for_file
 from stitchkit.settings.files import settings_text
 
 _logger = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ def _run(job: Job, files: JobCheckpoints) -> None:
     if world.is_primary:
         files.clear()
         settings = {key: value for key, value in config.to_dict().items() if key not in WRITTEN}
-        write_text(job.paths.settings, settings_text(settings))
+        write_text(job.paths.settings, settings_text(paths_for_file(settings, job.paths.settings)))
         update_metadata(job.paths.metadata, job.metadata, writer=job.paths.result.stem)
         begin_log(job.paths.folder)
     options = None

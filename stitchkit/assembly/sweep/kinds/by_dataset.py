@@ -46,8 +46,6 @@ def plan_datasets(path: str | Path, **changes: object) -> Sweep:
             raise InputError("datasets: train_config names data too; remove one of the two")
         else:
             file = parse(DatasetsFile, override(content, STAND_IN))
-            # As in the published system, and only with `datasets`.
-            content = _resolved(content, path.parent)
         job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
         planned = [_planned(path.stem, job, name) for name in file.datasets or (None,)]
         _check(planned[0].parsed)
@@ -69,15 +67,3 @@ def _check(config: JobConfig) -> None:
     size = config.train_config.resolved_tasks[0].data_preprocessing.size
     # Files of weights may be missing still; they are read before the first job starts.
     check_network(config.network, num_classes=config.wanted(), input_size=(3, *size), replaced=True)
-
-
-def _resolved(content: Any, folder: Path) -> Any:
-    """Settings whose files of weights are relative to a folder."""
-    if isinstance(content, Mapping):
-        return {
-            key: str(folder / Path(value).expanduser())
-            if key == "ckp_path" and isinstance(value, str)
-            else _resolved(value, folder)
-            for key, value in content.items()
-        }
-    return [_resolved(value, folder) for value in content] if isinstance(content, list) else content

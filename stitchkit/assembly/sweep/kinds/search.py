@@ -56,7 +56,7 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
             raise InputError(
                 "parameters.seed: all trials run with the same seeds; list those as seeds, beside parameters"
             )
-        job = path.parent / file.job if file.job else _job_of(file.command)
+        job = Path(file.job) if file.job else _job_of(file.command)
         ignored = [key for key in ("name", "program") if getattr(file, key)]
         ignored += [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]
         if ignored:
