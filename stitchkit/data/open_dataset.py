@@ -193,7 +193,7 @@ def read_timm(source: Source, split: str, **options: object) -> Images:
     if source.class_map:
         options["class_map"] = read_class_map(source.class_map)
     with _explained(source, split):
-        dataset = open_timm(source.name, root=root, split=split, **options)
+        dataset = open_timm(source.name, root=root, split=split, keys_advice=source.keys_advice, **options)
     if not isinstance(dataset, ImageDataset) and not hasattr(dataset, "reader"):  # one of torchvision's
         _check_no_map(source)
         return LabelledImages(dataset, class_names(dataset), source.mode, split)
