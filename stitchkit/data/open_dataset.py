@@ -192,7 +192,7 @@ def read_timm(source: Source, split: str, **options: object) -> Images:
     if not source.name.lower().startswith("tfds/"):  # whose images are arrays of colours
         options["input_img_mode"] = ""
     with _explained(source, split):
-        dataset = open_timm(source.name, root=root, split=split, **options)
+        dataset = open_timm(source.name, root=root, split=split, keys_advice=source.keys_advice, **options)
     reader = getattr(dataset, "reader", None)
     if reader is None:  # torchvision's have none
         _check_no_map(source)

@@ -114,6 +114,7 @@ class Source:
         class_map: File that maps names of class folders to numbers.
         options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
         advice: What to do if missing files are not downloaded.
+        keys_advice: What to do if a Hugging Face data set has columns of other names.
         needs_labels: Whether images must have labels; if not, those of `is_unlabelled` will do.
     """
 
@@ -123,6 +124,7 @@ class Source:
     class_map: str = ""
     options: tuple[tuple[str, object], ...] = ()
     advice: str = "add --download"
+    keys_advice: str = "rename those of the images and labels to image and label"
     needs_labels: bool = True
 
     def __str__(self) -> str:

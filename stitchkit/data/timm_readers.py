@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -12,21 +13,27 @@ from typing import Any
 
 from huggingface_hub import metadata_load
 from timm.data import ImageDataset, create_dataset
+from timm.data.readers.targets import has_field
 from torch.utils.data import IterableDataset
 
+from stitchkit.classes import in_order
+from stitchkit.data.class_map import MOST_CLASSES
 from stitchkit.data.source import MissingData
 from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
 from stitchkit.settings.files import read_settings_file
 
+_logger = logging.getLogger(__name__)
 
-def open_timm(name: str, *, root: str | None, split: str, **options: object) -> ImageDataset:
+
+def open_timm(name: str, *, root: str | None, split: str, keys_advice: str = "", **options: object) -> ImageDataset:
     """A data set by timm's string, with all folders and files on this machine.
 
     Args:
         name: Such as `wds/x` or `hfds/timm/resisc45`; empty for an image folder.
         root: The folder of its files.
         split: A split; for `wds/`, the names of its shards.
+        keys_advice: What to do if a Hugging Face data set has columns of other names.
         options: Further arguments of `timm.data.create_dataset`.
 
     Raises:
@@ -36,14 +43,14 @@ def open_timm(name: str, *, root: str | None, split: str, **options: object) -> 
     check_local(root or "", "data folder")
     check_local(split, "split")
     library, _, rest = name.partition("/")
-    is_hub = library.lower() in ("hfds", "hfids")
-    if is_hub:
-        _check_card(Path(rest))
     if library.lower() == "wds":
         dataset = _open_shards(name, root, split, options)
+    elif library.lower() in ("hfds", "hfids"):
+        _check_card(Path(rest))
+        with nullcontext() if options.get("download") else _offline():
+            dataset = _open_hub(name, root, split, options, keys_advice)
     else:
-        with _offline() if is_hub and not options.get("download") else nullcontext():
-            dataset = create_dataset(name, root=root, split=split, **options)
+        dataset = create_dataset(name, root=root, split=split, **options)
     if isinstance(dataset, IterableDataset) and not options.get("is_training"):
         reader: Any = dataset.reader  # type: ignore[attr-defined] # timm has no types
         reader._lazy_init = partial(_divide, reader)
@@ -58,6 +65,46 @@ def _divide(reader: Any) -> None:
     """
     type(reader)._lazy_init(reader)
     reader.dist_num_replicas = 1
+
+
+def _open_hub(name: str, root: str | None, split: str, options: Mapping[str, object], keys_advice: str) -> ImageDataset:
+    """A Hugging Face data set whose columns are there, with texts as labels numbered."""
+    import datasets
+
+    library, _, rest = name.partition("/")
+    keys = [str(options.get("input_key", "image")), *str(options.get("target_key", "label")).split(",")]
+    is_stream = library.lower() == "hfids"
+    if not is_stream:  # first, because the reader invents the images' column if there is none
+        features = datasets.load_dataset(rest, split=split, cache_dir=root).features
+        _check_columns(name, features, keys, keys_advice)
+    images = create_dataset(name, root=root, split=split, **options)
+    if is_stream:
+        features = images.reader.builder.info.features
+        if features is None:  # of a set that was never read whole
+            return images
+        _check_columns(name, features, keys, keys_advice)
+    if getattr(features.get(keys[1]), "dtype", "") in ("string", "large_string") and not options.get("class_map"):
+        if is_stream:
+            raise InputError(
+                f"the labels of '{name}' in the column {keys[1]!r} are texts; number them by --class-map FILE, or read "
+                "the set by hfds/, which sees them all"
+            )
+        # Of all splits: one may lack a class, and the numbers of those after it would be others.
+        splits = datasets.load_dataset(rest, cache_dir=root)
+        texts = {text for part in splits.values() for text in part.unique(keys[1])} - {None}
+        if len(texts) > MOST_CLASSES:
+            raise InputError(f"column {keys[1]!r} of '{name}' has {len(texts):,} texts, which are no classes")
+        _logger.info("the labels in the column %r are %d texts, which are numbered in their order", keys[1], len(texts))
+        images.reader.class_to_idx = {text: number for number, text in enumerate(in_order(texts))}
+        images.reader.remap_class = True
+    return images
+
+
+def _check_columns(name: str, features: Mapping[str, object], keys: Sequence[str], advice: str) -> None:
+    """Refuse keys of columns that a Hugging Face data set does not have."""
+    if missing := [key for key in keys if key and not has_field(features, key)]:
+        columns = " and ".join(filter(None, [", ".join([*features][:-1]), [*features][-1]]))
+        raise InputError(f"data set '{name}' has no column {missing[0]!r}; its columns are {columns}; {advice}")
 
 
 def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, object]) -> ImageDataset:

@@ -118,9 +118,10 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     def _name(self, index: int) -> str:
         reader, number = getattr(self.dataset, "reader", None), self._numbers[index]
         try:
-            return repr(reader.filename(number)) if reader is not None else f"number {number}"
+            name = None if reader is None else reader.filename(number)
         except (AssertionError, NotImplementedError):  # readers of records have no file names
-            return f"number {number}"
+            name = None
+        return f"number {number}" if name is None else repr(name)
 
     def report(self) -> None:
         """Log the skipped images if there are more than in the last report, and once those that decoding changed.

@@ -18,6 +18,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.latency import Latency, latencies
 from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row
+from stitchkit.measure.metric import ACCURACY, in_sentence, metric_of
 from stitchkit.optional import optional
 from stitchkit.ship.budgeted import BudgetedModel
 from stitchkit.ship.description import no_classes
@@ -60,6 +61,8 @@ class Demonstration:
         self._device = next(trained.model.parameters()).device
         self._budgeted = BudgetedModel(self._model, ledger)
         self._rows = {row["cfg_id"]: row for row in self._budgeted.rows}
+        self._metric = metric_of(self._budgeted.rows)
+        self._figure = "top-1" if self._metric == ACCURACY else in_sentence(self._metric)
         for cfg_id in self._rows:
             needs_calibration(trained, cfg_id)  # refuses one without data now, not while somebody waits for the page
         costs = [float(row["flops"]) for row in self._rows.values()]
@@ -97,7 +100,7 @@ class Demonstration:
             "cfg_id": str(cfg_id),
             "FLOPs": quantity(row["flops"]),
             "params": quantity(row["params"]),
-            "top-1 in the ledger": f"{row['acc1']:.2f} %",
+            f"{self._figure} in the ledger": f"{row[self._metric]:.2f} %",
             "latency in the ledger": _ledger_latency(row),
             "latency here": f"{latency.ms:.2f} ms an image on {self._device}{latency.doubt}",
         }
@@ -151,7 +154,10 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
         with gradio.Row():
             with gradio.Column():
                 image = gradio.Image(label="image", height=320)
-                budget = gradio.Slider(least, most, value=most, step=0.001, label=f"budget in {unit}FLOPs")
+                # A slider needs two ends, also where the ledger has one stitch.
+                budget = gradio.Slider(
+                    least, max(most, least + 0.001), value=most, step=0.001, label=f"budget in {unit}FLOPs"
+                )
             with gradio.Column():
                 prediction = gradio.Label(label="prediction", num_top_classes=_CLASSES)
                 stitch = gradio.HTML(label="stitch")

@@ -52,6 +52,7 @@ def source_of(recipe: Recipe) -> Source:
     source = Source(
         data.dataset, data.data_dir, data.dataset_download, data.class_map, tuple(options.items()),
         needs_labels=needs_labels,
+        keys_advice="name those of the images and labels by --input-key and --target-key",
     )  # fmt: skip
     if recipe.run.dry_run and source.download:
         source = replace(source, download=False, advice="leave out --dry-run, which downloads nothing")

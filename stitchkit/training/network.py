@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.classes import check_classes, origin_of
+from stitchkit.data.class_map import MOST_CLASSES
 from stitchkit.distributed import World
 from stitchkit.engine.bfloat16 import suit_precision
 from stitchkit.engine.checkpoint_files import start_from
@@ -89,7 +90,7 @@ def with_trained_classes(recipe: Recipe, content: Mapping[str, object]) -> Recip
     Only the files of the anchors may say it otherwise, and they are not read again.
     """
     number = content.get("num_classes")
-    if recipe.model.num_classes is not None or type(number) is not int:
+    if recipe.model.num_classes is not None or type(number) is not int or not 0 <= number <= MOST_CLASSES:
         return recipe
     return replace(recipe, model=replace(recipe.model, num_classes=number))
 

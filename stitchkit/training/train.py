@@ -200,7 +200,8 @@ def _fit(session: Session, model: SNNet, loader: Loader) -> None:
 def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool) -> None:
     _logger.info("%s; the weights are %s", "nothing is left to train" if nothing_left else "done", checkpoints.last)
     if session.config is not None:
-        ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")  # of this machine, where the command will run
+        # Of this machine, where the command will run.
+        ranks = os.environ.get("LOCAL_WORLD_SIZE", str(session.world.size))
         launcher = [] if ranks == "1" else ["torchrun", "--standalone", "--nproc-per-node", ranks, "-m"]
         flags = ["-c", session.folder / _SETTINGS, "--eval", "--resume", checkpoints.last]
         _logger.info("next, measure every stitch: %s", command(*launcher, "stitchkit", "train", *flags))

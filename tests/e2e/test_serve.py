@@ -1,5 +1,6 @@
 """`stitchkit serve`: what it predicts, and what a person does with its page in a real browser."""
 
+import html
 import itertools
 import json
 import re
@@ -145,6 +146,24 @@ def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(file
     flags = files | {"--num-classes": 4, "--data": images}
     assert main(["serve", *(str(part) for pair in flags.items() for part in pair)]) == 0
     assert shown[0].run(picture(), 1e9)[0].keys() == {f"class{number}" for number in range(4)}
+
+
+@pytest.mark.full
+def test_a_ledger_of_one_stitch_has_a_page(files, tmp_path):
+    client = pytest.importorskip("gradio_client", reason="gradio is not installed")
+    row = read_rows(files["--ledger"])[3]
+    (tmp_path / "one.txt").write_text(json.dumps(row) + "\n")
+    with serving(itertools.chain(*(files | {"--ledger": tmp_path / "one.txt"}).items())) as address:
+        _, text = client.Client(address, verbose=False).predict(None, row["flops"] / 1e3 + 1e-3, api_name="/run")
+        assert row["stitch"] in html.unescape(text)
+
+
+def test_a_ledger_by_agreement_is_shown(demonstration):
+    rows = [{**row, "agree": row["acc1"]} for row in pareto_like(demonstration._model)]
+    for row in rows:
+        del row["acc1"]
+    _, text = Demonstration(demonstration._trained, rows).run(None, 1e9)
+    assert "answers equal to the end anchor" in text
 
 
 @pytest.mark.full
