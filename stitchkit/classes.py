@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 from stitchkit.errors import InputError
 
@@ -77,29 +76,3 @@ def _compare(before: list[str], now: list[str], path: str | Path, *, strict: boo
             "point",
             path, first,
         )  # fmt: skip
-
-
-class Origin(NamedTuple):
-    """The file of a network's classifier, and the class names that it was trained for, by task."""
-
-    path: str
-    classes: list[list[str]]
-
-
-_NOTE = "classifier_origin"
-
-
-def note_origin(network: object, content: Mapping[str, object], path: str | Path) -> None:
-    """Record on a network the file of its classifier, so that its classes can be compared with those of the data."""
-    setattr(network, _NOTE, Origin(str(path), trained_classes(content)))
-
-
-def carry_origin(network: object, other: object) -> None:
-    """Copy the origin of a network's classifier to another network, such as a slice of it."""
-    setattr(other, _NOTE, origin_of(network))
-
-
-def origin_of(network: object) -> Origin | None:
-    """The origin of a network's classifier; None if it is from no file."""
-    found: Origin | None = getattr(network, _NOTE, None)
-    return found
