@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from stitchkit.classes import check_classes
@@ -238,10 +239,18 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
             f"height, width); set --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
         )
     trained = TrainedWith.read(content, path)
-    check_classes(trained.classes or (), [session.classes], path, strict=True)
+    check_classes(trained.classes or (), [session.classes], path, strict=True, train_by=_train_by(session, trained))
     load_content(session.model, content, path, ema=ema)
     _check_image(trained, session)
     return content, digest
+
+
+def _train_by(session: Session, trained: TrainedWith) -> str:
+    """Flags that start a training on other classes from a checkpoint; none do for an SN-Net of another number."""
+    if name := session.recipe.model.model:
+        return f"--model {name} --pretrained-path {quote(trained.path)}"
+    has_count = trained.classes and len(trained.classes[0]) == len(session.classes)
+    return f"--initial-checkpoint {quote(trained.path)}" if has_count else ""
 
 
 def _check_image(trained: TrainedWith, session: Session) -> None:

@@ -156,7 +156,11 @@ def test_a_run_resumes_with_its_own_classes_only(dozen, trained, tmp_path, capsy
         with_classes(trained / "last.pth.tar", tmp_path / "w.pth", classes)
         capsys.readouterr()
         assert train(dozen, tmp_path / "out", "--resume", tmp_path / "w.pth") == 2
-        assert words in refusal(capsys)
+        line = refusal(capsys)
+        assert words in line
+    start = ["--model", VIT, "--pretrained-path", str(tmp_path / "w.pth")]
+    assert line.rstrip().endswith(f"it knows, or train on these: {' '.join(start)}")
+    assert train(dozen, tmp_path / "out", *start, "--pretrained") == 0
 
 
 def test_anchors_of_another_order_are_refused(dozen, trained, tmp_path, capsys, caplog):
@@ -233,7 +237,10 @@ def test_jobs_compare_the_classes_of_weights(dozen, tmp_path, capsys, caplog, fl
                 continue
             capsys.readouterr()
             assert job(path, tmp_path / "on", *start, *flags) == 2
-            assert words in refusal(capsys)
+            line = refusal(capsys)
+            assert words in line
+            if flag == "--resume-from" and classes is OTHERS:
+                assert ("or train on these: --load-from " in line) == (not flags)
     if flag != "--resume-from":
         assert job(path, tmp_path / "tuned", *start) == 0
         assert OTHER in next(line for line in caplog.messages if "but different ones" in line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import torch
@@ -157,7 +158,8 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
     training_state.check_saved(content, path, _HEADER, _PREPARATION)
     _check_settings(content, job, path)
     classes = [list(task.classes) for task in job.data]
-    check_classes(trained_classes(content), classes, path, strict=True)
+    start = f"--load-from {quote(path)}, with strict_load: false in the job if their number differs"
+    check_classes(trained_classes(content), classes, path, strict=True, train_by="" if job.trainer is None else start)
     if content["classes"] != classes:
         raise InputError(f"checkpoint '{path}' was trained on other tasks; labels would not agree")
     load_content(job.network, content, path)
