@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
@@ -244,7 +245,8 @@ def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None
 def _check_settings(content: Mapping[str, Any], job: Job, path: str) -> None:
     """Check that a job resumes with its network and, if it trains, with its training settings."""
     # Parsed again: settings that it lacks, because they are newer, have their defaults.
-    old_settings, new_settings = JobConfig.parse(content["config"]).to_dict(), job.config.to_dict()
+    before = JobConfig.parse(content["config"])
+    old_settings, new_settings = before.to_dict(), job.config.to_dict()
     for key in (*_NETWORK, *(("train_config",) if job.trainer is not None else ())):
         for place, one, other in differences(old_settings.get(key), new_settings.get(key), key):
             if place not in _MAY_CHANGE:
@@ -252,3 +254,6 @@ def _check_settings(content: Mapping[str, Any], job: Job, path: str) -> None:
                     f"checkpoint '{path}' was trained with {place} {said(one)}, not {said(other)}; use the "
                     f"same, or {_START_ANEW}"
                 )
+    changes = replace(before, load_from=None).changes(job.config)  # `resume_from` takes its place
+    if changes and job.trainer is not None:
+        _logger.info("the job resumes with other settings: %s", changes)
