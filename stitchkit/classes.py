@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 from stitchkit.errors import InputError
 
@@ -41,7 +40,12 @@ def _are_names(value: object) -> bool:
 
 
 def check_classes(
-    trained: Sequence[Sequence[str]], here: Sequence[Sequence[str]], path: str | Path, *, strict: bool
+    trained: Sequence[Sequence[str]],
+    here: Sequence[Sequence[str]],
+    path: str | Path,
+    *,
+    strict: bool,
+    train_by: str = "",
 ) -> None:
     """Compare the classes that the weights in a file were trained for with those of the data, task by task.
 
@@ -53,10 +57,10 @@ def check_classes(
             before = trained[number]
         else:  # other tasks: compare with the one that has these classes, if there is one
             before = next((one for one in trained if list(one) == list(names)), trained[0])
-        _compare(list(before), list(names), path, strict=strict)
+        _compare(list(before), list(names), path, strict=strict, train_by=train_by)
 
 
-def _compare(before: list[str], now: list[str], path: str | Path, *, strict: bool) -> None:
+def _compare(before: list[str], now: list[str], path: str | Path, *, strict: bool, train_by: str) -> None:
     if not now or before == now:
         return
     was, is_ = next(pair for pair in zip_longest(before, now) if pair[0] != pair[1])
@@ -67,9 +71,10 @@ def _compare(before: list[str], now: list[str], path: str | Path, *, strict: boo
             "not agree. Retrain, or restore the order in stitchkit train by --class-map"
         )
     if strict:
+        start = f", or train on these: {train_by}" if train_by else ""
         raise InputError(
             f"checkpoint '{path}' was trained on {len(before)} classes, the data have {len(now)}; {first}; labels "
-            "would not agree. Give images of the classes that it knows"
+            f"would not agree. Give images of the classes that it knows{start}"
         )
     if len(before) == len(now):
         _logger.warning(
@@ -77,29 +82,3 @@ def _compare(before: list[str], now: list[str], path: str | Path, *, strict: boo
             "point",
             path, first,
         )  # fmt: skip
-
-
-class Origin(NamedTuple):
-    """The file of a network's classifier, and the class names that it was trained for, by task."""
-
-    path: str
-    classes: list[list[str]]
-
-
-_NOTE = "classifier_origin"
-
-
-def note_origin(network: object, content: Mapping[str, object], path: str | Path) -> None:
-    """Record on a network the file of its classifier, so that its classes can be compared with those of the data."""
-    setattr(network, _NOTE, Origin(str(path), trained_classes(content)))
-
-
-def carry_origin(network: object, other: object) -> None:
-    """Copy the origin of a network's classifier to another network, such as a slice of it."""
-    setattr(other, _NOTE, origin_of(network))
-
-
-def origin_of(network: object) -> Origin | None:
-    """The origin of a network's classifier; None if it is from no file."""
-    found: Origin | None = getattr(network, _NOTE, None)
-    return found

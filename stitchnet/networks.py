@@ -19,6 +19,7 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.create import create_model, create_torchvision
 from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.timm_model import TimmModel
+from stitchkit.networks.trained_with import noted
 from stitchkit.networks.weights import load_checkpoint
 from stitchkit.paths import check_file
 from stitchkit.settings.short_names import torchvision_names
@@ -92,6 +93,8 @@ def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[i
             raise InputError(
                 f"{error}; the network was built for images of {size}; check that the checkpoint was too"
             ) from error
+        if (trained := noted(model)) is not None:
+            trained.say_unlike(_preparation(spec, img_size))
         # `stitchnet.load` rebuilds the network without its weights, so what they decided is kept: the number of
         # classes, and whether torchvision's Inception networks transform their input and have auxiliary heads.
         decided = ["num_classes"] if spec.checkpoint is not None else []
@@ -99,6 +102,16 @@ def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[i
         kept = {name: getattr(model, name) for name in decided if hasattr(model, name)}
         found[spec.label] = model, replace(spec, kwargs={**spec.kwargs, **kept})
     return found
+
+
+def _preparation(spec: AnchorSpec, img_size: tuple[int, int] | None) -> dict[str, object]:
+    """How images are prepared for a network, as far as its checkpoint does not decide it."""
+    prepared: dict[str, object] = {"interpolation": "bicubic"}
+    if img_size is not None:
+        prepared["input_size"] = (spec.kwargs.get("in_chans", 3), *img_size)
+    if _is_torchvision(spec.name):  # timm's are renormalised
+        prepared |= dict(zip(("mean", "std"), _IMAGENET, strict=True))
+    return prepared
 
 
 def _sized(spec: AnchorSpec, img_size: tuple[int, int] | None) -> AnchorSpec:

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from stitchkit.classes import note_origin
 from stitchkit.distributed import gather_objects
 from stitchkit.errors import InputError
 from stitchkit.files import DISK_FULL, replacing, sync
-from stitchkit.networks.data_config import set_data_config, trained_data_config
+from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weights import load_content, read_hashed
 
 
@@ -45,11 +44,10 @@ def read_alike(path: str) -> tuple[dict[str, Any], str]:
 
 
 def start_from(network: nn.Module, path: str) -> None:
-    """Load all weights of a network from a file, and note the file as the origin of its classifier."""
+    """Load all weights of a network from a file, and take over what it says of their training."""
     content, _ = read_alike(path)
     load_content(network, content, path)
-    set_data_config(network, trained_data_config(content))
-    note_origin(network, content, path)
+    take_over(network, content, path)
 
 
 def save_state(path: Path, state: Mapping[str, object]) -> None:

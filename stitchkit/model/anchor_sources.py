@@ -16,6 +16,7 @@ from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import published_config
+from stitchkit.networks.trained_with import TrainedWith
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.anchor_text import AnchorText, read_anchor
 from stitchkit.settings.schema import ModelArguments, parse
@@ -83,7 +84,7 @@ def _model_of(path: str) -> tuple[str, dict[str, Any]]:
     content = read_checkpoint(path)
     if content.get("stitch_config"):
         raise InputError("it is an SN-Net, not a model; continue its training by --initial-checkpoint")
-    name, classes, size = (content.get(key) for key in ("arch", "classes", "input_size"))
+    name, trained = content.get("arch"), TrainedWith.read(content, path)
     if not isinstance(name, str) or not is_model(name):
         raise InputError("it does not say which timm model it is of; write NAME=FILE")
     try:
@@ -91,9 +92,9 @@ def _model_of(path: str) -> tuple[str, dict[str, Any]]:
         assert isinstance(kwargs, dict)
     except (AssertionError, TypeError, ValueError) as error:
         raise InputError("the arguments of its model are not plain data; write NAME=FILE") from error
-    if isinstance(classes, list) and classes:
-        kwargs = {"num_classes": len(classes), **kwargs}
-    if isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size):
-        kwargs = {"img_size": size[1] if size[1] == size[2] else size[1:], **kwargs}
+    if trained.classes:
+        kwargs = {"num_classes": len(trained.classes[0]), **kwargs}
+    if (size := trained.input_size) is not None:
+        kwargs = {"img_size": size[1] if size[1] == size[2] else [*size[1:]], **kwargs}
         kwargs |= {"in_chans": size[0]} if size[0] != 3 else {}
     return name, kwargs

@@ -22,6 +22,7 @@ from stitchkit.model.transforms import transform_of
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import given_data_config, unlike_images
+from stitchkit.networks.trained_with import all_noted
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.schema import parse
@@ -62,6 +63,25 @@ def create_snnet(
     Raises:
         InputError: If the configuration or an anchor is invalid, or the anchors cannot be stitched.
     """
+    model = build_snnet(
+        config, anchors=anchors, dense=dense, levels=levels, pretrained=pretrained, checkpoints=checkpoints, **overrides
+    )
+    for trained in all_noted(model):
+        trained.say_unlike(model.pretrained_cfg)
+    return model
+
+
+def build_snnet(
+    config: StitchConfig | Mapping[str, object] | str | Path | None = None,
+    *,
+    anchors: Sequence[str | Path | Mapping[str, object] | AnchorSource] = (),
+    dense: DenseSpec | Mapping[str, object] | None = None,
+    levels: Sequence[int] | None = None,
+    pretrained: bool = False,
+    checkpoints: bool = True,
+    **overrides: Any,
+) -> SNNet:
+    """`create_snnet` for a caller that decides itself how images are prepared."""
     if (config is None) != bool(anchors):
         raise InputError("give either a configuration or anchors, such as anchors=['resnet18', 'resnet50']")
     if isinstance(anchors, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,9 @@ import torchvision
 from timm.layers import to_2tuple
 from torch import nn
 
-from stitchkit.classes import note_origin
 from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.anchor import Anchor
-from stitchkit.networks.classifier import classifier_of, resize_classifier
-from stitchkit.networks.data_config import set_data_config, trained_data_config
+from stitchkit.networks.classifier import classifier_layers, classifier_of, resize_classifier
 from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import (
     ADVICE,
@@ -29,11 +28,14 @@ from stitchkit.networks.hub_weights import (
     unknown_argument,
 )
 from stitchkit.networks.timm_model import TimmModel, as_timm
+from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
 from stitchkit.settings.schema import ModelArguments, parse
 from stitchkit.settings.short_names import TORCHVISION, torchvision_names
 from stitchkit.settings.stitch_config import AnchorSpec
+
+_logger = logging.getLogger(__name__)
 
 
 def create_model(
@@ -80,6 +82,8 @@ def create_model(
     model.pretrained_cfg = model.pretrained_cfg | {"input_size": size}
     if content is not None and checkpoint is not None:
         load_any_classes(model, content, checkpoint, kwargs.get("num_classes"))
+    elif is_download:
+        _say_new_classifier(f"pretrained '{name}'", model.pretrained_cfg.get("num_classes"), model.num_classes)
     return model
 
 
@@ -100,11 +104,19 @@ def load_any_classes(
     if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
         resize_classifier(model, found)
     load_content(model, content, path)
-    set_data_config(model, trained_data_config(content))
-    if found is None or num_classes in (None, found):
-        note_origin(model, content, path)
+    take_over(model, content, path, with_classifier=found is None or num_classes in (None, found))
     if num_classes is not None:
+        _say_new_classifier(f"checkpoint '{path}'", found, num_classes)
         resize_classifier(model, num_classes)
+
+
+def _say_new_classifier(weights: str, trained: int | None, num_classes: int | None) -> None:
+    """Warn in one line if the classifier of weights is re-initialised for another number of classes."""
+    if trained is not None and num_classes not in (None, 0, trained):
+        _logger.warning(
+            "the classifier of %s is re-initialised, and random until it is trained: %d classes -> %d",
+            weights, trained, num_classes,
+        )  # fmt: skip
 
 
 def create_network(
@@ -202,6 +214,9 @@ def _load_torchvision(
     if checkpoint is not None:
         load_any_classes(model, read_checkpoint(checkpoint), checkpoint, num_classes)
     elif num_classes is not None:
+        if weights is not None:
+            (layer,) = classifier_layers(model)
+            _say_new_classifier(f"pretrained '{TORCHVISION}{name}'", len(layer.weight), num_classes)
         resize_classifier(model, num_classes)
     return model
 

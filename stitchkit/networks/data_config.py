@@ -143,8 +143,13 @@ def _is_number(value: object) -> bool:
 
 def saved_data_config(network: nn.Module) -> dict[str, object]:
     """The data config of a network as plain data, for its files."""
-    found = given_data_config(as_timm(network).pretrained_cfg)
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+    return plain_data_config(as_timm(network).pretrained_cfg)
+
+
+def plain_data_config(config: Mapping[str, Any]) -> dict[str, object]:
+    """A data config without the size of images as plain data, as checkpoints have it."""
+    known = given_data_config(config)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in known.items()}
 
 
 def trained_data_config(content: Mapping[str, object]) -> dict[str, Any]:

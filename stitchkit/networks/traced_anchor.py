@@ -20,6 +20,7 @@ from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.cut.flow import Flow
 from stitchkit.networks.slices import Code, hold_constants
 from stitchkit.networks.steps import Steps
+from stitchkit.networks.trained_with import noted
 
 _PLAIN = {"input_size": (3, 224, 224), "interpolation": "bilinear"}
 """What is assumed of a network that is not timm's: torchvision's preparation of images."""
@@ -103,9 +104,15 @@ class TracedAnchor(Anchor):
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
-        """timm's description of the weights, with the preparation of images; timm's defaults if there is none."""
+        """timm's description of the weights, with the preparation of images.
+
+        Of a network that is not timm's, what their file says of it, and otherwise timm's defaults.
+        """
         config: Mapping[str, Any] | None = getattr(self.model, "pretrained_cfg", None)
-        return config or resolve_data_config({}, pretrained_cfg=_PLAIN)
+        trained = noted(self.model)
+        return config or resolve_data_config(
+            {}, pretrained_cfg={**_PLAIN, **({} if trained is None else trained.image)}
+        )
 
     @property
     def _head_parts(self) -> HeadParts:

@@ -20,8 +20,8 @@ from safetensors.torch import load
 from torch import nn
 
 from stitchkit.errors import InputError, one_line
-from stitchkit.networks.data_config import set_data_config, trained_data_config
 from stitchkit.networks.mode import evaluating
+from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weight_names import own_names
 from stitchkit.paths import check_file
 
@@ -265,7 +265,9 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
     """
     content = read_checkpoint(path)
     load_content(model, content, path, ema=ema)
-    set_data_config(model, trained_data_config(content))
+    trained = take_over(model, content, path)
+    if hasattr(model, "input_size"):  # an SN-Net knows the size of its images
+        trained.say_unlike({"input_size": model.input_size})
     return content
 
 

@@ -14,7 +14,6 @@ from timm.data import create_transform
 from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
-from stitchkit.classes import trained_classes
 from stitchkit.data.decoding import Decoding
 from stitchkit.data.dense.transforms import evaluation_transform
 from stitchkit.data.loader_processes import more_than_cores
@@ -28,14 +27,8 @@ from stitchkit.measure.recalibrate import has_own_statistics, recalibrate, with_
 from stitchkit.model.create import anchors_and_space
 from stitchkit.model.route_network import RouteNetwork
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.data_config import (
-    DataConfig,
-    data_config_of,
-    given_data_config,
-    set_data_config,
-    timm_config,
-    trained_data_config,
-)
+from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config, set_data_config, timm_config
+from stitchkit.networks.trained_with import TrainedWith
 from stitchkit.networks.weights import load_content, read_hashed
 from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
@@ -127,14 +120,15 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
     given = {key: value for key, value in here.items() if key in settings or value != in_config.get(key)}
     unset = {key: getattr(Recipe().data, key) for key in in_config.keys() - given.keys()}
     recipe = replace(recipe, data=replace(recipe.data, **unset))
-    tasks = trained_classes(content)
-    classes = tuple(tasks[0]) if len(tasks) == 1 else ()
+    trained = TrainedWith.read(content, path)
+    classes = tuple(trained.classes[0]) if trained.classes and len(trained.classes) == 1 else ()
     model = create_network(with_trained_classes(recipe, content) if not classes else recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
     # `given` before the checkpoint before the model's, which is that of the configuration before its anchors.
-    image = data_config_of(given, model.input_size, {**model.pretrained_cfg, **trained_data_config(content)})
+    image = data_config_of(given, model.input_size, {**model.pretrained_cfg, **trained.image})
     set_data_config(model, image)
+    trained.say_unlike(model.pretrained_cfg)
     return Trained(model.eval(), config, recipe, classes, digest)
 
 

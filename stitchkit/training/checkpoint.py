@@ -7,17 +7,19 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from stitchkit.classes import check_classes, note_origin, origin_of, trained_classes
+from stitchkit.classes import check_classes
 from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, link, read_alike
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.data_config import given_data_config, saved_data_config, trained_data_config
+from stitchkit.networks.data_config import given_data_config, saved_data_config
 from stitchkit.networks.timm_model import as_timm
+from stitchkit.networks.trained_with import TrainedWith, compared, note, noted
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
@@ -132,8 +134,8 @@ def _classes_of_anchors(session: Session) -> Sequence[str]:
     model = session.model
     if not isinstance(model, SNNet) or session.recipe.stitch.uses_labels:
         return ()
-    origins = [origin_of(model)] if origin_of(model) else [*map(origin_of, model.anchors)]
-    known = {tuple(map(tuple, origin.classes)) if origin else () for origin in origins}
+    sources = [noted(model)] if noted(model) else [*map(noted, model.anchors)]
+    known = {tuple(map(tuple, (trained and trained.classes) or ())) for trained in sources}
     tasks = known.pop() if len(known) == 1 else ()
     return tasks[0] if len(tasks) == 1 else ()
 
@@ -179,10 +181,8 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
         training_state.check_saved(content, path, needed, optional)
     if config is not None and isinstance(found := content.get("stitch_config"), Mapping):
         _check_configuration(found, config, path)
-    size = content.get("input_size")
-    # Other programs may store anything under this name.
-    is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
-    return size if is_size and isinstance(size, list) else None
+    size = TrainedWith.read(content, path).input_size
+    return None if size is None else [*size]
 
 
 def _ordered(found: object, place: str) -> None:
@@ -253,23 +253,33 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
             f"checkpoint '{path}' was trained on images of {trained_size}, but here they are {size} (channels, "
             f"height, width); set --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
         )
-    check_classes(trained_classes(content), [session.classes], path, strict=True)
+    trained = TrainedWith.read(content, path)
+    check_classes(trained.classes or (), [session.classes], path, strict=True, train_by=_train_by(session, trained))
     load_content(session.model, content, path, ema=ema)
-    note_origin(session.model, content, path)
-    _check_image(trained_data_config(content), session, path)
+    note(session.model, trained)
+    _check_image(trained, session)
     return content, digest
 
 
-def _check_image(trained: Mapping[str, Any], session: Session, path: str | Path) -> None:
+def _train_by(session: Session, trained: TrainedWith) -> str:
+    """Flags that start a training on other classes from a checkpoint; none do for an SN-Net of another number."""
+    if name := session.recipe.model.model:
+        return f"--model {name} --pretrained-path {quote(trained.path)}"
+    has_count = trained.classes and len(trained.classes[0]) == len(session.classes)
+    return f"--initial-checkpoint {quote(trained.path)}" if has_count else ""
+
+
+def _check_image(trained: TrainedWith, session: Session) -> None:
     """Compare the preparation of images in training with that of this run, which must be given if it is another one."""
     here, given = as_timm(session.model).pretrained_cfg, given_data_config(session.recipe.flat())
-    changes = {key: value for key, value in trained.items() if value != here[key]}
-    said = "; ".join(f"{key} {value}, here {here[key]}" for key, value in changes.items())
+    changes = {key: value for key, value in trained.unlike(here).items() if key != "input_size"}  # compared before
     if changes.keys() - given.keys():
         flags = " ".join(_as_flag(key, value) for key, value in changes.items())
-        raise InputError(f"checkpoint '{path}' was trained on images prepared with {said}; set {flags}, or others")
-    if changes:
-        _logger.warning("checkpoint '%s' was trained on images prepared with %s", path, said)
+        raise InputError(
+            f"checkpoint '{trained.path}' was trained on images prepared with {compared(changes, here)}; set {flags}, "
+            "or others"
+        )
+    trained.say_unlike(here)
 
 
 def _as_flag(key: str, value: object) -> str:

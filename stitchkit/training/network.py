@@ -15,14 +15,14 @@ from timm.layers import DropPath, convert_splitbn_model, convert_sync_batchnorm,
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit.classes import check_classes, origin_of
+from stitchkit.classes import check_classes
 from stitchkit.data.class_map import MOST_CLASSES
 from stitchkit.distributed import World
 from stitchkit.engine.bfloat16 import suit_precision
 from stitchkit.engine.checkpoint_files import start_from
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.measure.profile import Profiler
-from stitchkit.model.create import create_snnet
+from stitchkit.model.create import build_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.classifier import classifier_layers
 from stitchkit.networks.create import create_model
@@ -30,6 +30,7 @@ from stitchkit.networks.data_config import set_data_config, unlike_images
 from stitchkit.networks.families import anchor_of, has_view
 from stitchkit.networks.hub_weights import check_fit, published_config
 from stitchkit.networks.timm_model import as_timm
+from stitchkit.networks.trained_with import all_noted
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.data import check_preparation, preparation, weights_dtype
@@ -56,7 +57,7 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     model: nn.Module
     if config is not None:
         # --no-pretrained prevents downloads; a file that the configuration names is still loaded.
-        model = create_snnet(config, checkpoints=not _starts_elsewhere(recipe), **options)
+        model = build_snnet(config, checkpoints=not _starts_elsewhere(recipe), **options)
         _warn_of_normalisation(model, recipe)
         if not settings.anchors:  # a plan orders them, by FLOPs
             _warn_of_order(model)
@@ -81,6 +82,8 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     if size[0] != settings.channels:
         raise InputError(f"the network needs images with {size[0]} channels; set --in-chans {size[0]}")
     set_data_config(model, preparation(recipe, size, as_timm(model).pretrained_cfg))
+    for trained in all_noted(model):
+        trained.say_unlike(as_timm(model).pretrained_cfg)
     return model
 
 
@@ -117,9 +120,8 @@ def _starts_elsewhere(recipe: Recipe) -> bool:
 
 def _check_origins(model: nn.Module, classes: Sequence[str], *, strict: bool) -> None:
     """Check that the files from which classifiers were loaded number the classes as the data do."""
-    for network in [model, *(model.anchors if isinstance(model, SNNet) else [])]:
-        if (origin := origin_of(network)) is not None:
-            check_classes(origin.classes, [classes], origin.path, strict=strict)
+    for trained in all_noted(model):
+        check_classes(trained.classes or (), [classes], trained.path, strict=strict)
 
 
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:

@@ -12,7 +12,7 @@ from timm.task.distillation import DistillationTeacher
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.classes import check_classes, origin_of
+from stitchkit.classes import check_classes
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
@@ -22,6 +22,7 @@ from stitchkit.networks.create import create_model
 from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.mode import judging
 from stitchkit.networks.timm_model import TimmModel, as_timm
+from stitchkit.networks.trained_with import noted
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.data import weights_dtype
@@ -278,8 +279,9 @@ def create_teacher(
         if not has_same_classes(stitch, classes):
             return None
         network = create_model(name, checkpoint=path, pretrained=True, in_chans=channels, img_size=tuple(sides))
-        if (origin := origin_of(network)) is not None:
-            check_classes(origin.classes, [names], origin.path, strict=True)
+        if (trained := noted(network)) is not None:
+            check_classes(trained.classes or (), [names], trained.path, strict=True)
+            trained.say_unlike({"input_size": (channels, *sides)})
     except InputError as error:
         raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
     if network.num_classes != classes:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import yaml
 
 from stitchkit.data.batches import Loader, some_images
 from stitchkit.display import command, counted
@@ -23,6 +26,8 @@ from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
+from stitchkit.settings.by_name import SETTINGS
+from stitchkit.settings.files import read_settings_file, settings_text
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.dense.task import create_dense_task
 from stitchkit.training.dense.validation import DenseFigures
@@ -41,6 +46,13 @@ from stitchkit.training.validation import Accuracies, FeatureLosses, Validation
 _logger = logging.getLogger(__name__)
 
 _SETTINGS = "args.yaml"
+_NOT_WORTH_A_WORD = frozenset([
+    *("stitch_config", "pretrained", "pretrained_path", "initial_checkpoint"),  # the checkpoint decides instead
+    *("workers", "pin_mem", "no_prefetcher", "dataset_download", "validation_batch_size", "channels_last"),
+    *("torchcompile", "torchcompile_mode", "grad_checkpointing", "synchronize_step"),
+    *(name for name, group in SETTINGS.items() if group == "run" and name not in ("seed", "eval_metric")),
+])  # fmt: skip
+"""Settings of the machine and of logging, and those that a resumed run does not read."""
 # They say how one start of the run began. Another run takes the file for its settings, and must not begin there.
 _OF_ONE_START = ("resume", "no_resume_opt", "start_epoch", "wandb_resume_id")
 
@@ -49,6 +61,8 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
     """Train from the start, or from `--resume`, to the last epoch."""
     recipe, world, folder = session.recipe, session.world, session.folder
     trainer, epochs, position, untouched, validation = _prepare(session, checkpoints)
+    if recipe.run.resume and not recipe.run.no_resume_opt:
+        _say_changes(session, Path(recipe.run.resume))
     from_primary(world, lambda: _tidy(session, checkpoints, epochs))
     tracking = open_tracking(session, epochs.start)
     more = header(session) | untouched.state()
@@ -78,6 +92,20 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
         train_epochs(trainer, epochs, position, save=save_within, finish=finish)
     tracking.finish()
     _say_next(session, checkpoints, nothing_left=not epochs)
+
+
+def _say_changes(session: Session, resume: Path) -> None:
+    """Say in one line how the settings differ from those that a run saved beside the checkpoint it resumes from."""
+    file = resume.with_name(_SETTINGS)
+    if not session.world.is_primary or not file.is_file():
+        return
+    # As the file will say it: lists for tuples.
+    now = yaml.safe_load(settings_text(session.recipe.for_files()))
+    with suppress(InputError):  # somebody else's file of this name is no reason not to resume
+        before = read_settings_file(file)
+        known = (key for key in sorted(now) if key in before and key not in _NOT_WORTH_A_WORD)
+        if changes := [f"{key} {before[key]} -> {now[key]}" for key in known if before[key] != now[key]]:
+            _logger.info("the run resumes with other settings: %s", ", ".join(changes))
 
 
 def _tidy(session: Session, checkpoints: Checkpoints, epochs: range) -> None:

@@ -1,5 +1,6 @@
 """Law 8, the resume law: a run that stops at an epoch's end and resumes equals an unbroken one, bit by bit."""
 
+import logging
 import os
 import signal
 
@@ -212,3 +213,32 @@ def test_a_summary_that_was_killed_before_its_first_line_is_begun_again(tmp_path
     (tmp_path / "summary.csv").write_text("epoch,train_loss\n0,1.0\n1,0.5\n")
     cut_summaries(tmp_path, 1)
     assert (tmp_path / "summary.csv").read_text().split() == ["epoch,train_loss", "0,1.0"]
+
+
+def test_settings_that_changed_are_said_in_one_line(images, config, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    common = [
+        images,
+        "--stitch_config",
+        config,
+        *FLAGS,
+        "--output",
+        tmp_path,
+        "--experiment",
+        "run",
+        "--resume",
+        "auto",
+    ]
+    run(*common, "--epochs", "1")
+    caplog.clear()
+    machine = ["-j", "1", "--log-interval", "1", "--checkpoint-hist", "3"]
+    run(*common, "--epochs", "2", "--lr", "1e-2", "--clip-grad", "1", *machine)
+    told = [line for line in caplog.messages if " -> " in line]
+    assert len(told) == 1
+    assert told[0].endswith("resumes with other settings: clip_grad None -> 1.0, epochs 1 -> 2, lr 0.001 -> 0.01")
+    caplog.clear()
+    run(*common, "--epochs", "3", "--lr", "1e-2", "--clip-grad", "1")
+    assert [line.partition("settings: ")[2] for line in caplog.messages if " -> " in line] == ["epochs 2 -> 3"]
+    caplog.clear()
+    run(*common, "--epochs", "3", "--lr", "1e-2", "--clip-grad", "1")
+    assert not [line for line in caplog.messages if " -> " in line]

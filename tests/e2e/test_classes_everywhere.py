@@ -69,7 +69,7 @@ def accuracy_by_eval(data, out, caplog, *flags):
 def job_file(data, folder, **changes):
     """A job of the same network."""
     net = {"model_name": VIT, **NETWORK, "num_classes": 12, **changes.pop("net", {})}
-    images = {"image_size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    images = changes.pop("images", {"image_size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]})
     training = {"dataset": str(data), "epochs": 1, "batch_size": 12, "data_preprocessing": images}
     config = {"assembly": [{"Net": net}], "workers": 0, "device": "cpu"}
     config |= {"train_config": {**training, "optimizer_args": {"lr": 1e-3}}, **changes}
@@ -156,7 +156,11 @@ def test_a_run_resumes_with_its_own_classes_only(dozen, trained, tmp_path, capsy
         with_classes(trained / "last.pth.tar", tmp_path / "w.pth", classes)
         capsys.readouterr()
         assert train(dozen, tmp_path / "out", "--resume", tmp_path / "w.pth") == 2
-        assert words in refusal(capsys)
+        line = refusal(capsys)
+        assert words in line
+    start = ["--model", VIT, "--pretrained-path", str(tmp_path / "w.pth")]
+    assert line.rstrip().endswith(f"it knows, or train on these: {' '.join(start)}")
+    assert train(dozen, tmp_path / "out", *start, "--pretrained") == 0
 
 
 def test_anchors_of_another_order_are_refused(dozen, trained, tmp_path, capsys, caplog):
@@ -233,7 +237,10 @@ def test_jobs_compare_the_classes_of_weights(dozen, tmp_path, capsys, caplog, fl
                 continue
             capsys.readouterr()
             assert job(path, tmp_path / "on", *start, *flags) == 2
-            assert words in refusal(capsys)
+            line = refusal(capsys)
+            assert words in line
+            if flag == "--resume-from" and classes is OTHERS:
+                assert ("or train on these: --load-from " in line) == (not flags)
     if flag != "--resume-from":
         assert job(path, tmp_path / "tuned", *start) == 0
         assert OTHER in next(line for line in caplog.messages if "but different ones" in line)
@@ -269,6 +276,53 @@ def test_a_piece_that_ends_with_the_classifier_is_compared(dozen, trained, tmp_p
     capsys.readouterr()
     assert job(path, tmp_path / "out", "--test-only") == 2
     assert ORDER in refusal(capsys)
+
+
+def test_a_job_prepares_images_as_the_training_of_its_weights(dozen, trained, tmp_path, caplog):
+    expected = accuracy_by_eval(dozen, tmp_path / "eval", caplog, "--resume", trained / "last.pth.tar")
+    net = {"ckp_path": str(trained / "last.pth.tar")}
+    path = job_file(dozen, tmp_path, net=net, images={})
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert accuracy_by_job(path, tmp_path / "out", "--test-only") == pytest.approx(expected)
+    taken = "are prepared as in the training of '.*last.pth.tar': input_size .*16, 16.*; mean .0.5, 0.5, 0.5.; std .0.5"
+    assert re.search(taken, caplog.text)
+    # What the job sets itself stays, and is said.
+    path = job_file(dozen, tmp_path, net=net, images={"image_size": 16, "mean": [0.4], "std": [0.5]})
+    caplog.clear()
+    assert accuracy_by_job(path, tmp_path / "own", "--test-only") < expected + 1
+    assert "prepared with mean (0.5, 0.5, 0.5), here (0.4, 0.4, 0.4)" in caplog.text
+
+
+def test_a_checkpoint_of_a_job_says_how_images_were_prepared(dozen, trained, tmp_path, caplog):
+    path = job_file(dozen, tmp_path, net={"ckp_path": str(trained / "last.pth.tar")}, images={})
+    begun = accuracy_by_job(path, tmp_path / "begun", "--save-checkpoints")
+    newest = tmp_path / "begun/checkpoint.pth"
+    content = torch.load(newest, weights_only=True)
+    assert content["input_size"] == [3, 16, 16]
+    assert content["image"][0]["mean"] == [0.5, 0.5, 0.5]
+    bare = job_file(dozen, tmp_path, images={})
+    flags = ("--no-pretrained", "--test-only", "--load-from", newest)
+    assert accuracy_by_job(bare, tmp_path / "bare", *flags) == pytest.approx(begun)
+    other = job_file(dozen, tmp_path, images={"image_size": 16, "mean": [0.4], "std": [0.5]})
+    caplog.clear()
+    assert job(other, tmp_path / "other", *flags) == 0
+    assert "checkpoint.pth' was trained on images prepared with mean (0.5, 0.5, 0.5), here (0.4" in caplog.text
+
+
+def test_a_job_resumes_with_the_preparation_of_its_checkpoint(dozen, trained, tmp_path, caplog):
+    (tmp_path / "w.pth").write_bytes((trained / "last.pth.tar").read_bytes())
+    path = job_file(dozen, tmp_path, net={"ckp_path": str(tmp_path / "w.pth")}, images={})
+    begun = accuracy_by_job(path, tmp_path / "begun", "--save-checkpoints")
+    (tmp_path / "w.pth").unlink()
+    flags = ("--test-only", "--resume-from", tmp_path / "begun/checkpoint.pth")
+    assert accuracy_by_job(path, tmp_path / "tested", *flags) == pytest.approx(begun)
+    other = job_file(
+        dozen, tmp_path, net={"ckp_path": str(tmp_path / "w.pth")}, images={"image_size": 16, "mean": [0.4]}
+    )
+    caplog.clear()
+    assert job(other, tmp_path / "other", *flags) == 0
+    assert "checkpoint.pth' was trained on images prepared with mean (0.5, 0.5, 0.5), here (0.4" in caplog.text
 
 
 @pytest.mark.parametrize("classes", [None, "class0", 12, [1.5], [["class0"], 3], {"a": 1}, [torch.zeros(2)]])

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_dataset, create_transform, resolve_model_data_config
+from torchvision.models import mobilenet_v3_small, resnet34
 
 import stitchkit
+import stitchnet.networks
 from stitchkit.cli import main
 from stitchkit.data.demo import write_digits
 from stitchkit.measure.ledger import read_rows
@@ -173,3 +175,48 @@ def test_images_have_at_most_four_channels(tmp_path, capsys):
     flags = ["--stitch_config", write_config(tmp_path / "pico.json"), "--in-chans", "5"]
     assert main([*map(str, ["train", write_images(tmp_path / "data"), *flags])]) == 2
     assert "the network takes images of 5 channels; images have 1 to 4" in capsys.readouterr().err
+
+
+def saved(path, network, **about):
+    """A checkpoint as a training writes it."""
+    torch.save({"state_dict": network.state_dict(), **about}, path)
+    return str(path)
+
+
+def test_an_anchor_of_torchvision_brings_the_preparation_of_its_checkpoint(tmp_path):
+    pair = [{"name": f"torchvision/{name}", "kwargs": {"num_classes": 4}} for name in ("resnet18", "resnet34")]
+    image = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3, "crop_pct": 0.7}
+    pair[1]["checkpoint"] = saved(tmp_path / "b.pth", resnet34(num_classes=4), image=image)
+    model = stitchkit.create_snnet(anchors=pair, img_size=32)
+    assert (model.pretrained_cfg["mean"], model.pretrained_cfg["crop_pct"]) == ((0.1, 0.2, 0.3), 0.7)
+
+
+def test_anchors_of_trainings_that_differ_are_said(tmp_path, caplog):
+    config = pico_config()
+    for anchor, crop, size in zip(config["anchors"], (0.7, 0.7, 0.9), (16, 24, 16), strict=True):
+        network = stitchkit.create_model(anchor["name"], **anchor["kwargs"])
+        about = {"image": {"mean": [0.1, 0.2, 0.3], "crop_pct": crop}, "input_size": [3, size, size]}
+        anchor["checkpoint"] = saved(tmp_path / f"{anchor['label']}.pth", network, **about)
+    stitchkit.create_snnet(config)
+    told = "was trained on images prepared with"
+    lines = [message for message in caplog.messages if told in message]
+    assert [line.partition(told)[2] for line in lines] == [
+        " crop_pct 0.7, here 0.9",
+        " crop_pct 0.7, here 0.9; input_size (3, 24, 24), here (3, 16, 16)",
+    ]
+    assert f"'{tmp_path / 'ti.pth'}'" in lines[0]
+
+
+def test_a_start_from_other_images_is_said(run, caplog):
+    flags = ["--stitch_config", run / "pico.json", "--initial-checkpoint", run / "pico/last.pth.tar", "--dry-run"]
+    flags += ["--crop-pct", "0.8", "--device", "cpu", "-j", "0", "--output", run, "--experiment", "on"]
+    assert main([*map(str, ["train", run / "digits", *flags])]) == 0
+    assert "was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.5, 0.5, 0.5); crop_pct 0.6" in caplog.text
+    assert caplog.text.count("was trained on images") == 1
+
+
+def test_composition_says_what_it_cannot_take_over(tmp_path, caplog):
+    image = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3}
+    path = saved(tmp_path / "w.pth", mobilenet_v3_small(), image=image)
+    stitchnet.networks.load_networks([{"name": "mobilenet_v3_small", "checkpoint": path}])
+    assert "w.pth' was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.485" in caplog.text

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import logging
 import sys
 from collections import Counter
 
@@ -167,7 +168,7 @@ def test_no_job_resumes_within_an_epoch_that_max_steps_ended(trained, tmp_path, 
     assert on["Step"].tolist() == [0, 4, 6]
 
 
-def test_a_job_resumes_with_the_settings_it_began_with(trained, tmp_path, capsys):
+def test_a_job_resumes_with_the_settings_it_began_with(trained, tmp_path, capsys, caplog):
     path, out, _ = trained
     newest = out / "checkpoint.pth"
     for flags, words in (
@@ -182,7 +183,10 @@ def test_a_job_resumes_with_the_settings_it_began_with(trained, tmp_path, capsys
     config["assembly"][1]["SimpleAdapter"]["nonlinearity"] = False
     line = refusal(capsys, write_job(tmp_path, config), tmp_path / "on", "--resume-from", newest)
     assert "assembly[1].SimpleAdapter.nonlinearity unset, not False" in line
-    longer = run(path, tmp_path / "on", "--resume-from", newest, "--epochs", "4")
+    with caplog.at_level(logging.INFO):
+        longer = run(path, tmp_path / "on", "--resume-from", newest, "--epochs", "4", "--print-freq", "1")
+    told = [message for message in caplog.messages if " -> " in message]
+    assert told == ["the job resumes with other settings: train_config.epochs 3 -> 4"]
     assert list(longer["Epoch"]) == [0, 1, 2, 3, 4]
 
 

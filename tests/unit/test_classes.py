@@ -14,13 +14,14 @@ from timm.utils.misc import natural_key
 from stitchkit.assembly.parts.part import Assembly, ClassifierHead, ParallelPart
 from stitchkit.assembly.parts.pretrained import WholeNetwork
 from stitchkit.assembly.train.checkpoint import check_origins
-from stitchkit.classes import check_classes, in_order, note_origin, origin_of, trained_classes
+from stitchkit.classes import check_classes, in_order, trained_classes
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.prepare import CollectionTask as Collected, prepare_one
 from stitchkit.data.source import Source
 from stitchkit.errors import InputError
 from stitchkit.networks.create import load_model
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.trained_with import TrainedWith, note, noted
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import open_datasets
 from stitchnet import image_folder, load_hf_dataset
@@ -202,9 +203,10 @@ def checkpoint(tmp_path):
 def test_a_network_knows_where_its_classifier_is_from_unless_it_is_reinitialised(checkpoint, arguments):
     path = checkpoint(**arguments)
     for number in (None, 3):
-        assert origin_of(WholeNetwork(**arguments, ckp_path=path, num_classes=number).net) == (path, [["x", "y", "z"]])
-    assert origin_of(WholeNetwork(**arguments, ckp_path=path, num_classes=4).net) is None
-    assert origin_of(WholeNetwork(**arguments, pretrained=False, num_classes=3).net) is None
+        trained = noted(WholeNetwork(**arguments, ckp_path=path, num_classes=number).net)
+        assert (trained.path, trained.classes) == (path, [["x", "y", "z"]])
+    assert noted(WholeNetwork(**arguments, ckp_path=path, num_classes=4).net).classes is None
+    assert noted(WholeNetwork(**arguments, pretrained=False, num_classes=3).net) is None
 
 
 def entries(count):
@@ -226,5 +228,5 @@ def test_classifiers_of_parallel_parts_are_compared_each_with_its_task(checkpoin
     nested = Assembly([head], entries(1), Assembly([net], entries(1)))
     with pytest.raises(InputError, match="in another order"):
         check_origins(nested, [["x", "z", "y"]], strict=True)
-    note_origin(nested, {}, "published.pth")
+    note(nested, TrainedWith.read({}, "published.pth"))
     check_origins(nested, [["x", "z", "y"]], strict=True)

@@ -6,6 +6,8 @@ import torchvision
 from torch import nn
 
 import stitchkit
+from stitchkit.assembly.parts.network import build_network
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
 from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.create import create_anchor
@@ -72,6 +74,22 @@ def test_a_file_of_other_classes_or_none_is_loaded(name, tmp_path):
         assert classifier_of(found.model) == (layer if classes else "")
         own, theirs = next(found.model.parameters()), next(whole.parameters())
         assert torch.equal(own, theirs)
+
+
+def test_a_classifier_that_starts_anew_is_said(tmp_path, caplog):
+    whole = stitchkit.create_model("resnet18", num_classes=7, channels=(8, 8, 8, 8), layers=(1, 1, 1, 1))
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    spec = {"name": "resnet18", "kwargs": {"channels": (8, 8, 8, 8), "layers": (1, 1, 1, 1)}}
+    pair = [{**spec, "checkpoint": str(tmp_path / "w.pth"), "label": "a"}, {**spec, "label": "b"}]
+    words = "w.pth' is re-initialised, and random until it is trained: 7 classes -> 5"
+    for classes, count in ((7, 0), (0, 0), (5, 1)):
+        caplog.clear()
+        stitchkit.create_snnet({"anchors": pair, "rule": "proportional"}, num_classes=classes, img_size=32)
+        assert caplog.text.count(words) == count, classes
+    caplog.clear()
+    job = {"model_name": "resnet18", **spec["kwargs"], "ckp_path": str(tmp_path / "w.pth")}
+    build_network(NetworkSpec((PartSpec("Net", job),)), num_classes=5)
+    assert caplog.text.count(words) == 1
 
 
 class Own(nn.Module):

@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -164,7 +165,7 @@ def test_one_model_and_the_defaults(tmp_path):
     assert config.network.parts[0].place == "model"
     assert (config.eval_checkpoints, config.save_checkpoints, config.strict_load) == (True, False, True)
     [task] = config.train_config.resolved_tasks
-    assert (task.name, task.loss_fn, task.data_preprocessing.image_size) == ("cifar10", "cross_entropy", 224)
+    assert (task.name, task.loss_fn, task.data_preprocessing.size) == ("cifar10", "cross_entropy", (224, 224))
 
 
 def test_tasks_have_the_settings_of_the_training_and_their_own(tmp_path):
@@ -462,6 +463,13 @@ def test_resize_modes():
     assert cut[:, :, -1].min() > 0.9
     assert filled[:, :5].max() == 0, "above the picture there is nothing"
     assert filled[:, 10, -1].min() > 0.9
+
+
+def test_the_centre_crop_is_timms():
+    how = {"interpolation": "bilinear", "crop_pct": 0.8, "mean": [0.0], "std": [1.0]}
+    for size in ([20, 20], [20, 10]):
+        theirs = timm.data.create_transform((3, *size), **how)(picture().convert("RGB"))
+        torch.testing.assert_close(prepared(image_size=size, **how).as_subclass(torch.Tensor), theirs)
 
 
 def test_normalisation_and_augmentation():

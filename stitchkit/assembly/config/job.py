@@ -98,15 +98,33 @@ class JobConfig(JobSettings):
     @property
     def files(self) -> list[str]:
         """The files of weights that are named."""
-        pieces = self.load_from.values() if isinstance(self.load_from, dict) else (self.load_from,)
-        parts = (self.model, self.assembly, self.head)
-        return [file for file in (*pieces, self.resume_from, *_files_of(parts)) if file]
+        return [*self._files_of_all, *_files_of((self.model, self.assembly, self.head))]
+
+    @property
+    def starts_from(self) -> list[str]:
+        """The files whose weights the job starts from, that of the part which reads the images first."""
+        return self._files_of_all if self.replaces_weights else self.files
+
+    @property
+    def _files_of_all(self) -> list[str]:
+        """The files of weights that are not named by a part."""
+        start = self.load_from
+        pieces = [start.get("encoder"), start.get("head")] if isinstance(start, dict) else [start]
+        return [file for file in (*pieces, self.resume_from) if file]
 
     def differences(self, other: JobConfig) -> Iterator[str]:
         """Differences from another job in settings that affect results, each as `KEY OURS, not THEIRS`."""
+        for place, old, new in self._changes(other):
+            yield f"{place} {said(old)}, not {said(new)}"
+
+    def changes(self, later: JobConfig) -> str:
+        """The same differences in one line, `KEY OLD -> NEW`, for a job that resumes as a later one."""
+        return ", ".join(f"{place} {said(old)} -> {said(new)}" for place, old, new in self._changes(later))
+
+    def _changes(self, other: JobConfig) -> Iterator[tuple[str, object, object]]:
         for place, old, new in differences(self.to_dict(), other.to_dict()):
             if place not in _MAY_DIFFER:
-                yield f"{place} {said(old)}, not {said(new)}"
+                yield place, old, new
 
     def to_dict(self) -> dict[str, object]:
         """All settings as plain data, as in a file for `load`."""

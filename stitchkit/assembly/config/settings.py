@@ -47,33 +47,39 @@ Augmentation = Literal["default"] | StrictBool | tuple[object, ...] | None
 class Preprocessing(Settings):
     """Preparation of images for the network.
 
+    What is not set is as in the training of the checkpoint that the network starts from, if that says it.
+
     Args:
-        image_size: Side of an input image, or its height and width.
+        image_size: Side of an input image, or its height and width; 224 by default.
         to_rgb: Convert images to three channels, which is the only way.
         mean: Mean of each channel, or of all, with which images are normalised; by default that of `cifar10` or
             `cifar100` for these, otherwise ImageNet's.
         std: Standard deviation of each channel, or of all, likewise.
-        resize_mode: The side that becomes `image_size` if images are not square: `shortest`, with the rest cropped;
-            `longest`, with the rest padded; or both (`squash`).
-        interpolation: torchvision's name of the interpolation.
+        resize_mode: The side that becomes `image_size` if images are not square: `shortest`, the default, with the rest
+            cropped; `longest`, with the rest padded; or both (`squash`).
+        crop_pct: Share of the side that tests keep: 0.875 scales it to `image_size` / 0.875 and cuts out the centre.
+            The default is 1.
+        interpolation: torchvision's name of the interpolation; `bicubic` by default.
         random_resize_scale: Smallest and largest share of an image in a training crop; `[1, 1]` crops as in tests.
         data_augmentation: `default` or true is a flip and AutoAugment, by the policies of CIFAR and SVHN for these; a
             list names torchvision v2 transforms.
     """
 
-    image_size: Count | tuple[Count, Count] = 224
+    image_size: Count | tuple[Count, Count] | None = None
     to_rgb: Annotated[StrictBool, AfterValidator(_check_rgb)] = True
     mean: PerChannel | None = None
     std: PerChannel | None = None
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+    crop_pct: StrictFloat | None = Field(default=None, ge=0.01, le=1)
+    interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
     random_resize_scale: Annotated[tuple[StrictFloat, StrictFloat], AfterValidator(_check_shares)] = (0.9, 1.0)
     data_augmentation: Augmentation = None
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of an input image."""
-        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+        side = self.image_size or 224
+        return side if isinstance(side, tuple) else (side, side)
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ _USED_BY = {
     "num_classes": ("classification", "segmentation"), "max_depth": ("depth",),
     "train_num_samples": ("classification",), "val_num_samples": ("classification",),
     "resize_mode": ("classification",), "interpolation": ("classification",),
-    "random_resize_scale": ("classification",),
+    "crop_pct": ("classification",), "random_resize_scale": ("classification",),
 }  # fmt: skip
 """Settings that some kinds of tasks have no use for, and the others."""
 

@@ -13,12 +13,12 @@ from torch import nn
 from stitchkit.assembly.parts.convnet import ConvNet
 from stitchkit.assembly.parts.part import Part
 from stitchkit.assembly.parts.weight_names import is_of_job, model_names
-from stitchkit.classes import carry_origin
 from stitchkit.errors import InputError
 from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.create import load_any_classes, load_model
 from stitchkit.networks.families import steps_of
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.trained_with import note, noted
 from stitchkit.networks.weights import read_checkpoint, weights_of
 from stitchkit.settings.schema import LocalPath
 
@@ -114,7 +114,7 @@ class Subnet(Pretrained):
         )  # fmt: skip
         self.net = piece(model)
         if block_output is None or ends(model)[1] == classifier_of(model):
-            carry_origin(model, self.net)
+            note(self.net, noted(model))
 
 
 def _layer(model: nn.Module, name: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import torch
@@ -15,13 +17,16 @@ from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart
 from stitchkit.assembly.parts.weight_names import head_of, network_names
 from stitchkit.assembly.train.job import Job
 from stitchkit.assembly.train.optim import JobSchedule
+from stitchkit.assembly.train.preprocessing import data_config
 from stitchkit.assembly.train.task import JobTask
-from stitchkit.classes import Origin, check_classes, note_origin, origin_of, trained_classes
+from stitchkit.classes import check_classes, trained_classes
 from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
+from stitchkit.networks.data_config import plain_data_config
+from stitchkit.networks.trained_with import TrainedWith, note, noted
 from stitchkit.networks.weights import load_content, misfit, put_weights, weights_of
 
 _logger = logging.getLogger(__name__)
@@ -43,6 +48,11 @@ _HEADER: Mapping[str, rules.Schema] = {
     "steps_per_epoch": rules.whole(1),
     "loss_scales": rules.each(rules.number(0)),
 }
+_PREPARATION: Mapping[str, rules.Schema] = {
+    "image": rules.each(rules.table(rules.text, rules.plain)),
+    "input_size": [rules.whole(1)] * 3,
+}
+"""What older checkpoints do not have."""
 
 
 class JobCheckpoints(CheckpointFiles):
@@ -64,6 +74,8 @@ def header(job: Job, trainer: Trainer, epoch: int, step: int) -> dict[str, objec
         "steps_per_epoch": trainer.updates_per_epoch,
         "rows": job.rows,
         "classes": [list(task.classes) for task in job.data],
+        "image": [plain_data_config(data_config(task.config)) for task in job.data],
+        "input_size": [3, *job.data[0].config.data_preprocessing.size],
         "loss_scales": trainer.task.scales.tolist(),
         "config": job.config.to_dict(),
     }
@@ -82,14 +94,14 @@ def load_weights(network: Assembly, path: str, *, strict: bool) -> None:
             load_content(network, {"state_dict": weights}, path)
         except InputError as error:
             raise InputError(f"{error}; set strict_load: false in the job to load only the weights that fit") from error
-        note_origin(network, content, path)
+        note(network, TrainedWith.read(content, path))
         return
     fitting = {name: value for name, value in weights.items() if name in own and not misfit(name, value, own[name])}
     if not fitting:
         raise InputError(f"checkpoint '{path}' has no weights that fit this network; check the path")
     put_weights(network, fitting, path, strict=False)
     if next(reversed(own)) in fitting:  # the last weights are the classifier's
-        note_origin(network, content, path)
+        note(network, TrainedWith.read(content, path))
     _logger.info("%d of %d weights are from %s", len(fitting), len(own), path)
 
 
@@ -106,7 +118,7 @@ def load_pieces(network: Assembly, files: Mapping[Literal["encoder", "head"], st
             )
         load_content(network, {"state_dict": own | {name: weights[name] for name in wanted}}, path)
         if piece == "head":
-            note_origin(network, content, path)
+            note(network, TrainedWith.read(content, path))
 
 
 def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, strict: bool) -> None:
@@ -115,16 +127,16 @@ def check_origins(network: nn.Module, classes: Sequence[Sequence[str]], *, stric
     A classifier within the network, whose output feeds other parts, may have any classes. `classes` are those of each
     task; `strict` is for a network that is tested without training.
     """
-    for number, origin in _origins(network, None):
+    for number, trained in _origins(network, None):
         tasks = classes if number is None else classes[number : number + 1]
-        check_classes(origin.classes, tasks, origin.path, strict=strict)
+        check_classes(trained.classes or (), tasks, trained.path, strict=strict)
 
 
-def _origins(part: nn.Module, number: int | None) -> Iterator[tuple[int | None, Origin]]:
+def _origins(part: nn.Module, number: int | None) -> Iterator[tuple[int | None, TrainedWith]]:
     """Origins of the parts that return logits, each with the number of its task; None if all tasks share it."""
-    origin = origin_of(part) or origin_of(getattr(part, "net", None))
-    if origin is not None:
-        yield number, origin
+    trained = noted(part) or noted(getattr(part, "net", None))
+    if trained is not None and trained.classes is not None:
+        yield number, trained
     elif isinstance(part, Assembly):
         # Functions such as softmax keep the order of classes.
         lasts = [part.head] if part.head is not None else [one for one in part.parts if not isinstance(one, Function)]
@@ -144,10 +156,11 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
     content, _ = read_alike(path)
     if content.get("format") != _FORMAT:
         raise InputError(f"checkpoint '{path}' contains no state of a job of this version; {_START_ANEW}")
-    training_state.check_saved(content, path, _HEADER, {})
+    training_state.check_saved(content, path, _HEADER, _PREPARATION)
     _check_settings(content, job, path)
     classes = [list(task.classes) for task in job.data]
-    check_classes(trained_classes(content), classes, path, strict=True)
+    start = f"--load-from {quote(path)}, with strict_load: false in the job if their number differs"
+    check_classes(trained_classes(content), classes, path, strict=True, train_by="" if job.trainer is None else start)
     if content["classes"] != classes:
         raise InputError(f"checkpoint '{path}' was trained on other tasks; labels would not agree")
     load_content(job.network, content, path)
@@ -232,7 +245,8 @@ def _check_step(content: Mapping[str, Any], path: str, trainer: Trainer) -> None
 def _check_settings(content: Mapping[str, Any], job: Job, path: str) -> None:
     """Check that a job resumes with its network and, if it trains, with its training settings."""
     # Parsed again: settings that it lacks, because they are newer, have their defaults.
-    old_settings, new_settings = JobConfig.parse(content["config"]).to_dict(), job.config.to_dict()
+    before = JobConfig.parse(content["config"])
+    old_settings, new_settings = before.to_dict(), job.config.to_dict()
     for key in (*_NETWORK, *(("train_config",) if job.trainer is not None else ())):
         for place, one, other in differences(old_settings.get(key), new_settings.get(key), key):
             if place not in _MAY_CHANGE:
@@ -240,3 +254,6 @@ def _check_settings(content: Mapping[str, Any], job: Job, path: str) -> None:
                     f"checkpoint '{path}' was trained with {place} {said(one)}, not {said(other)}; use the "
                     f"same, or {_START_ANEW}"
                 )
+    changes = replace(before, load_from=None).changes(job.config)  # `resume_from` takes its place
+    if changes and job.trainer is not None:
+        _logger.info("the job resumes with other settings: %s", changes)

@@ -24,6 +24,7 @@ from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.data import TaskData, TrainingLoader, download_data, open_data
 from stitchkit.assembly.train.dense import pixel_loss
 from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
+from stitchkit.assembly.train.preprocessing import with_preparation
 from stitchkit.assembly.train.result import Row
 from stitchkit.assembly.train.task import Captured, Expected, JobTask, TaskLoss, WeightedLoss, rehearse
 from stitchkit.distributed import World, from_primary
@@ -92,16 +93,17 @@ class Job:
 
 def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPaths, *, download: bool = False) -> Job:
     """Open the data, build the network and its trainer; errors name the file that the job was read from."""
-    size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
-    build: dict[str, Any] = {"input_size": size, "replaced": config.replaces_weights}
     with naming(source, is_parsed=True) if source else nullcontext():
+        prepared = with_preparation(config)
+        size = (3, *prepared.train_config.resolved_tasks[0].data_preprocessing.size)
+        build: dict[str, Any] = {"input_size": size, "replaced": config.replaces_weights}
         # First the settings and the parts: an error in them should not wait for data that may take long to download.
         # The number of classes is not known yet; a network that fits one class fits any.
         check_training(config)
         check_network(config.network, num_classes=config.wanted(), **build)
         if download:
             from_primary(world, lambda: download_data([config]))
-        data = open_data(config, world)
+        data = open_data(prepared, world)
         random_seed(config.train_config.seed, 0)  # the same weights on all ranks
         wanted = config.wanted([len(task.classes) for task in data])
         network = build_network(config.network, num_classes=wanted, pretrained=config.pretrained, **build)

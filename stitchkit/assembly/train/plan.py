@@ -14,6 +14,7 @@ from stitchkit.assembly.parts.part import Assembly, Part
 from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.data import TaskData, open_task
 from stitchkit.assembly.train.job import job_paths, trained_parameters
+from stitchkit.assembly.train.preprocessing import with_preparation
 from stitchkit.data.source import MissingData
 from stitchkit.display import aligned, quantity
 from stitchkit.distributed import World
@@ -26,8 +27,9 @@ _HEADER = ("part", "kind", "output", "parameters", "trained", "FLOPs")
 
 def job_plan(config: JobConfig, source: Path) -> str:
     """The plan of a job in words; missing data and files of weights are named in it, all other mistakes are errors."""
-    size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
     with naming(source, is_parsed=True):
+        config = with_preparation(config)
+        size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
         check_training(config)
         found = [_opened(config, number) for number in range(len(config.train_config.places))]
         data = [task for task in found if isinstance(task, TaskData)]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
-from typing import TypeAlias
+from math import floor
+from pathlib import Path
+from typing import Any, TypeAlias, cast
 
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ResizeKeepRatio
 from torchvision.transforms import v2
 
+from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.settings import Augmentation, Preprocessing, TaskConfig
+from stitchkit.engine.checkpoint_files import read_alike
 from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.networks.data_config import data_config_of
+from stitchkit.networks.trained_with import TrainedWith
+
+_logger = logging.getLogger(__name__)
 
 Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
 TRANSFORMS: dict[str, Callable[..., torch.nn.Module]] = {
@@ -26,6 +35,10 @@ _NORMALISATIONS = {
         ("cifar100", (129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
     )
 }
+_IMAGENET = [*IMAGENET_DEFAULT_MEAN], [*IMAGENET_DEFAULT_STD]
+_INTERPOLATION = "bicubic"
+_CROP_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}
+"""timm's names of ways to resize."""
 # Arguments for which torchvision has enumerations.
 _ENUMS: dict[str, type[Enum]] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
 
@@ -36,31 +49,98 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
     Errors begin with the `place` of the task in the file.
     """
     how, place = task.data_preprocessing, f"{place}.data_preprocessing"
-    dataset = task.name.lower().replace("-", "")
     steps = _resize(how, crop=training and how.random_resize_scale != (1.0, 1.0))
     if training:
-        steps += _augmentation(task.augmentation, dataset, f"{place}.data_augmentation")
-    mean, std = _NORMALISATIONS.get(dataset, (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+        steps += _augmentation(task.augmentation, _dataset(task), f"{place}.data_augmentation")
+    mean, std = _normalisation(task)
     # RGB first, because AutoAugment does not work on palettes.
     steps = [v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-    transform: Transform = v2.Compose([*steps, v2.Normalize(list(how.mean or mean), list(how.std or std))])
+    transform: Transform = v2.Compose([*steps, v2.Normalize(mean, std)])
     return transform
 
 
+def _dataset(task: TaskConfig) -> str:
+    return task.name.lower().replace("-", "")
+
+
+def _normalisation(task: TaskConfig) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel, or of all."""
+    how, (mean, std) = task.data_preprocessing, _NORMALISATIONS.get(_dataset(task), _IMAGENET)
+    return list(how.mean or mean), list(how.std or std)
+
+
 def _resize(how: Preprocessing, *, crop: bool) -> list[Callable[..., object]]:
-    mode, size = v2.InterpolationMode(how.interpolation), how.size
-    side = size[0] if size[0] == size[1] else None
+    interpolation, size = how.interpolation or _INTERPOLATION, how.size
+    mode = v2.InterpolationMode(interpolation)
     if crop:
         return [v2.RandomResizedCrop(size, scale=how.random_resize_scale, interpolation=mode)]
+    scaled = [floor(length / (how.crop_pct or 1)) for length in size]
+    cut = v2.CenterCrop(size)  # it pads smaller images: the longer side fits, and the shorter one is filled up
     if how.resize_mode == "squash":
-        return [v2.Resize(size, interpolation=mode)]
-    if side is None:  # torchvision scales only to a side
-        longest = float(how.resize_mode == "longest")
-        return [ResizeKeepRatio(size, longest, how.interpolation), v2.CenterCrop(size)]
-    if how.resize_mode == "shortest":
-        return [v2.Resize(side, interpolation=mode), v2.CenterCrop(side)]
-    # CenterCrop pads smaller images: the longer side fits, and the shorter one is filled up.
-    return [v2.Resize(None, max_size=side, interpolation=mode), v2.CenterCrop(side)]
+        return [v2.Resize(scaled, interpolation=mode), cut]
+    longest = how.resize_mode == "longest"
+    if scaled[0] != scaled[1]:  # torchvision scales only to a side
+        return [ResizeKeepRatio(scaled, float(longest), interpolation), cut]
+    return [v2.Resize(None if longest else scaled[0], max_size=scaled[0] if longest else None, interpolation=mode), cut]
+
+
+def data_config(task: TaskConfig) -> dict[str, Any]:
+    """How the images of a task are prepared, under timm's names; those of a dense task keep their sizes."""
+    how, (mean, std) = task.data_preprocessing, _normalisation(task)
+    size = (3, *how.size)
+    config: dict[str, Any] = {**data_config_of({"mean": mean, "std": std}, size, {})}
+    if task.is_dense:
+        return {key: value for key, value in config.items() if key not in ("interpolation", "crop_pct", "crop_mode")}
+    crop = {"crop_pct": how.crop_pct or 1.0, "crop_mode": _CROP_MODES[how.resize_mode or "shortest"]}
+    return config | {"interpolation": how.interpolation or _INTERPOLATION} | crop
+
+
+def with_preparation(config: JobConfig) -> JobConfig:
+    """A job that prepares images as in the training of the weights it starts from, where its file leaves that open.
+
+    Of several files, the first decides, whose network reads the images. What is taken from it is said, and so is
+    whatever differs from any of them. Every rank calls this.
+    """
+    files = [path for path in dict.fromkeys(config.starts_from) if Path(path).is_file()]
+    every = [TrainedWith.read(read_alike(path)[0], path) for path in files]
+    first = next((trained for trained in every if trained.image or trained.input_size), None)
+    prepared = config if first is None else _prepared(config, first)
+    for before, task in zip(config.train_config.resolved_tasks, prepared.train_config.resolved_tasks, strict=True):
+        was, now = data_config(before), data_config(task)
+        taken = "; ".join(f"{key} {value}" for key, value in now.items() if value != was[key])
+        if taken and first is not None:
+            _logger.info("images of '%s' are prepared as in the training of '%s': %s", task.name, first.path, taken)
+        for trained in every:
+            trained.say_unlike(now)
+    return prepared
+
+
+def _prepared(config: JobConfig, trained: TrainedWith) -> JobConfig:
+    """A job whose tasks take over what they leave open."""
+    train, content = config.train_config, config.to_dict()
+    settings: dict[str, Any] = dict(cast(Mapping[str, Any], content["train_config"]))
+    has_size = any(task.data_preprocessing.image_size for task in train.resolved_tasks)  # all have the same
+    own = settings.get("data_preprocessing", {})
+    tasks = [
+        {**task, "data_preprocessing": task.get("data_preprocessing", own) | _left_open(resolved, trained, has_size)}
+        for task, resolved in zip(settings.get("tasks") or [{}], train.resolved_tasks, strict=True)
+    ]
+    settings |= {"tasks": tasks} if train.tasks else tasks[0]
+    return JobConfig.parse({**content, "train_config": settings})
+
+
+def _left_open(task: TaskConfig, trained: TrainedWith, has_size: bool) -> dict[str, Any]:
+    """The settings of images that a task leaves open, as in a training; `has_size` if the job sets the size."""
+    how, image = task.data_preprocessing, trained.image
+    known = {key: image.get(key) for key in ("mean", "std", "interpolation", "crop_pct")}
+    known["resize_mode"] = {name: mode for mode, name in _CROP_MODES.items()}.get(image.get("crop_mode", ""))
+    known["image_size"] = None if has_size or trained.input_size is None else trained.input_size[1:]
+    unused = ("resize_mode", "crop_pct", "interpolation") if task.is_dense else ()
+    return {
+        key: [*value] if isinstance(value, tuple) else value
+        for key, value in known.items()
+        if value is not None and getattr(how, key) is None and key not in unused
+    }
 
 
 def _augmentation(setting: Augmentation, dataset: str, place: str) -> list[Callable[..., object]]:
