@@ -20,6 +20,7 @@ from yaml.reader import Reader
 from yaml.resolver import Resolver
 
 from stitchkit.errors import InputError, one_line
+from stitchkit.files import drop_unfinished, say_unfinished
 from stitchkit.settings.schema import join
 
 _INCLUDE = "!include"
@@ -139,6 +140,38 @@ def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"duplicate key {next(key for key in counts if counts[key] > 1)!r}; remove one of the two")
     return found
+
+
+def json_lines(path: Path, name: str, advice: str, *, cuts: bool = False) -> list[tuple[int, str, object]]:
+    """The number, text and content of each line of a file that grows by lines of JSON.
+
+    A last line that a killed program left unfinished is dropped.
+
+    Args:
+        path: The file.
+        name: Names it in messages.
+        advice: What to do about a damaged line.
+        cuts: Cut the unfinished line off the file, to which lines will be added; it is any without an end.
+
+    Raises:
+        InputError: If another line is not JSON, or has a key twice.
+    """
+    rows: list[tuple[int, str, object]] = []
+    *lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, rest] if rest and not cuts else lines, start=1):
+        text = line.decode(errors="replace").strip()
+        try:
+            rows.append((number, text, json.loads(line.decode(), object_pairs_hook=unique_keys)))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            if number > len(lines):
+                say_unfinished(path)
+                break
+            raise InputError(f"{name}, line {number} is not JSON: {text[:80]!r}; {advice}") from error
+        except ValueError as error:  # a key twice, or a number of too many digits
+            raise InputError(f"{name}, line {number}: {str(error).rpartition('; ')[0]}; {advice}") from error
+    if cuts:
+        drop_unfinished(path)
+    return rows
 
 
 def settings_text(content: object) -> str:

@@ -259,7 +259,7 @@ def test_a_hostile_journal_of_a_composition(made, tmp_path):
         b'[["ranking", "a[0:1]"], {"output": "x", "scores": {"a": 1}}]\n',
     ):
         (tmp_path / "compose.jsonl").write_bytes(content)
-        with pytest.raises(InputError, match=r"is not an entry of a journal|is damaged"):
+        with pytest.raises(InputError, match=r"is not (an entry of a journal|JSON)|is damaged"):
             Journal(tmp_path / "compose.jsonl").find(Ranking, "ranking", "a[0:1]")
     figures = {"stitch": "a", "flops": 1, "params": 1, "score": 1.0, "acc1": 50.0}
     less = {name: value for name, value in figures.items() if name != "acc1"}
