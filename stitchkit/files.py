@@ -56,10 +56,15 @@ def write_text(path: Path, text: str, *, writer: str = "") -> None:
         draft.write_text(text, encoding="utf-8")
 
 
+def check_regular(path: Path) -> None:
+    """Refuse a device or a named pipe, which would make a reader wait or never end; what is missing is the reader's."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"'{path}' is not a file; check the path")
+
+
 def read_table(path: Path) -> dict[str, list[str]]:
     """The columns of a CSV file by name; cells that a line lacks at its end are empty."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"'{path}' is not a file; check the path")  # such as /dev/zero, which has no end
+    check_regular(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, restval="")
@@ -80,6 +85,7 @@ def opened(path: Path, mode: str, *, newline: str | None = None) -> IO[Any]:
 
 def drop_unfinished(path: Path) -> None:
     """Cut a last line without an end off a file that grows: a killed program or a power cut left part of it."""
+    check_regular(path)
     content = path.read_bytes()
     if end := len(content) - content.rfind(b"\n") - 1:
         say_unfinished(path)

@@ -20,7 +20,7 @@ from yaml.reader import Reader
 from yaml.resolver import Resolver
 
 from stitchkit.errors import InputError, one_line
-from stitchkit.files import drop_unfinished, say_unfinished
+from stitchkit.files import check_regular, drop_unfinished, say_unfinished
 from stitchkit.settings.schema import join
 
 _INCLUDE = "!include"
@@ -156,6 +156,7 @@ def json_lines(path: Path, name: str, advice: str, *, cuts: bool = False) -> lis
     Raises:
         InputError: If another line is not JSON, or has a key twice.
     """
+    check_regular(path)
     rows: list[tuple[int, str, object]] = []
     *lines, rest = path.read_bytes().split(b"\n")
     for number, line in enumerate([*lines, rest] if rest and not cuts else lines, start=1):
@@ -197,8 +198,7 @@ def naming(path: str | Path, *, is_parsed: bool = False) -> Iterator[None]:
 
 def plain_text(path: Path) -> str:
     """The text of a file; a device such as `/dev/zero`, or something else of endless size, is not read."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"'{path}' is not a file; check the path")
+    check_regular(path)
     if path.stat().st_size > _MOST_BYTES:
         raise InputError(f"'{path}' has {path.stat().st_size:,} bytes; settings have at most {_MOST_BYTES:,}")
     return path.read_text(encoding="utf-8-sig")
