@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from stitchkit.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """The numbers of the system's errors for a disk or a quota without room."""
@@ -53,10 +56,15 @@ def write_text(path: Path, text: str, *, writer: str = "") -> None:
         draft.write_text(text, encoding="utf-8")
 
 
+def check_regular(path: Path) -> None:
+    """Refuse a device or a named pipe, which would make a reader wait or never end; what is missing is the reader's."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"'{path}' is not a file; check the path")
+
+
 def read_table(path: Path) -> dict[str, list[str]]:
     """The columns of a CSV file by name; cells that a line lacks at its end are empty."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"'{path}' is not a file; check the path")  # such as /dev/zero, which has no end
+    check_regular(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file, restval="")
@@ -73,6 +81,21 @@ def read_table(path: Path) -> dict[str, list[str]]:
 def opened(path: Path, mode: str, *, newline: str | None = None) -> IO[Any]:
     """Open a file that grows in place, like the builtin `open`; text is UTF-8."""
     return open(path, mode, newline=newline, encoding=None if "b" in mode else "utf-8", opener=descriptor)
+
+
+def drop_unfinished(path: Path) -> None:
+    """Cut a last line without an end off a file that grows: a killed program or a power cut left part of it."""
+    check_regular(path)
+    content = path.read_bytes()
+    if end := len(content) - content.rfind(b"\n") - 1:
+        say_unfinished(path)
+        with opened(path, "r+b") as file:
+            file.truncate(len(content) - end)
+
+
+def say_unfinished(path: Path) -> None:
+    """Say that the last line of a file that grows is dropped."""
+    _logger.warning("the last line of '%s' is dropped: an interrupted program left it unfinished", path)
 
 
 def descriptor(path: str | Path, flags: int) -> int:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from stitchkit.engine.lock import locked, made
 from stitchkit.errors import InputError
 from stitchkit.files import DISK_FULL, opened, refuse_link
-from stitchkit.settings.files import unique_keys
+from stitchkit.settings.files import json_lines
 
 Entry = TypeVar("Entry")
 Key = tuple[str | int, ...]
@@ -31,20 +31,13 @@ class Journal:
         self.path = path
         self._scope: Key = ()
         self._entries: dict[Key, object] = {}
-        content = path.read_bytes() if path.exists() else b""
-        complete = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(complete.splitlines(), start=1):
+        advice = "choose another folder, or remove the file to start over"
+        for number, _, content in json_lines(path, f"'{path}'", advice, cuts=True) if path.exists() else ():
             try:
-                key, value = _LINE.validate_python(json.loads(line, object_pairs_hook=unique_keys))
-            except (ValueError, RecursionError) as error:
-                raise InputError(
-                    f"'{path}', line {number} is not an entry of a journal; choose another folder, or remove the "
-                    "file to start over"
-                ) from error
+                key, value = _LINE.validate_python(content)
+            except ValueError as error:
+                raise InputError(f"'{path}', line {number} is not an entry of a journal; {advice}") from error
             self._entries[key] = value
-        if len(complete) < len(content):  # a killed command wrote part of its last line
-            with opened(path, "r+b") as file:
-                file.truncate(len(complete))
 
     def scope(self, *key: str | int) -> Journal:
         """The same journal with `key` before every key, for one of several searches."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stitchkit.errors import InputError, one_line
+from stitchkit.files import check_regular
 from stitchkit.settings.files import unique_keys
 from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import AnchorSpec
@@ -34,6 +35,8 @@ def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net
     """
     folder = Path(folder)
     try:
+        for name in (ABOUT, WEIGHTS):
+            check_regular(folder / name)
         about = json.loads((folder / ABOUT).read_text(), object_pairs_hook=unique_keys)
         return _restore(about, load_file(folder / WEIGHTS), nets or {})
     except InputError:

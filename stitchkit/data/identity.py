@@ -21,6 +21,8 @@ from torch.utils.data import IterableDataset
 from stitchkit.data.dense.pairs import ImagePairs
 from stitchkit.data.labelled_images import Images, image_labels, image_names
 from stitchkit.data.unreadable import CheckedImages
+from stitchkit.errors import InputError
+from stitchkit.files import check_regular
 
 _MOST_READ = 200
 _MOST_BYTES = 2**20
@@ -77,9 +79,10 @@ def _size(file: str) -> int:
 
 def _first_bytes(file: str) -> bytes:
     try:
+        check_regular(Path(file))
         with open(file, "rb") as opened:
             return opened.read(_MOST_BYTES)
-    except OSError:
+    except (OSError, InputError):
         return b""
 
 

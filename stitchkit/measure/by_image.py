@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from stitchkit.errors import InputError
-from stitchkit.files import replacing
+from stitchkit.files import check_regular, replacing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -113,6 +113,7 @@ def opened(
     Raises:
         InputError: If it is missing or damaged, which the block may find too.
     """
+    check_regular(Path(path))
     try:
         with safe_open(path, framework="np") as file:
             about = json.loads(file.metadata()["about"])

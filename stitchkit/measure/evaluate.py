@@ -22,7 +22,7 @@ from stitchkit.data.batches import Batch, Loader, without_padding
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World, gather_objects, sum_over_ranks
 from stitchkit.errors import InputError
-from stitchkit.files import replacing
+from stitchkit.files import check_regular, replacing
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
 from stitchkit.settings.files import unique_keys
@@ -156,6 +156,7 @@ class PartialAnswers:
             networks: Number of networks; by default one for each entry of what is done.
         """
         try:
+            check_regular(self.path)
             with safe_open(self.path, framework="pt") as file:
                 about = json.loads(file.metadata()["about"], object_pairs_hook=unique_keys)
                 sums, right, labels = (file.get_tensor(name) for name in ("sums", "right", "labels"))

@@ -12,7 +12,7 @@ from stitchkit.display import quantity
 from stitchkit.errors import InputError
 from stitchkit.files import opened, refuse_link, sync, write_text
 from stitchkit.routes import StitchSpace
-from stitchkit.settings.files import unique_keys
+from stitchkit.settings.files import json_lines
 
 if TYPE_CHECKING:
     from stitchkit.measure.profile import Cost  # slow to import, and a ledger is read without it
@@ -58,23 +58,12 @@ def read_rows(path: str | Path) -> list[Row]:
         found = "is a folder; give the stitches_res.txt in it" if path.is_dir() else "does not exist; check the path"
         raise InputError(f"ledger '{path}' {found}")
     try:
-        lines = path.read_text().splitlines(keepends=True)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is not text" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise InputError(f"ledger '{path}' cannot be read: {reason}; give a stitches_res.txt") from error
+        lines = json_lines(path, f"ledger '{path}'", _OTHER)
+    except OSError as error:
+        raise InputError(f"ledger '{path}' cannot be read: {error.strerror}; give a stitches_res.txt") from error
     rows: list[Row] = []
     places: dict[int, int] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line, object_pairs_hook=unique_keys)
-        except (json.JSONDecodeError, RecursionError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break  # left unfinished by a killed program; `Ledger` removes it before the next row
-            fault = f"is not JSON: {line.strip()[:80]!r}; {_OTHER}"
-            raise InputError(f"ledger '{path}', line {number} {fault}") from error
-        except ValueError as error:  # a key twice, or a number of too many digits
-            fault = f"{str(error).rpartition('; ')[0]}; {_AGAIN}"
-            raise InputError(f"ledger '{path}', line {number}: {fault}") from error
+    for number, line, row in lines:
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
             fault = f"has no 'cfg_id', a number from 0: {line.strip()[:80]!r}; {_OTHER}"
             raise InputError(f"ledger '{path}', line {number} {fault}")

@@ -63,6 +63,11 @@ def compared(rows: Sequence[Row], metric: str) -> list[Row]:
     only those are compared that end in the same anchor as the costliest row: every anchor agrees with itself, so the
     cheapest one would be the best of all.
     """
+    if rows and all(row.get("part") for row in rows):
+        raise InputError(
+            "all rows of the ledger were measured on a part of the images, so none can be compared; evaluate again "
+            "without --eval-images"
+        )
     rows = [row for row in rows if not row.get("part")]
     if metric not in _AGREEMENTS or not rows:
         return rows

@@ -20,6 +20,7 @@ from yaml.reader import Reader
 from yaml.resolver import Resolver
 
 from stitchkit.errors import InputError, one_line
+from stitchkit.files import check_regular, drop_unfinished, say_unfinished
 from stitchkit.paths import asked, paths_from_file
 from stitchkit.settings.schema import join
 
@@ -153,6 +154,39 @@ def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
+def json_lines(path: Path, name: str, advice: str, *, cuts: bool = False) -> list[tuple[int, str, object]]:
+    """The number, text and content of each line of a file that grows by lines of JSON.
+
+    A last line that a killed program left unfinished is dropped.
+
+    Args:
+        path: The file.
+        name: Names it in messages.
+        advice: What to do about a damaged line.
+        cuts: Cut the unfinished line off the file, to which lines will be added; it is any without an end.
+
+    Raises:
+        InputError: If another line is not JSON, or has a key twice.
+    """
+    check_regular(path)
+    rows: list[tuple[int, str, object]] = []
+    *lines, rest = path.read_bytes().split(b"\n")
+    for number, line in enumerate([*lines, rest] if rest and not cuts else lines, start=1):
+        text = line.decode(errors="replace").strip()
+        try:
+            rows.append((number, text, json.loads(line.decode(), object_pairs_hook=unique_keys)))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            if number > len(lines):
+                say_unfinished(path)
+                break
+            raise InputError(f"{name}, line {number} is not JSON: {text[:80]!r}; {advice}") from error
+        except ValueError as error:  # a key twice, or a number of too many digits
+            raise InputError(f"{name}, line {number}: {str(error).rpartition('; ')[0]}; {advice}") from error
+    if cuts:
+        drop_unfinished(path)
+    return rows
+
+
 def settings_text(content: object) -> str:
     """The text of a YAML file that reads back as these settings."""
     return str(yaml.dump(content, Dumper=_Dumper, sort_keys=False))
@@ -176,8 +210,7 @@ def naming(path: str | Path, *, is_parsed: bool = False) -> Iterator[None]:
 
 def plain_text(path: Path) -> str:
     """The text of a file; a device such as `/dev/zero`, or something else of endless size, is not read."""
-    if path.exists() and not path.is_file():
-        raise InputError(f"'{path}' is not a file; check the path")
+    check_regular(path)
     if path.stat().st_size > _MOST_BYTES:
         raise InputError(f"'{path}' has {path.stat().st_size:,} bytes; settings have at most {_MOST_BYTES:,}")
     return path.read_text(encoding="utf-8-sig")

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from stitchkit.files import opened, read_table, refuse_link, replacing
+from stitchkit.files import drop_unfinished, opened, read_table, refuse_link, replacing
 from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
 
@@ -76,6 +76,7 @@ def cut_summaries(folder: Path, epoch: int) -> None:
         refuse_link(path)
         if not path.exists():
             continue
+        drop_unfinished(path)
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
             head, *rows = list(csv.reader(file)) or [[]]
         if head:  # rows that do not begin with a number are not epochs

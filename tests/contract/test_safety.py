@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import signal
 
 import numpy as np
 import pytest
@@ -23,7 +24,14 @@ from stitchkit.data.unreadable import open_image
 from stitchkit.errors import InputError
 from stitchkit.evidence.size import SIZES
 from stitchkit.evidence.study import Study
+from stitchkit.files import read_table
+from stitchkit.measure.evaluate import PartialAnswers
+from stitchkit.measure.intervals import by_image_beside
+from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.ledger_origin import read_origin
+from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.recipe import Recipe
+from stitchkit.training.summary import cut_summaries
 from stitchnet.journal import Journal
 from stitchnet.output_map import OutputMap
 from stitchnet.search import Ranking
@@ -259,7 +267,7 @@ def test_a_hostile_journal_of_a_composition(made, tmp_path):
         b'[["ranking", "a[0:1]"], {"output": "x", "scores": {"a": 1}}]\n',
     ):
         (tmp_path / "compose.jsonl").write_bytes(content)
-        with pytest.raises(InputError, match=r"is not an entry of a journal|is damaged"):
+        with pytest.raises(InputError, match=r"is not (an entry of a journal|JSON)|is damaged"):
             Journal(tmp_path / "compose.jsonl").find(Ranking, "ranking", "a[0:1]")
     figures = {"stitch": "a", "flops": 1, "params": 1, "score": 1.0, "acc1": 50.0}
     less = {name: value for name, value in figures.items() if name != "acc1"}
@@ -358,7 +366,6 @@ READERS = {
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
     "stitchkit/assembly/sweep/report/tables.py": test_hostile_files_of_a_sweep,
     "stitchkit/assembly/sweep/kinds/search.py": test_a_hostile_journal_of_a_search,
-    "stitchkit/measure/ledger.py": test_hostile_files_of_other_commands,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/by_image.py": test_hostile_files_beside_a_ledger,
     "stitchkit/data/dense/maps.py": test_hostile_files_of_dense_prediction,
@@ -370,9 +377,38 @@ READERS = {
     "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/training/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
-    "stitchnet/journal.py": test_a_hostile_journal_of_a_composition,
     "stitchnet/loading.py": test_hostile_files_of_a_composed_network,
 }
+
+
+def read_part(path):
+    assert PartialAnswers(path, {}).restore(3) is None
+    raise InputError(f"'{path}' is not a file")
+
+
+PIPES = {
+    "stitches_res.txt": read_rows,
+    "stitches_res.hits": lambda path: by_image_beside(path.with_suffix(".txt"), "acc1"),
+    "stitches_res.sums": lambda path: by_image_beside(path.with_suffix(".txt"), "miou"),
+    "stitches_res.txt.part0": read_part,
+    "stitches_res.yaml": lambda path: read_origin(path.with_suffix(".txt"), advice="move it"),
+    "summary.csv": lambda path: cut_summaries(path.parent, 1),
+    "per_class.csv": read_table,
+    "compose.jsonl": Journal,
+    "net.json": lambda path: stitchnet.load(path.parent),
+    "last.pth.tar": read_checkpoint,
+}
+
+
+@pytest.mark.parametrize("name", PIPES)
+def test_a_pipe_in_a_folder_does_not_make_a_reader_wait(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    signal.alarm(20)  # ends the tests, instead of waiting for a writer
+    try:
+        with pytest.raises(InputError, match="is not a file"):
+            PIPES[name](tmp_path / name)
+    finally:
+        signal.alarm(0)
 
 
 def reads(text):

@@ -189,6 +189,16 @@ def test_odd_lines_of_a_summary_are_dropped(tmp_path, line):
     assert [path.name for path in tmp_path.iterdir()] == ["summary.csv"]
 
 
+@pytest.mark.parametrize(("text", "kept"), [("epoch,loss\n0,1.0\n1,0.", ["epoch,loss", "0,1.0"]), ("epoch,lo", None)])
+def test_an_unfinished_last_line_of_a_summary_is_dropped(text, kept, tmp_path, caplog):
+    """Its figure may be cut off, as 0.5 to 0., and the checkpoint after it complete."""
+    path = tmp_path / "summary.csv"
+    path.write_text(text)
+    cut_summaries(tmp_path, 2)
+    assert (path.read_text().split() if path.exists() else None) == kept
+    assert f"the last line of '{path}' is dropped" in caplog.text
+
+
 def test_a_summary_with_a_column_twice_is_refused(tmp_path):
     (tmp_path / "summary.csv").write_text("epoch,lr,lr\n0,1.0,2.0\n")
     with pytest.raises(InputError, match=r"summary\.csv' has the column 'lr' twice; remove one"):

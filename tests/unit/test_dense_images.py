@@ -272,6 +272,10 @@ FAULTS = {
     "two of a name": (lambda at: photo(at / "images/a.png"), "have the same name but for the suffix"),
     "no images": (lambda at: [path.unlink() for path in (at / "images").iterdir()], "has no images"),
     "twice": (lambda at: (at.parent / "classes.txt").write_text("a\nb\na"), "names 'a' twice"),
+    "a link": (
+        lambda at: [(at.parent / "classes.txt").unlink(), (at.parent / "classes.txt").symlink_to("/etc/hosts")],
+        "classes.txt' links out of its folder",
+    ),
     "empty line": (lambda at: (at.parent / "classes.txt").write_text("a\n\nb"), r"line 2 of .*classes.txt' is empty"),
     "not text": (lambda at: (at.parent / "classes.txt").write_bytes(b"\xff\xfe\0"), r"classes.txt' cannot be read"),
     "many": (

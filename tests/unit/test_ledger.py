@@ -61,15 +61,20 @@ def test_a_row_is_appended_to_what_others_wrote(tmp_path, model):
     assert [row["cfg_id"] for row in read_rows(path)] == [0, 5, 1]
 
 
-def test_an_unfinished_last_line_is_dropped(tmp_path, model):
+def test_an_unfinished_last_line_is_dropped(tmp_path, model, caplog):
     path = tmp_path / "r.txt"
     open_ledger(path, model).append(0, FIGURES)
     with path.open("a") as file:
         file.write('{"cfg_id": 1, "sti')
     ledger = open_ledger(path, model)
     assert 1 in ledger.missing
+    assert caplog.messages == [f"the last line of '{path}' is dropped: an interrupted program left it unfinished"]
     ledger.append(1, FIGURES)
     assert [row["cfg_id"] for row in read_rows(path)] == [0, 1]
+    path.write_bytes(path.read_bytes() + b"\0\0\xff")  # as after a power cut
+    assert [row["cfg_id"] for row in read_rows(path)] == [0, 1]
+    path.write_text(path.read_text(errors="replace").splitlines()[0])
+    assert [row["cfg_id"] for row in read_rows(path)] == [0], "a published ledger may lack the last line end"
 
 
 @pytest.mark.parametrize(
@@ -123,8 +128,8 @@ def test_a_missing_ledger_is_named(tmp_path):
         read_rows(tmp_path / "missing.txt")
     with pytest.raises(InputError, match=r"is a folder; give the stitches_res\.txt in it"):
         read_rows(tmp_path)
-    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(InputError, match="it is not text"):
+    (tmp_path / "picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(InputError, match=r"picture\.txt', line 1 is not JSON"):
         read_rows(tmp_path / "picture.txt")
 
 

@@ -259,13 +259,28 @@ def test_a_search_goes_through_its_trials(tmp_path, caplog):
     with pytest.raises(InputError, match="parameters: the search began with others"):
         next(other.rounds(tmp_path, None))
     journal = tmp_path / "search.journal"
-    for damage in ("[1]\n{", journal.read_text().replace('"directions":[2]', '"directions":[]')):
+    for damage in ("[1]\n", "{}\n{\n", journal.read_text().replace('"directions":[2]', '"directions":[]')):
         journal.write_text(damage)
-        with pytest.raises(InputError, match="the journal of the search, is damaged"):
+        with pytest.raises(InputError, match=r"the journal of the search, (is damaged|line 2 is not JSON)"):
             next(sweep.rounds(tmp_path, None))
 
 
 @pytest.mark.full
+def test_a_search_whose_journal_was_cut_off_continues(tmp_path, caplog):
+    """optuna appended to the unfinished line, and could never read the journal again."""
+    sweep = load_sweep(search(tmp_path, "d"), run_cap=3, seeds=[1])
+    journal = tmp_path / "search.journal"
+    assert Measured(tmp_path).all(load_sweep(search(tmp_path, "d"), run_cap=1, seeds=[1])) == [["trial-0-base"]]
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":5,"worker_id":"a')
+    assert Measured(tmp_path).all(sweep) == [["trial-1-base"], ["trial-2-base"]]
+    assert f"the last line of '{journal}' is dropped: an interrupted program left it unfinished" in caplog.messages
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([lines[0], b"{", *lines[1:]]) + b"\n")
+    with pytest.raises(InputError, match=r"the journal of the search, line 2 is not JSON: '{'; move it away"):
+        next(sweep.rounds(tmp_path, None))
+
+
 def test_an_interrupted_search_tries_the_same_as_an_unbroken_one(tmp_path):
     sweep = load_sweep(search(tmp_path, "d"), run_cap=4, seeds=[1])
     tables = []

@@ -66,7 +66,7 @@ class SweepJob:
     @property
     def number(self) -> str:
         """Slurm's number of the run; empty if it was not submitted."""
-        return self.submission.read_text().strip() if self.submission.exists() else ""
+        return self.submission.read_text().strip() if self.submission.is_file() else ""
 
     @property
     def failure(self) -> Path:
@@ -78,7 +78,7 @@ class SweepJob:
         """The state of the run, as far as its folder and this machine tell."""
         if self.result.exists():
             return "done"
-        return "failed" if self.failure.exists() else "running" if self.is_running else "waiting"
+        return "failed" if self.failure.is_file() else "running" if self.is_running else "waiting"
 
     @property
     def is_running(self) -> bool:

@@ -189,6 +189,8 @@ def _by_name(folder: Path, suffixes: frozenset[str] = frozenset(), ending: str =
 
 def _lines(path: Path) -> list[str]:
     """The lines of a text file, without white space around them, up to the last that is not empty."""
+    if not path.resolve().is_relative_to(path.parent.resolve()):
+        raise InputError(f"'{path}' links out of its folder; copy the file there, so that no other one is read")
     try:
         if path.stat().st_size > _LARGEST_TEXT:
             raise InputError(f"'{path}' has more than {_LARGEST_TEXT:,} bytes; give a text file")

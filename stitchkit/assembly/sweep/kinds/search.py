@@ -23,7 +23,7 @@ from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, refuse_link, replacing
 from stitchkit.optional import check_installed
-from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.files import json_lines, naming, read_settings_file
 from stitchkit.settings.schema import parse
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ class HyperSearch(Sweep):
         goal, journal = self.file.metric.goal, folder and folder / f"{self.name}.journal"
         if journal is not None:
             refuse_link(journal)
+            if journal.exists():  # optuna would append to an unfinished line, and could never read the file again
+                json_lines(journal, f"'{journal}', the journal of the search", "move it away", cuts=True)
         try:
             storage = JournalStorage(JournalFileBackend(str(journal))) if journal else None
             study = optuna.create_study(storage=storage, study_name=self.name, direction=goal, load_if_exists=True)
