@@ -18,7 +18,7 @@ from timm.data.readers.class_map import load_class_map
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
-from stitchkit.classes import in_order
+from stitchkit.classes import in_order, same_text
 from stitchkit.data.labelled_images import LabelledImages, class_names
 from stitchkit.data.split_rule import is_split, names_of
 from stitchkit.display import counted
@@ -68,20 +68,29 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
         self.ignored: Counter[str] = Counter()
         self.nested = ""
         found: list[tuple[str, str]] = []
+        spellings: dict[str, str] = {}
         for path, place in _images(self.root, suffixes, self.ignored):
             # Strings instead of `Path`, which is slow for the millions of images of some data sets.
             name, _, deeper = place[len(self.root) + 1 :].partition(os.sep)
             if not name:
                 self.ignored[f"{_suffix(path)} beside the class folders"] += 1
             else:
-                found.append((path, name))
+                label = same_text(name)
+                if (other := spellings.setdefault(label, name)) != name:
+                    raise InputError(
+                        f"'{folder}' has two class folders that look alike, {other!a} and {name!a}: one name is in "
+                        "Unicode's form NFC, and one in NFD, as macOS writes them; merge the folders"
+                    )
+                found.append((path, label))
                 if deeper and not self.nested:
                     self.nested = os.path.join(name, deeper)
         # The path decides between names that are equal in natural order, whatever the order on the disk.
         found.sort(key=lambda pair: (natural_key(pair[0]), pair[0]))
         names = in_order({name for _, name in found})
         self.class_to_idx: dict[str, int] = (
-            _read_class_map(class_map, self.root) if class_map else {name: number for number, name in enumerate(names)}
+            {same_text(name): number for name, number in _read_class_map(class_map, self.root).items()}
+            if class_map
+            else {name: number for number, name in enumerate(names)}
         )
         self.samples = [(path, self.class_to_idx[name]) for path, name in found if name in self.class_to_idx]
         if not self.samples:
@@ -114,8 +123,11 @@ def _read_class_map(path: str, folder: str) -> dict[str, int]:
     return found
 
 
-def visible_files(folder: str) -> Iterator[tuple[str, str]]:
-    """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class."""
+def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class.
+
+    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images.
+    """
     waiting: list[tuple[str, set[tuple[int, int]]]] = [(folder, set())]
     for place, seen in waiting:  # it grows meanwhile
         status = os.stat(place)
@@ -127,6 +139,8 @@ def visible_files(folder: str) -> Iterator[tuple[str, str]]:
         with os.scandir(place) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
+                    if entry.name.startswith("._"):
+                        ignored["._ of macOS"] += 1
                     continue
                 if entry.is_dir():
                     inner.append(entry.path)
@@ -138,7 +152,7 @@ def visible_files(folder: str) -> Iterator[tuple[str, str]]:
 
 def _images(folder: str, suffixes: frozenset[str], ignored: Counter[str]) -> Iterator[tuple[str, str]]:
     """The visible files of these suffixes, or of Pillow's if there are none, with their folders; others are counted."""
-    for path, place in visible_files(folder):
+    for path, place in visible_files(folder, ignored):
         if (suffix := _suffix(path)) in (suffixes or image_suffixes()):
             yield path, place
         else:

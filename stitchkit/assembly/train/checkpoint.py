@@ -16,7 +16,7 @@ from stitchkit.assembly.parts.weight_names import head_of, network_names
 from stitchkit.assembly.train.job import Job
 from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.task import JobTask
-from stitchkit.classes import Origin, check_classes, note_origin, origin_of, trained_classes
+from stitchkit.classes import Origin, check_classes, note_origin, origin_of, same_text, trained_classes
 from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
 from stitchkit.engine.epoch_state import Position
@@ -148,7 +148,7 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
     _check_settings(content, job, path)
     classes = [list(task.classes) for task in job.data]
     check_classes(trained_classes(content), classes, path, strict=True)
-    if content["classes"] != classes:
+    if [[*map(same_text, names)] for names in content["classes"]] != classes:
         raise InputError(f"checkpoint '{path}' was trained on other tasks; labels would not agree")
     load_content(job.network, content, path)
     position = None
