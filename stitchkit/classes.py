@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -18,6 +19,11 @@ def in_order(names: Iterable[str]) -> list[str]:
     # Names that are equal in natural order, such as 1 and 01, or A and a, are in plain order: timm sorts a set, whose
     # order differs from process to process, so two ranks would number these classes differently.
     return sorted(names, key=lambda name: (_natural(name), name))
+
+
+def same_text(name: str) -> str:
+    """A class name in NFC: macOS writes letters with accents as two characters (NFD), other systems as one."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _natural(name: str) -> list[str | int]:
@@ -56,16 +62,18 @@ def check_classes(
         if len(trained) == len(here):
             before = trained[number]
         else:  # other tasks: compare with the one that has these classes, if there is one
-            before = next((one for one in trained if list(one) == list(names)), trained[0])
+            wanted = [*map(same_text, names)]
+            before = next((one for one in trained if [*map(same_text, one)] == wanted), trained[0])
         _compare(list(before), list(names), path, strict=strict, train_by=train_by)
 
 
 def _compare(before: list[str], now: list[str], path: str | Path, *, strict: bool, train_by: str) -> None:
+    before, now = ([same_text(str(name)) for name in names] for names in (before, now))
     if not now or before == now:
         return
     was, is_ = next(pair for pair in zip_longest(before, now) if pair[0] != pair[1])
     first = f"the first that differs was {was!r} and is {is_!r}"
-    if sorted(before) == sorted(map(str, now)):
+    if sorted(before) == sorted(now):
         raise InputError(
             f"checkpoint '{path}' was trained on the same {len(now)} classes in another order; {first}; labels would "
             "not agree. Retrain, or restore the order in stitchkit train by --class-map"

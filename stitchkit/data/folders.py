@@ -17,7 +17,7 @@ from PIL import EpsImagePlugin, Image, ImageFile
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
-from stitchkit.classes import in_order
+from stitchkit.classes import in_order, same_text
 from stitchkit.data.class_map import read_class_map
 from stitchkit.data.labelled_images import LabelledImages, class_names
 from stitchkit.data.split_rule import is_split, names_of, plain_split
@@ -73,13 +73,20 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
         self.ignored: Counter[str] = Counter()
         self.nested = ""
         found: list[tuple[str, str]] = []
+        spellings: dict[str, str] = {}
         for path, place in _images(self.root, suffixes, self.ignored):
             # Strings instead of `Path`, which is slow for the millions of images of some data sets.
             name, _, deeper = place[len(self.root) + 1 :].partition(os.sep)
             if not name:
                 self.ignored[f"{_suffix(path)} beside the class folders"] += 1
             else:
-                found.append((path, name))
+                label = same_text(name)
+                if (other := spellings.setdefault(label, name)) != name:
+                    raise InputError(
+                        f"'{folder}' has two class folders that look alike, {other!a} and {name!a}: one name is in "
+                        "Unicode's form NFC, and one in NFD, as macOS writes them; merge the folders"
+                    )
+                found.append((path, label))
                 if deeper and not self.nested:
                     self.nested = os.path.join(name, deeper)
         # The path decides between names that are equal in natural order, whatever the order on the disk.
@@ -87,8 +94,9 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
         names = in_order({name for _, name in found})
         self.class_to_idx: dict[str, int] = {name: number for number, name in enumerate(names)}
         if class_map:
-            self.class_to_idx = read_class_map(class_map, self.root)
-            if missing := in_order(map(str, self.class_to_idx.keys() - set(names))):
+            numbers = read_class_map(class_map, self.root)
+            self.class_to_idx = {same_text(str(name)): number for name, number in numbers.items()}
+            if missing := in_order(self.class_to_idx.keys() - set(names)):
                 raise InputError(
                     f"class map '{class_map}' names classes without images in '{folder}': {listed(missing)}; correct "
                     "the names, or remove them from the map"
@@ -114,8 +122,11 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
         return said
 
 
-def visible_files(folder: str) -> Iterator[tuple[str, str]]:
-    """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class."""
+def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
+    """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class.
+
+    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images.
+    """
     waiting: list[tuple[str, set[tuple[int, int]]]] = [(folder, set())]
     for place, seen in waiting:  # it grows meanwhile
         status = os.stat(place)
@@ -127,6 +138,8 @@ def visible_files(folder: str) -> Iterator[tuple[str, str]]:
         with os.scandir(place) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
+                    if entry.name.startswith("._"):
+                        ignored["._ of macOS"] += 1
                     continue
                 if entry.is_dir():
                     inner.append(entry.path)
@@ -138,7 +151,7 @@ def visible_files(folder: str) -> Iterator[tuple[str, str]]:
 
 def _images(folder: str, suffixes: frozenset[str], ignored: Counter[str]) -> Iterator[tuple[str, str]]:
     """The visible files of these suffixes, or of Pillow's if there are none, with their folders; others are counted."""
-    for path, place in visible_files(folder):
+    for path, place in visible_files(folder, ignored):
         if (suffix := _suffix(path)) in (suffixes or image_suffixes()):
             yield path, place
         else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from stitchkit.model.levels import grid_of
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating
+
+_logger = logging.getLogger(__name__)
 
 Sides = tuple[int, ...]
 
@@ -42,30 +45,52 @@ class _Patching(NamedTuple):
 
 
 def check_coverage(anchor: Anchor) -> None:
-    """Refuse images that are no whole number of patches: predictions for the rest would be stretched over all of it.
+    """Refuse images that are no whole number of patches: predictions for the rest would be stretched over all of it."""
+    if words := _uncovered(anchor):
+        raise InputError(f"anchor '{anchor.label}' sees {words}")
+
+
+def warn_of_borders(anchors: Iterable[Anchor]) -> None:
+    """Log which anchors do not see the edge of their images, which classes of whole images can do without."""
+    labels: dict[str, list[str]] = {}
+    for anchor in anchors:
+        labels.setdefault(_uncovered(anchor), []).append(anchor.label)
+    for words, names in labels.items():
+        if words:
+            _logger.warning("%s %s", f"{', '.join(names)} see{'' if names[1:] else 's'}", words)
+
+
+def fits_any_patches(model: nn.Module, sides: Sides) -> bool:
+    """Whether images of these sides are a whole number of patches, however a network cuts them."""
+    total = [prod(part.stride[axis] for part in _patching(model)) for axis in (0, 1)]
+    return not any(side % most for side, most in zip(sides, total, strict=True))
+
+
+def _uncovered(anchor: Anchor) -> str:
+    """What an anchor sees of its images if patches do not cover them, in words; empty if they do.
 
     Convolutions that overlap, as those of a ResNet, pad their input; their maps are rounded up, and cover it.
     """
     sides = anchor.input_size[1:]
-    total = [prod(part.stride[axis] for part in _patching(anchor.model)) for axis in (0, 1)]
-    if not any(side % most for side, most in zip(sides, total, strict=True)):
-        return  # as for all usual sizes, without a pass
+    if fits_any_patches(anchor.model, sides):
+        return ""  # as for all usual sizes, without a pass
     found = _on_the_way(anchor)
-    if any(one.drops for one in found):
-        # What comes before the first patches may make the map smaller, too.
-        factors = [
-            prod(one.patch[axis] for one in found) * max(1, round(sides[axis] / found[0].before[axis]))
-            for axis in (0, 1)
-        ]
-        fitting = [
-            tuple(max(1, side // factor + more) * factor for side, factor in zip(sides, factors, strict=True))
-            for more in (0, 1)
-        ]
-        nearest = " or ".join(f"{height} x {width}" for height, width in dict.fromkeys(fitting))
-        raise InputError(
-            f"anchor '{anchor.label}' sees whole patches of {factors[0]} x {factors[1]} pixels, and would not see the "
-            f"edge of images of {sides[0]} x {sides[1]}; choose the size (--img-size) {nearest}"
-        )
+    if not any(one.drops for one in found):
+        return ""
+    # What comes before the first patches may make the map smaller, too.
+    factors = [
+        prod(one.patch[axis] for one in found) * max(1, round(sides[axis] / found[0].before[axis])) for axis in (0, 1)
+    ]
+    fitting = [
+        tuple(max(1, side // factor + more) * factor for side, factor in zip(sides, factors, strict=True))
+        for more in (0, 1)
+    ]
+    nearest = " or ".join(f"{height} x {width}" for height, width in dict.fromkeys(fitting))
+    rows, columns = (side % factor for side, factor in zip(sides, factors, strict=True))
+    return (
+        f"whole patches of {factors[0]} x {factors[1]} pixels, and not the last {rows} rows and {columns} columns of "
+        f"images of {sides[0]} x {sides[1]}; choose the size (--img-size) {nearest}"
+    )
 
 
 def _patching(model: nn.Module) -> list[nn.Conv2d]:

@@ -12,6 +12,7 @@ import torch
 
 from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anchor
+from stitchkit.model.coverage import warn_of_borders
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.heads.head import MIN_DEPTH
 from stitchkit.model.heads.heads import HEADS
@@ -102,6 +103,7 @@ def build_snnet(
         model = _assemble(of_plan, spec, {"levels": levels}, **options)
         if words := unlike_images(model.views):
             _logger.warning("%s", words)
+        warn_of_borders(model.views.values())
         return model
     assert config is not None
     config = read_config(config)
@@ -112,7 +114,9 @@ def build_snnet(
     if pretrained or (checkpoints and any(anchor.checkpoint for anchor in config.anchors)):
         with torch.device("meta"):  # find anchors that cannot be stitched before downloading weights
             _assemble(parts, spec, of_network, **{**options, "pretrained": False, "checkpoints": False})
-    return _assemble(parts, spec, of_network, **options)
+    model = _assemble(parts, spec, of_network, **options)
+    warn_of_borders(model.views.values())
+    return model
 
 
 def read_config(config: StitchConfig | Mapping[str, object] | str | Path) -> StitchConfig:

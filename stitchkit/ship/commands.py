@@ -265,7 +265,7 @@ def _predict(flags: argparse.Namespace) -> None:
     from stitchkit.ship.predict_maps import predict_maps
     from stitchkit.ship.predictors import Predictor
 
-    (paths, _), device = image_files(flags.folder), choose_device(flags.device)
+    (paths, notes), device = image_files(flags.folder), choose_device(flags.device)
     predictor = _predictor(flags)
     if isinstance(predictor, Predictor):
         if not output.suffix:
@@ -278,7 +278,7 @@ def _predict(flags: argparse.Namespace) -> None:
             raise InputError("--top is for classes of images, and the network gives a map of each; leave it out")
         ways = {"batch_size": settings.batch_size, "workers": settings.workers}
         unreadable = predict_maps(predictor, flags.folder, paths, output, device=device, **ways)
-    print(f"{output} has predictions for {len(paths) - unreadable} of {counted(len(paths), 'image')}")
+    print(f"{output} has predictions for {len(paths) - unreadable} of {counted(len(paths), 'image')}{notes}")
 
 
 def _predictor(flags: argparse.Namespace) -> Predictor | MapPredictor:

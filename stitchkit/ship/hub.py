@@ -89,8 +89,9 @@ class HubSNNet(
         img_size: Side of an input image, or height and width; by default that of the models.
         in_chans: Channels of an input image; by default 3.
         classes: Class names in the order of the logits, if known.
-        image: Preparation of images in timm's terms: `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`; by
-            default that of the configuration's recipe and the last anchor.
+        image: Preparation of images in timm's terms, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, and their
+            decoding, `input_img_mode`, `background`, `exif`; by default that of the configuration's recipe and the last
+            anchor.
 
     Raises:
         InputError: If the configuration is invalid, or class names or settings of images do not fit this network.

@@ -13,6 +13,7 @@ from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, cre
 from torch.utils.data import IterableDataset, Subset
 from torchvision.transforms import Compose, InterpolationMode, RandomChoice, RandomCrop, Resize
 
+from stitchkit.classes import same_text
 from stitchkit.data.batches import DirectLoader, Loader
 from stitchkit.data.decoding import Decoding
 from stitchkit.data.folders import FolderReader, find_split
@@ -97,7 +98,7 @@ def _check_train_folders(validation: Images, recipe: Recipe) -> None:
         return  # the data may have no training split
     children = {place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")}
     # ImageNet has 1.3 million training files, so they are listed only if the folders' names differ.
-    if children != set(validation.classes):
+    if {*map(same_text, children)} != set(validation.classes):
         where = f"the {validation.split} split of '{folder.parent}'"
         check_folders(tuple(FolderReader(folder).class_to_idx), validation.classes, where)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -22,6 +22,7 @@ from stitchkit.engine.bfloat16 import suit_precision
 from stitchkit.engine.checkpoint_files import start_from
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.measure.profile import Profiler
+from stitchkit.model.coverage import fits_any_patches, warn_of_borders
 from stitchkit.model.create import build_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.classifier import classifier_layers
@@ -81,6 +82,9 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     size = input_size(model, recipe)
     if size[0] != settings.channels:
         raise InputError(f"the network needs images with {size[0]} channels; set --in-chans {size[0]}")
+    if not isinstance(model, SNNet) and not fits_any_patches(model, size[1:]):
+        with suppress(InputError):  # models that cannot be anchors are not seen through
+            warn_of_borders([anchor_of(model, label=str(settings.model))])
     set_data_config(model, preparation(recipe, size, as_timm(model).pretrained_cfg))
     for trained in all_noted(model):
         trained.say_unlike(as_timm(model).pretrained_cfg)

@@ -230,3 +230,30 @@ def test_classifiers_of_parallel_parts_are_compared_each_with_its_task(checkpoin
         check_origins(nested, [["x", "z", "y"]], strict=True)
     note(nested, TrainedWith.read({}, "published.pth"))
     check_origins(nested, [["x", "z", "y"]], strict=True)
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+def test_names_that_macos_spells_in_another_form_are_the_same_class(tmp_path, caplog):
+    write(tmp_path, "train", names=["bar", NFC])
+    write(tmp_path, "validation", names=["bar", NFD])
+    (tmp_path / f"validation/{NFD}/._0.png").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "map.txt").write_text(f"{NFC}\nbar\n", encoding="utf-8")
+    caplog.set_level(logging.INFO)
+    for settings in ({}, {"eval": True}, {"class_map": str(tmp_path / "map.txt")}):
+        found = open_datasets(make_recipe({"data_dir": str(tmp_path), "model": "resnet18", **settings}))
+        assert sorted(found.classes) == ["bar", NFC]
+        assert len(found.validation) == 4
+    assert "validation: 4 images, 2 classes (bar, caf\u00e9); 1 file ignored (._ of macOS)" in caplog.messages
+    check_classes([["bar", NFD]], [["bar", NFC]], "net.pth", strict=True)
+    with pytest.raises(InputError, match="in another order"):
+        check_classes([[NFD, "bar"]], [["bar", NFC]], "net.pth", strict=False)
+
+
+def test_two_folders_whose_names_differ_only_in_their_form_are_refused(tmp_path):
+    write(tmp_path, "train", names=["bar", NFC, NFD])
+    with pytest.raises(
+        InputError, match=r"look alike, 'cafe.u0301' and 'caf.xe9': one name is in .* merge the folders"
+    ):
+        open_dataset(Source("", tmp_path), "train")

@@ -396,3 +396,41 @@ def test_values_of_all_masks_or_of_some_evenly_spread(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(f"stitchkit.data.dense.pairs.{name}", most)
             pairs.check_values()
+
+
+def test_images_are_decoded_as_everywhere(tmp_path):
+    deep = Image.fromarray(np.full((4, 6), 40 * 257, np.uint16))
+    image, change = read_image("i", str(saved(tmp_path / "a.png", deep)), Decoding())
+    assert (image.mode, image.getextrema(), change) == ("RGB", ((40, 40),) * 3, Change.SCALED)
+
+
+def oriented(number):
+    data = Image.Exif()
+    data[0x112] = number
+    return data
+
+
+@pytest.mark.parametrize(
+    ("size", "of_image", "of_mask", "is_read"),
+    [
+        (SIZE, 3, 1, False), (SIZE, 3, 3, True), (SIZE, 1, 3, True), ((6, 6), 6, 1, False), ((6, 6), 6, 6, True),
+        (SIZE, 6, 1, True),
+    ],
+)  # fmt: skip
+def test_an_image_whose_exif_data_turn_it_against_its_mask_is_refused(size, of_image, of_mask, is_read, tmp_path):
+    """An image on its side that is not square fits its mask only if both are stored alike."""
+    for kind, shade, number in (("images", 90, of_image), ("masks", 1, of_mask)):
+        place = tmp_path / "train" / kind / "a.png"
+        place.parent.mkdir(parents=True)
+        Image.new("L", size, shade).save(place, exif=oriented(number))
+    pairs = open_pairs(tmp_path, "train", "segmentation", num_classes=2)
+    for check in (pairs.check_headers, lambda: pairs[0]):
+        if is_read:
+            check()
+        else:
+            with pytest.raises(
+                InputError, match=r"a.png' is turned by its EXIF .* and its mask is not; save it upright"
+            ):
+                check()
+    pairs.decoding = Decoding(exif=False)
+    assert np.asarray(pairs[0][0]).shape == (size[1], size[0], 3)

@@ -121,7 +121,7 @@ RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}
             "vit_tiny_patch16_224",
             VIT,
             20,
-            "sees whole patches of 8 x 8 pixels, and would not see the edge of images of",
+            "sees whole patches of 8 x 8 pixels, and not the last 4 rows and 4 columns of images of",
         ),
         ("vit_tiny_patch16_224", VIT, 20, "images of 20 x 20; choose the size (--img-size) 16 x 16 or 24 x 24"),
         ("vit_tiny_patch16_224", VIT, (16, 28), "(--img-size) 16 x 24 or 24 x 32"),

@@ -101,11 +101,12 @@ def test_how_images_are_prepared_is_kept(tmp_path):
 
 def test_class_names_and_settings_of_images_come_back(tmp_path):
     image = {"mean": [0.1, 0.2, 0.3], "std": [0.4], "crop_pct": 0.8, "interpolation": "bilinear"}
+    decoding = {"input_img_mode": "HSV", "background": "black", "exif": False}
     names = ["ant", "bee", "cat", "dog"]
-    stitchkit.HubSNNet(pico_config(), classes=names, image=image).save_pretrained(tmp_path / "hub")
+    stitchkit.HubSNNet(pico_config(), classes=names, image=image | decoding).save_pretrained(tmp_path / "hub")
     found = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub")
     assert found.classes == names
-    assert found.image == image | {"std": [0.4] * 3, "crop_mode": "center"}
+    assert found.image == image | decoding | {"std": [0.4] * 3, "crop_mode": "center"}
     prepared = resolve_model_data_config(found)
     assert {key: prepared[key] for key in image} == {
         **image, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.4, 0.4)

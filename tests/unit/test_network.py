@@ -369,3 +369,21 @@ def test_rates_of_drop_path_that_do_not_fit_are_refused():
 def test_no_argument_of_a_created_model_names_its_weights(key):
     with pytest.raises(InputError, match=f"sets {key}; choose weights by checkpoint"):
         stitchkit.create_model("resnet10t", **{key: {"url": "https://host/x.pth"}})
+
+
+@pytest.mark.parametrize("is_stitched", [True, False])
+def test_a_border_that_patches_do_not_cover_is_said(is_stitched, caplog):
+    """Patches of 14 pixels see 308 of 320, and classification lost the rest without a word."""
+    if is_stitched:
+        snnet(img_size=20)
+    else:
+        kwargs = pico_anchor("vit", 8)["kwargs"] | {"img_size": 20}
+        create_network(
+            make_recipe({"model": "vit_tiny_patch16_224", "pretrained": False, "model_kwargs": kwargs}), None, None
+        )
+    names = "ti, s, b see" if is_stitched else "vit_tiny_patch16_224 sees"
+    message = (
+        f"{names} whole patches of 8 x 8 pixels, and not the last 4 rows and 4 columns of images of 20 x 20; choose "
+        "the size (--img-size) 16 x 16 or 24 x 24"
+    )
+    assert [text for text in caplog.messages if "patches" in text] == [message]

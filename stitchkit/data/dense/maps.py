@@ -116,7 +116,7 @@ def read_image(name: str, content: Content, decoding: Decoding) -> tuple[Image.I
 def read_upright(name: str, content: Content, decoding: Decoding) -> tuple[Image.Image, Change]:
     """`read_image` without a mask, for a map of the image; one that its EXIF orientation would turn is refused."""
     if decoding.exif and header_of("image", name, content)[1] != UPRIGHT:
-        raise InputError(f"image '{name}' {NOT_UPRIGHT}")
+        raise InputError(f"image '{name}' is turned by its EXIF orientation, and its map would not be; save it upright")
     return read_image(name, content, decoding)
 
 

@@ -22,6 +22,7 @@ from stitchkit.data.dense.maps import (
     IGNORED,
     MOST_CLASSES,
     NOT_UPRIGHT,
+    Content,
     check_classes,
     header_of,
     largest_class,
@@ -82,10 +83,9 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         return (image, target) if self.transform is None else self.transform(image, target)
 
     def _read(self, index: int) -> tuple[Image, NDArray[Any]]:
-        self._check_header(index)
-        image_name, content = self._source.image(index)
-        image, self._changes[index] = read_image(image_name, content, self.decoding)
-        name, content = self._source.target(index)
+        source, (name, content) = self._source.image(index), self._source.target(index)
+        self._check_headers(source, (name, content))
+        image, self._changes[index] = read_image(*source, self.decoding)
         found: NDArray[Any] = read_mask(name, content) if self.task == "segmentation" else read_depth(name, content)
         if self.task == "segmentation":
             found = number_classes(found, self.num_classes, name=name, skips_zero=self._source.skips_zero)
@@ -100,7 +100,7 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         if not isinstance(self._source, PairFiles):
             return
         for index in _spread(len(self), _MOST_HEADERS):
-            self._check_header(index)
+            self._check_headers(self._source.image(index), self._source.target(index))
 
     def check_values(self) -> None:
         """Refuse masks that cannot be decoded, or have class numbers that the data set lacks, before hours of training.
@@ -116,9 +116,9 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
             numbers = read_mask(name, content)
             check_classes(numbers, self.num_classes, name=name, skips_zero=self._source.skips_zero)
 
-    def _check_header(self, index: int) -> None:
+    def _check_headers(self, image: tuple[str, Content], target: tuple[str, Content]) -> None:
         """Refuse a mask or a depth map of another size or, by EXIF data, another orientation than that of its image."""
-        noun, image, target = NOUNS[self.task], self._source.image(index), self._source.target(index)
+        noun = NOUNS[self.task]
         of_image, turned = header_of("image", *image)
         of_target, as_target = header_of(noun, *target)
         if of_image != of_target:
