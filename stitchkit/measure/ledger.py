@@ -30,14 +30,15 @@ _NUMBERS = (
     *("miou", "pixel_acc", "delta1", "abs_rel", "rmse"),
     *(f"{figure}_{end}" for figure in WITH_INTERVALS for end in ("low", "high")),
     *("p_front", "images_per_s"),
-    *("latency_spread_percent", "latency_batch_size", "latency_threads", "recalibrate_bn"),
+    *("latency_spread_percent", "latency_batch_size", "latency_threads"),
+    *("recalibrate_bn", "bn_loss", "bn_agreement"),
     *("knn", "linear", "cosine", "cka", "self_knn", "self_linear", "self_cosine", "self_cka"),
 )
-_MAY_BE_NEGATIVE = ("loss", "cosine", "self_cosine")
+_MAY_BE_NEGATIVE = ("loss", "cosine", "self_cosine", "bn_agreement")
 _AGAIN = "remove the line and evaluate the stitch again"
 _OTHER = f"give a stitches_res.txt, or {_AGAIN}"
 _WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": "% top-1"}
-_TEXTS = ("stitch", "latency_device", "latency_precision")
+_TEXTS = ("stitch", "latency_device", "latency_precision", "bn")
 _TYPES: dict[str, tuple[str, set[type]]] = {
     **dict.fromkeys(_TEXTS, ("text", {str})),
     **dict.fromkeys(_NUMBERS, ("a number", {int, float})),

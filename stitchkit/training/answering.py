@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.batches import Loader
@@ -29,19 +28,11 @@ from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.training.data import create_part_loader
-from stitchkit.training.own_statistics import recalibrated
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 
 _MIB = 2**20
-
-
-class _Pass(NamedTuple):
-    """Stitches that are evaluated in one pass over images; one with batch-norm statistics of its own has it alone."""
-
-    cfg_ids: Sequence[int]
-    has_own: bool
 
 
 class _Round(NamedTuple):
@@ -66,29 +57,24 @@ class Answering:
         # Progress must not be taken up on other images either, which the settings do not tell apart.
         self._origin = {**origin, **_of_images(session.loaders.validation.dataset)}
 
-    def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[dict[int, Score]]:
-        """The scores of stitches: of those that share work after one pass over the images, then of each of the others.
+    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, Score]]:
+        """The scores of stitches, after one pass over the images.
 
         With `--eval-images`, those that the first images put off the front come last. Hits are kept before scores are
         given, so that what is in the ledger has them.
-
-        Args:
-            shared: Stitches that share work.
-            own: Stitches with batch-norm statistics of their own.
         """
-        passes = [_Pass(shared, has_own=False)] if shared else []
-        passes += [_Pass([cfg_id], has_own=True) for cfg_id in own]
+        if not cfg_ids:
+            return
         loader = self._session.loaders.validation
-        if passes and isinstance(loader.dataset, IterableDataset):
+        if isinstance(loader.dataset, IterableDataset):
             _logger.info(
                 "streamed images have no order, so no hits are kept, and stitches are not compared image by image"
             )
-        if passes and (part := self._part()):
-            yield from self._in_two_stages(passes, part)
+        if part := self._part():
+            yield from self._in_two_stages(cfg_ids, part)
             return
-        for one in passes:
-            yield self._kept(one.cfg_ids, self._answers(one, _Round(loader)))
-            self._partial().remove()  # only now: the ledger has all rows
+        yield self._kept(cfg_ids, self._answers(cfg_ids, _Round(loader)))
+        self._partial().remove()  # only now: the ledger has all rows
 
     def _part(self) -> list[int]:
         """The numbers of the images that come first; empty if all come at once."""
@@ -110,39 +96,34 @@ class Answering:
             )
         return stratified_part(labels or [0] * len(images), run.eval_images, run.seed)
 
-    def _in_two_stages(self, passes: Sequence[_Pass], part: Sequence[int]) -> Iterator[dict[int, Score]]:
+    def _in_two_stages(self, cfg_ids: Sequence[int], part: Sequence[int]) -> Iterator[dict[int, Score]]:
         """The scores on all images of the stitches that may be on the front, then those of the others on a part."""
         world, images = self._session.world, self._session.loaders.validation.dataset
         progress = PartialAnswers(self._session.folder / f"{LEDGER}.first", {**self._origin, "part": part})
-        first, judged = self._first_stage(passes, part, progress)
+        first, judged = self._first_stage(cfg_ids, part, progress)
         left = from_primary(world, lambda: self._left(first, judged, len(images)))
         rest = sorted({*range(len(images))}.difference(part))
         stage = _Round(self._loader_of(rest), "second")
-        for one in passes:
-            if chosen := [cfg_id for cfg_id in one.cfg_ids if cfg_id in left]:
-                before = first.of([*map(judged.index, chosen)])
-                answers = before + self._answers(one._replace(cfg_ids=chosen), stage)
-                yield self._kept(chosen, answers.in_order([*part, *rest]))
-                self._partial().remove()
-        if dropped := [cfg_id for one in passes for cfg_id in one.cfg_ids if cfg_id not in left]:
+        if chosen := [cfg_id for cfg_id in cfg_ids if cfg_id in left]:
+            answers = first.of([*map(judged.index, chosen)]) + self._answers(chosen, stage)
+            yield self._kept(chosen, answers.in_order([*part, *rest]))
+            self._partial().remove()
+        if dropped := [cfg_id for cfg_id in cfg_ids if cfg_id not in left]:
             yield self._kept(dropped, first.of([*map(judged.index, dropped)]), part)
         if world.is_primary:
             progress.remove()
 
     def _first_stage(
-        self, passes: Sequence[_Pass], part: Sequence[int], progress: PartialAnswers
+        self, cfg_ids: Sequence[int], part: Sequence[int], progress: PartialAnswers
     ) -> tuple[Answers, list[int]]:
-        """The answers of stitches to the first images, and their `cfg_id`s; each pass is saved when it is done.
+        """The answers of stitches to the first images, and their `cfg_id`s; they are saved when they are complete.
 
         Among them are those whose rows an earlier run had already written when it was killed.
         """
         world, stage = self._session.world, _Round(self._loader_of(part), "first")
         found = from_primary(world, lambda: progress.restore(self._model.num_classes))
-        for one in passes:
-            chosen = [cfg_id for cfg_id in one.cfg_ids if found is None or cfg_id not in found[1]]
-            if not chosen:
-                continue
-            answers = self._answers(one._replace(cfg_ids=chosen), stage)
+        if chosen := [cfg_id for cfg_id in cfg_ids if found is None or cfg_id not in found[1]]:
+            answers = self._answers(chosen, stage)
             found = (answers, chosen) if found is None else (found[0].beside(answers, part), [*found[1], *chosen])
             if world.is_primary:
                 progress.save(*found)
@@ -175,22 +156,15 @@ class Answering:
             images, numbers, session.recipe, session.world, input_size=session.input_size, model_config=config
         )
 
-    def _answers(self, one: _Pass, stage: _Round) -> Answers:
+    def _answers(self, cfg_ids: Sequence[int], stage: _Round) -> Answers:
         """The answers of stitches to the images of a stage.
 
         Every rank saves its own every few seconds, from which a killed evaluation resumes.
         """
-        session, cfg_ids, what = self._session, one.cfg_ids, counted(len(one.cfg_ids), "stitch")
-        if one.has_own:
-            (cfg_id,) = cfg_ids
-            net, what = recalibrated(session, cfg_id), f"cfg_id {cfg_id}"
-            run = partial(_alone, net)
-        else:
-            memory = session.recipe.run.eval_memory
-            net = self._model
-            run = partial(_each, OnePass(self._model, cfg_ids, memory=memory and memory * _MIB), cfg_ids)
+        session, what, memory = self._session, counted(len(cfg_ids), "stitch"), self._session.recipe.run.eval_memory
+        run = partial(_each, OnePass(self._model, cfg_ids, memory=memory and memory * _MIB), cfg_ids)
         return evaluate(
-            net, run, batches_of(stage.loader, session.world, what), device=session.world.device,
+            self._model, run, batches_of(stage.loader, session.world, what), device=session.world.device,
             autocast=session.autocast, count=len(cfg_ids), num_classes=self._model.num_classes,
             partial=self._partial(cfg_ids, stage.name),
         ).of_all_ranks()  # fmt: skip
@@ -231,10 +205,6 @@ def _each(one_pass: OnePass, cfg_ids: Sequence[int], images: torch.Tensor) -> li
     """The logits of stitches that share work."""
     found = one_pass(images)
     return [found[cfg_id] for cfg_id in cfg_ids]
-
-
-def _alone(net: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
-    return [net(images)]
 
 
 def _keep_hits(
