@@ -49,7 +49,7 @@ class RouteStatistics(nn.Module):
         super().__init__()
         self.statistics: dict[int, Statistics] = {}
         self.keeps_statistics = keeps_statistics
-        self.lacks_statistics = False
+        self.lacks_statistics = self._has_warned = False
         self.register_load_state_dict_post_hook(_drop_statistics)  # type: ignore[no-untyped-call]
 
     @abstractmethod
@@ -66,7 +66,7 @@ class RouteStatistics(nn.Module):
 
     def drop_statistics(self) -> None:
         """Forget the statistics of single routes, because the weights are about to change, or have changed."""
-        self.statistics, self.lacks_statistics = {}, False
+        self.statistics, self.lacks_statistics, self._has_warned = {}, False, False
 
     def has_statistics(self, cfg_id: int) -> bool:
         """Whether a route has statistics of its own that differ from the shared ones."""
@@ -95,8 +95,9 @@ class RouteStatistics(nn.Module):
             return
         route = self.resolve(stitch)
         cfg_id = stitch if isinstance(stitch, int) else self.space.find(route)
-        if self.lacks_statistics and cfg_id not in self.statistics and self.norms_of(cfg_id):
-            self.lacks_statistics = False  # said once
+        is_new = self.lacks_statistics and not self._has_warned
+        if is_new and cfg_id not in self.statistics and self.norms_of(cfg_id):
+            self._has_warned = True
             warnings.warn(_ADVICE, stacklevel=4)
         with holding(self, self.statistics.get(cfg_id, {})):
             yield

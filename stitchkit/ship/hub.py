@@ -20,6 +20,7 @@ from stitchkit.measure.pareto import pareto_front, table
 from stitchkit.measure.statistics_file import Kept, load_statistics, statistics_file, write_statistics
 from stitchkit.model.create import anchors_and_space, read_config, snnet_options
 from stitchkit.model.snnet import SNNet
+from stitchkit.model.statistics import batch_norms
 from stitchkit.networks.data_config import check_data_config, given_data_config, saved_data_config
 from stitchkit.networks.hub_weights import hub_fault
 from stitchkit.networks.weights import load_checkpoint, load_content
@@ -159,10 +160,12 @@ class HubSNNet(
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        # Whoever loads the folder is warned unless all routes may share the statistics.
+        is_suited = bool(batch_norms(self)) and not (self.lacks_statistics or self.statistics)
         refuse_link(save_directory / _README)  # huggingface_hub writes this file, and would follow a link
         config = self.config.to_dict() | {
             "anchors": [portable(spec, self) for spec in self.config.anchors],
-            "recipe": given_data_config(self.config.recipe) | ({"recalibrate_bn": 0} if self.keeps_statistics else {}),
+            "recipe": given_data_config(self.config.recipe) | ({"recalibrate_bn": 0} if is_suited else {}),
         }
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         with replacing(save_directory / _WEIGHTS) as draft:
