@@ -78,7 +78,7 @@ def read_rows(path: str | Path) -> list[Row]:
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
             fault = f"has no 'cfg_id', a number from 0: {line.strip()[:80]!r}; {_OTHER}"
             raise InputError(f"ledger '{path}', line {number} {fault}")
-        if fault := _fault(row):
+        if fault := fault_of(row):
             raise InputError(f"ledger '{path}', line {number} has {fault}; {_AGAIN}")
         if (first := places.setdefault(row["cfg_id"], number)) != number:
             duplicate = f"duplicate cfg_id {row['cfg_id']} (line {first})"
@@ -87,7 +87,7 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def _fault(row: Row) -> str:
+def fault_of(row: Row) -> str:
     """The first invalid figure of a row; only a loss may be NaN or infinite, because no choice depends on it."""
     for key, (kind, types) in _TYPES.items():
         if key in row and type(row[key]) not in types:  # not isinstance: JSON's true would be an int

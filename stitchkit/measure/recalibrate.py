@@ -31,6 +31,8 @@ PORTION = 32
 """Images in a portion, whatever the batch size: statistics depend on it."""
 GIVEN, BLENDED, RENEWED = "given", "blended", "renewed"
 LOSS, AGREEMENT = "bn_loss", "bn_agreement"
+FIGURES = frozenset(["bn", "recalibrate_bn", LOSS, AGREEMENT])
+"""What a row of a ledger says of its statistics."""
 _FEWEST = 2
 """Images without which a batch norm after pooling has no variance."""
 _SHARE = 0.5

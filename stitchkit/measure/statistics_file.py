@@ -14,10 +14,12 @@ from safetensors.torch import save
 
 from stitchkit.errors import InputError
 from stitchkit.files import replacing
-from stitchkit.measure.ledger import Row
+from stitchkit.measure.ledger import Row, fault_of
+from stitchkit.measure.recalibrate import FIGURES
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.statistics import Statistics, weights_digest
 from stitchkit.networks.weights import misfit
+from stitchkit.settings.files import unique_keys
 
 _FORMAT = "stitchkit statistics 1"
 _AGAIN = "remove it and its ledger, and repeat --eval"
@@ -59,7 +61,7 @@ def read_statistics(
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["about"])
+            about = json.loads(file.metadata()["about"], object_pairs_hook=unique_keys)
             if about["format"] != _FORMAT:
                 raise ValueError("it is of another format")
             if about["weights_sha256"] != weights_digest(model):
@@ -81,6 +83,8 @@ def read_statistics(
         for cfg_id, said in routes.items():
             if said.pop("stitch") != model.space[cfg_id].name:
                 raise ValueError(f"cfg_id {cfg_id} is another stitch here")
+            if fault := "other figures" if said.keys() - FIGURES else fault_of(said):
+                raise ValueError(f"cfg_id {cfg_id} has {fault}")
             whole = {f"{name}.{kind}" for name in model.norms_of(cfg_id) for kind in ("running_mean", "running_var")}
             of_head = {name for name in whole if not name.startswith("anchors.")}
             if parts[cfg_id].keys() not in (set(), whole, of_head):
