@@ -1,12 +1,12 @@
 """The names of `import stitchkit`; each is imported on first use."""
 
 from .errors import InputError as InputError
+from .measure.recalibrate import recalibrate as recalibrate
 from .model.create import create_snnet as create_snnet
 from .model.snnet import SNNet as SNNet
 from .model.solve import fit_stitching_layers as fit_stitching_layers
 from .networks.anchor import Anchor as Anchor
 from .networks.create import create_anchor as create_anchor, create_model as create_model
-from .networks.weights import load_checkpoint as load_checkpoint
 from .routes import (
     Joint as Joint,
     Segment as Segment,
@@ -16,6 +16,7 @@ from .routes import (
 from .settings.stitch_config import AnchorSpec as AnchorSpec, StitchConfig as StitchConfig
 from .ship.budgeted import BudgetedModel as BudgetedModel
 from .ship.hub import HubSNNet as HubSNNet
+from .ship.load import load_checkpoint as load_checkpoint
 from .ship.stitch_files import load_stitch as load_stitch
 from .training.api import TrainedRun as TrainedRun, evaluate as evaluate, train as train
 

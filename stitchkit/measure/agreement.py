@@ -81,3 +81,8 @@ def compare_answers(
     kl = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)[known].sum()
     sums = [kl, equal.sum(), equal.sum(), known.sum(), (equal & sure).sum(), sure.sum()]
     return torch.stack(sums).double(), equal
+
+
+def equal_answers(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """The share of images, or pixels, in percent, with the same class in two networks' logits `[B, classes, ...]`."""
+    return 100 * (logits.argmax(1) == reference.argmax(1)).float().mean().item()

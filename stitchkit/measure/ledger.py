@@ -30,15 +30,16 @@ _NUMBERS = (
     *("miou", "pixel_acc", "delta1", "abs_rel", "rmse"),
     *(f"{figure}_{end}" for figure in WITH_INTERVALS for end in ("low", "high")),
     *("p_front", "images_per_s"),
-    *("latency_spread_percent", "latency_batch_size", "latency_threads", "recalibrate_bn"),
+    *("latency_spread_percent", "latency_batch_size", "latency_threads"),
+    *("recalibrate_bn", "bn_loss", "bn_agreement"),
     *("agree", "agree_sure", "kl", "sure_images"),
     *("knn", "linear", "cosine", "cka", "self_knn", "self_linear", "self_cosine", "self_cka"),
 )
-_MAY_BE_NEGATIVE = ("loss", "kl", "cosine", "self_cosine")
+_MAY_BE_NEGATIVE = ("loss", "kl", "cosine", "self_cosine", "bn_agreement")
 _AGAIN = "remove the line and evaluate the stitch again"
 _OTHER = f"give a stitches_res.txt, or {_AGAIN}"
 _WORDS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "ms", "acc1": "% top-1"}
-_TEXTS = ("stitch", "latency_device", "latency_precision")
+_TEXTS = ("stitch", "latency_device", "latency_precision", "bn")
 _TYPES: dict[str, tuple[str, set[type]]] = {
     **dict.fromkeys(_TEXTS, ("text", {str})),
     **dict.fromkeys(_NUMBERS, ("a number", {int, float})),
@@ -67,7 +68,7 @@ def read_rows(path: str | Path) -> list[Row]:
         if not isinstance(row, dict) or type(row.get("cfg_id")) is not int or row["cfg_id"] < 0:
             fault = f"has no 'cfg_id', a number from 0: {line.strip()[:80]!r}; {_OTHER}"
             raise InputError(f"ledger '{path}', line {number} {fault}")
-        if fault := _fault(row):
+        if fault := fault_of(row):
             raise InputError(f"ledger '{path}', line {number} has {fault}; {_AGAIN}")
         if (first := places.setdefault(row["cfg_id"], number)) != number:
             duplicate = f"duplicate cfg_id {row['cfg_id']} (line {first})"
@@ -76,7 +77,7 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def _fault(row: Row) -> str:
+def fault_of(row: Row) -> str:
     """The first invalid figure of a row; only a loss may be NaN or infinite, because no choice depends on it."""
     for key, (kind, types) in _TYPES.items():
         if key in row and type(row[key]) not in types:  # not isinstance: JSON's true would be an int

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
+from stitchkit.measure.recalibrate import PORTION
 from stitchkit.measure.two_stage import KEEP_WITHIN
 from stitchkit.settings.files import read_settings_file, settings_text
 from stitchkit.settings.recipe import Recipe
@@ -30,20 +31,21 @@ _SETTINGS = (
     *("eval_images", "task", "window_stride", "max_depth"),
 )
 
-# Settings that change recomputed statistics of batch norms.
-_CALIBRATION = ("batch_size", "validation_batch_size", "train_split", "train_num_samples", "seed", "dist_bn")
+# Settings that change the statistics of batch norms of single routes.
+_CALIBRATION = ("train_split", "train_num_samples", "seed")
 
 IMAGES = "images_sha256"
 """The key of a digest of the validation images, which older ledgers do not have."""
 
 
-def origin_of(recipe: Recipe, weights_sha256: str, *, ranks: int) -> dict[str, object]:
+def origin_of(recipe: Recipe, weights_sha256: str) -> dict[str, object]:
     """All that the figures of an evaluation depend on."""
     settings = recipe.flat()
     data = Path(recipe.data.data_dir or "").resolve()
     origin = {"weights_sha256": weights_sha256, "data_dir": str(data)} | {key: settings[key] for key in _SETTINGS}
-    if recipe.run.recalibrate_bn:
-        origin |= {key: settings[key] for key in _CALIBRATION} | {"ranks": ranks}
+    if recipe.run.recalibrate_bn != 0:
+        # Statistics of before there was a fixed portion were those of batches.
+        origin |= {key: settings[key] for key in _CALIBRATION} | {"bn_portion": PORTION}
     if recipe.run.eval_images:
         within = KEEP_WITHIN if recipe.run.keep_within is None else recipe.run.keep_within
         origin |= {"keep_within": within, "seed": recipe.run.seed}

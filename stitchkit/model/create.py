@@ -164,4 +164,5 @@ def snnet_options(config: StitchConfig) -> dict[str, Any]:
         "stitched_final_norm": config.stitched_final_norm,
         "layer": partial(StitchLayer, transform=transform_of(config.layer, config.lora_r or 0)),
         "updates": config.anchor_lora_r,
+        "keeps_statistics": config.recipe.get("recalibrate_bn") == 0,
     }

@@ -59,6 +59,11 @@ class DenseSNNet(SNNet):
         """Outputs at a pixel: the number of classes, or 1 for depth."""
         return self._num_outputs
 
+    @property
+    def shares_head(self) -> bool:
+        """Whether uncut anchors share a head with all routes: they do."""
+        return True
+
     def steps(self, stitch: Stitch | int | None = None) -> list[Step]:
         """The steps of a stitch up to the last level that the head needs, and the head."""
         label, last = [*self.views.items()][-1]
@@ -89,7 +94,8 @@ class DenseSNNet(SNNet):
         """
         if not self.training:
             *steps, _ = self.steps(stitch)
-            output: torch.Tensor = self.head(self.run_levels(x, steps))
+            with self.with_statistics(stitch):
+                output: torch.Tensor = self.head(self.run_levels(x, steps))
             return output
         levels = self.run_levels(x, self.level_steps(stitch))
         return [self.head([levels[number] for number in self.head.needed]), *self.head.auxiliary(levels)]
@@ -123,7 +129,8 @@ class DenseSNNet(SNNet):
         """The network of one stitch, with its own copy of only the weights that the route needs; as in `SNNet`."""
         if features:
             return super().extract(stitch, features=True)
-        net = extract(DenseRoute(modules_of(self, self.steps(stitch)))).train(self.training)
+        with self.with_statistics(stitch, even_in_training=True):
+            net = extract(DenseRoute(modules_of(self, self.steps(stitch)))).train(self.training)
         net.pretrained_cfg = dict(self.pretrained_cfg)
         return net
 
@@ -150,7 +157,8 @@ class DensePass:
 
     Routes come one after the other, as a tree is walked: at the size of dense prediction one image already saturates
     the device, so batching routes gains nothing, and all outputs together would not fit the memory. Each step runs on
-    one portion of the images after the other, because it takes far more memory than its input and output.
+    one portion of the images after the other, because it takes far more memory than its input and output. Routes with
+    batch-norm statistics of their own share no work.
 
     Args:
         model: An SN-Net in evaluation mode.
@@ -160,10 +168,13 @@ class DensePass:
     def __init__(self, model: DenseSNNet, cfg_ids: Iterable[int] | None = None):
         self._model = model
         self._roots: dict[Step, _Junction] = {}
-        for cfg_id in model.space.ids if cfg_ids is None else cfg_ids:
-            *steps, _ = model.steps(cfg_id)
-            self._add(cfg_id, steps)
-        if not self._roots:
+        chosen = [*(model.space.ids if cfg_ids is None else cfg_ids)]
+        self._alone = [*filter(model.has_statistics, chosen)]
+        for cfg_id in chosen:
+            if cfg_id not in self._alone:
+                *steps, _ = model.steps(cfg_id)
+                self._add(cfg_id, steps)
+        if not chosen:
             raise InputError("there is no stitch to run; give at least one cfg_id")
 
     def _add(self, cfg_id: int, steps: Sequence[Step]) -> None:
@@ -186,6 +197,8 @@ class DensePass:
         """
         if self._model.training:
             raise InputError("all stitches run in one pass only in evaluation mode; call model.eval() first")
+        for cfg_id in self._alone:
+            yield cfg_id, torch.cat([self._model(x, cfg_id) for x in portions])
         for root in self._roots.values():
             yield from self._walk(root, portions, {})
 

@@ -32,6 +32,12 @@ class _Stitchable(Protocol):
     def module_of(self, step: Step) -> nn.Module:
         """The module that runs a step."""
 
+    def has_statistics(self, cfg_id: int) -> bool:
+        """Whether a stitch has batch-norm statistics of its own."""
+
+    def __call__(self, x: torch.Tensor, stitch: int) -> torch.Tensor:
+        """The output of a stitch."""
+
 
 class _Kind(NamedTuple):
     """What visits must agree in to run as one batch: the type of their activations, and the weights of the blocks."""
@@ -97,7 +103,8 @@ class OnePass:
 
     Each anchor runs once, or in turns with others if routes lead back and forth, with a batch that grows as stitches
     enter it and shrinks as they leave for the next anchor.
-    Images are processed in portions as large as the memory allows, as measured with the first image.
+    Images are processed in portions as large as the memory allows, as measured with the first image. Stitches with
+    batch-norm statistics of their own share no work.
 
     Args:
         model: An SN-Net in evaluation mode.
@@ -107,10 +114,11 @@ class OnePass:
     """
 
     def __init__(self, model: _Stitchable, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
-        chosen = model.space.ids if cfg_ids is None else cfg_ids
+        chosen = [*(model.space.ids if cfg_ids is None else cfg_ids)]
         self._model = model
-        self._visits = shared_visits({cfg_id: model.steps(cfg_id) for cfg_id in chosen})
-        if not self._visits:
+        self._alone = [*filter(model.has_statistics, chosen)]
+        self._visits = shared_visits({cfg_id: model.steps(cfg_id) for cfg_id in chosen if cfg_id not in self._alone})
+        if not chosen:
             raise InputError("there is no stitch to run; give at least one cfg_id")
         self._memory = memory
         self._portion: dict[tuple[object, ...], int] = {}
@@ -150,7 +158,7 @@ class OnePass:
         """The output of every stitch for images that fit the memory, whatever that is and in whichever mode."""
         left: dict[tuple[Visit, int], torch.Tensor] = {}
         uses = self._uses.copy()  # counted down, so that activations are freed after their last use
-        logits: dict[int, torch.Tensor] = {}
+        logits = {cfg_id: self._model(x, cfg_id) for cfg_id in self._alone}
 
         def enter(visit: Visit) -> torch.Tensor:
             """The first activations of a visit; frees memory that no later visit needs."""

@@ -20,6 +20,7 @@ from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.model.levels import Level, LevelInfo, LevelLayers, LevelTap, infos_of
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.route_network import RouteFeatures, RouteNetwork
+from stitchkit.model.statistics import RouteStatistics
 from stitchkit.model.updates import AdaptedBlock, AnchorUpdates, anchor_updates
 from stitchkit.networks.anchor import Anchor, HeadSlice
 from stitchkit.networks.data_config import data_config_of
@@ -30,7 +31,7 @@ from stitchkit.routes import Joint, Step, Stitch, StitchSpace
 from stitchkit.routes.levels import Levels
 
 
-class SNNet(nn.Module):
+class SNNet(RouteStatistics):
     """A stitchable network. It runs one stitch at a time and shares all weights among them.
 
     Parameters are named as in the released checkpoints: `anchors.<n>.<timm's name>` and
@@ -48,6 +49,7 @@ class SNNet(nn.Module):
             `level_layers.<n>.<block>.transform.<weight or bias>`.
         updates: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do not;
             0 for none. Their parameters are `updates.<n>.<timm's path>.<lora_A or lora_B>`.
+        keeps_statistics: As in `RouteStatistics`.
 
     Raises:
         InputError: If the anchors cannot be stitched: input sizes or classes differ, or a joint cannot be converted.
@@ -68,8 +70,9 @@ class SNNet(nn.Module):
         image: Mapping[str, Any] | None = None,
         updates: int = 0,
         levels: Sequence[int] | None = None,
+        keeps_statistics: bool = False,
     ):
-        super().__init__()
+        super().__init__(keeps_statistics=keeps_statistics)
         # A plain dictionary, so that the anchors' modules are registered only once, under the published names.
         self.views = {anchor.label: anchor for anchor in anchors}
         self.space = space
@@ -77,7 +80,7 @@ class SNNet(nn.Module):
         self.grad_checkpointing = False
         self._default_id = 0
         self._frozen = False
-        self._passes: dict[tuple[tuple[int, ...] | None, int | None], OnePass] = {}
+        self._passes: dict[tuple[object, ...], OnePass] = {}
         _check_inputs(anchors)
         prepared = data_config_of(image or {}, self.input_size, anchors[-1].pretrained_cfg)
         self.pretrained_cfg = {**prepared, "num_classes": self.num_classes}
@@ -146,8 +149,10 @@ class SNNet(nn.Module):
                     token.requires_grad_(True)
 
     def train(self, mode: bool = True) -> SNNet:
-        """Set the mode of all but the batch norms of frozen anchors, which stay in evaluation mode."""
+        """Set the mode of all but the batch norms of frozen anchors; training drops the statistics of single routes."""
         super().train(mode)
+        if mode:
+            self.drop_statistics()
         # Drifting statistics would change the anchors, although none of their parameters is trained.
         if self._frozen:
             for part in self.anchors.modules():
@@ -227,8 +232,9 @@ class SNNet(nn.Module):
             InputError: If the stitch is not in the space.
         """
         feature = x
-        for step in self.steps(stitch):
-            feature, x = x, self._run(step, x)
+        with self.with_statistics(stitch):
+            for step in self.steps(stitch):
+                feature, x = x, self._run(step, x)
         return (x, feature) if with_feature else x
 
     def _run(self, step: Step, x: torch.Tensor) -> torch.Tensor:
@@ -259,7 +265,8 @@ class SNNet(nn.Module):
 
         Source: Stitched ViTs are Flexible Vision Backbones, section 3, and its released code.
         """
-        return [level.map for level in self.run_levels(x, self.level_steps(stitch, levels))]
+        with self.with_statistics(stitch):
+            return [level.map for level in self.run_levels(x, self.level_steps(stitch, levels))]
 
     def level_steps(self, stitch: Stitch | int | None = None, levels: Sequence[int] | None = None) -> list[Step]:
         """The steps of a stitch up to its last level; arguments and errors are those of `features`."""
@@ -310,9 +317,10 @@ class SNNet(nn.Module):
             InputError: If a stitch does not exist, the model is in training mode, or the memory is not enough for
                 one image.
         """
-        key = (None if cfg_ids is None else tuple(cfg_ids), memory)
+        chosen = self.space.ids if cfg_ids is None else tuple(cfg_ids)
+        key = (chosen, memory, *filter(self.has_statistics, chosen))
         if key not in self._passes:  # kept, because each measures once how much memory an image takes
-            self._passes[key] = OnePass(self, key[0], memory=memory)
+            self._passes[key] = OnePass(self, chosen, memory=memory)
         return self._passes[key](x)
 
     @overload
@@ -324,8 +332,9 @@ class SNNet(nn.Module):
     def extract(self, stitch: Stitch | int | None = None, *, features: bool = False) -> RouteNetwork | RouteFeatures:
         """The network of one stitch, with its own copy of only the weights that the route needs.
 
-        Its output equals `forward(x, stitch)`, and its `pretrained_cfg` says how images are prepared; errors are those
-        of `forward`. It has timm's `forward_features`, `forward_head` and `reset_classifier`.
+        Its output equals `forward(x, stitch)`, with the same batch-norm statistics, and its `pretrained_cfg` says how
+        images are prepared; errors are those of `forward`. It has timm's `forward_features`, `forward_head` and
+        `reset_classifier`.
 
         Args:
             stitch: As in `forward`.
@@ -333,15 +342,16 @@ class SNNet(nn.Module):
                 timm's `feature_info`.
         """
         net: RouteNetwork | RouteFeatures
-        if features:
-            steps = self.level_steps(stitch)
-            net = extract(RouteFeatures(modules_of(self, steps), self.level_infos))
-        else:
-            steps = self.steps(stitch)
-            modules = modules_of(self, steps)
-            last = modules["head"]
-            head = last if isinstance(last, HeadSlice) else self.views[steps[-1].anchor].head
-            net = extract(RouteNetwork.of(modules, head))
+        with self.with_statistics(stitch, even_in_training=True):
+            if features:
+                steps = self.level_steps(stitch)
+                net = extract(RouteFeatures(modules_of(self, steps), self.level_infos))
+            else:
+                steps = self.steps(stitch)
+                modules = modules_of(self, steps)
+                last = modules["head"]
+                head = last if isinstance(last, HeadSlice) else self.views[steps[-1].anchor].head
+                net = extract(RouteNetwork.of(modules, head))
         net.train(self.training)
         net.pretrained_cfg = dict(self.pretrained_cfg)
         return net

@@ -313,9 +313,9 @@ class RunRecipe(Settings):
     )
     recalibrate_bn: Natural | None = flag(
         None,
-        "with --eval: training batches from which each stitched route gets batch-norm statistics of its own; by "
-        "default 10 if the anchors or the dense head have batch norms and the configuration says nothing; with 0, "
-        "those of training",
+        "with --eval: renew the batch-norm statistics of each stitched route from N portions of 32 training images, of "
+        "8 in dense prediction; by default given, blended and renewed ones compete on other training images, unless "
+        "the anchors were frozen or the configuration says otherwise; with 0, those of training",
     )
     bank_images: Count | None = flag(
         None,

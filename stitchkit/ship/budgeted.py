@@ -16,6 +16,7 @@ from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.latency_verdict import latency_note, unreliable
 from stitchkit.measure.ledger import Row, cost_row, difference, read_rows
 from stitchkit.measure.profile import Profiler
+from stitchkit.measure.statistics_file import load_statistics, without_statistics
 from stitchkit.model.snnet import SNNet
 from stitchkit.ship.pick import Budget, pick, pick_one
 
@@ -50,7 +51,7 @@ class BudgetedModel(nn.Module):
 
     Args:
         model: The SN-Net; `model.reset_stitch_id` still chooses the stitch without a budget.
-        ledger: Its ledger, or the rows.
+        ledger: Its ledger, with the file of batch-norm statistics beside it; or the rows, with the model's statistics.
         allow_unreliable: Choose by latencies even if their measurement called them unreliable.
 
     Raises:
@@ -62,6 +63,9 @@ class BudgetedModel(nn.Module):
         self.model = model
         rows = read_rows(ledger) if isinstance(ledger, str | Path) else ledger
         self.rows = [dict(row) for row in rows]
+        if isinstance(ledger, str | Path):
+            load_statistics(model, ledger)
+        model.lacks_statistics |= bool(without_statistics(model.statistics, self.rows))
         self._allow_unreliable = allow_unreliable
         self._chosen: dict[float | str, int] = {}
         complete(self.rows, model, latency=False)

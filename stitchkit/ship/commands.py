@@ -47,7 +47,7 @@ def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
         "--recalibrate-bn",
         type=int,
         metavar="N",
-        help="batch-norm statistics of a stitched route from N training batches; by default as in --eval",
+        help="batch-norm statistics of a stitched route from N portions of training images; by default as in --eval",
     )
     parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
 
@@ -63,7 +63,7 @@ def _trained(flags: argparse.Namespace, *, cfg_id: int | None = None) -> Trained
     if ledger is not None and origin_file(ledger).is_file():  # by default as it was measured
         origin = read_origin(ledger, advice="remove it")
         given = {"recalibrate_bn": origin["recalibrate_bn"], **given}
-    return open_trained(given, cfg_id=cfg_id)
+    return open_trained(given, cfg_id=cfg_id, ledger=ledger)
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +165,7 @@ def _export(flags: argparse.Namespace) -> None:
     suffix_of(flags.output, int8=flags.int8, opset=flags.opset)
     new_file(flags.output)
     from stitchkit.ship.export import export
-    from stitchkit.ship.trained_snnet import calibrated, describe, sample_images
+    from stitchkit.ship.trained_snnet import calibrate, describe, sample_images
 
     output, cfg_id, budget = flags.output, flags.cfg_id, _budget(flags)
     if (cfg_id is None) == (flags.ledger is None):
@@ -179,10 +179,10 @@ def _export(flags: argparse.Namespace) -> None:
     cfg_id = _best(flags, budget, trained) if cfg_id is None else cfg_id
     stitch = trained.model.resolve(cfg_id)
     images, source = sample_images(trained, _IMAGES)
-    net = calibrated(trained, cfg_id)
+    calibrate(trained, cfg_id)
     calibration = sample_images(trained, _CALIBRATION, train=True)[0] if flags.int8 else None
     about = describe(trained, cfg_id)
-    options = {"net": net, "calibration": calibration, "opset": flags.opset}
+    options = {"calibration": calibration, "opset": flags.opset}
     report = export(trained.model, cfg_id, output, images, about, **options)
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
     for name, found in report.differences.items():
@@ -285,14 +285,15 @@ def _predictor(flags: argparse.Namespace) -> Predictor | MapPredictor:
     """The network of `--exported`, or the stitch of an SN-Net."""
     from stitchkit.ship.description import no_classes
     from stitchkit.ship.predictors import MapPredictor, Predictor, open_predictor
-    from stitchkit.ship.trained_snnet import calibrated
+    from stitchkit.ship.trained_snnet import calibrate
 
     if flags.exported is not None:
         return open_predictor(flags.exported)
     trained = _trained(flags, cfg_id=flags.cfg_id)
     if not trained.model.num_classes:
         raise no_classes("the SN-Net")
-    net = calibrated(trained, flags.cfg_id) or trained.model.extract(flags.cfg_id)
+    calibrate(trained, flags.cfg_id)
+    net = trained.model.extract(flags.cfg_id)
     if trained.config.dense is not None:
         return MapPredictor(net, trained.data_config, trained.recipe.dense)
     return Predictor(net, trained.data_config, trained.classes)

@@ -16,7 +16,6 @@ from torch import nn
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import sync
 from stitchkit.measure.latency import Latency, latencies
-from stitchkit.model.route_network import RouteNetwork
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
@@ -84,7 +83,6 @@ def export(
     images: torch.Tensor,
     about: About,
     *,
-    net: RouteNetwork | None = None,
     calibration: torch.Tensor | None = None,
     opset: int | None = None,
 ) -> Report:
@@ -96,7 +94,6 @@ def export(
         path: The file; its suffix, `.safetensors`, `.onnx` or `.pt2`, selects the format.
         images: Prepared images `[B, C, H, W]` to compare on.
         about: Its description, from `stitchkit.ship.trained_snnet.describe`.
-        net: The stitch's network if its statistics differ from the SN-Net's; the file is then compared with it.
         calibration: Other prepared images, with whose activations an `.onnx` file is quantised to int8.
         opset: Of an `.onnx` file, the set of operators, for an older reader; by default torch's own.
     """
@@ -107,8 +104,7 @@ def export(
     with evaluating(model), tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name  # on the same disk, so that it can be renamed into place
         try:
-            own = (model.extract(stitch) if net is None else net).eval()
-            inside = Runner(partial(model, stitch=stitch)) if net is None else own
+            own = model.extract(stitch).eval()
             form.write(copy.deepcopy(own), about, draft, **options)  # exporters change the network that they trace
             if calibration is not None:
                 from stitchkit.ship.int8 import quantise  # needs onnxruntime
@@ -116,7 +112,7 @@ def export(
                 quantise(draft, calibration)
             size = sum(value.nbytes for value in model.state_dict().values())
             judged = _Judged(
-                inside,
+                Runner(partial(model, stitch=stitch)),
                 output=output_name(about),
                 tokens=own.forward_features if gives_features(about) else None,
                 has_top1=not (gives_features(about) or is_dense(about)),

@@ -17,8 +17,10 @@ from stitchkit.measure.latency_verdict import latency_note, without_unreliable
 from stitchkit.measure.ledger import Row, read_rows, write_rows
 from stitchkit.measure.metric import METRICS, metric_of
 from stitchkit.measure.pareto import pareto_front, table
+from stitchkit.measure.statistics_file import Kept, load_statistics, statistics_file, write_statistics
 from stitchkit.model.create import anchors_and_space, read_config, snnet_options
 from stitchkit.model.snnet import SNNet
+from stitchkit.model.statistics import batch_norms
 from stitchkit.networks.data_config import check_data_config, given_data_config, saved_data_config
 from stitchkit.networks.hub_weights import hub_fault
 from stitchkit.networks.weights import load_checkpoint, load_content
@@ -27,6 +29,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import local, portable
 
 _CONFIG, _WEIGHTS, _LEDGER, _README = "config.json", "model.safetensors", "stitches_res.txt", "README.md"
+_STATISTICS = statistics_file(_LEDGER).name
 _OF_CLASSES, _OF_FEATURES = "image-classification", "image-feature-extraction"
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
@@ -59,9 +62,7 @@ were measured.
 {{ front }}
 ```
 {% if recalibrated %}
-The accuracies of stitched routes are those of their own batch-norm statistics, recomputed from {{ recalibrated }} \
-training batches. These weights have the statistics that all routes shared in training, with which stitches are less \
-accurate.
+Some stitches have batch-norm statistics of their own, which are in `{{ recalibrated }}` and loaded with the network.
 {% endif %}{% if latencies %}
 How latencies were measured: {{ latencies }}.
 {% endif %}{% endif %}
@@ -80,8 +81,9 @@ class HubSNNet(
     """An SN-Net with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
     Its weights are random unless the anchors have local checkpoints; `from_run` loads those of a training run. A folder
-    holds configuration, preparation of images and class names as JSON, the weights as safetensors, the ledger if there
-    is one, and a model card. Nothing in it is executed, and only the folder's own files are downloaded.
+    holds configuration, preparation of images and class names as JSON, the weights as safetensors, the ledger and the
+    batch-norm statistics of single stitches if there are any, and a model card. Nothing in it is executed, and only the
+    folder's own files are downloaded.
 
     Args:
         stitch_config: The content of a stitch configuration, or its path.
@@ -153,19 +155,27 @@ class HubSNNet(
         config = trained.config.to_dict() | {"anchors": anchors}
         model = cls(config, classes=trained.classes, image=saved_data_config(trained.model))
         load_content(model, trained.model.state_dict(), str(trained.recipe.run.resume))
+        model.statistics = trained.model.statistics
+        model.keeps_statistics = trained.keeps_anchors or trained.recipe.run.recalibrate_bn == 0
+        model.lacks_statistics = not model.keeps_statistics
         return model.eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        # Whoever loads the folder is warned unless all routes may share the statistics.
+        is_suited = bool(batch_norms(self)) and not (self.lacks_statistics or self.statistics)
         refuse_link(save_directory / _README)  # huggingface_hub writes this file, and would follow a link
         config = self.config.to_dict() | {
             "anchors": [portable(spec, self) for spec in self.config.anchors],
-            "recipe": given_data_config(self.config.recipe),
+            "recipe": given_data_config(self.config.recipe) | ({"recalibrate_bn": 0} if is_suited else {}),
         }
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
         with replacing(save_directory / _WEIGHTS) as draft:
             draft.write_bytes(save(weights, metadata={"format": "pt"}))
         if self.ledger:
             write_rows(save_directory / _LEDGER, self.ledger)
+        if self.statistics:
+            kept: dict[int, Kept] = {cfg_id: (statistics, {}) for cfg_id, statistics in self.statistics.items()}
+            write_statistics(save_directory / _STATISTICS, self, kept)
         content = {"stitch_config": config, "image": self.image, "classes": self.classes}
         write_text(save_directory / _CONFIG, json.dumps(content, indent=2) + "\n")
 
@@ -186,7 +196,7 @@ class HubSNNet(
             "size": ", ".join(map(str, self.input_size)),
             "front": table(front) if front else "",
             "metric": METRICS[metric].removeprefix("top-1 "),
-            "recalibrated": max((row.get("recalibrate_bn", 0) for row in front), default=0),
+            "recalibrated": _STATISTICS if any(self.statistics.values()) else "",
             "latencies": latency_note(front),
         }
         card = super().generate_model_card(*args, **(content | kwargs))
@@ -239,13 +249,17 @@ class HubSNNet(
             local(spec)  # a stranger's configuration could name files and repositories to load
         folder = Path(model_id)
         if not folder.is_dir():
-            folder = Path(snapshot_download(model_id, allow_patterns=[_CONFIG, _WEIGHTS, _LEDGER], **options))
+            folder = Path(
+                snapshot_download(model_id, allow_patterns=[_CONFIG, _WEIGHTS, _LEDGER, _STATISTICS], **options)
+            )
         read_settings_file(folder / _CONFIG)  # refuses duplicate keys, of which huggingface_hub has taken the last
         if not (folder / _WEIGHTS).is_file():
             raise InputError(f"it has no {_WEIGHTS}; weights of another kind are not read")  # pickles run code
         model = cls(stitch_config, classes=classes, image=image)
         load_checkpoint(model, folder / _WEIGHTS)
         model.ledger = read_rows(folder / _LEDGER) if (folder / _LEDGER).is_file() else []
+        load_statistics(model, folder / _LEDGER)
+        model.lacks_statistics = not model.keeps_statistics
         return model
 
 

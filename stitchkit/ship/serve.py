@@ -25,7 +25,7 @@ from stitchkit.ship.description import no_classes
 from stitchkit.ship.predict import described_classes, likeliest, report_changes
 from stitchkit.ship.predictors import Transform
 from stitchkit.ship.route_drawing import depths_of, draw_route
-from stitchkit.ship.trained_snnet import Trained, calibrated, needs_calibration
+from stitchkit.ship.trained_snnet import Trained, calibrate, needs_calibration
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,9 +90,9 @@ class Demonstration:
             return dict(likeliest(self._network(cfg_id)(x)[0], self._names, _CLASSES))
 
     def _open_network(self, cfg_id: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The network of a stitch; if an evaluation recalibrates it, its statistics are computed here."""
-        own = calibrated(self._trained, cfg_id)
-        return partial(self._model, stitch=cfg_id) if own is None else own.to(self._device)
+        """The network of a stitch; what it lacks of its batch-norm statistics is computed here."""
+        calibrate(self._trained, cfg_id)
+        return partial(self._model, stitch=cfg_id)
 
     def _describe(self, cfg_id: int) -> str:
         stitch, row, latency = self._model.space[cfg_id], self._rows[cfg_id], self._latency(cfg_id)

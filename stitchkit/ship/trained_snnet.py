@@ -22,10 +22,11 @@ from stitchkit.data.unlabelled import has_labels
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.distributed import World, init_world
 from stitchkit.errors import InputError
+from stitchkit.measure.ledger import LEDGER, read_rows
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
-from stitchkit.measure.recalibrate import has_own_statistics, recalibrate, with_calibration
+from stitchkit.measure.recalibrate import own_norms, with_calibration
+from stitchkit.measure.statistics_file import check_statistics, load_statistics
 from stitchkit.model.create import anchors_and_space
-from stitchkit.model.route_network import RouteNetwork
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config, set_data_config, timm_config
 from stitchkit.networks.trained_with import TrainedWith
@@ -35,13 +36,13 @@ from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, output_of, portable
-from stitchkit.training.checkpoint import check_header
+from stitchkit.training.checkpoint import check_header, freezes_anchors
 from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
 from stitchkit.training.dense.data import create_pair_loaders, open_split, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network, with_trained_classes
-from stitchkit.training.own_statistics import calibration_images
+from stitchkit.training.own_statistics import own_statistics
 
 _SIZES = ("img_size", "input_size")
 
@@ -53,6 +54,7 @@ class Trained:
     Args:
         trained_for: Class names in the order of the logits; empty if the checkpoint has none.
         weights_sha256: Hash of the file of the weights; empty if there was none.
+        keeps_anchors: Whether the anchors, with the statistics of their batch norms, were not trained.
     """
 
     model: SNNet
@@ -60,6 +62,7 @@ class Trained:
     recipe: Recipe
     trained_for: tuple[str, ...] = ()
     weights_sha256: str = ""
+    keeps_anchors: bool = False
 
     @property
     def data_config(self) -> DataConfig:
@@ -89,7 +92,9 @@ class Trained:
         return found if len(found) == number else ()
 
 
-def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -> Trained:
+def open_trained(
+    settings: Mapping[str, object], *, cfg_id: int | None = None, ledger: str | Path | None = None
+) -> Trained:
     """The SN-Net of a checkpoint, with the number of classes and the image size that it was trained with.
 
     Its images are prepared as the given settings say; what these leave open, as in the training that the checkpoint
@@ -100,6 +105,8 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
             `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
             training.
         cfg_id: The stitch that will be needed; an unknown one is refused before anything is loaded.
+        ledger: The ledger whose batch-norm statistics stitches get; by default, unless a number of portions is set,
+            that in the folder of the run, or beside the checkpoint, if it has any for these weights.
     """
     recipe, config = gather({**settings, "eval": True})
     if config is None:
@@ -129,7 +136,11 @@ def open_trained(settings: Mapping[str, object], *, cfg_id: int | None = None) -
     image = data_config_of(given, model.input_size, {**model.pretrained_cfg, **trained.image})
     set_data_config(model, image)
     trained.say_unlike(model.pretrained_cfg)
-    return Trained(model.eval(), config, recipe, classes, digest)
+    nearby = [recipe.folder / LEDGER, Path(path).with_name(LEDGER)] if recipe.run.recalibrate_bn is None else []
+    for place in nearby if ledger is None else [ledger]:
+        if not model.statistics:
+            load_statistics(model, place)
+    return Trained(model.eval(), config, recipe, classes, digest, freezes_anchors(content))
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
@@ -138,12 +149,13 @@ def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
 
 
 def check_origin(ledger: str | Path, trained: Trained, *, otherwise: str) -> None:
-    """Check that a ledger was measured with these weights, as far as the file beside it says.
+    """Check that a ledger was measured with these weights, as far as the file beside it says, and these statistics.
 
     `otherwise` is what to do if it was not, besides measuring it.
     """
     recipe = trained.recipe
     if not origin_file(ledger).is_file():  # published ledgers have none
+        check_statistics(trained.model.statistics, ledger, read_rows(ledger))
         return
     before = {"weights_sha256": trained.weights_sha256} | read_origin(ledger, advice=otherwise)
     now = {"model_ema": recipe.optim.model_ema, "recalibrate_bn": recipe.run.recalibrate_bn}
@@ -157,33 +169,38 @@ def check_origin(ledger: str | Path, trained: Trained, *, otherwise: str) -> Non
             f"ledger '{ledger}' was measured with other weights than '{recipe.run.resume}'; give the checkpoint it was "
             f"measured with, or {otherwise}"
         )
+    check_statistics(trained.model.statistics, ledger, read_rows(ledger))
 
 
 def needs_calibration(trained: Trained, stitch: int) -> bool:
-    """Whether a stitch gets batch-norm statistics of its own, as in an evaluation, for which there must be data."""
-    if not trained.recipe.run.recalibrate_bn or not has_own_statistics(trained.model, stitch):
+    """Whether a stitch lacks the batch-norm statistics of an evaluation; data to compute them must then be there."""
+    number, model = trained.recipe.run.recalibrate_bn, trained.model
+    is_kept = trained.keeps_anchors and number is None
+    if number == 0 or stitch in model.statistics or not own_norms(model, stitch, keeps_anchors=is_kept):
         return False
     if not trained.has_data:
         raise InputError(
             f"the batch norms of stitch {stitch} are recalibrated, as in --eval, which needs training images; add "
-            "--data DIR, or --recalibrate-bn 0 to keep the statistics of the checkpoint"
+            "--data DIR, --ledger FILE with the statistics of its run, or --recalibrate-bn 0 to keep those of the "
+            "checkpoint"
         )
     return True
 
 
-def calibrated(trained: Trained, stitch: int) -> RouteNetwork | None:
-    """The network of a stitch with its own batch-norm statistics, if it gets them in an evaluation; None otherwise."""
+def calibrate(trained: Trained, stitch: int) -> None:
+    """Give a stitch the batch-norm statistics that it gets in an evaluation, if it has none from a ledger."""
     recipe, model = trained.recipe, trained.model
     if not needs_calibration(trained, stitch):
-        return None
-    net = model.extract(stitch).cpu()
-    world = init_world("cpu")
+        return
+    world = init_world(next(model.parameters()).device.type)
     try:
         with more_than_cores():
-            recalibrate(net, calibration_images(recipe, _create_loaders(trained, world), model.input_size))
+            found = own_statistics(
+                recipe, model, _create_loaders(trained, world), [stitch], keeps_anchors=trained.keeps_anchors
+            )
     finally:
         dist.destroy_process_group()
-    return net
+    model.statistics |= {cfg_id: each.statistics for cfg_id, each in found.items()}
 
 
 def _create_loaders(trained: Trained, world: World) -> Loaders:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.batches import Batch, Loader
@@ -29,7 +28,6 @@ from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.training.data import create_part_loader
-from stitchkit.training.own_statistics import recalibrated
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -39,13 +37,6 @@ _MIB = 2**20
 
 Scores: TypeAlias = "dict[int, Score] | dict[int, AnswerAgreement]"
 """What stitches are worth by labels, or by the answers of the anchors in which they end."""
-
-
-class _Pass(NamedTuple):
-    """Stitches that are evaluated in one pass over images; one with batch-norm statistics of its own has it alone."""
-
-    cfg_ids: Sequence[int]
-    has_own: bool
 
 
 class _Round(NamedTuple):
@@ -68,29 +59,24 @@ class Answering:
     def __init__(self, session: Session, model: SNNet, origin: Mapping[str, object], ledgers: Sequence[Ledger]):
         self._session, self._model, self._ledgers, self._origin = session, model, ledgers, origin
 
-    def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[Scores]:
-        """The scores of stitches: of those that share work after one pass over the images, then of each of the others.
+    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[Scores]:
+        """The scores of stitches, after one pass over the images.
 
         With `--eval-images`, those that the first images put off the front come last. Hits are kept before scores are
         given, so that what is in the ledger has them.
-
-        Args:
-            shared: Stitches that share work.
-            own: Stitches with batch-norm statistics of their own.
         """
-        passes = [_Pass(shared, has_own=False)] if shared else []
-        passes += [_Pass([cfg_id], has_own=True) for cfg_id in own]
+        if not cfg_ids:
+            return
         loader = self._session.loaders.validation
-        if passes and isinstance(loader.dataset, IterableDataset):
+        if isinstance(loader.dataset, IterableDataset):
             _logger.info(
                 "streamed images have no order, so no hits are kept, and stitches are not compared image by image"
             )
-        if passes and (part := self._part()):
-            yield from self._in_two_stages(passes, part)
+        if part := self._part():
+            yield from self._in_two_stages(cfg_ids, part)
             return
-        for one in passes:
-            yield self._kept(one.cfg_ids, self._answers(one, _Round(loader)))
-            self._partial().remove()  # only now: the ledger has all rows
+        yield self._kept(cfg_ids, self._answers(cfg_ids, _Round(loader)))
+        self._partial().remove()  # only now: the ledger has all rows
 
     def _part(self) -> list[int]:
         """The numbers of the images that come first; empty if all come at once."""
@@ -112,39 +98,34 @@ class Answering:
             )
         return stratified_part(labels or [0] * len(images), run.eval_images, run.seed)
 
-    def _in_two_stages(self, passes: Sequence[_Pass], part: Sequence[int]) -> Iterator[Scores]:
+    def _in_two_stages(self, cfg_ids: Sequence[int], part: Sequence[int]) -> Iterator[Scores]:
         """The scores on all images of the stitches that may be on the front, then those of the others on a part."""
         world, images = self._session.world, self._session.loaders.validation.dataset
         progress = PartialAnswers(self._session.folder / f"{LEDGER}.first", {**self._origin, "part": part})
-        first, judged = self._first_stage(passes, part, progress)
+        first, judged = self._first_stage(cfg_ids, part, progress)
         left = from_primary(world, lambda: self._left(first, judged, len(images)))
         rest = sorted({*range(len(images))}.difference(part))
         stage = _Round(self._loader_of(rest), "second")
-        for one in passes:
-            if chosen := [cfg_id for cfg_id in one.cfg_ids if cfg_id in left]:
-                before = first.of([*map(judged.index, chosen)])
-                answers = before + self._answers(one._replace(cfg_ids=chosen), stage)
-                yield self._kept(chosen, answers.in_order([*part, *rest]))
-                self._partial().remove()
-        if dropped := [cfg_id for one in passes for cfg_id in one.cfg_ids if cfg_id not in left]:
+        if chosen := [cfg_id for cfg_id in cfg_ids if cfg_id in left]:
+            answers = first.of([*map(judged.index, chosen)]) + self._answers(chosen, stage)
+            yield self._kept(chosen, answers.in_order([*part, *rest]))
+            self._partial().remove()
+        if dropped := [cfg_id for cfg_id in cfg_ids if cfg_id not in left]:
             yield self._kept(dropped, first.of([*map(judged.index, dropped)]), part)
         if world.is_primary:
             progress.remove()
 
     def _first_stage(
-        self, passes: Sequence[_Pass], part: Sequence[int], progress: PartialAnswers
+        self, cfg_ids: Sequence[int], part: Sequence[int], progress: PartialAnswers
     ) -> tuple[Answers, list[int]]:
-        """The answers of stitches to the first images, and their `cfg_id`s; each pass is saved when it is done.
+        """The answers of stitches to the first images, and their `cfg_id`s; they are saved when they are complete.
 
         Among them are those whose rows an earlier run had already written when it was killed.
         """
         world, stage = self._session.world, _Round(self._loader_of(part), "first")
         found = from_primary(world, lambda: progress.restore(self._num_classes))
-        for one in passes:
-            chosen = [cfg_id for cfg_id in one.cfg_ids if found is None or cfg_id not in found[1]]
-            if not chosen:
-                continue
-            answers = self._answers(one._replace(cfg_ids=chosen), stage)
+        if chosen := [cfg_id for cfg_id in cfg_ids if found is None or cfg_id not in found[1]]:
+            answers = self._answers(chosen, stage)
             found = (answers, chosen) if found is None else (found[0].beside(answers, part), [*found[1], *chosen])
             if world.is_primary:
                 progress.save(*found)
@@ -177,31 +158,23 @@ class Answering:
             images, numbers, session.recipe, session.world, input_size=session.input_size, model_config=config
         )
 
-    def _answers(self, one: _Pass, stage: _Round) -> Answers:
+    def _answers(self, cfg_ids: Sequence[int], stage: _Round) -> Answers:
         """The answers of stitches to the images of a stage.
 
         Every rank saves its own every few seconds, from which a killed evaluation resumes.
         """
-        session, cfg_ids, what = self._session, one.cfg_ids, counted(len(one.cfg_ids), "stitch")
+        session, what, memory = self._session, counted(len(cfg_ids), "stitch"), self._session.recipe.run.eval_memory
         ends = [self._end(cfg_id) for cfg_id in cfg_ids] if session.by_agreement else []
-        shared, networks = {*ends}, nn.ModuleList([self._model])
-        if one.has_own:
-            (cfg_id,) = cfg_ids
-            networks.append(recalibrated(session, cfg_id))
-            what = f"cfg_id {cfg_id}"
-        else:
-            shared |= {*cfg_ids}
-        memory = session.recipe.run.eval_memory
-        one_pass = OnePass(self._model, sorted(shared), memory=memory and memory * _MIB) if shared else None
+        one_pass = OnePass(self._model, sorted({*cfg_ids, *ends}), memory=memory and memory * _MIB)
 
         def run(images: torch.Tensor) -> list[Any]:
-            logits = one_pass(images) if one_pass else {}
-            found = [networks[1](images)] if one.has_own else [logits[cfg_id] for cfg_id in cfg_ids]
-            return [*zip(found, (logits[end] for end in ends), strict=True)] if ends else found
+            logits = one_pass(images)
+            answers = [logits[cfg_id] for cfg_id in cfg_ids]
+            return [*zip(answers, (logits[end] for end in ends), strict=True)] if ends else answers
 
         batches = batches_of(stage.loader, session.world, what)
         return evaluate(
-            networks, run, self._counted(batches) if ends else batches, device=session.world.device,
+            self._model, run, self._counted(batches) if ends else batches, device=session.world.device,
             autocast=session.autocast, count=len(cfg_ids), num_classes=self._num_classes,
             partial=self._partial(cfg_ids, stage.name), judge=compare_answers if ends else None,
         ).of_all_ranks()  # fmt: skip

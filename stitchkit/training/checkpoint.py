@@ -121,6 +121,7 @@ def header(session: Session) -> dict[str, object]:
         "model_kwargs": _arguments(session) if session.recipe.model.model else {},
         "opt": session.recipe.optim.opt,
         **(_of_stitching(session.recipe) if session.config else {}),
+        "frozen_anchors": session.recipe.stitch.freezes_anchors or not session.recipe.stitch.fulltune,
         "stitch_config": session.config.to_dict() if session.config else None,
         **({"num_classes": as_timm(session.model).num_classes} if session.config else {}),
         "classes": list(session.classes or _classes_of_anchors(session)),
@@ -138,6 +139,12 @@ def _classes_of_anchors(session: Session) -> Sequence[str]:
     known = {tuple(map(tuple, (trained and trained.classes) or ())) for trained in sources}
     tasks = known.pop() if len(known) == 1 else ()
     return tasks[0] if len(tasks) == 1 else ()
+
+
+def freezes_anchors(content: Mapping[str, object]) -> bool:
+    """Whether a checkpoint says that its anchors were not trained, so that their batch norms have given statistics."""
+    was_kept = content.get("preserve") in ("frozen", "lora")  # as checkpoints said before there was a word for it
+    return bool(content.get("frozen_anchors", was_kept))
 
 
 def _of_stitching(recipe: Recipe) -> dict[str, object]:
@@ -175,7 +182,8 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
             "input_size": [rules.whole(1)] * 3, "image": _IMAGE_RULES,
             "model_kwargs": rules.table(rules.text, rules.plain),
             "sampler": rules.text, "loss": rules.text, "feature_distance": rules.text, "preserve": rules.text,
-            "focus": rules.whole(0), "focus_images": rules.whole(0),
+            "focus": rules.whole(0), "focus_images": rules.whole(0), 
+            "frozen_anchors": rules.rule("true or false", lambda value: type(value) is bool),
             "alone": rules.table(rules.text, rules.number()), "copies": rules.table(rules.text, rules.anything),
         }  # fmt: skip
         training_state.check_saved(content, path, needed, optional)

@@ -25,6 +25,7 @@ from stitchkit.data.unreadable import CheckedImages
 from stitchkit.display import counted
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line, prefixed
+from stitchkit.measure.recalibrate import PORTION, num_images
 from stitchkit.measure.two_stage import stratified_part
 from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config, timm_config
 from stitchkit.settings.recipe import Recipe, flag_of
@@ -67,7 +68,7 @@ def check_labels(recipe: Recipe) -> None:
 def open_datasets(recipe: Recipe) -> Datasets:
     """Open the splits that a run needs, before anything is computed."""
     data, source, train = recipe.data, source_of(recipe), None
-    if not recipe.run.eval or recipe.run.recalibrate_bn:
+    if not recipe.run.eval or recipe.run.recalibrate_bn != 0:
         options = {"num_samples": data.train_num_samples, "repeats": data.epoch_repeats}
         with prefixed(FOR_CALIBRATION if recipe.run.eval else ""):
             train = open_dataset(source, data.train_split, is_training=True, **options)
@@ -147,10 +148,12 @@ class Loaders:
     """The loaders of a run.
 
     Args:
-        train: Augmented training batches; for `--recalibrate-bn`, some batches prepared as for evaluation.
+        train: Augmented training batches; in an evaluation, portions of images that renew batch-norm statistics, the
+            same on all ranks and prepared as for evaluation.
         validation: Prepared validation batches; iterate through `without_padding`.
         mean: Mean of each channel, with which images are normalised, and in the same way `std`.
-        held_out: Prepared training images on which `--focus` judges stitches, in two parts; none without it.
+        held_out: Other training images, prepared as for evaluation: those on which `--focus` judges stitches, in two
+            parts; or those on which an evaluation judges batch-norm statistics.
     """
 
     train: Loader | None
@@ -166,7 +169,7 @@ def create_loaders(
 ) -> Loaders:  # fmt: skip
     """Loaders over this rank's part of the splits; `input_size` and `model_config` are as for `preparation`."""
     data, train = recipe.data, None
-    held_out: tuple[Loader, ...] = ()
+    held_out: Sequence[Loader] = ()
     with _by_timm():
         prepared = preparation(recipe, input_size, model_config)
         for_evaluation = _for_evaluation(recipe, prepared)
@@ -185,16 +188,15 @@ def create_loaders(
                 held_out = tuple(_create_loader(part, recipe, world, **for_evaluation) for part in judging)
             trained = _checked(datasets.train, recipe, num_classes, is_training=True, only=only)
             if recipe.run.eval:
-                count = recipe.run.recalibrate_bn * for_evaluation["batch_size"] * world.size
-                train = _create_sample_loader(trained, count, recipe, world, for_evaluation)
+                train, *held_out = _calibration_loaders(trained, recipe, world, for_evaluation)
             else:
                 train = _create_train_loader(trained, recipe, world, prepared, num_classes)
-    if train is not None and len(train) < (1 if recipe.run.eval else recipe.optim.grad_accum_steps):
+    if train is not None and not recipe.run.eval and len(train) < recipe.optim.grad_accum_steps:
         raise InputError(
             f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
-    return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]), held_out)
+    return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]), tuple(held_out))
 
 
 def _hold_out(images: Images, recipe: Recipe) -> tuple[list[int], list[int], list[int]]:
@@ -239,7 +241,8 @@ def create_bank_loader(
         prepared = preparation(recipe, input_size, model_config)
         images.decoding, for_evaluation = Decoding.of(prepared), _for_evaluation(recipe, prepared)
         bank = _checked(images, recipe, 0, is_training=False)
-        return _create_sample_loader(bank, count, recipe, world, for_evaluation)
+        numbers = [] if isinstance(bank, IterableDataset) else drawn_numbers(len(bank), count, recipe.run.seed)
+        return _create_sample_loader(bank, numbers, recipe, world, for_evaluation)
 
 
 def _for_evaluation(recipe: Recipe, prepared: DataConfig) -> dict[str, Any]:
@@ -265,16 +268,15 @@ def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None,
     data, dtype = recipe.data, weights_dtype(recipe)
     loader = create_loader(
         images,
+        **{"distributed": True, **options},
         num_workers=workers_for(images, data.workers, world),
         worker_seeding=data.worker_seeding,
-        distributed=True,
         pin_memory=data.pin_mem,
         use_prefetcher=not data.no_prefetcher,
         img_dtype=dtype,
         device=world.device,
         # Fresh workers draw only from the epoch's seed; persistent ones would remember earlier epochs (law 8).
         persistent_workers=False,
-        **options,
     )
     if data.no_prefetcher:
         return DirectLoader(loader, device=world.device, dtype=dtype, mix=mix)
@@ -282,13 +284,30 @@ def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None,
     return loader
 
 
+def _calibration_loaders(
+    images: Images | CheckedImages, recipe: Recipe, world: World, for_evaluation: Mapping[str, Any]
+) -> list[Loader]:
+    """The training images that renew batch-norm statistics, and those that judge them if these compete.
+
+    Neither the batch size nor the number of ranks decides which. A stream gives both, one after the other.
+    """
+    options = {**for_evaluation, "batch_size": PORTION, "distributed": False}
+    if isinstance(images, IterableDataset):
+        return [_create_sample_loader(images, [], recipe, world, options)]
+    renewing, judging = num_images(len(images), recipe.run.recalibrate_bn)
+    numbers = drawn_numbers(len(images), renewing + judging, recipe.run.seed)
+    parts = filter(None, (numbers[:renewing], numbers[renewing:]))
+    return [_create_sample_loader(images, part, recipe, world, options) for part in parts]
+
+
 def _create_sample_loader(
-    images: Images | CheckedImages, count: int, recipe: Recipe, world: World, for_evaluation: Mapping[str, Any]
-) -> Loader:
-    """Some training images in random order, prepared as for evaluation; the seed decides which. Of a stream, all."""
+    images: Images | CheckedImages, numbers: Sequence[int], recipe: Recipe, world: World,
+    for_evaluation: Mapping[str, Any],
+) -> Loader:  # fmt: skip
+    """Some training images by their numbers, prepared as for evaluation. Of a stream, all."""
     if isinstance(images, IterableDataset):
         return _create_loader(images, recipe, world, **for_evaluation)
-    chosen = Subset(images, drawn_numbers(len(images), count, recipe.run.seed))
+    chosen = Subset(images, numbers)
     loader = _create_loader(chosen, recipe, world, **for_evaluation)
     images.transform = chosen.transform  # type: ignore[attr-defined] # timm set it on the subset only
     return loader

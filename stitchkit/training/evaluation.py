@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import IterableDataset
 
@@ -35,19 +36,18 @@ from stitchkit.measure.ledger_origin import (
 from stitchkit.measure.metric import metric_of
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
-from stitchkit.measure.recalibrate import has_own_statistics
 from stitchkit.measure.self_stitch import add_self_stitch, ends_in_ledger
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.answering import Answering, check_hits_beside, remove_progress
-from stitchkit.training.checkpoint import load_weights
+from stitchkit.training.checkpoint import freezes_anchors, load_weights
 from stitchkit.training.dense.evaluation import DenseEvaluation, DenseFigure, check_sums_beside
 from stitchkit.training.dense.examples import write_examples
 from stitchkit.training.judging import Judge
 from stitchkit.training.network import uncompiled
-from stitchkit.training.own_statistics import recalibrated, with_own_statistics
+from stitchkit.training.own_statistics import give_statistics, renewed_copy
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -63,23 +63,21 @@ _OF_A_MODEL = ("model", "model_kwargs", "pretrained_path", "initial_checkpoint")
 def evaluate_stitches(session: Session) -> None:
     """Evaluate every stitch that the ledger lacks, or the plain model.
 
-    Stitches are evaluated in one pass over the images; those that get batch-norm statistics of their own have a pass
-    each. Results of other weights or data are left as they are.
+    Stitches are evaluated in one pass over the images. Results of other weights or data are left as they are.
     """
     recipe, model, world = session.recipe, session.model, session.world
-    origin, missing, ledgers = prepare_evaluation(session)
+    content, origin, missing, ledgers = prepare_evaluation(session)
     from_primary(world, lambda: _begin(session, origin))
     if not isinstance(model, SNNet):
         score = _plain_score(session)
         _logger.info("%s", json.dumps({"model": recipe.model.model, **score.figures}))
         from_primary(world, lambda: write_per_class(session.folder, _classes(session), {"acc1": score}))
         return
-    own = with_own_statistics(session, model, missing)  # they share no work
-    shared = [cfg_id for cfg_id in missing if cfg_id not in own]
+    norms = give_statistics(session, model, missing, ledgers, origin, keeps_anchors=freezes_anchors(content))
     numbers = count(1)
-    for found in _judged(session, model, origin, shared, own, ledgers):
+    for found in _judged(session, model, origin, missing, ledgers):
         for ledger in ledgers:
-            _record(session, model, ledger, found)
+            _record(session, ledger, found, norms)
         for cfg_id, one in found.items():
             said = [f"{key} {value:.2f}" for key, value in one.figures.items() if key not in _UNSAID]
             _logger.info(
@@ -102,28 +100,27 @@ def evaluate_stitches(session: Session) -> None:
 
 
 def _judged(
-    session: Session, model: SNNet, origin: Mapping[str, object], shared: Sequence[int], own: Sequence[int],
-    ledgers: Sequence[Ledger],
-) -> Iterator[_Scores]:  # fmt: skip
+    session: Session, model: SNNet, origin: Mapping[str, object], cfg_ids: Sequence[int], ledgers: Sequence[Ledger]
+) -> Iterator[_Scores]:
     """What stitches are worth: by pixels, by labels, or by their features."""
     if isinstance(model, DenseSNNet):
-        return DenseEvaluation(session, model, origin, ledgers).stitches(shared, own)
+        return DenseEvaluation(session, model, origin, ledgers).stitches(cfg_ids)
     if model.num_classes:
-        return Answering(session, model, origin, ledgers).stitches(shared, own)
-    return _by_features(session, model, shared, own, ledgers)
+        return Answering(session, model, origin, ledgers).stitches(cfg_ids)
+    return _by_features(session, model, cfg_ids, ledgers)
 
 
-def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], list[Ledger]]:
+def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, object], list[int], list[Ledger]]:
     """Load the weights, and check what is wanted against the results so far; nothing is written.
 
     Returns:
-        All that the figures depend on; the stitches to evaluate, none for a plain model; and the ledger of an SN-Net
-        on the primary rank, since other machines may not see the file.
+        The content of the checkpoint, empty without one; all that the figures depend on; the stitches to evaluate, none
+        for a plain model; and the ledger of an SN-Net on the primary rank, since other machines may not see the file.
     """
     recipe, model, ledgers = session.recipe, session.model, list[Ledger]()
-    digest = load_weights(session, ema=recipe.optim.model_ema)[1] if recipe.run.resume else ""
+    content, digest = load_weights(session, ema=recipe.optim.model_ema) if recipe.run.resume else ({}, "")
     _check_images(session)
-    origin, wanted = origin_of(_as_measured(session), digest, ranks=session.world.size), list[int]()
+    origin, wanted = origin_of(_as_measured(session), digest), list[int]()
     if isinstance(model, SNNet):
         if not model.num_classes:
             origin |= of_the_bank(recipe)
@@ -151,7 +148,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, object], list[int], 
                 )
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
-    return origin, from_primary(session.world, find_missing), ledgers
+    return content, origin, from_primary(session.world, find_missing), ledgers
 
 
 def _check_images(session: Session) -> None:
@@ -193,16 +190,17 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     write_origin(path, origin)
 
 
-def _record(session: Session, model: SNNet, ledger: Ledger, scores: _Scores) -> None:
-    """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete."""
-    batches = session.recipe.run.recalibrate_bn
+def _record(session: Session, ledger: Ledger, scores: _Scores, norms: Mapping[int, Mapping[str, object]]) -> None:
+    """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete.
+
+    `norms` is what rows say of batch-norm statistics.
+    """
     # The table of classes is for the same images, so those that have seen a part are not in it.
     columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score) and not score.is_part}
     if columns:
         write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
     for cfg_id, score in scores.items():
-        is_recalibrated = batches and has_own_statistics(model, cfg_id)
-        ledger.append(cfg_id, {**score.figures, **({"recalibrate_bn": batches} if is_recalibrated else {})})
+        ledger.append(cfg_id, {**score.figures, **norms.get(cfg_id, {})})
 
 
 def _classes(session: Session) -> Sequence[str]:
@@ -211,18 +209,18 @@ def _classes(session: Session) -> Sequence[str]:
 
 
 def _by_features(
-    session: Session, model: SNNet, shared: Sequence[int], own: Sequence[int], ledgers: Sequence[Ledger]
+    session: Session, model: SNNet, cfg_ids: Sequence[int], ledgers: Sequence[Ledger]
 ) -> Iterator[dict[int, FeatureScore]]:
     """The scores of stitches by their features; after them, anchors are stitched to themselves if that is requested."""
 
     def find_anchors() -> list[int]:
-        return [cfg_id for ledger in ledgers for cfg_id in ends_in_ledger(ledger.rows, [*shared, *own], model.space)]
+        return [cfg_id for ledger in ledgers for cfg_id in ends_in_ledger(ledger.rows, cfg_ids, model.space)]
 
     anchors = from_primary(session.world, find_anchors) if session.recipe.run.self_stitch else []
-    if not (shared or own or anchors):
+    if not (cfg_ids or anchors):
         return
-    judge = Judge(session, model, [*shared, *own, *anchors])
-    yield from judge.stitches(shared, own)
+    judge = Judge(session, model, [*cfg_ids, *anchors])
+    yield from judge.stitches(cfg_ids)
     for cfg_id in anchors:
         score = judge.self_stitch(cfg_id)
         for ledger in ledgers:
@@ -234,7 +232,7 @@ def _plain_score(session: Session) -> Score:
     """The score of the plain model, with recalibrated batch norms if requested."""
     world, net, num_classes = session.world, session.model, as_timm(session.model).num_classes
     if session.recipe.run.recalibrate_bn:
-        net = recalibrated(session, None)
+        net = renewed_copy(session)
     batches = batches_of(session.loaders.validation, world, "evaluation")
     return evaluate_stitch(net, None, batches, device=world.device, autocast=session.autocast, num_classes=num_classes)
 

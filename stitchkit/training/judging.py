@@ -23,7 +23,6 @@ from stitchkit.networks.mode import evaluating
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import BANK_IMAGES, create_bank_loader
 from stitchkit.training.inputs import source_of
-from stitchkit.training.own_statistics import recalibrated
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -58,24 +57,18 @@ class Judge:
                 raise
             _logger.warning("no labelled training images, so k-NN and linear probe are left out: %s", error)
 
-    def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[dict[int, FeatureScore]]:
+    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, FeatureScore]]:
         """The scores of stitches; call it first.
 
-        The features of those that share work are collected in one pass over the images on which they are judged, and
-        one over the labelled images with which these are compared. Then one stitch after the other is judged.
-
-        Args:
-            shared: Stitches that share work.
-            own: Stitches with batch-norm statistics of their own.
+        Their features are collected in one pass over the images on which they are judged, and one over the labelled
+        images with which these are compared. Then one stitch after the other is judged.
         """
-        if shared:
-            self._say_bytes(shared)
-        judged = self._collect(self._model, self._one_pass({*shared, *self._ends}), self._session.loaders.validation)
+        if cfg_ids:
+            self._say_bytes(cfg_ids)
+        judged = self._collect(self._model, self._one_pass({*cfg_ids, *self._ends}), self._session.loaders.validation)
         self._targets = {end: judged.features[end] for end in self._ends if end in judged.features}  # of this rank
-        bank = self._collect(self._model, self._one_pass(shared), self._bank) if shared and self._bank else None
-        yield from self._scores(shared, judged, bank)
-        for cfg_id in own:
-            yield from self._alone(cfg_id, recalibrated(self._session, cfg_id))
+        bank = self._collect(self._model, self._one_pass(cfg_ids), self._bank) if cfg_ids and self._bank else None
+        yield from self._scores(cfg_ids, judged, bank)
 
     def self_stitch(self, cfg_id: int) -> FeatureScore:
         """The score of an anchor that is cut in the middle and joined to itself in closed form."""

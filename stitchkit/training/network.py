@@ -227,7 +227,7 @@ def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
     suit_precision(model, world.device, amp=recipe.optim.amp, how="--amp --amp-dtype bfloat16")
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if recipe.distributed.sync_bn and world.size > 1:
+    if recipe.distributed.sync_bn and world.size > 1 and not recipe.run.eval:  # there one rank computes statistics
         convert_sync_batchnorm(model)
     if settings.torchcompile:
         _compile(model, settings.torchcompile, settings.torchcompile_mode)

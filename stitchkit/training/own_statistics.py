@@ -4,62 +4,187 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import chain, islice
+from typing import Any
 
 import torch
-from timm.utils import distribute_bn
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from stitchkit.display import counted
-from stitchkit.measure.recalibrate import has_own_statistics, recalibrate
+from stitchkit.distributed import from_primary
+from stitchkit.engine.settings import Autocast
+from stitchkit.measure.ledger import Ledger
+from stitchkit.measure.recalibrate import (
+    LOSS,
+    PORTION,
+    PORTIONS,
+    RENEWED,
+    Candidates,
+    Found,
+    Penalties,
+    best,
+    candidates,
+    own_norms,
+    penalties,
+    renew,
+    renewed,
+)  # fmt: skip
+from stitchkit.measure.statistics_file import Kept, check_statistics, read_statistics, statistics_file, write_statistics
+from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
+from stitchkit.model.statistics import holding
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import Loaders
-from stitchkit.training.dense.data import PairLoader
+from stitchkit.training.dense.data import Pair, PairLoader
+from stitchkit.training.dense.judging import DenseJudge, Outputs
+from stitchkit.training.dense.task import loss_of
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 
 
-def with_own_statistics(session: Session, model: SNNet, cfg_ids: Iterable[int]) -> list[int]:
-    """The stitches that get batch-norm statistics of their own; the log says why."""
-    if not (batches := session.recipe.run.recalibrate_bn):
-        return []
-    found = [cfg_id for cfg_id in cfg_ids if has_own_statistics(model, cfg_id)]
-    if found:
-        _logger.info(
-            "batch-norm statistics of %s are recomputed for each, from %s: in training all routes share them, so they "
-            "suit none of them; --recalibrate-bn 0 keeps those",
-            counted(len(found), "route"), counted(batches, "training batch"),
-        )  # fmt: skip
+def give_statistics(
+    session: Session, model: SNNet, cfg_ids: Sequence[int], ledgers: Sequence[Ledger], origin: Mapping[str, object],
+    *, keeps_anchors: bool,
+) -> dict[int, dict[str, object]]:  # fmt: skip
+    """Give stitches that will be evaluated the batch-norm statistics that suit them, kept beside the ledger.
+
+    The primary rank computes them, so that neither the number of ranks nor their batches decide.
+
+    Args:
+        ledgers: The ledger on the primary rank; the stitches in it have theirs already.
+        origin: All that figures depend on; statistics of anything else are replaced.
+        keeps_anchors: Whether anchors were not trained, so that their statistics are right as they are.
+
+    Returns:
+        What the rows of stitches in the ledger say of their statistics.
+    """
+
+    def find() -> dict[int, Kept]:
+        (ledger,) = ledgers
+        path = statistics_file(ledger.path)
+        kept = (read_statistics(path, model, origin) if path.is_file() else None) or {}
+        check_statistics(kept, ledger.path, ledger.rows)
+        lacking = [cfg_id for cfg_id in cfg_ids if cfg_id not in kept]
+        found = own_statistics(
+            session.recipe, model, session.loaders, lacking, autocast=session.autocast, keeps_anchors=keeps_anchors
+        )
+        kept |= {cfg_id: (each.statistics, each.figures) for cfg_id, each in found.items()}
+        if found:
+            write_statistics(path, model, kept, origin)
+        return {cfg_id: (_on("cpu", statistics), figures) for cfg_id, (statistics, figures) in kept.items()}
+
+    kept = from_primary(session.world, find)
+    model.statistics = {cfg_id: _on(session.world.device, statistics) for cfg_id, (statistics, _) in kept.items()}
+    return {cfg_id: dict(figures) for cfg_id, (_, figures) in kept.items()}
+
+
+def _on(device: torch.device | str, statistics: Any) -> dict[str, torch.Tensor]:
+    return {name: value.to(device) for name, value in statistics.items()}
+
+
+def own_statistics(
+    recipe: Recipe,
+    model: SNNet,
+    loaders: Loaders,
+    cfg_ids: Iterable[int],
+    *,
+    keeps_anchors: bool,
+    autocast: Autocast = nullcontext,
+) -> dict[int, Found]:
+    """The batch-norm statistics that suit stitches; nothing for those that have no norms, or keep all of theirs.
+
+    With `--recalibrate-bn` they are renewed. Otherwise given, blended and renewed ones compete on training images that
+    renewed none.
+    """
+    forced = recipe.run.recalibrate_bn
+    keeps_anchors = keeps_anchors and forced is None
+    own = [cfg_id for cfg_id in cfg_ids if own_norms(model, cfg_id, keeps_anchors=keeps_anchors)]
+    if forced == 0 or not own:
+        return {}
+    train, count = loaders.train, forced or PORTIONS
+    assert train is not None, "recalibration opens the training split"
+    batches = chain.from_iterable(map(_batches, (train, *loaders.held_out)))
+    if not isinstance(train.dataset, IterableDataset):
+        count = len(train)
+    with autocast():
+        fresh = renewed(model, own, _portions(islice(batches, count), recipe, model), keeps_anchors=keeps_anchors)
+    if forced:
+        _logger.info("batch-norm statistics of %s are renewed, as --recalibrate-bn says", counted(len(own), "route"))
+        figures = {"bn": RENEWED, "recalibrate_bn": forced}
+        return {cfg_id: Found(statistics, figures) for cfg_id, statistics in fresh.items()}
+    tried, held_out = candidates(model, fresh), islice(batches, PORTIONS)
+    if isinstance(model, DenseSNNet):
+        found = best(tried, _dense_penalties(model, tried, held_out, recipe, autocast), LOSS)
+    else:
+        found = best(tried, *penalties(model, tried, held_out, autocast))
+    _say(found)
     return found
 
 
-def recalibrated(session: Session, cfg_id: int | None) -> nn.Module:
-    """A copy of one stitch, or of the plain model, with its own batch-norm statistics."""
-    net = session.model.extract(cfg_id) if isinstance(session.model, SNNet) else copy.deepcopy(session.model)
+def renewed_copy(session: Session) -> nn.Module:
+    """A copy of the plain model with renewed batch-norm statistics."""
+    net, train = copy.deepcopy(session.model), session.loaders.train
+    assert train is not None, "recalibration opens the training split"
     with session.autocast():
-        recalibrate(net, calibration_images(session.recipe, session.loaders, session.input_size))
-    if way := session.recipe.distributed.dist_bn:
-        distribute_bn(net, session.world.size, way == "reduce")
+        renew(net, (images for images, _ in islice(train, session.recipe.run.recalibrate_bn)))
     return net
 
 
-def calibration_images(recipe: Recipe, loaders: Loaders, input_size: tuple[int, ...]) -> Iterator[torch.Tensor]:
-    """Batches of training images `[B, C, H, W]` for batch-norm statistics; in dense prediction, of their windows."""
-    loader, count = loaders.train, recipe.run.recalibrate_bn
-    assert loader is not None, "recalibration opens the training split"
-    if not isinstance(loader, PairLoader):
-        return (images for images, _ in islice(loader, count))
-    windows = Windows.of_task(recipe.dense, (input_size[1], input_size[2]))
-    most = recipe.data.validation_batch_size or recipe.data.batch_size
-    cuts = (windows.cut([image for image, _ in pairs]).windows for pairs in loader.batches())
-    return (part for found in cuts for part in spread(found, most))
+def _batches(loader: Any) -> Iterator[Any]:
+    return iter(loader.batches() if isinstance(loader, PairLoader) else loader)
+
+
+def _portions(batches: Iterable[Any], recipe: Recipe, model: SNNet) -> Iterator[torch.Tensor]:
+    """The images of batches; in dense prediction, their windows."""
+    if not isinstance(model, DenseSNNet):
+        yield from (images for images, _ in batches)
+        return
+    windows = Windows.of_task(recipe.dense, model.input_size[1:])
+    for pairs in batches:
+        yield from spread(windows.cut([image for image, _ in pairs]).windows, PORTION)
 
 
 def spread(windows: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
     """Windows `[W, C, h, w]` in portions of at most so many, each from all images: neighbours overlap."""
     count = -(-len(windows) // most)
     return (windows[first::count] for first in range(count))
+
+
+@torch.no_grad()
+def _dense_penalties(
+    model: DenseSNNet, tried: Candidates, batches: Iterable[Sequence[Pair]], recipe: Recipe, autocast: Autocast
+) -> Penalties:
+    """The mean loss over images of stitches with each of their statistics."""
+    losses, loss, total = defaultdict[tuple[int, str], float](float), loss_of(recipe.dense), 0
+    judge = DenseJudge(recipe.dense, model.num_classes, model.input_size[1:], autocast, PORTION)
+    keys = [(cfg_id, kind) for cfg_id, kinds in tried.items() for kind in kinds]
+
+    def run(portions: Sequence[torch.Tensor]) -> Outputs:
+        for number, (cfg_id, kind) in enumerate(keys):
+            with holding(model, tried[cfg_id][kind]):
+                yield number, torch.cat([model(part, cfg_id) for part in portions])
+
+    for pairs in batches:
+        total += len(pairs)
+        for number, outputs in judge.outputs(model, run, pairs):
+            for output, (_, target) in zip(outputs, pairs, strict=True):
+                losses[keys[number]] += loss([output[None]], target[None]).item()
+    return {key: value / total for key, value in losses.items()}
+
+
+def _say(found: Mapping[int, Found]) -> None:
+    """Log which statistics routes have, and where renewed ones are worse than those that were given."""
+    kinds = Counter(str(each.figures["bn"]) for each in found.values())
+    _logger.info(
+        "batch-norm statistics of %s, compared on training images that renewed none: %s; --recalibrate-bn N renews "
+        "all, --recalibrate-bn 0 none",
+        counted(len(found), "route"), ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
+    )  # fmt: skip
+    if worse := [str(cfg_id) for cfg_id, each in found.items() if each.is_worse]:
+        _logger.info("renewed statistics are worse than given ones for cfg_id %s", ", ".join(worse))

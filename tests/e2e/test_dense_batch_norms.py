@@ -1,20 +1,22 @@
 """Batch norms of anchors or head in dense prediction: each route is judged, and exported, with its own statistics."""
 
 import json
-from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stitchkit import load_stitch
 from stitchkit.cli import main
 from stitchkit.data.scenes import write_scenes
 from stitchkit.distributed import init_world
 from stitchkit.measure.ledger import read_rows
-from stitchkit.measure.recalibrate import batch_norms, recalibrate
+from stitchkit.measure.recalibrate import renew
+from stitchkit.model.dense import DensePass
+from stitchkit.model.statistics import batch_norms
 from stitchkit.settings.flags import resolve
 from stitchkit.training.checkpoint import load_weights
-from stitchkit.training.dense.judging import DenseJudge, alone
+from stitchkit.training.dense.judging import DenseJudge
 from stitchkit.training.session import open_session
 from tests.support import FAMILIES, FLAGS, pico_anchor, write_config
 
@@ -38,7 +40,7 @@ def trained(tmp_path_factory):
 def judged(trained):
     folder, command = trained
     resume = ["--eval", "--resume", str(folder / "trained/last.pth.tar")]
-    assert main([*command, "--experiment", "judged", *resume]) == 0
+    assert main([*command, "--experiment", "judged", *resume, "--recalibrate-bn", "10"]) == 0
     assert main([*command, "--experiment", "shared", *resume, "--recalibrate-bn", "0"]) == 0
     return {name: read_rows(folder / name / "stitches_res.txt") for name in ("judged", "shared")}
 
@@ -59,7 +61,7 @@ def test_so_have_routes_of_anchors_without_batch_norms(trained, tmp_path):
     command = ["train", str(folder / "scenes"), "--stitch_config", str(config), *FLAGS, *way]
     assert main([*command, "--epochs", "1"]) == 0
     assert main([*command, "--eval", "--resume", str(tmp_path / "vits/last.pth.tar")]) == 0
-    assert all(row["recalibrate_bn"] == 10 for row in read_rows(tmp_path / "vits/stitches_res.txt"))
+    assert all(row["bn_loss"] > 0 for row in read_rows(tmp_path / "vits/stitches_res.txt"))
 
 
 def test_the_picture_is_drawn_with_them(trained, judged):
@@ -80,14 +82,20 @@ def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(tr
     row = judged["judged"][-1]
     net = session.model.extract(row["cfg_id"])
     assert batch_norms(net)
-    numbers = torch.randperm(TRAIN, generator=torch.Generator().manual_seed(recipe.run.seed)).split(2)
     images = session.loaders.train.dataset
-    recalibrate(net, [torch.stack([images[int(number)][0] for number in batch]) for batch in numbers])
+    renew(net, [torch.stack([images[number][0] for number in range(TRAIN)])])
     judge = DenseJudge(recipe.dense, session.model.num_classes, (SIDE, SIDE), session.autocast, 2)
     batches = session.loaders.validation.batches()
-    sums = judge.sums(net, partial(alone, row["cfg_id"], net), [row["cfg_id"]], batches)
+    session.model.statistics = {row["cfg_id"]: _statistics_of(session.model, row["cfg_id"], net)}
+    sums = judge.sums(session.model, DensePass(session.model, [row["cfg_id"]]), [row["cfg_id"]], batches)
     found = judge.over_ranks(sums).figures(row["cfg_id"])
     assert {key: row[key] for key in found} == pytest.approx(found, abs=0.01)
+
+
+def _statistics_of(model, cfg_id, net):
+    """The running statistics of an extracted route, by their names in its SN-Net."""
+    pairs = zip(model.norms_of(cfg_id), batch_norms(net), strict=True)
+    return {f"{name}.{kind}": getattr(norm, kind) for name, norm in pairs for kind in ("running_mean", "running_var")}
 
 
 def test_networks_of_low_precision_are_judged_in_it(trained):
@@ -107,5 +115,7 @@ def test_an_export_has_them_too(trained, judged):
     wanted = ["--cfg-id", str(row["cfg_id"]), "-o", str(folder / "one.safetensors")]
     assert main(["export", *flags, *wanted]) == 0
     norms = batch_norms(load_stitch(folder / "one.safetensors"))
+    kept = load_file(folder / "judged/stitches_res.statistics.safetensors")
+    means = [value for name, value in kept.items() if name.startswith(f"{row['cfg_id']}.") and name.endswith("mean")]
     assert norms
-    assert all(int(norm.num_batches_tracked) == TRAIN / 2 for norm in norms)
+    assert all(any(torch.equal(norm.running_mean, mean) for mean in means) for norm in norms)

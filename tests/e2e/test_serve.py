@@ -21,7 +21,7 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.predict import described_classes
 from stitchkit.ship.serve import Demonstration
-from stitchkit.ship.trained_snnet import Trained, calibrated, open_trained
+from stitchkit.ship.trained_snnet import Trained, calibrate, open_trained
 from tests.browser import open_page, serving
 from tests.results import pareto_like
 from tests.support import FAMILIES, family_snnet, pico_anchor, pico_config, pico_snnet, write_config
@@ -91,7 +91,10 @@ def test_a_ledger_of_recalibrated_stitches_is_shown_with_their_statistics(images
     assert trained.classes == ("class0", "class1", "class2", "class3")
     shown = Demonstration(trained, pareto_like(model))
     shares, _ = shown.run(picture(), 1e12)
-    net = calibrated(trained, max(shown._rows.values(), key=lambda row: row["acc1"])["cfg_id"])
+    cfg_id = max(shown._rows.values(), key=lambda row: row["acc1"])["cfg_id"]
+    again = open_trained(given)
+    calibrate(again, cfg_id)
+    net = again.model.extract(cfg_id)
     expected = net(shown._transform(picture().convert("RGB"))[None])[0].softmax(0).tolist()
     assert shares == pytest.approx(dict(zip(trained.classes, expected, strict=True)), abs=1e-5)
 

@@ -60,11 +60,12 @@ def test_a_folder_gives_back_weights_configuration_and_ledger(model, folder):
         assert (folder.parent / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_card_says_that_accuracies_are_of_recalibrated_batch_norms(model, tmp_path):
-    said = "those of their own batch-norm statistics, recomputed from 10 training batches. These weights"
-    assert said not in " ".join(str(model.generate_model_card()).split())
-    model.ledger = [row | {"recalibrate_bn": 10} for row in model.ledger]
-    assert said in " ".join(str(model.generate_model_card()).split())
+def test_a_card_says_that_stitches_have_batch_norm_statistics_of_their_own(model):
+    said = "Some stitches have batch-norm statistics of their own, which are in `stitches_res.statistics.safetensors`"
+    assert said not in str(model.generate_model_card())
+    model.statistics = {5: {"anchors.0.norm.running_mean": torch.zeros(1)}}
+    assert said in str(model.generate_model_card())
+    model.drop_statistics()
 
 
 @pytest.mark.parametrize("family", ["swin", "resnet", "resnet to swin", "levit", "vit without final norm, all pairs"])

@@ -16,10 +16,13 @@ from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
+from stitchkit.measure.recalibrate import num_images
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.data import FOR_CALIBRATION, Loaders, drawn_numbers, preparation, weights_dtype
 
+PORTION = 8
+"""Training images whose windows renew batch-norm statistics together, whatever the batch size."""
 Pair = tuple[torch.Tensor, torch.Tensor]
 """An image `[C, H, W]` and its target `[H, W]`."""
 
@@ -86,7 +89,7 @@ def open_splits(recipe: Recipe, config: StitchConfig | None = None) -> tuple[Ima
     wanted = (recipe.model.num_classes or 0) if recipe.dense.task == "segmentation" else 0
     if wanted and config is not None and config.recipe.get("num_classes") == wanted:
         file = str(recipe.model.stitch_config)
-    if not recipe.run.eval or recipe.run.recalibrate_bn:
+    if not recipe.run.eval or recipe.run.recalibrate_bn != 0:
         with prefixed(FOR_CALIBRATION if recipe.run.eval else ""):
             train = open_split(recipe, data.train_split, num_classes=wanted, given_in=file)
         wanted = train.num_classes
@@ -132,9 +135,13 @@ def create_pair_loaders(
         return Loaders(None, validation, **colours)
     if recipe.run.eval:
         train.transform, workers = judged.transform, workers_for(train, data.workers, world)
-        count = (recipe.run.recalibrate_bn or 0) * batch_size * world.size
-        numbers = drawn_numbers(len(train), count, recipe.run.seed)
-        return Loaders(PairLoader(train, batch_size, workers, world, numbers, dtype=dtype), validation, **colours)
+        renewing, judging = num_images(len(train), recipe.run.recalibrate_bn, PORTION)
+        numbers, alone = drawn_numbers(len(train), renewing + judging, recipe.run.seed), World(0, 1, world.device)
+        renew, *held_out = (
+            PairLoader(train, PORTION, workers, alone, part, dtype=dtype)
+            for part in filter(None, (numbers[:renewing], numbers[renewing:]))
+        )
+        return Loaders(renew, validation, **colours, held_out=tuple(held_out))
     low, high = (1.0, 1.0) if augment.no_aug else recipe.dense.zoom
     train.transform = training_transform(
         task,

@@ -5,10 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-from torch import nn
 
 from stitchkit.distributed import from_primary
 from stitchkit.engine.recovery import advising_evaluation
@@ -19,8 +16,7 @@ from stitchkit.measure.ledger import LEDGER, Ledger
 from stitchkit.model.dense import DensePass, DenseSNNet
 from stitchkit.progress import progress
 from stitchkit.training.dense.data import PairLoader
-from stitchkit.training.dense.judging import DenseJudge, Run, alone
-from stitchkit.training.own_statistics import recalibrated
+from stitchkit.training.dense.judging import DenseJudge
 from stitchkit.training.session import Session
 
 
@@ -48,33 +44,22 @@ class DenseEvaluation:
         self._judge = DenseJudge.of_session(session, session.autocast)
         self._origin = {**origin, "ranks": session.world.size}
 
-    def stitches(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[dict[int, DenseFigure]]:
-        """The figures of stitches: of those that share work at once, then of each of the others.
+    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, DenseFigure]]:
+        """The figures of stitches, after one pass over the images.
 
         Sums are kept before figures are given, so that all in the ledger have them.
-
-        Args:
-            shared: Stitches that share work.
-            own: Stitches with batch-norm statistics of their own.
         """
-        for cfg_ids, net, run in self._passes(shared, own):
-            with advising_evaluation():
-                found = self._kept(cfg_ids, net, run)
-            yield found
-            self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
+        if not cfg_ids:
+            return
+        with advising_evaluation():
+            found = self._kept(cfg_ids)
+        yield found
+        self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
 
-    def _passes(self, shared: Sequence[int], own: Sequence[int]) -> Iterator[tuple[Sequence[int], nn.Module, Run]]:
-        """The stitches of each pass over the images, the module that they belong to, and what runs them."""
-        if shared:
-            yield shared, self._model, DensePass(self._model, shared)
-        for cfg_id in own:
-            net = recalibrated(self._session, cfg_id)
-            yield [cfg_id], net, partial(alone, cfg_id, net)
-
-    def _kept(self, cfg_ids: Sequence[int], net: nn.Module, run: Run) -> dict[int, DenseFigure]:
-        """The figures of the stitches that `run` gives, whose sums are in the file beside the ledger."""
+    def _kept(self, cfg_ids: Sequence[int]) -> dict[int, DenseFigure]:
+        """The figures of stitches, whose sums are in the file beside the ledger."""
         world = self._session.world
-        sums = self._judge.over_ranks(self._of_rank(cfg_ids, net, run))
+        sums = self._judge.over_ranks(self._of_rank(cfg_ids))
         numbers = [number for rank in range(world.size) for number in range(rank, len(sums.truth), world.size)]
         sums = sums.in_order(numbers, self._loader.dataset.names)
         from_primary(world, lambda: self._keep(sums))
@@ -84,13 +69,13 @@ class DenseEvaluation:
     def _progress(self) -> Path:
         return self._session.folder / f"{LEDGER}.part{self._session.world.rank}"
 
-    def _of_rank(self, cfg_ids: Sequence[int], net: nn.Module, run: Run) -> list[ImageSums]:
+    def _of_rank(self, cfg_ids: Sequence[int]) -> list[ImageSums]:
         """The sums of this rank's images, of which those so far are saved every few seconds."""
         of = {**self._origin, "cfg_ids": [*cfg_ids]}
         found = self._restored(of)
         done, saved = sum(len(part.truth) for part in found), time.monotonic()
         batches = self._loader.batches(done)
-        sums = self._judge.sums(net, run, cfg_ids, batches)
+        sums = self._judge.sums(self._model, DensePass(self._model, cfg_ids), cfg_ids, batches)
         for part in progress(sums, self._session.world, "evaluation", unit="batches"):
             found.append(part)
             if time.monotonic() - saved >= SAVE_EVERY:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from stitchkit.display import counted, quantity
 from stitchkit.distributed import from_primary
@@ -20,12 +19,9 @@ from stitchkit.measure.figure import new_figure, save_figure
 from stitchkit.measure.ledger import Ledger, Row
 from stitchkit.measure.metric import in_sentence, metric_of
 from stitchkit.measure.pareto import pareto_front
-from stitchkit.measure.recalibrate import has_own_statistics
 from stitchkit.model.dense import DensePass, DenseSNNet
-from stitchkit.networks.mode import evaluating
 from stitchkit.training.dense.data import Pair, PairLoader
-from stitchkit.training.dense.judging import DenseJudge, Outputs, alone
-from stitchkit.training.own_statistics import recalibrated
+from stitchkit.training.dense.judging import DenseJudge
 from stitchkit.training.session import Session
 
 if TYPE_CHECKING:
@@ -61,23 +57,18 @@ class Example:
 
 
 def write_examples(session: Session, model: DenseSNNet, ledgers: Sequence[Ledger]) -> None:
-    """Draw four images of the validation split and three stitches of the front of a ledger.
-
-    Every rank calls it, because batch-norm statistics of a stitch's own are computed by all; the primary one, which
-    has the ledger, draws.
+    """Draw four images of the validation split and three stitches of the front of a ledger, on the primary rank.
 
     The figures are complete without the picture, so if it cannot be drawn, the log says why.
     """
-    world = session.world
-    shown = from_primary(world, lambda: [row for ledger in ledgers for row in shown_stitches(ledger.rows)])
-    cfg_ids = [row["cfg_id"] for row in shown]
-    has_own = [cfg_id for cfg_id in cfg_ids if session.recipe.run.recalibrate_bn and has_own_statistics(model, cfg_id)]
-    own = {cfg_id: recalibrated(session, cfg_id) for cfg_id in has_own}
+    shown = [row for ledger in ledgers for row in shown_stitches(ledger.rows)]
 
     def draw() -> None:
+        if not shown:
+            return
         path = session.folder / EXAMPLES
         try:
-            save_figure(_figure(session, shown, examples(session, model, cfg_ids, own)), path)
+            save_figure(_figure(session, shown, examples(session, model, [row["cfg_id"] for row in shown])), path)
         except (InputError, ImportError) as error:
             _logger.warning("'%s' is not drawn: %s", path, error)
             return
@@ -85,8 +76,7 @@ def write_examples(session: Session, model: DenseSNNet, ledgers: Sequence[Ledger
             "%s shows images and their truth, with the predictions of %s of the front", path, _several(len(shown))
         )
 
-    if shown:
-        from_primary(world, draw)
+    from_primary(session.world, draw)
 
 
 def _several(stitches: int) -> str:
@@ -99,30 +89,12 @@ def shown_stitches(rows: Sequence[Row]) -> list[Row]:
     return [front[place] for place in sorted({0, len(front) // 2, len(front) - 1})]
 
 
-def examples(
-    session: Session, model: DenseSNNet, cfg_ids: Sequence[int], own: Mapping[int, nn.Module]
-) -> list[Example]:
-    """What stitches make of images that are evenly spread over the validation split.
-
-    Args:
-        session: The run.
-        model: Its SN-Net.
-        cfg_ids: The stitches.
-        own: The networks of those with batch-norm statistics of their own.
-    """
+def examples(session: Session, model: DenseSNNet, cfg_ids: Sequence[int]) -> list[Example]:
+    """What stitches make of images that are evenly spread over the validation split."""
     loader = session.loaders.validation
     assert isinstance(loader, PairLoader), "it is of a dense task"
     pairs, device = loader.dataset, session.world.device
-    judge = DenseJudge.of_session(session, session.autocast)
-    sharing = [cfg_id for cfg_id in cfg_ids if cfg_id not in own]
-    shared = DensePass(model, sharing) if sharing else None
-
-    def run(portions: Sequence[torch.Tensor]) -> Outputs:
-        yield from shared(portions) if shared else ()
-        for cfg_id, net in own.items():
-            with evaluating(net):
-                yield from alone(cfg_id, net, portions)
-
+    judge, run = DenseJudge.of_session(session, session.autocast), DensePass(model, cfg_ids)
     places = np.linspace(0, len(pairs) - 1, min(_MOST_IMAGES, len(pairs))).round().astype(int)
     found = []
     for place in places.tolist():

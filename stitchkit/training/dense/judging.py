@@ -141,8 +141,3 @@ class DenseJudge:
         names = {cfg_id: f"anchor '{label}'" for label, cfg_id in anchors.items()}
         whole = self.over_ranks(self.sums(network, run, [*names], batches, names))
         return {label: whole.figures(cfg_id) for label, cfg_id in anchors.items()}
-
-
-def alone(cfg_id: int, net: nn.Module, portions: Sequence[torch.Tensor]) -> Outputs:
-    """A network that shares no work as a `Run`, if its first arguments are given."""
-    return [(cfg_id, torch.cat([net(part) for part in portions]))]

@@ -23,6 +23,9 @@ from stitchkit.measure.overlay import read_overlay, verdict
 from stitchkit.measure.pareto import in_view, pareto_front, table
 from stitchkit.measure.per_class import write_per_class
 from stitchkit.measure.profile import Cost
+from stitchkit.measure.statistics_file import read_statistics
+from stitchkit.model.snnet import SNNet
+from stitchkit.model.statistics import copied_statistics, weights_digest
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.recipe import Recipe
 from stitchkit.ship.pick import Budget, pick
@@ -31,7 +34,7 @@ from stitchkit.training.feature_cache import CacheFiles
 from stitchkit.training.summary import cut_summaries, read_summary
 from tests.fuzz.inputs import Seed, in_lines, in_yaml
 from tests.fuzz.readers.base import JSON, LINES, ROWS, SETTINGS, Reader, arguments
-from tests.support import ROOT, pico_snnet
+from tests.support import ROOT, family_snnet, pico_snnet
 
 _LEDGER = "stitches_res.txt"
 _SPACE = StitchSpace(dict(enumerate(map(Stitch.parse, ["ti[0:3]", "s[0:3]", "b[0:3]", "ti[0:1] > s[1:3]"]))), {}, 3)
@@ -83,6 +86,23 @@ def _with_hits(text: bytes) -> bytes:
     tensors = {name: torch.full((2, 1), 255).byte() for name in ("right", "seen")}
     names = torch.tensor([*b'["a", "b", "c"]']).byte()
     return save({**tensors, "labels": torch.zeros(3).int(), "names": names}, {"about": text.decode(errors="replace")})
+
+
+@cache
+def _snnet() -> SNNet:
+    return family_snnet("resnet")
+
+
+def _with_statistics(text: bytes) -> bytes:
+    """The statistics of the norms of a stitch."""
+    tensors = {f"2.{name}": value for name, value in copied_statistics(_snnet().norms_of(2)).items()}
+    return save(tensors, {"about": text.decode(errors="replace")})
+
+
+def _of_statistics() -> Seed:
+    routes = {"2": {"stitch": _snnet().space[2].name, "bn": "renewed", "recalibrate_bn": 2}}
+    about = {"format": "stitchkit statistics 1", "weights_sha256": weights_digest(_snnet()), "origin": None}
+    return Seed({**about, "routes": routes}, JSON)
 
 
 def _with_sums(text: bytes) -> bytes:
@@ -169,6 +189,12 @@ READERS = {
     ),
     "hits": Reader(
         "fuzzed.hits", [Seed({"format": "stitchkit hits 1", "cfg_ids": [0, 3]}, JSON)], read_hits, _with_hits
+    ),
+    "statistics of stitches": Reader(
+        "fuzzed.statistics.safetensors",
+        [_of_statistics()],
+        lambda path: read_statistics(path, _snnet()),
+        _with_statistics,
     ),
     "sums of images": Reader("fuzzed.sums", [Seed(_SUMS, JSON)], read_sums, _with_sums),
     "kept features": Reader(
