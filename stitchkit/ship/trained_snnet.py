@@ -181,8 +181,8 @@ def needs_calibration(trained: Trained, stitch: int) -> bool:
     if not trained.has_data:
         raise InputError(
             f"the batch norms of stitch {stitch} are recalibrated, as in --eval, which needs training images; add "
-            "--data DIR, --ledger FILE with the statistics of its run, or --recalibrate-bn 0 to keep those of the "
-            "checkpoint"
+            "--data DIR, -c with the eval_args.yaml beside a ledger that has them, or --recalibrate-bn 0 to keep those "
+            "of the checkpoint"
         )
     return True
 
