@@ -158,12 +158,17 @@ def check_new_folder(path: Path) -> None:
 def filling(folder: Path) -> Iterator[Path]:
     """A folder of another name that gets the name of `folder`, which must be new or empty, when the block ends.
 
-    An interrupted command therefore leaves no incomplete folder.
+    An interrupted command therefore leaves no incomplete folder, and what it wrote does not keep a full disk full; that
+    of a killed one is removed by the next command.
     """
     refuse_link(folder)
     unfinished = fresh_folder(folder.with_name(folder.name + ".unfinished"))
-    yield unfinished
-    unfinished.rename(folder)  # also replaces an empty folder
+    try:
+        yield unfinished
+        unfinished.rename(folder)  # also replaces an empty folder
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 def sync(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Collections of data sets laid out as image folders."""
 
+import errno
 import os
 import re
 import signal
@@ -19,6 +20,7 @@ from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.prepare import COLLECTIONS, CollectionTask, prepare, prepare_one, read_collection
 from stitchkit.data.source import Source
 from stitchkit.errors import InputError
+from stitchkit.files import filling
 from tests import archives
 from tests.support import ROOT
 
@@ -90,6 +92,18 @@ shutil.copyfile = copy_some
 task = replace(read_collection("merging")["eurosat"], classes=3, images=60)
 prepare_one("eurosat", task, Path(sys.argv[1]))
 """
+
+
+def fill(folder):
+    with filling(folder) as unfinished:
+        (unfinished / "image.png").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_not_kept_full(tmp_path):
+    with pytest.raises(OSError, match="No space"):
+        fill(tmp_path / "data")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.full

@@ -23,6 +23,7 @@ from stitchkit.assembly.train.run import _begin, run_job
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
+from tests.distributed.forks import hold_lock
 from tests.jobs import job_config, write_job
 from tests.results import write_result
 from tests.support import ROOT
@@ -279,6 +280,14 @@ def test_a_search_whose_journal_was_cut_off_continues(tmp_path, caplog):
     journal.write_bytes(b"\n".join([lines[0], b"{", *lines[1:]]) + b"\n")
     with pytest.raises(InputError, match=r"the journal of the search, line 2 is not JSON: '{'; move it away"):
         next(sweep.rounds(tmp_path, None))
+
+
+def test_two_commands_do_not_run_one_search(tmp_path):
+    sweep = load_sweep(search(tmp_path, "d"), run_cap=1, seeds=[1])
+    with hold_lock(tmp_path / ".search.lock"), pytest.raises(InputError, match=f"another run writes to '{tmp_path}'"):
+        next(sweep.rounds(tmp_path, None))
+    assert not (tmp_path / "search.journal").exists()
+    assert Measured(tmp_path).all(sweep) == [["trial-0-base"]]
 
 
 def test_an_interrupted_search_tries_the_same_as_an_unbroken_one(tmp_path):

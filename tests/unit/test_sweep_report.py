@@ -52,6 +52,15 @@ def test_all_results_become_one_tidy_table(swept):
     assert "num_classes" not in table
 
 
+def test_two_processes_do_not_write_a_report_at_once(swept):
+    """Two sweeps may share a folder, and end together."""
+    with hold_lock(swept / ".report.lock"), pytest.raises(InputError, match=f"another run writes to '{swept}'"):
+        sweep_report(swept)
+    assert not (swept / "results.csv").exists()
+    sweep_report(swept)
+    assert not (swept / ".report.lock").exists()
+
+
 def test_the_files_of_a_report(swept):
     files = sweep_report(swept)
     assert [file.name for file in files] == [

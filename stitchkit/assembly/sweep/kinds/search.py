@@ -20,6 +20,7 @@ from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.columns import planned_columns
+from stitchkit.engine.lock import locked
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, refuse_link, replacing
 from stitchkit.optional import check_installed
@@ -125,7 +126,11 @@ class HyperSearch(Sweep):
         """
         if self.file.method == "bayes" and at_once is None:
             _logger.info("bayes runs one trial at a time; --jobs N runs N")
-        study = self._study(own_folder(folder))
+        with locked(own_folder(folder) / f".{self.name}.lock"):
+            yield from self._rounds(folder, at_once)
+
+    def _rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:
+        study = self._study(folder)
         unfinished, failed = self._tell(study, folder)
         while True:
             count = (at_once or 1) - len(unfinished) if self.file.method == "bayes" else self._num_trials
