@@ -163,6 +163,7 @@ def write_onnx(net: nn.Module, about: About, draft: Path, *, opset: int | None =
 
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs every node that it simplifies or leaves as it is
     logging.getLogger("onnx_ir").setLevel(logging.WARNING)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns that a lower opset may fail, which is checked
     program = torch.onnx.export(
         _trace(net, about),
         dynamo=True,
@@ -174,7 +175,7 @@ def write_onnx(net: nn.Module, about: About, draft: Path, *, opset: int | None =
     )
     assert program is not None, "torch.onnx.export returns the program unless it writes a file"
     if opset is not None:
-        # torch logs that it cannot convert a network, and returns it in another opset.
+        # torch returns a network that it cannot convert in another opset.
         if (made := program.model.opset_imports[""]) != opset:
             raise InputError(f"--opset {opset} lacks operators of this network; give a higher one, such as {made}")
         program.model.ir_version = find_min_ir_version_for([make_opsetid("", opset)])
