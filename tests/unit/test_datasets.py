@@ -465,7 +465,7 @@ def test_all_systems_have_the_same_classes(tmp_path, caplog):
         found = open_datasets(make_recipe(settings))
         assert (found.classes, len(found.validation)) == (("cat", "dog"), 4)
     assert len(found.train) == 11
-    assert "val: 4 images, 2 classes (cat, dog); 1 file ignored (.txt)" in caplog.messages
+    assert "val: 4 images, 2 classes (cat, dog); 2 files ignored (._ of macOS, .txt)" in caplog.messages
     assert (
         "train: 11 images, 2 classes (cat, dog); 5 files ignored (.mpg, .pdf, .png beside the class folders, .txt, "
         "without suffix); images in folders within a class, such as 'cat/" in caplog.text

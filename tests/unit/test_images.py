@@ -2,6 +2,7 @@
 
 import io
 import logging
+import shutil
 import tarfile
 
 import numpy as np
@@ -10,14 +11,18 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.train.data import open_data
 from stitchkit.data.decoding import Change, Decoding
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
 from stitchkit.data.unreadable import CheckedImages
+from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.ship.predict import _Files
 from stitchkit.ship.predictors import Transform
 from stitchnet.data import image_folder, read_image
+from tests.jobs import job_config
 
 SIDE = 16
 GREY = np.linspace(0, 255, SIDE * SIDE).round().astype(np.uint8).reshape(SIDE, SIDE)
@@ -110,10 +115,18 @@ def of_stream(folder, transform):
     return [image for image, _ in images]
 
 
+def of_job(folder, _):
+    shutil.copytree(folder.parent, folder.parent.parent / "validation")
+    config = job_config(folder.parent.parent, data_preprocessing={"image_size": SIDE})
+    (data,) = open_data(JobConfig.parse(config), World(0, 1, torch.device("cpu")))
+    return [image for images, _ in data.test for image in images]
+
+
 READERS = {
     "image folder": of_folder,
     "unreadable images are skipped": of_checked,
     "stream": of_stream,
+    "job": of_job,
     "predict": lambda folder, _: [row[1] for row in _Files(sorted(map(str, folder.iterdir())), CONFIG)],
     "serve": lambda folder, _: [Transform(CONFIG)(Image.open(path)) for path in sorted(folder.iterdir())],
     "stitchnet": lambda folder, _: [read_image(path, (SIDE, SIDE)) for path in sorted(folder.iterdir())],
