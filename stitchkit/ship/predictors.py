@@ -15,7 +15,7 @@ from stitchkit.classes import trained_classes
 from stitchkit.errors import InputError, one_line
 from stitchkit.networks.data_config import KEYS, DataConfig
 from stitchkit.settings.dense_recipe import DenseRecipe, DenseSpec
-from stitchkit.ship.description import gives_features, is_dense, no_classes
+from stitchkit.ship.description import described_size, gives_features, is_dense, no_classes
 from stitchkit.ship.formats import About
 from stitchkit.ship.stitch_files import open_exported
 
@@ -74,7 +74,7 @@ def open_predictor(path: str) -> Predictor | MapPredictor:
 
 
 def _data_config(about: About) -> DataConfig:
-    found = cast(DataConfig, {key: about["input"][key] for key in KEYS})
+    found = cast(DataConfig, {key: about["input"][key] for key in KEYS} | {"input_size": described_size(about)})
     Transform(found)
     return found
 
