@@ -12,14 +12,16 @@ from pydantic.dataclasses import dataclass
 from stitchkit.display import count
 from stitchkit.parser import DATA_FLAGS
 from stitchkit.settings import recipe
-from stitchkit.settings.fields import flag
+from stitchkit.settings.fields import Batch, Count, Seed, Share, Side, Times, flag
 from stitchkit.settings.flags import add_settings
-from stitchkit.settings.schema import Count, Settings, Share
+from stitchkit.settings.schema import Settings
 
 PUBLISHED = ("alexnet", "densenet121", "mobilenet_v3_small", "resnet50", "vgg16")
 """The networks of the paper, torchvision's."""
 
-Limit = Annotated[float, BeforeValidator(lambda value: count(value) if isinstance(value, str) else value)]
+Limit = Annotated[
+    float, Field(ge=0, le=1e18), BeforeValidator(lambda value: count(value) if isinstance(value, str) else value)
+]
 """A number, or a text with a unit such as `3G`."""
 
 # What argparse cannot learn from the fields.
@@ -46,7 +48,7 @@ class ComposeSettings(Settings):
         0.8, "lowest score at which two fragments are joined: 0 for nothing in common, 1 for identical activations"
     )
     total_threshold: Share = flag(0.8, "lowest product of the scores of a network's joints")
-    max_depth: Annotated[int, Field(ge=2)] = flag(10, "largest number of fragments in a network")
+    max_depth: Annotated[Times, Field(ge=2)] = flag(10, "largest number of fragments in a network")
     width: Count = flag(
         2, "number of best-fitting fragments to try at each step; a larger number finds more and takes longer"
     )
@@ -57,8 +59,8 @@ class ComposeSettings(Settings):
     score: Literal["cka", "unbiased_cka", "r2", "fit"] = flag("cka", "how fragments are compared")
     max_macs: Limit | None = flag(None, "leave out networks with more multiply-adds, such as 3G", strict=None)
     max_params: Limit | None = flag(None, "leave out networks with more parameters, such as 30M", strict=None)
-    num_images: Count = flag(32, "number of images from train/ for the comparison")
-    img_size: Count = flag(224, "side of the images")
+    num_images: Batch = flag(32, "number of images from train/ for the comparison")
+    img_size: Side = flag(224, "side of the images")
     classifier: Literal["knn", "linear", "max", "sum", "argmax"] = flag(
         "knn",
         "classifier of the outputs: nearest neighbours or logistic regression; or, with --output-map, the class of the "
@@ -67,7 +69,7 @@ class ComposeSettings(Settings):
     output_map: str | None = flag(
         None, "JSON, YAML or CSV file with the outputs that mean each class: numbers, ImageNet's names or synsets"
     )
-    seed: int = flag(0, "seed of the image draw and of random weights")
+    seed: Seed = flag(0, "seed of the image draw and of random weights")
     device: str | None = flag(None, "cpu, cuda or cuda:N; by default cuda if available")
 
     def by_flag(self) -> dict[str, object]:

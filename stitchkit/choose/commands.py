@@ -14,7 +14,8 @@ from pydantic.dataclasses import dataclass
 from stitchkit.display import aligned, counted
 from stitchkit.errors import InputError
 from stitchkit.parser import Command, add_device_flag, add_network_flags, new_file
-from stitchkit.settings.schema import Count, Natural, Settings, parse
+from stitchkit.settings.fields import Batch, Count, Seed, Workers
+from stitchkit.settings.schema import Settings, parse
 
 if TYPE_CHECKING:
     from stitchkit.choose.images import SomeImages
@@ -28,10 +29,10 @@ class ChooseSettings(Settings):
 
     buckets: Count = 20
     tau: Annotated[float, Field(ge=0, le=1)] = 0.05
-    images: Annotated[int, Field(strict=True, ge=2)] = 2048
-    seed: Natural = 0
-    batch_size: Count = 32
-    workers: Natural = 4
+    images: Annotated[Batch, Field(ge=2)] = 2048
+    seed: Seed = 0
+    batch_size: Batch = 32
+    workers: Workers = 4
 
 
 def _add_choose_flags(parser: argparse.ArgumentParser) -> None:

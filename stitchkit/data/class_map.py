@@ -8,9 +8,7 @@ from pathlib import Path
 from timm.data.readers.class_map import load_class_map
 
 from stitchkit.errors import InputError, one_line
-
-MOST_CLASSES = 100_000
-"""Larger numbers are times or identifiers, not classes."""
+from stitchkit.settings.fields import MOST_CLASSES
 
 
 def read_class_map(file: str, folder: str = "") -> dict[str, int]:

@@ -15,10 +15,11 @@ from torch.utils.data import ConcatDataset, Dataset, get_worker_info
 from torchvision.datasets import VisionDataset
 
 from stitchkit.data.changes import Changes
-from stitchkit.data.class_map import MOST_CLASSES, names_at
+from stitchkit.data.class_map import names_at
 from stitchkit.data.decoding import Decoding, ImageSource
 from stitchkit.data.source import SOURCES
 from stitchkit.errors import InputError
+from stitchkit.settings.fields import MOST_CLASSES
 
 _logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.restarts import LIMIT_IS_NEAR
 
 _logger = logging.getLogger(__name__)
+_MOST_PER_CORE = 16
 
 
 def usable_cores() -> int:
@@ -43,8 +44,13 @@ def more_than_cores() -> Iterator[None]:
 def workers_for(images: object, wanted: int, world: World) -> int:
     """The loader processes of each rank: as many as wanted, but no more than a stream has shards for it.
 
+    More than 16 for each core are refused: their number decides the augmentation, so fewer would be other images.
     Without a shard, a process has no batch, so an epoch would end too soon, or an evaluation would leave out images.
     """
+    if wanted > (most := _MOST_PER_CORE * usable_cores()):
+        raise InputError(
+            f"--workers is {wanted}, and this machine has {counted(usable_cores(), 'core')}; give at most {most}"
+        )
     reader = getattr(images, "reader", None)
     if world.size > 1 and needs_process(reader):
         wanted = max(wanted, 1)

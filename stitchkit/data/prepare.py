@@ -6,7 +6,7 @@ import io
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 from PIL import Image
 from pydantic import Field, StrictStr
@@ -22,8 +22,9 @@ from stitchkit.data.split_rule import is_split
 from stitchkit.data.torchvision_sets import TEST_SHARE, divide, read
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import filling
+from stitchkit.settings.fields import Amount, Classes
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.schema import Count, DatasetName, Settings, json_schema, parse
+from stitchkit.settings.schema import DatasetName, Settings, json_schema, parse
 
 VALIDATION_SHARE = 0.1
 """Share of the images not for testing that is for validation."""
@@ -46,8 +47,8 @@ class CollectionTask(Settings):
     """
 
     source: DatasetName
-    classes: Count
-    images: Count
+    classes: Annotated[Classes, Field(ge=1)]
+    images: Amount
     splits: tuple[StrictStr, ...] = Field(default=("train", "test"), min_length=1, max_length=2)
     by_hand: StrictStr = ""
 

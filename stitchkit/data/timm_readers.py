@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -17,13 +19,16 @@ from timm.data.readers.targets import has_field
 from torch.utils.data import IterableDataset
 
 from stitchkit.classes import in_order
-from stitchkit.data.class_map import MOST_CLASSES
 from stitchkit.data.source import MissingData
 from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
+from stitchkit.settings.fields import MOST_CLASSES
 from stitchkit.settings.files import read_settings_file
 
 _logger = logging.getLogger(__name__)
+_MOST_SHARDS = 1_000_000
+_MOST_PATTERN = 2000
+_BRACES = re.compile(r"{([^{}]*)}")
 
 
 def open_timm(name: str, *, root: str | None, split: str, keys_advice: str = "", **options: object) -> ImageDataset:
@@ -111,6 +116,8 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
     """A stream of webdataset, which opens only files for the rest of this process."""
     if not root or not Path(root).is_dir():
         raise MissingData(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
+    if len(split) > _MOST_PATTERN or num_names(split) > _MOST_SHARDS:
+        raise InputError(f"split {split!r:.200} names more than {_MOST_SHARDS:,} shards; check its braces")
     # Its own switch, `enforce_security`, would refuse local files too. A process that started with it on keeps it.
     schemes = import_module("webdataset.gopen").gopen_schemes
     for scheme in schemes.keys() - {"__default__"}:
@@ -129,6 +136,24 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
 def needs_process(reader: Any) -> bool:
     """Whether a stream is divided only among loader processes, so that each of several ranks must have one."""
     return type(reader).__name__ == "ReaderTfds"
+
+
+def num_names(pattern: str) -> int:
+    """The number of names that webdataset would make of a pattern with braces, counted without making them."""
+    pattern = re.sub(r"\\.|\0", "x", pattern)  # an escaped brace is a letter
+    while group := _BRACES.search(pattern):  # the innermost first: its place takes its number
+        if ends := re.fullmatch(r"(-?\d+)\.\.(-?\d+)(\.\.-?\d+)?", group[1]):
+            names = abs(int(ends[2]) - int(ends[1])) + 1
+        elif re.fullmatch(r"[A-Za-z]\.\.[A-Za-z](\.\.-?\d+)?", group[1]):
+            names = 52
+        else:
+            names = sum(map(_product, group[1].split(",")))
+        pattern = f"{pattern[: group.start()]}\0{names}\0{pattern[group.end() :]}"
+    return _product(pattern)
+
+
+def _product(text: str) -> int:
+    return math.prod(int(number) for number in re.findall(r"\0(\d+)\0", text))
 
 
 def num_shards(reader: Any, ranks: int) -> int | None:

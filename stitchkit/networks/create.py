@@ -21,6 +21,8 @@ from stitchkit.networks.hub_weights import (
     ADVICE,
     check_fit,
     check_reachable,
+    check_size,
+    has_weights,
     not_built,
     published_config,
     taken,
@@ -31,6 +33,7 @@ from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
+from stitchkit.settings.hub_names import cached_folder
 from stitchkit.settings.schema import ModelArguments, parse
 from stitchkit.settings.short_names import TORCHVISION, torchvision_names
 from stitchkit.settings.stitch_config import AnchorSpec
@@ -61,7 +64,11 @@ def create_model(
     kwargs = taken(name, kwargs)
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     is_download = pretrained and content is None
+    folder = cached_folder(name)
+    if folder is not None and (not is_download or has_weights(folder)):  # timm would ask the Hub for a newer version
+        name = f"local-dir:{folder}"
     try:
+        check_size(name, kwargs)
         if is_download and known is not None:
             check_fit(name, kwargs)
         if is_download or known is None:
@@ -248,6 +255,7 @@ def load_model(
         raise unknown("backend", backend, LIBRARIES)
     if (own := torchvision_name(name)) is not None:
         backend, name = "torchvision", own
+    parse(ModelArguments, arguments, f"arguments of '{name}'")
     return LIBRARIES[backend](name, pretrained=pretrained, checkpoint=checkpoint, **arguments)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.models import PretrainedCfg, is_model, list_pretrained
 
 from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.settings.files import read_settings_file
+from stitchkit.settings.schema import ModelArguments, parse
 from stitchkit.settings.short_names import TORCHVISION, torchvision_names, unknown_name
 
 _ADAPTED = ("num_classes", "img_size", "in_chans", "patch_size", "window_size")
 """Arguments to which timm adapts published weights; those named `drop*` change no weight."""
+_USUAL_SIDE = 1024
+"""Sides of images for which no network needs much more memory than for timm's own."""
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".npz")
 ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
 
@@ -52,6 +57,11 @@ def published_config(name: str) -> PretrainedCfg | None:
     return config
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a file of weights, as those of the Hub do."""
+    return any(file.suffix in _WEIGHTS and file.is_file() for file in folder.iterdir())
+
+
 def hub_fault(repository: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
     """Why a repository of the Hub is unavailable: not in the cache, and nothing answers; empty if it is available.
 
@@ -60,7 +70,7 @@ def hub_fault(repository: str, *, revision: str | None = None, cache_dir: str | 
     try:
         folder = snapshot_download(repository, revision=revision, cache_dir=cache_dir, local_files_only=True)
         # An interrupted download leaves a folder without them.
-        if any(file.suffix in _WEIGHTS and file.is_file() for file in Path(folder).iterdir()):
+        if has_weights(Path(folder)):
             return ""
     except LocalEntryNotFoundError:
         pass
@@ -110,6 +120,38 @@ def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
         changed = ", ".join(key for key in kwargs if key not in adapted)
         found = f"{wrong} is {ours.get(wrong, 'absent')}, in timm's weights {theirs.get(wrong, 'absent')}"
         raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {found}; {ADVICE}")
+
+
+def check_size(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Refuse arguments, also those in the folder of a model, that make it too large for this machine's memory."""
+    given = {**_folder_arguments(name), **kwargs}
+    parse(ModelArguments, given, "model_args" if given.keys() > kwargs.keys() else "kwargs")
+    changed = {key: value for key, value in given.items() if key not in _ADAPTED and not key.startswith("drop")}
+    sides = given.get("img_size") or 0
+    if not changed and max(sides if isinstance(sides, list | tuple) else [sides]) <= _USUAL_SIDE:
+        return
+    try:
+        with torch.device("meta"):
+            tensors = [*timm.create_model(name, **kwargs).state_dict(keep_vars=True).values()]
+    except Exception:  # timm and torch raise many kinds, and raise them again where the model is built
+        return
+    needed, memory = sum(tensor.nbytes for tensor in tensors), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise InputError(
+            f"'{name}' with {given} has {needed / 2**30:,.0f} GiB of weights, and this machine {memory / 2**30:,.0f} "
+            "GiB of memory; lower its arguments"
+        )
+
+
+def _folder_arguments(name: str) -> dict[str, Any]:
+    """The arguments of a model that its folder sets."""
+    if not name.startswith("local-dir:"):
+        return {}
+    path = Path(name.partition(":")[2], "config.json")
+    arguments = read_settings_file(path).get("model_args") or {}
+    if not isinstance(arguments, dict):
+        raise InputError(f"'{path}': model_args is {arguments!r:.60}; it must be settings by name")
+    return arguments
 
 
 def not_built(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError:

@@ -11,6 +11,7 @@ from pydantic.json_schema import JsonSchemaValue
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import from_file
 from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.hub_names import hub_fault
 from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import json_schema, parse
@@ -65,6 +66,8 @@ def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = s
             continue  # timm writes it into its own files
         if key in COMMAND_ONLY and value:
             raise InputError(f"{name(key)}: a file cannot set it; give {flag_of(key)} on the command line")
+        if key in ("model", "teacher_model") and isinstance(value, str) and (fault := hub_fault(value)):
+            raise InputError(f"{name(key)}: '{value}' {fault}")
         # timm writes an empty text if nothing was given.
         given[key] = None if value == "" and key in _OPTIONAL else value
     return checked(given, name)

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from stitchkit.settings.fields import AtLeastThousandth, Positive, flag
-from stitchkit.settings.schema import Count, Natural, Settings
+from stitchkit.settings.fields import AtLeastMillionth, Factor, Natural, Side, flag
+from stitchkit.settings.schema import Settings
 
 Task = Literal["segmentation", "depth"]
 """The tasks of dense prediction."""
@@ -61,15 +61,15 @@ class DenseRecipe(Settings):
         "with --task: the blocks of the last anchor after which the head takes features; by default the last of each "
         "stage, or of each quarter of one stage",
     )
-    zoom: list[AtLeastThousandth] = flag(
+    zoom: list[Factor] = flag(
         [0.5, 2.0], "with --task segmentation: smallest and largest scale of training images", length=2
     )
-    window_stride: Count | None = flag(
+    window_stride: Side | None = flag(
         None,
         "with --task: pixels between the windows in which larger images are evaluated; by default two thirds of an "
         "input image",
     )
-    max_depth: Positive = flag(10.0, "with --task depth: largest depth in metres that counts")
+    max_depth: AtLeastMillionth = flag(10.0, "with --task depth: largest depth in metres that counts")
 
     @property
     def is_dense(self) -> bool:

@@ -28,6 +28,9 @@ _INCLUDE = "!include"
 _NOT_QUOTED = "it is included from outside the folder of the settings, so its content is not shown"
 # A message about a file begins with the place that it is about.
 _PLACE = re.compile(r"[A-Za-z_]\w*(?:\.\w+|\[\d+\])*")
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+# PyYAML takes 010 for 8 and 1:30:00 for 5400, as YAML 1.1 did.
+_YAML_1_1 = re.compile(r"[-+]?(0[0-9_]+(\.[0-9_]*)?|[0-9][0-9_.]*(:[0-9_.]+)+)")
 _SURROGATE = re.compile(r"(\\u)[dD](?=[89a-fA-F])")
 # A few lines of aliases of aliases expand to billions of values. A wrong job of this many is refused in a second.
 _MOST_VALUES = 25_000
@@ -69,6 +72,11 @@ class _Loader(Composer, CParser, Resolver):
         self.place.append(getattr(index, "value", index))  # in a mapping, the index is the node of the key
         node = super().compose_node(parent, index)
         self.place.pop()
+        if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS and _YAML_1_1.fullmatch(node.value):
+            raise InputError(
+                f"'{self.path}', line {_line(node)}: {node.value:.40} is another number in YAML 1.1 than in 1.2; write "
+                "it without leading zeros and colons, or in quotes if it is text"
+            )
         if node is None or node.tag != _INCLUDE:
             return node
         if not isinstance(node, yaml.ScalarNode) or not node.value:

@@ -10,29 +10,35 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field, StrictFloat, StrictStr
+from pydantic import Field, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.fields import (
+    Amount,
     Area,
     AtLeastMillionth,
     AtLeastThousandth,
     AtMost99Percent,
+    Batch,
+    Channels,
+    Classes,
+    Copies,
+    Count,
+    Factor,
+    Natural,
     NonNegative,
+    Number,
+    Repeats,
+    Seed,
+    Share,
+    Side,
+    Times,
+    Workers,
     flag,
 )
-from stitchkit.settings.schema import (
-    ClassWeights,
-    Count,
-    DatasetName,
-    LocalPath,
-    ModelArguments,
-    Natural,
-    Settings,
-    Share,
-)
+from stitchkit.settings.schema import Arguments, ClassWeights, DatasetName, LocalPath, ModelArguments, Settings
 from stitchkit.settings.stitch_recipe import StitchRecipe
 
 COMMAND_ONLY = ("dataset_download", "dry_run", "anchors")
@@ -62,12 +68,12 @@ class ModelRecipe(Settings):
     pretrained: bool = flag(True, "start from pretrained weights; by default not with --model")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
-    num_classes: Natural | None = flag(
+    num_classes: Classes | None = flag(
         None, "number of classes; by default that of the data set; with 0, networks give features, for --loss features"
     )
-    img_size: Count | None = flag(None, "side of the square input image; by default the model's")
-    in_chans: Count | None = flag(None, "channels of an input image; by default 3")
-    input_size: list[Count] | None = flag(
+    img_size: Side | None = flag(None, "side of the square input image; by default the model's")
+    in_chans: Channels | None = flag(None, "channels of an input image; by default 3")
+    input_size: list[Side] | None = flag(
         None, "channels, height and width of an input image, in place of --in-chans and --img-size", length=3
     )
     gp: str | None = flag(None, "global pooling of every network, such as avg; by default the model's")
@@ -79,8 +85,8 @@ class ModelRecipe(Settings):
         "stochastic depth rate of each anchor of an SN-Net, the same in all of its blocks; in place of --drop-path",
     )
     drop_block: AtMost99Percent | None = flag(None, "DropBlock rate, for convolutional networks")
-    head_init_scale: float | None = flag(None, "factor on the classifiers' initial weights")
-    head_init_bias: float | None = flag(None, "initial bias of the classifiers")
+    head_init_scale: Number | None = flag(None, "factor on the classifiers' initial weights")
+    head_init_bias: Number | None = flag(None, "initial bias of the classifiers")
     bn_momentum: Share | None = flag(None, "momentum of every batch norm")
     bn_eps: NonNegative | None = flag(None, "epsilon of every batch norm")
     split_bn: bool = flag(False, "separate batch norms for each split; with --resplit or --aug-splits")
@@ -126,10 +132,10 @@ class DataRecipe(Settings):
     )
     train_split: LocalPath = flag("train", "name of the training split")
     val_split: LocalPath = flag("validation", "name of the validation split")
-    train_num_samples: Count | None = flag(None, "images of a streamed training split")
-    val_num_samples: Count | None = flag(None, "images of a streamed validation split")
+    train_num_samples: Amount | None = flag(None, "images of a streamed training split")
+    val_num_samples: Amount | None = flag(None, "images of a streamed validation split")
     dataset_download: bool = flag(False, "allow the dataset to be downloaded")
-    epoch_repeats: NonNegative = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/")
+    epoch_repeats: Repeats = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/")
     class_map: LocalPath = flag("", "file that maps class names to numbers")
     input_img_mode: str | None = flag(
         None, "PIL mode of the images; by default L, LA, RGB or RGBA by the number of channels"
@@ -140,16 +146,16 @@ class DataRecipe(Settings):
     )
     input_key: str | None = flag(None, "key of the images in a record")
     target_key: str | None = flag(None, "key of the labels in a record")
-    batch_size: Count = flag(128, "training batch of each rank")
-    validation_batch_size: Count | None = flag(None, "validation batch of each rank; by default the training one")
+    batch_size: Batch = flag(128, "training batch of each rank")
+    validation_batch_size: Batch | None = flag(None, "validation batch of each rank; by default the training one")
     max_unreadable: Share = flag(
         0.01, "share of a split's images that may be unreadable or without a class; 5 always may, unless it is 0"
     )
-    workers: Natural = flag(4, "loader processes of each rank")
+    workers: Workers = flag(4, "loader processes of each rank")
     worker_seeding: Literal["all", "part"] = flag("all", "which random generators loader processes seed")
     pin_mem: bool = flag(False, "pin memory for the transfer to the GPU")
     no_prefetcher: bool = flag(False, "normalise images in the loader processes and mix them on the device")
-    mean: list[StrictFloat] | None = flag(None, "channel means, or one for all; by default the model's")
+    mean: list[Number] | None = flag(None, "channel means, or one for all; by default the model's")
     std: list[AtLeastMillionth] | None = flag(None, "channel deviations, or one for all; by default the model's")
     interpolation: Literal["", Interpolation] = flag("", "resizing for evaluation; by default the model's")
     crop_pct: Annotated[float, Field(ge=0.01, le=1)] | None = flag(
@@ -176,15 +182,15 @@ class AugmentRecipe(Settings):
     grayscale_prob: Share | None = flag(None, "probability of a greyscale image")
     gaussian_blur_prob: Share | None = flag(None, "probability of a blurred image")
     aa: str | None = flag(None, "AutoAugment policy, such as rand-m9-mstd0.5-inc1")
-    aug_repeats: NonNegative = flag(0.0, "repetitions of each image in an epoch")
+    aug_repeats: Repeats = flag(0.0, "repetitions of each image in an epoch")
     train_interpolation: Literal["random", Interpolation] = flag(
         "random", "resizing for training; random is bilinear or bicubic"
     )
     reprob: Share = flag(0.0, "probability of random erasing")
     remode: Literal["const", "rand", "pixel"] = flag("pixel", "filling of erased areas")
-    recount: Count = flag(1, "areas to erase")
+    recount: Times = flag(1, "areas to erase")
     resplit: bool = flag(False, "erase nothing in the first split of a batch")
-    aug_splits: Natural = flag(0, "parts of a batch: clean images and differently augmented copies; 0 or at least 2")
+    aug_splits: Copies = flag(0, "parts of a batch: clean images and differently augmented copies; 0 or at least 2")
     mixup: NonNegative = flag(0.0, "mixup alpha; 0 is off")
     cutmix: NonNegative = flag(0.0, "cutmix alpha; 0 is off")
     cutmix_minmax: list[Share] | None = flag(None, "area range of cutmix", length=2)
@@ -207,7 +213,7 @@ class LossRecipe(Settings):
     jsd_loss: bool = flag(False, "cross-entropy and Jensen-Shannon divergence between the --aug-splits")
     bce_loss: bool = flag(False, "binary cross-entropy of each class")
     bce_sum: bool = flag(False, "sum binary cross-entropy over classes")
-    bce_target_thresh: float | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
+    bce_target_thresh: Number | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
     bce_pos_weight: NonNegative | None = flag(None, "weight of positive targets of --bce-loss")
     class_weights: ClassWeights | None = flag(
         None, "class weights in the loss: balanced, or a number for each, such as 1,2.5,1"
@@ -219,7 +225,7 @@ class OptimRecipe(Settings):
     """The optimizer: how weights are updated."""
 
     opt: str = flag("sgd", "timm optimizer")
-    opt_kwargs: dict[str, Any] | None = flag(None, "further arguments of the optimizer, as key=value ...")
+    opt_kwargs: Arguments | None = flag(None, "further arguments of the optimizer, as key=value ...")
     opt_eps: NonNegative | None = flag(None, "optimizer epsilon")
     opt_betas: list[Share] | None = flag(None, "optimizer betas", length=2)
     momentum: Share = flag(0.9, "momentum of SGD")
@@ -231,7 +237,7 @@ class OptimRecipe(Settings):
     )
     base_lr_scale: NonNegative = flag(1.0, "factor on the learning rate of the anchors of an SN-Net")
     stitch_lr_scale: NonNegative = flag(1.0, "factor on the learning rate of the stitching layers of an SN-Net")
-    clip_grad: Annotated[float, Field(ge=1e-12)] | None = flag(None, "gradient clipping value")
+    clip_grad: Annotated[float, Field(ge=1e-12, le=1e9)] | None = flag(None, "gradient clipping value")
     clip_mode: Literal["norm", "value", "agc"] = flag("norm", "gradient clipping")
     grad_accum_steps: Count = flag(1, "number of batches whose gradients make one step")
     amp: bool = flag(False, "mixed precision")
@@ -267,10 +273,10 @@ class ScheduleRecipe(Settings):
     lr_noise: list[NonNegative] | None = flag(None, "shares of the schedule where learning-rate noise begins and ends")
     lr_noise_pct: AtLeastMillionth = flag(0.67, "limit of the noise, as a share of the learning rate")
     lr_noise_std: NonNegative = flag(1.0, "standard deviation of the noise")
-    lr_cycle_mul: AtLeastThousandth = flag(1.0, "length of a cycle relative to the previous one")
+    lr_cycle_mul: Factor = flag(1.0, "length of a cycle relative to the previous one")
     lr_cycle_decay: NonNegative = flag(0.5, "learning rate of a cycle relative to the previous one")
-    lr_cycle_limit: Count = flag(1, "number of cycles")
-    lr_k_decay: AtLeastThousandth = flag(1.0, "k-decay of the cosine and poly schedules")
+    lr_cycle_limit: Times = flag(1, "number of cycles")
+    lr_k_decay: Factor = flag(1.0, "k-decay of the cosine and poly schedules")
 
 
 @dataclass(frozen=True)
@@ -306,7 +312,7 @@ class RunRecipe(Settings):
     eval_memory: Count | None = flag(
         None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU"
     )
-    latency: Natural = flag(
+    latency: Annotated[int, Field(ge=0, le=2**20)] = flag(
         0,
         "with --eval: add to the ledger how long each stitch takes here, in batches of N images, or of 1 if N is left "
         "out; by default nothing is measured",
@@ -332,7 +338,7 @@ class RunRecipe(Settings):
     experiment: str | None = flag(
         None, "folder of this run inside --output; by default named after the configuration or model"
     )
-    seed: Natural = flag(42, "random seed")
+    seed: Seed = flag(42, "random seed")
     device: str | None = flag(None, "cpu or cuda; by default cuda if available")
     log_interval: Count = flag(50, "steps between log lines")
     val_interval: Count = flag(1, "epochs between validations of the anchors")

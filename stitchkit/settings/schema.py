@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from inspect import cleandoc
 from itertools import takewhile
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from pydantic import (
     AfterValidator,
     ConfigDict,
-    Field,
     GetJsonSchemaHandler,
     GetPydanticSchema,
     TypeAdapter,
@@ -29,15 +28,9 @@ from pydantic_core import ArgsKwargs, CoreSchema, ErrorDetails, PydanticCustomEr
 from stitchkit.display import count
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import dataset_fault, local_fault
+from stitchkit.settings.fields import MOST_CHANNELS, MOST_CLASSES, MOST_SIDE
 
 Kind = TypeVar("Kind")
-
-# Numbers with limits. They are strict: neither text nor true counts as a number.
-Natural = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-# With a higher rank in a stranger's file, updates could take any amount of memory.
-MOST_RANK = 1024
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
 
 _EXPECTED = {
     "bool_type": "true or false",
@@ -117,7 +110,9 @@ class Settings(metaclass=_Reported):
         return made
 
 
-def _checked(fault: Callable[[Kind], str | None]) -> AfterValidator:
+def checked_by(fault: Callable[[Kind], str | None]) -> AfterValidator:
+    """The rule of a value: what is wrong with it, or None."""
+
     def check(value: Kind) -> Kind:
         if found := fault(value):
             raise PydanticCustomError("place", "{fault}", {"fault": found})
@@ -126,10 +121,10 @@ def _checked(fault: Callable[[Kind], str | None]) -> AfterValidator:
     return AfterValidator(check)
 
 
-LocalPath = Annotated[str, _checked(local_fault)]
+LocalPath = Annotated[str, checked_by(local_fault)]
 """A path on this machine; neither a URL nor a command."""
 
-DatasetName = Annotated[str, _checked(dataset_fault)]
+DatasetName = Annotated[str, checked_by(dataset_fault)]
 """A data set's name or folder, as in timm; neither a URL nor a command."""
 
 
@@ -143,7 +138,7 @@ def _weights_fault(text: str) -> str | None:
     return "is neither balanced nor numbers such as 1,2.5,1, all of them from 0 and one above it"
 
 
-ClassWeights = Annotated[str, _checked(_weights_fault)]
+ClassWeights = Annotated[str, checked_by(_weights_fault)]
 """Weights of classes in the loss: `balanced`, or numbers separated by commas in the order of the classes."""
 
 
@@ -163,7 +158,7 @@ def _budgets_fault(text: str) -> str | None:
         return f"does not list FLOPs such as 2G,5G: {error}"
 
 
-Budgets = Annotated[str, _checked(_budgets_fault)]
+Budgets = Annotated[str, checked_by(_budgets_fault)]
 """FLOPs with units, separated by commas: `2G,5G`."""
 
 
@@ -177,8 +172,14 @@ _RESERVED = (
 # timm's arguments that count blocks, as a number or a list of numbers; it would build a million of them.
 _BLOCKS = ("depth", "depths", "layers", "num_layers", "block_config", "num_blocks", "num_stages")
 _MOST_BLOCKS = 1000
-_SMALLEST = {"num_classes": 0, "in_chans": 1, "img_size": 1}
-"""What timm's arguments of sizes must be at least; some of its models build anything."""
+_SIZES = {"num_classes": (0, MOST_CLASSES), "in_chans": (1, MOST_CHANNELS), "img_size": (1, MOST_SIDE)}
+"""The limits of timm's arguments of sizes; some of its models build anything."""
+_MOST_OF_MODEL = 65_536
+"""The largest number among other arguments of models, such as widths; none of timm's own is half as large."""
+_MOST_FACTOR = 1000
+"""The largest factor on a width or a depth, such as mlp_ratio."""
+_MOST_NUMBER = 10**12
+_MOST_NUMBERS = 10_000
 
 
 def _argument_fault(arguments: dict[str, Any]) -> str | None:
@@ -187,14 +188,47 @@ def _argument_fault(arguments: dict[str, Any]) -> str | None:
     found = next((key for key in _BLOCKS if _total(arguments.get(key)) > _MOST_BLOCKS), None)
     if found:
         return f"sets {found} to more than {_MOST_BLOCKS} blocks; lower it"
-    found = next((key for key, least in _SMALLEST.items() if not _is_from(least, arguments.get(key))), None)
-    return found and f"sets {found} to {arguments[found]!r}; it must be at least {_SMALLEST[found]}"
+    for key, (least, most) in _SIZES.items():
+        if not _is_within(least, most, arguments.get(key)):
+            return f"sets {key} to {arguments[key]!r:.60}; it must be at least {least} and at most {most}"
+    return _number_fault(arguments, _MOST_OF_MODEL)
 
 
-def _is_from(least: int, value: object) -> bool:
-    """Whether a size, or each of several, is a number from `least` on; None is the model's own."""
+def _number_fault(arguments: dict[str, Any], most: float = _MOST_NUMBER) -> str | None:
+    """Why numbers within some arguments, of whatever type and depth, cannot be used."""
+    numbers = [*_numbers(arguments)]
+    if len(numbers) > _MOST_NUMBERS:
+        return f"has {len(numbers):,} numbers; at most {_MOST_NUMBERS:,} are read"
+    for key, number in numbers:
+        limit = min(most, _MOST_FACTOR) if key.endswith(("ratio", "multiplier")) else most
+        if not abs(number) <= limit:  # NaN is not
+            return f"sets {key} to {_shown(number)}; it must be at most {limit:,}"
+    return None
+
+
+def _shown(number: float) -> str:
+    try:
+        return f"{number:.9g}"
+    except OverflowError:  # a whole number that no float holds, and that Python may refuse to print
+        return "a number of more than 300 digits"
+
+
+def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers within a value, each with the name that it stands under."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _numbers(item, str(name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _numbers(item, key)
+    elif isinstance(value, int | float):
+        yield key, value
+
+
+def _is_within(least: int, most: int, value: object) -> bool:
+    """Whether a size, or each of several, is a whole number within limits; None is the model's own."""
     sizes = value if isinstance(value, list | tuple) else (least if value is None else value,)
-    return all(isinstance(size, int) and size >= least for size in sizes)
+    return all(isinstance(size, int) and least <= size <= most for size in sizes)
 
 
 def _total(value: object) -> int:
@@ -204,8 +238,10 @@ def _total(value: object) -> int:
 
 
 # Any, not object: pydantic 2.14 fails to build the schema of a strict, optional mapping of objects within a group.
-ModelArguments = Annotated[dict[str, Any], _checked(_argument_fault)]
-"""Arguments of `timm.create_model` that do not choose the weights."""
+ModelArguments = Annotated[dict[str, Any], checked_by(_argument_fault)]
+"""Arguments of `timm.create_model` that do not choose the weights, within limits of what can be built."""
+Arguments = Annotated[dict[str, Any], checked_by(_number_fault)]
+"""Arguments of something else, whose numbers are finite and of a size that arithmetic can hold."""
 
 
 def join(place: str, key: object) -> str:
@@ -241,7 +277,7 @@ def _refusal(error: ValidationError, content: object, place: str, name: Callable
     first = next((item for item in alike if item["type"] not in _EXPECTED), alike[0])
     for number, key in enumerate(_path(first, content)):
         place = name(str(key)) if name and not number else join(place, key)
-    shown = f"{place or 'the content'} is {first['input']!r}"
+    shown = f"{place or 'the content'} is {first['input']!r:.500}"
     details = first.get("ctx", {})
     match first["type"]:
         case "unknown_key":

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictStr, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
@@ -19,9 +19,11 @@ from stitchkit.settings import published_v1, published_v2
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.dense_recipe import DenseRecipe, DenseSpec
+from stitchkit.settings.fields import MOST_RANK, Count, Natural, Times
 from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.hub_names import hub_fault
 from stitchkit.settings.recipe import Recipe, flag_of
-from stitchkit.settings.schema import MOST_RANK, LocalPath, ModelArguments, Settings, json_schema, parse
+from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
 from stitchkit.settings.short_names import config_file
 from stitchkit.settings.timm_flags import REFUSED
 from stitchkit.settings.zoo_facts import ZooFacts
@@ -115,17 +117,17 @@ class StitchConfig(Settings):
     model: object = None
     rule: StrictStr = "window"
     directions: Directions | None = None
-    max_switches: Annotated[StrictInt, Field(ge=1)] | None = None
-    stitch_kernel_size: StrictInt = Field(default=2, ge=1)
-    stitch_stride: StrictInt = Field(default=1, ge=1)
+    max_switches: Times | None = None
+    stitch_kernel_size: Count = 2
+    stitch_stride: Count = 1
     nearest_stitching: StrictBool = True
-    stages: Annotated[tuple[StrictInt, ...] | None, AfterValidator(check_stages)] = None
+    stages: Annotated[tuple[Natural, ...] | None, AfterValidator(check_stages)] = None
     joints: Annotated[tuple[StrictStr, ...], Field(min_length=1), AfterValidator(_check_joints)] | None = None
     # The published DeiT code leaves the final normalisation out, so its configuration says false.
     stitched_final_norm: StrictBool = True
     layer: LayerKind | None = None
-    lora_r: Annotated[StrictInt, Field(ge=0, le=MOST_RANK)] | None = None
-    anchor_lora_r: StrictInt = Field(default=0, ge=0, le=MOST_RANK)
+    lora_r: Annotated[int, Field(strict=True, ge=0, le=MOST_RANK)] | None = None
+    anchor_lora_r: int = Field(default=0, ge=0, le=MOST_RANK, strict=True)
     dense: DenseSpec | None = None
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
@@ -195,6 +197,9 @@ class StitchConfig(Settings):
         content, of_v2 = published_v2.read_keys(content)
         published = {key: content[key] for key in published_v1.RECIPE_KEYS if key in content}
         config = parse(cls, {key: value for key, value in content.items() if key not in published})
+        for number, anchor in enumerate(config.anchors):
+            if fault := hub_fault(anchor.name):
+                raise InputError(f"anchors[{number}]: '{anchor.name}' {fault}")
         recipe = checked_of_file(of_v2) | published_v1.recipe_of(published) | _own_recipe(config.recipe)
         if config.dense is not None:
             recipe = checked_of_file(config.dense.settings) | recipe

@@ -6,8 +6,18 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from stitchkit.settings.fields import AtLeastThousandth, NonNegative, Positive, flag
-from stitchkit.settings.schema import Budgets, Count, LocalPath, Natural, Settings, Share
+from stitchkit.settings.fields import (
+    AtLeastBillionth,
+    AtLeastThousandth,
+    Batch,
+    Count,
+    Natural,
+    NonNegative,
+    Share,
+    Times,
+    flag,
+)
+from stitchkit.settings.schema import Budgets, LocalPath, Settings
 
 FOCUS_IMAGES = 2_000
 """Training images that `--focus` holds out, unless `--focus-images` says otherwise."""
@@ -25,16 +35,16 @@ class StitchRecipe(Settings):
     sampling: Literal["per_rank", "shared"] = flag(
         "per_rank", "draw of each step's stitch: by each rank (published), or one for all"
     )
-    flops_gap: Positive | None = flag(
+    flops_gap: AtLeastBillionth | None = flag(
         None, "GFLOPs that a cost bin spans; by default a 16th of the difference between neighbouring anchors"
     )
-    flops_sampling_k: Positive | None = flag(
+    flops_sampling_k: AtLeastBillionth | None = flag(
         None, "draw costlier bins more often, the more the smaller this number; by default all alike"
     )
     budgets: Budgets | None = flag(
         None, "train for these FLOPs, such as 2G,5G: a bin for each, of the costliest stitches within it"
     )
-    sampler_routes: Count | None = flag(
+    sampler_routes: Times | None = flag(
         None, "random stitches of a step; by default 2 for --sampler sandwich, beside the two ends, and 3 for best_of"
     )
     sandwich_divergence: Literal["kl", "adaptive"] = flag(
@@ -55,7 +65,7 @@ class StitchRecipe(Settings):
         "orthonormal map with a scale and a bias",
     )
     ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
-    stitch_init_bs: Count = flag(100, "number of images for the fit, over all ranks")
+    stitch_init_bs: Batch = flag(100, "number of images for the fit, over all ranks")
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers and class tokens")
     loss: Literal["task", "features", "features+task"] = flag(
         "task",

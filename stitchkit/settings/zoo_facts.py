@@ -5,7 +5,8 @@ from __future__ import annotations
 from pydantic import Field, StrictStr
 from pydantic.dataclasses import dataclass
 
-from stitchkit.settings.schema import Count, Natural, Settings
+from stitchkit.settings.fields import Amount, Classes, Count, Natural, Side
+from stitchkit.settings.schema import Settings
 
 
 @dataclass(frozen=True)
@@ -22,9 +23,9 @@ class ZooFacts(Settings):
     """
 
     stitches: Count
-    flops: tuple[Count, Count]
-    input_size: tuple[Count, Count, Count]
-    num_classes: Natural
+    flops: tuple[Amount, Amount]
+    input_size: tuple[Side, Side, Side]
+    num_classes: Classes
     licence: StrictStr = Field(min_length=1)
     tokens: tuple[tuple[Natural, Count, Count], ...] = ()
 

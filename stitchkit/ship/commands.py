@@ -23,8 +23,9 @@ from stitchkit.parser import (
     at_least,
     new_file,
 )
+from stitchkit.settings.fields import Batch, Count, Workers
 from stitchkit.settings.recipe import flag_of
-from stitchkit.settings.schema import Count, Natural, Settings, parse
+from stitchkit.settings.schema import Settings, parse
 
 if TYPE_CHECKING:
     from stitchkit.ship.pick import Budget
@@ -231,8 +232,8 @@ class PredictSettings(Settings):
     """How images are predicted; each setting is a flag of `stitchkit predict`."""
 
     top: Count = 5
-    batch_size: Count = 32
-    workers: Natural = 4
+    batch_size: Batch = 32
+    workers: Workers = 4
 
 
 def _add_predict_flags(parser: argparse.ArgumentParser) -> None:

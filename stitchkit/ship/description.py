@@ -22,6 +22,8 @@ from stitchkit.networks.hub_weights import is_architecture
 from stitchkit.networks.layout import find_layout
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.dense_recipe import DenseSpec
+from stitchkit.settings.fields import MOST_CHANNELS
+from stitchkit.settings.recipe import ModelRecipe
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.formats import About
 
@@ -110,7 +112,9 @@ def build(about: Mapping[str, Any]) -> RouteNetwork | DenseRoute:
     try:
         stitch = Stitch.parse(about["stitch"])
         specs = [local(AnchorSpec.parse(entry)) for entry in about["anchors"]]
-        final_norm, eps, image = bool(about["stitched_final_norm"]), about["bn_eps"], given_data_config(about["input"])
+        final_norm, image = bool(about["stitched_final_norm"]), given_data_config(about["input"])
+        eps = ModelRecipe(bn_eps=about["bn_eps"]).bn_eps
+        described_size(about)
         dense = None if about.get("dense") is None else DenseSpec(**about["dense"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"its description is damaged ({one_line(error)}); export it again") from error
@@ -134,6 +138,14 @@ def build(about: Mapping[str, Any]) -> RouteNetwork | DenseRoute:
         if isinstance(norm, _BatchNorm) and eps is not None:
             norm.eps = eps
     return net
+
+
+def described_size(about: About) -> tuple[int, int, int]:
+    """The size of an image that a description says, `(C, H, W)`."""
+    size = ModelRecipe(input_size=[*about["input"]["input_size"]]).input_size
+    if size is None or size[0] > MOST_CHANNELS:
+        raise InputError(f"input_size is {size}; images have at most {MOST_CHANNELS} channels")
+    return size[0], size[1], size[2]
 
 
 def _width(about: Mapping[str, Any]) -> int:

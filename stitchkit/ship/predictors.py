@@ -15,7 +15,7 @@ from stitchkit.data.decoding import Change, Decoding, ImageSource
 from stitchkit.errors import InputError, one_line
 from stitchkit.networks.data_config import DataConfig, check_data_config, given_data_config, timm_config, with_decoding
 from stitchkit.settings.dense_recipe import DenseRecipe, DenseSpec
-from stitchkit.ship.description import gives_features, is_dense, no_classes
+from stitchkit.ship.description import described_size, gives_features, is_dense, no_classes
 from stitchkit.ship.formats import About
 from stitchkit.ship.stitch_files import open_exported
 
@@ -78,7 +78,7 @@ def open_predictor(path: str) -> Predictor | MapPredictor:
 
 
 def _data_config(about: About) -> DataConfig:
-    config = with_decoding(about["input"])
+    config = with_decoding({**about["input"], "input_size": described_size(about)})
     check_data_config(given_data_config(config), config["input_size"][0])
     Transform(config)
     return config

@@ -8,12 +8,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.assembly.config.settings import Metric, Preprocessing, TaskConfig, TrainConfig
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
+from stitchkit.settings.fields import Count, Natural, NonNegative, Workers
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.kinds import FILE_KINDS, SWEEPS
 from stitchkit.settings.recipe import flag_of
@@ -94,11 +95,11 @@ class JobSettings(Settings):
     reformat_options: ReformatOptions = Field(default_factory=dict)
     unfrozen: StrictBool = False
     pretrained: StrictBool = True
-    workers: StrictInt = Field(default=4, ge=0)
+    workers: Workers = 4
     data_path: LocalPath | None = None
-    print_freq: StrictInt = Field(default=10, ge=1)
+    print_freq: Count = 10
     save_checkpoints: StrictBool = False
-    checkpoint_interval: StrictInt = Field(default=0, ge=0)
+    checkpoint_interval: Natural = 0
     eval_checkpoints: StrictBool = True
     checkpoint_initial_model: StrictBool = False
     test_only: StrictBool = False
@@ -106,11 +107,11 @@ class JobSettings(Settings):
     load_from: LocalPath | dict[Literal["encoder", "head"], LocalPath] | None = None
     resume_from: LocalPath | None = None
     strict_load: StrictBool = True
-    start_epoch: StrictInt = Field(default=0, ge=0)
+    start_epoch: Natural = 0
     save_dir: LocalPath | None = None
     metrics_output: LocalPath | None = None
     device: Device | None = None
-    verbose: StrictInt = Field(default=0, ge=0)
+    verbose: Natural = 0
     metrics: tuple[Metric, ...] = (Metric(),)
     project: StrictStr | None = None
     entity: StrictStr | None = None
@@ -141,9 +142,9 @@ class JobSettings(Settings):
 class _OptimizerFlags(Settings):
     """The arguments of optimizers that are flags too."""
 
-    lr: StrictFloat | None = Field(default=None, ge=0)
-    weight_decay: StrictFloat | None = Field(default=None, ge=0)
-    momentum: StrictFloat | None = Field(default=None, ge=0)
+    lr: NonNegative | None = None
+    weight_decay: NonNegative | None = None
+    momentum: NonNegative | None = None
 
 
 def check_flags(flags: Mapping[str, object]) -> None:

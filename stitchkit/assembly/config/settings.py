@@ -6,11 +6,25 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
-from stitchkit.settings.schema import ClassWeights, Count, DatasetName, LocalPath, Settings, as_written, parse
+from stitchkit.settings.fields import (
+    Amount,
+    AtLeastBillionth,
+    AtLeastMillionth,
+    Batch,
+    Classes,
+    Count,
+    Natural,
+    NonNegative,
+    Number,
+    Seed,
+    Share,
+    Side,
+)
+from stitchkit.settings.schema import Arguments, ClassWeights, DatasetName, LocalPath, Settings, as_written, parse
 
 
 def _check_channels(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -36,8 +50,8 @@ def _check_rgb(value: bool) -> bool:
 
 
 PerChannel = Annotated[
-    tuple[StrictFloat, ...],
-    BeforeValidator(_in_list, json_schema_input_type=StrictFloat | tuple[StrictFloat, ...]),
+    tuple[Number, ...],
+    BeforeValidator(_in_list, json_schema_input_type=Number | tuple[Number, ...]),
     AfterValidator(_check_channels),
 ]
 Augmentation = Literal["default"] | StrictBool | tuple[object, ...] | None
@@ -65,14 +79,14 @@ class Preprocessing(Settings):
             list names torchvision v2 transforms.
     """
 
-    image_size: Count | tuple[Count, Count] | None = None
+    image_size: Side | tuple[Side, Side] | None = None
     to_rgb: Annotated[StrictBool, AfterValidator(_check_rgb)] = True
     mean: PerChannel | None = None
     std: PerChannel | None = None
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
-    crop_pct: StrictFloat | None = Field(default=None, ge=0.01, le=1)
+    crop_pct: Annotated[Number, Field(ge=0.01, le=1)] | None = None
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
-    random_resize_scale: Annotated[tuple[StrictFloat, StrictFloat], AfterValidator(_check_shares)] = (0.9, 1.0)
+    random_resize_scale: Annotated[tuple[Number, Number], AfterValidator(_check_shares)] = (0.9, 1.0)
     data_augmentation: Augmentation = None
 
     @property
@@ -95,8 +109,8 @@ class AuxLoss(Settings):
 
     output: StrictStr
     loss_fn: StrictStr = "cross_entropy"
-    loss_fn_args: dict[str, object] = Field(default_factory=dict)
-    weight: StrictFloat = Field(default=1.0, ge=0)
+    loss_fn_args: Arguments = Field(default_factory=dict)
+    weight: NonNegative = 1.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +135,7 @@ class Metric(Settings):
     """
 
     metric_fn: StrictStr = "accuracy"
-    metric_fn_args: dict[str, object] = Field(default_factory=dict)
+    metric_fn_args: Arguments = Field(default_factory=dict)
     output: StrictStr | None = None
 
     def __post_init__(self) -> None:
@@ -164,16 +178,16 @@ class SharedByTasks(Settings):
 
     task: Literal["classification", "segmentation", "depth"] = "classification"
     val_split: LocalPath | None = None
-    num_classes: Count | None = None
-    train_num_samples: Count | None = None
-    val_num_samples: Count | None = None
-    batch_size: Count = 32
+    num_classes: Annotated[Classes, Field(ge=1)] | None = None
+    train_num_samples: Amount | None = None
+    val_num_samples: Amount | None = None
+    batch_size: Batch = 32
     loss_fn: StrictStr = "cross_entropy"
-    loss_fn_args: dict[str, object] = Field(default_factory=dict)
+    loss_fn_args: Arguments = Field(default_factory=dict)
     class_weights: ClassWeights | None = None
     aux_losses: tuple[AuxLoss, ...] = ()
-    loss_scale: StrictFloat | None = Field(default=None, gt=0)
-    max_depth: StrictFloat = Field(default=10.0, gt=0)
+    loss_scale: AtLeastBillionth | None = None
+    max_depth: AtLeastMillionth = 10.0
     max_batches: Count | None = None
     sampler: Literal["shuffle", "balanced"] = "shuffle"
     data_augmentation: Augmentation = None
@@ -282,22 +296,22 @@ class TrainConfig(SharedByTasks):
         data_preprocessing: Preparation of images.
     """
 
-    epochs: StrictInt = Field(ge=0)
+    epochs: Natural
     dataset: DatasetName | None = None
     # Plain data, checked: what a task does not set is that of the training, not the default.
     tasks: tuple[Annotated[dict[str, object], as_written(TaskConfig)], ...] = ()
-    seed: StrictInt = Field(default=1, ge=0)
+    seed: Seed = 1
     max_steps: Count | None = None
     optimizer: StrictStr = "Adam"
-    optimizer_args: dict[str, object] = Field(default_factory=dict)
+    optimizer_args: Arguments = Field(default_factory=dict)
     lr_scheduler: StrictStr | None = None
-    lr_scheduler_args: dict[str, object] = Field(default_factory=dict)
-    max_grad_norm: StrictFloat = Field(default=0.0, ge=0)
+    lr_scheduler_args: Arguments = Field(default_factory=dict)
+    max_grad_norm: NonNegative = 0.0
     grad_accum_steps: Count = 1
     amp: StrictBool = False
     amp_dtype: Literal["float16", "bfloat16"] = "float16"
     model_ema: StrictBool = False
-    model_ema_decay: StrictFloat = Field(default=0.9998, ge=0, le=1)
+    model_ema_decay: Share = 0.9998
     # Likewise: a task's own value replaces all of it.
     data_preprocessing: Annotated[dict[str, object], as_written(Preprocessing)] = Field(default_factory=dict)
 

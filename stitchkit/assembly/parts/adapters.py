@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import StrictBool, StrictFloat, StrictInt
+from pydantic import StrictBool
 from timm.layers import LayerNorm2d
 from timm.models.vision_transformer import Block
 from torch import nn
@@ -20,7 +20,7 @@ from torchvision.models import resnet, swin_transformer
 from stitchkit.assembly.parts.part import Format, Part
 from stitchkit.errors import InputError
 from stitchkit.networks.layout import Layout
-from stitchkit.settings.schema import Count, Share
+from stitchkit.settings.fields import Copies, Factor, Share, Side, Times, Width
 
 _MOST_LAYERS = 1000
 
@@ -36,7 +36,7 @@ class SimpleAdapter(Part):
         hid_channels: Channels between its layers; by default `out_channels`.
         num_fc: Number of linear layers.
         num_conv: Number of convolutions; set either this or `num_fc`.
-        kernel_size: Kernel size of the convolutions.
+        kernel_size: Times size of the convolutions.
         stride: Stride of the first convolution.
         padding: Padding of the convolutions; by default half the kernel, which keeps the size at stride 1. The
             published code also pads 1x1 kernels, which grows the map.
@@ -53,14 +53,14 @@ class SimpleAdapter(Part):
     def __init__(
         self,
         *,
-        in_channels: StrictInt,
-        out_channels: StrictInt,
-        hid_channels: StrictInt | None = None,
-        num_fc: StrictInt = 0,
-        num_conv: StrictInt = 0,
-        kernel_size: StrictInt = 3,
-        stride: StrictInt = 1,
-        padding: StrictInt | None = None,
+        in_channels: Width,
+        out_channels: Width,
+        hid_channels: Width | None = None,
+        num_fc: Copies = 0,
+        num_conv: Copies = 0,
+        kernel_size: Times = 3,
+        stride: Times = 1,
+        padding: Copies | None = None,
         leading_norm: StrictBool = True,
         nonlinearity: StrictBool = True,
         init_identity: StrictBool = False,
@@ -162,12 +162,12 @@ class _ResNetBlock(_Block):
     def __init__(
         self,
         *,
-        in_channels: StrictInt,
-        out_channels: StrictInt,
-        stride: StrictInt = 1,
-        groups: StrictInt = 1,
-        base_width: StrictInt = 64,
-        dilation: StrictInt = 1,
+        in_channels: Width,
+        out_channels: Width,
+        stride: Times = 1,
+        groups: Width = 1,
+        base_width: Width = 64,
+        dilation: Times = 1,
         norm_type: Literal["bn", "gn", "ln", "in"] = "bn",
         init_identity: StrictBool = True,
     ):
@@ -227,9 +227,9 @@ class VisionTransformerBlock(_Block):
     def __init__(
         self,
         *,
-        num_heads: StrictInt = 6,
-        embed_dim: StrictInt = 384,
-        mlp_ratio: StrictFloat = 4,
+        num_heads: Width = 6,
+        embed_dim: Width = 384,
+        mlp_ratio: Factor = 4,
         dropout: Share = 0.0,
         attention_dropout: Share = 0.0,
     ):
@@ -260,11 +260,11 @@ class SwinTransformerBlock(_Block):
     def __init__(
         self,
         *,
-        num_heads: StrictInt,
-        embed_dim: StrictInt,
+        num_heads: Width,
+        embed_dim: Width,
         do_shift: StrictBool = False,
-        window_size: Count | tuple[Count, Count] = 7,
-        mlp_ratio: StrictFloat = 4,
+        window_size: Side | tuple[Side, Side] = 7,
+        mlp_ratio: Factor = 4,
         dropout: Share = 0.0,
         attention_dropout: Share = 0.0,
         drop_path_rate: Share = 0.0,

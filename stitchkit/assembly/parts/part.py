@@ -8,12 +8,13 @@ from functools import cache
 from typing import Annotated, ClassVar, TypeAlias
 
 import torch
-from pydantic import AfterValidator, StrictInt, StrictStr, WithJsonSchema
+from pydantic import AfterValidator, StrictStr, WithJsonSchema
 from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.errors import unknown
 from stitchkit.networks.layout import NAMES, Layout
+from stitchkit.settings.fields import Classes, Side, Width
 
 
 def _declared(value: str | list[object]) -> str | list[object]:
@@ -76,9 +77,9 @@ class ClassifierHead(Part):
     def __init__(
         self,
         *,
-        num_classes: StrictInt,
-        in_channels: StrictInt,
-        pooled_size: StrictInt | tuple[StrictInt, StrictInt] = (1, 1),
+        num_classes: Classes,
+        in_channels: Width,
+        pooled_size: Side | tuple[Side, Side] = (1, 1),
     ):
         super().__init__()
         height, width = (pooled_size, pooled_size) if isinstance(pooled_size, int) else pooled_size
@@ -103,7 +104,7 @@ class BaseBlock(Part):
     inferred = ("in_channels",)
     in_format = Layout("NCHW")
 
-    def __init__(self, *, channels: StrictInt, in_channels: StrictInt):
+    def __init__(self, *, channels: Width, in_channels: Width):
         super().__init__()
         self.in_format = Layout("NCHW", in_channels)
         self.conv = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)

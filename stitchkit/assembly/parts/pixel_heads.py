@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from pydantic import StrictInt
 from torch import nn
 
 from stitchkit.assembly.parts.part import Part
 from stitchkit.model.heads.head import MIN_DEPTH
 from stitchkit.networks.layout import Layout
+from stitchkit.settings.fields import Classes, Width
 
 
 class SegmentationHead(Part):
@@ -23,7 +23,7 @@ class SegmentationHead(Part):
     in_format = Layout("NCHW")
     out_format = Layout("NCHW")
 
-    def __init__(self, *, num_classes: StrictInt, in_channels: StrictInt):
+    def __init__(self, *, num_classes: Classes, in_channels: Width):
         super().__init__()
         self.in_format = Layout("NCHW", in_channels)
         self.conv = nn.Conv2d(in_channels, num_classes, kernel_size=1)
@@ -47,7 +47,7 @@ class DepthHead(Part):
     in_format = Layout("NCHW")
     out_format = Layout("NCHW")
 
-    def __init__(self, *, in_channels: StrictInt):
+    def __init__(self, *, in_channels: Width):
         super().__init__()
         self.in_format = Layout("NCHW", in_channels)
         self.conv = nn.Conv2d(in_channels, 1, kernel_size=1)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictStr
 from torch import nn
 
 from stitchkit.assembly.parts.convnet import ConvNet
@@ -20,6 +20,8 @@ from stitchkit.networks.families import steps_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.trained_with import note, noted
 from stitchkit.networks.weights import read_checkpoint, weights_of
+from stitchkit.settings.fields import Classes
+from stitchkit.settings.hub_names import ModelName
 from stitchkit.settings.schema import LocalPath
 
 CONVNET = "convnet"
@@ -59,11 +61,11 @@ class WholeNetwork(Pretrained):
     def __init__(
         self,
         *,
-        model_name: StrictStr,
+        model_name: ModelName,
         backend: StrictStr = "timm",
         pretrained: StrictBool = True,
         ckp_path: LocalPath | None = None,
-        num_classes: StrictInt | None = None,
+        num_classes: Classes | None = None,
         **arguments: Any,
     ):
         super().__init__()
@@ -87,13 +89,13 @@ class Subnet(Pretrained):
     def __init__(
         self,
         *,
-        model_name: StrictStr,
+        model_name: ModelName,
         block_input: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)] | None = None,
         block_output: StrictStr | list[StrictStr] | None = None,
         backend: StrictStr = "timm",
         pretrained: StrictBool = True,
         ckp_path: LocalPath | None = None,
-        num_classes: StrictInt | None = None,
+        num_classes: Classes | None = None,
         **arguments: Any,
     ):
         super().__init__()

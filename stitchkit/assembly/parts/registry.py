@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Annotated, Literal, get_type_hints
 
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler, StrictBool, StrictInt, model_validator
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, StrictBool, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
@@ -18,6 +18,7 @@ from stitchkit.assembly.parts.pixel_heads import DepthHead, SegmentationHead
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
+from stitchkit.settings.fields import Side
 from stitchkit.settings.schema import Settings, as_written
 
 PARTS: dict[str, type[Part]] = {
@@ -92,7 +93,7 @@ class AssemblySettings(_ContainerSettings):
     """
 
     head: WrittenPart | None = None
-    input_shape: tuple[StrictInt, ...] | None = None
+    input_shape: tuple[Side, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import AfterValidator, Field, StrictBool, StrictStr
 from pydantic.dataclasses import dataclass as schema
 
 from stitchkit.errors import InputError
+from stitchkit.settings.fields import Copies, Count, Seed, Times
 from stitchkit.settings.recipe import flag_of
-from stitchkit.settings.schema import Count, Settings, parse
+from stitchkit.settings.schema import Settings, parse
 
 
 def _check_name(value: str) -> str:
@@ -38,10 +39,10 @@ class Resources(Settings):
     """
 
     partition: _Name | None = None
-    gpus: StrictInt = Field(default=1, ge=0)
-    cpus: Count | None = None
-    mem_gb: StrictFloat | None = Field(default=None, ge=0.1)
-    hours: StrictFloat = Field(default=24.0, ge=0.1)
+    gpus: Copies = 1
+    cpus: Times | None = None
+    mem_gb: Annotated[float, Field(strict=True, ge=0.1, le=1e6)] | None = None
+    hours: float = Field(default=24.0, strict=True, ge=0.1, le=1e5)
     modules: tuple[_Name, ...] = ()
 
 
@@ -63,7 +64,7 @@ class Place(Resources):
     detach: StrictBool = False
     setup: tuple[StrictStr, ...] = ()
     sbatch: tuple[StrictStr, ...] = ()
-    poll: StrictFloat = Field(default=30.0, ge=30)
+    poll: float = Field(default=30.0, strict=True, ge=30, le=86_400)
 
 
 def read_place(flags: Mapping[str, object], resources: Resources | None = None) -> Place:
@@ -82,9 +83,7 @@ def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
     return values
 
 
-Seeds = Annotated[
-    tuple[Annotated[int, Field(strict=True, ge=0)], ...], Field(min_length=1), AfterValidator(_check_different)
-]
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), AfterValidator(_check_different)]
 
 
 @schema(frozen=True)

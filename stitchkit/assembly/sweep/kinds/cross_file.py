@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import Field, StrictBool, StrictStr
 from pydantic.dataclasses import dataclass as schema
 
 from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.sweep.settings import Resources
-from stitchkit.settings.schema import Count, LocalPath, Settings
+from stitchkit.settings.fields import Count, Seed, Workers
+from stitchkit.settings.schema import LocalPath, Settings
 
 
 @schema(frozen=True, kw_only=True)
@@ -27,11 +28,11 @@ class CrossFile(Settings):
     """
 
     ft_configs: tuple[LocalPath, ...] = Field(min_length=1)
-    seed: StrictInt | None = Field(default=None, ge=0)
+    seed: Seed | None = None
     data_path: LocalPath | None = None
     max_batches: Count | None = None
     metrics: tuple[Metric, ...] | None = None
     device: StrictStr | None = None
-    workers: StrictInt | None = Field(default=None, ge=0)
+    workers: Workers | None = None
     deterministic: StrictBool | None = None
     slurm: Resources = Field(default_factory=Resources)

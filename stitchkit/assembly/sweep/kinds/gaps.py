@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import Field, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.assembly.config.job import JobConfig
@@ -23,6 +23,7 @@ from stitchkit.assembly.sweep.plan import JobSweepFile, all_seeds
 from stitchkit.assembly.sweep.settings import Resources
 from stitchkit.assembly.train.check import check_training
 from stitchkit.errors import InputError, unknown
+from stitchkit.settings.fields import Natural
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import Settings, parse
 
@@ -37,8 +38,8 @@ class Gap(Settings):
         num_downsamples: Number of times that the slices left out halve the map.
     """
 
-    blocks_to_drop: tuple[StrictInt, StrictInt]
-    num_downsamples: StrictInt = Field(ge=0, le=32)
+    blocks_to_drop: tuple[Natural, Natural]
+    num_downsamples: int = Field(strict=True, ge=0, le=32)
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.last:

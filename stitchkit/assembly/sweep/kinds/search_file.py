@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
@@ -9,7 +10,8 @@ from pydantic.dataclasses import dataclass as schema
 
 from stitchkit.assembly.sweep.settings import Resources, Seeds
 from stitchkit.errors import InputError
-from stitchkit.settings.schema import Count, LocalPath, Settings
+from stitchkit.settings.fields import Count, Number, Whole
+from stitchkit.settings.schema import LocalPath, Settings
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -46,8 +48,8 @@ class Range(Settings):
 
     value: Value | None = None
     values: tuple[Value, ...] | None = Field(default=None, min_length=1)
-    min: StrictInt | StrictFloat | None = None
-    max: StrictInt | StrictFloat | None = None
+    min: Whole | Number | None = None
+    max: Whole | Number | None = None
     distribution: Literal["constant", "categorical", "int_uniform", "uniform", "log_uniform_values"] | None = None
 
     def __post_init__(self) -> None:
@@ -55,10 +57,9 @@ class Range(Settings):
         if given not in (["value"], ["values"], ["min", "max"]):
             raise InputError(f"it has {' and '.join(given) or 'no values'}; set value, values, or min and max")
         if self.min is not None and self.max is not None:
-            lowest = 1e-300 if self.distribution == "log_uniform_values" else -1e300
-            if not lowest <= self.min < self.max <= 1e300:
-                limits = "min must be lower, positive with log, and both within 1e300"
-                raise InputError(f"min is {self.min} and max {self.max}; {limits}")
+            lowest = 1e-300 if self.distribution == "log_uniform_values" else -math.inf
+            if not lowest <= self.min < self.max:
+                raise InputError(f"min is {self.min} and max {self.max}; min must be lower, and positive with log")
 
     @property
     def choices(self) -> tuple[Value, ...] | None:
