@@ -125,7 +125,8 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
 def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
     """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class.
 
-    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images.
+    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images; so are
+    pipes and devices, whose readers would wait.
     """
     waiting: list[tuple[str, set[tuple[int, int]]]] = [(folder, set())]
     for place, seen in waiting:  # it grows meanwhile
@@ -143,8 +144,10 @@ def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str
                     continue
                 if entry.is_dir():
                     inner.append(entry.path)
-                else:
+                elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is an unreadable image
                     yield entry.path, place
+                else:
+                    ignored["pipes or devices"] += 1
         # The order decides under which of several names a folder is found, whatever the order on the disk.
         waiting += [(path, {own} if place == folder else seen) for path in sorted(inner)]
 

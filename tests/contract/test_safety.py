@@ -16,11 +16,13 @@ import stitchkit
 import stitchnet
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.cli import main
+from stitchkit.data.decoding import open_image
 from stitchkit.data.dense.pairs import open_pairs
 from stitchkit.data.folders import open_images
+from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.scenes import write_scenes
+from stitchkit.data.source import Source
 from stitchkit.data.timm_readers import open_timm
-from stitchkit.data.unreadable import open_image
 from stitchkit.errors import InputError
 from stitchkit.evidence.size import SIZES
 from stitchkit.evidence.study import Study
@@ -40,7 +42,7 @@ from tests.commands import refused
 from tests.hostile import Hostile, hostile_yaml
 from tests.jobs import job_config, write_job
 from tests.source_code import FILES, name_of
-from tests.support import FLAGS, ROOT, pico_anchor, pico_config, pico_snnet, write_config, write_sweep
+from tests.support import FLAGS, ROOT, pico_anchor, pico_config, pico_snnet, write_config, write_images, write_sweep
 
 # Calls that may run what is in a file.
 UNSAFE = {
@@ -414,6 +416,14 @@ def test_a_pipe_in_a_folder_does_not_make_a_reader_wait(name, tmp_path):
             PIPES[name](tmp_path / name)
     finally:
         signal.alarm(0)
+
+
+def test_a_pipe_among_images_is_ignored_and_counted(tmp_path):
+    folder = write_images(tmp_path)
+    os.mkfifo(next(folder.glob("validation/*")) / "pipe.png")
+    images = open_dataset(Source("", folder), "validation")
+    assert len(images) == 20
+    assert "1 file ignored (pipes or devices)" in images.reader.notes
 
 
 def reads(text):
