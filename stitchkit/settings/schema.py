@@ -51,7 +51,6 @@ _MESSAGES = {
     "place": "{shown}, which {fault}",
     "too_short": "{shown}; its length must be at least {min_length}",
     "too_long": "{shown}; its length must be at most {max_length}",
-    "greater_than": "{shown}; it must be above {gt:g}",
     "greater_than_equal": "{shown}; it must be at least {ge:g}",
     "less_than_equal": "{shown}; it must be at most {le:g}",
 }

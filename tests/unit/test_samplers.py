@@ -169,7 +169,7 @@ def test_odd_budgets_are_refused(budgets, message):
             {"sampler": "sandwhich", "sampler_routes": 3},
             "'sandwhich'; did you mean 'sandwich'",
         ),
-        ({"flops_gap": 0.0}, "--flops-gap is 0.0; it must be above 0"),
+        ({"flops_gap": 0.0}, "--flops-gap is 0.0; it must be at least 1e-09"),
         ({"sampler": "cost-bins"}, "unknown value of --sampler 'cost-bins'; did you mean 'cost_bins'"),
     ],
 )

@@ -434,7 +434,7 @@ def test_a_search_does_not_try_other_data_sets_in_place_of_those_of_its_sweep(tm
             {"metric": {"name": "Test Acuracy"}},
             "no column of the results ends with 'Test Acuracy'",
         ),
-        ({"parameters": {"lr": {"min": -1e308, "max": 1e308}}}, "both within 1e300"),
+        ({"parameters": {"lr": {"min": -1e308, "max": 1e308}}}, "lr.min is -1e+308; it must be at least -1e+09"),
         ({"run_cap": 1001}, "a search has at most 1000 trials"),
         ({"method": "grid", "parameters": {f"p{n}": {"values": [*range(9)]} for n in range(9)}}, "at most 1000 trials"),
         ({"metrics": 1}, "metrics: unknown key 'metrics'; did you mean 'metric'?"),
