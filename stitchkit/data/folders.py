@@ -125,8 +125,8 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
 def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
     """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class.
 
-    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images; so are
-    pipes and devices, whose readers would wait.
+    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images; so
+    are pipes and devices, whose readers would wait.
     """
     waiting: list[tuple[str, set[tuple[int, int]]]] = [(folder, set())]
     for place, seen in waiting:  # it grows meanwhile

@@ -294,6 +294,17 @@ def test_a_job_prepares_images_as_the_training_of_its_weights(dozen, trained, tm
     assert "prepared with mean (0.5, 0.5, 0.5), here (0.4, 0.4, 0.4)" in caplog.text
 
 
+def test_a_job_decodes_images_as_the_training_of_its_weights(dozen, trained, tmp_path, caplog):
+    content = torch.load(trained / "last.pth.tar", weights_only=True)
+    content["image"] |= {"input_img_mode": "YCbCr", "background": "black", "exif": False}
+    torch.save(content, tmp_path / "other.pth")
+    flags = ("--resume", tmp_path / "other.pth", "--input-img-mode", "YCbCr", "--background", "black", "--no-exif")
+    expected = accuracy_by_eval(dozen, tmp_path / "eval", caplog, *flags)
+    path = job_file(dozen, tmp_path, net={"ckp_path": str(tmp_path / "other.pth")}, images={})
+    assert accuracy_by_job(path, tmp_path / "out", "--test-only") == pytest.approx(expected)
+    assert expected < accuracy_by_eval(dozen, tmp_path / "rgb", caplog, "--resume", trained / "last.pth.tar")
+
+
 def test_a_checkpoint_of_a_job_says_how_images_were_prepared(dozen, trained, tmp_path, caplog):
     path = job_file(dozen, tmp_path, net={"ckp_path": str(trained / "last.pth.tar")}, images={})
     begun = accuracy_by_job(path, tmp_path / "begun", "--save-checkpoints")

@@ -453,7 +453,7 @@ def picture(width=60, height=30):
 def prepared(training=False, **settings):
     how = {"image_size": 20, "mean": [0.0], "std": [1.0], **settings}
     [task] = train_config(data_preprocessing=how).resolved_tasks
-    return create_transform(task, "train_config", training=training)(picture())
+    return create_transform(task, "train_config", training=training)(picture().convert("RGB"))
 
 
 def test_resize_modes():

@@ -23,6 +23,7 @@ from stitchkit.settings.fields import (
     Seed,
     Share,
     Side,
+    is_colour,
 )
 from stitchkit.settings.schema import Arguments, ClassWeights, DatasetName, LocalPath, Settings, as_written, parse
 
@@ -46,6 +47,12 @@ def _in_list(value: object) -> object:
 def _check_rgb(value: bool) -> bool:
     if not value:
         raise InputError("it is false, but networks take images of three channels; remove it")
+    return value
+
+
+def _check_colour(value: str) -> str:
+    if not is_colour(value):
+        raise InputError(f"it is {value!r}, not a colour; give a name such as white, or '#rrggbb'")
     return value
 
 
@@ -74,6 +81,9 @@ class Preprocessing(Settings):
         crop_pct: Share of the side that tests keep: 0.875 scales it to `image_size` / 0.875 and cuts out the centre.
             The default is 1.
         interpolation: torchvision's name of the interpolation; `bicubic` by default.
+        input_img_mode: PIL mode of the images, of three channels; RGB by default.
+        background: Colour on which transparent images are composited; white by default.
+        exif: Turn images as their EXIF orientation says; true by default.
         random_resize_scale: Smallest and largest share of an image in a training crop; `[1, 1]` crops as in tests.
         data_augmentation: `default` or true is a flip and AutoAugment, by the policies of CIFAR and SVHN for these; a
             list names torchvision v2 transforms.
@@ -86,6 +96,9 @@ class Preprocessing(Settings):
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
     crop_pct: Annotated[Number, Field(ge=0.01, le=1)] | None = None
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
+    input_img_mode: Literal["RGB", "YCbCr", "LAB", "HSV"] | None = None
+    background: Annotated[StrictStr, AfterValidator(_check_colour)] | None = None
+    exif: StrictBool | None = None
     random_resize_scale: Annotated[tuple[Number, Number], AfterValidator(_check_shares)] = (0.9, 1.0)
     data_augmentation: Augmentation = None
 

@@ -15,9 +15,10 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.settings import TaskConfig
 from stitchkit.assembly.train.balanced_sampler import BalancedSampler
 from stitchkit.assembly.train.dense import open_task_pairs, outputs_of
-from stitchkit.assembly.train.preprocessing import create_transform
+from stitchkit.assembly.train.preprocessing import create_transform, data_config
 from stitchkit.assembly.train.task import Labels
 from stitchkit.data.batches import Batch, DirectLoader
+from stitchkit.data.decoding import Decoding
 from stitchkit.data.dense.pairs import ImagePairs
 from stitchkit.data.labelled_images import Images, image_labels, numbered
 from stitchkit.data.loader_processes import usable_cores, workers_for
@@ -63,10 +64,12 @@ def open_data(config: JobConfig, world: World) -> list[TaskData]:
 def open_task(config: JobConfig, number: int, world: World) -> TaskData:
     """Open the data set of one task of a job."""
     task, place = config.train_config.resolved_tasks[number], config.train_config.places[number]
+    decoding = Decoding.of(data_config(task))
     if task.is_dense:
         with prefixed(f"{place}.dataset: "):
             pairs, judged = open_task_pairs(task, _root(config))
             for split in (pairs, judged):
+                split.decoding = decoding
                 split.check_headers()
                 split.check_values()
         loader = _loader(pairs, config, task, world, training=True)
@@ -86,6 +89,7 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
             weights = class_weights(task.class_weights, train, len(classes))
     loaders = []
     for opened, training in ((train, True), (test, False)):
+        opened.decoding = decoding
         images: Any = opened
         if not isinstance(opened, IterableDataset):
             images = CheckedImages(opened, num_classes=len(classes), is_training=training)

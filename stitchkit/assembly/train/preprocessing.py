@@ -39,12 +39,13 @@ _IMAGENET = [*IMAGENET_DEFAULT_MEAN], [*IMAGENET_DEFAULT_STD]
 _INTERPOLATION = "bicubic"
 _CROP_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}
 """timm's names of ways to resize."""
+_DECODING = ("input_img_mode", "background", "exif")
 # Arguments for which torchvision has enumerations.
 _ENUMS: dict[str, type[Enum]] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
 
 
 def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transform:
-    """The transform of a task's images to tensors `[3, H, W]`, H and W the image size; in `training`, at random.
+    """The transform of a task's decoded images to tensors `[3, H, W]`, H and W the image size; `training` adds chance.
 
     Errors begin with the `place` of the task in the file.
     """
@@ -53,8 +54,7 @@ def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transfo
     if training:
         steps += _augmentation(task.augmentation, _dataset(task), f"{place}.data_augmentation")
     mean, std = _normalisation(task)
-    # RGB first, because AutoAugment does not work on palettes.
-    steps = [v2.RGB(), *steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    steps = [*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     transform: Transform = v2.Compose([*steps, v2.Normalize(mean, std)])
     return transform
 
@@ -88,7 +88,8 @@ def data_config(task: TaskConfig) -> dict[str, Any]:
     """How the images of a task are prepared, under timm's names; those of a dense task keep their sizes."""
     how, (mean, std) = task.data_preprocessing, _normalisation(task)
     size = (3, *how.size)
-    config: dict[str, Any] = {**data_config_of({"mean": mean, "std": std}, size, {})}
+    decoding = {key: value for key in _DECODING if (value := getattr(how, key)) is not None}
+    config: dict[str, Any] = {**data_config_of({"mean": mean, "std": std, **decoding}, size, {})}
     if task.is_dense:
         return {key: value for key, value in config.items() if key not in ("interpolation", "crop_pct", "crop_mode")}
     crop = {"crop_pct": how.crop_pct or 1.0, "crop_mode": _CROP_MODES[how.resize_mode or "shortest"]}
@@ -132,7 +133,7 @@ def _prepared(config: JobConfig, trained: TrainedWith) -> JobConfig:
 def _left_open(task: TaskConfig, trained: TrainedWith, has_size: bool) -> dict[str, Any]:
     """The settings of images that a task leaves open, as in a training; `has_size` if the job sets the size."""
     how, image = task.data_preprocessing, trained.image
-    known = {key: image.get(key) for key in ("mean", "std", "interpolation", "crop_pct")}
+    known = {key: image.get(key) for key in ("mean", "std", "interpolation", "crop_pct", *_DECODING)}
     known["resize_mode"] = {name: mode for mode, name in _CROP_MODES.items()}.get(image.get("crop_mode", ""))
     known["image_size"] = None if has_size or trained.input_size is None else trained.input_size[1:]
     unused = ("resize_mode", "crop_pct", "interpolation") if task.is_dense else ()
