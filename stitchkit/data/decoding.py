@@ -18,13 +18,16 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageMode, ImageOps
+from PIL import EpsImagePlugin, ExifTags, Image, ImageMode, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 
 from stitchkit.errors import InputError
 
 with suppress(ImportError):  # HEIC, which Pillow does not read by itself
     import_module("pillow_heif").register_heif_opener()
+
+# Pillow goes by the content of a file: it would start Ghostscript for a program that is called `image.png`.
+EpsImagePlugin.gs_binary = False
 
 _logger = logging.getLogger(__name__)
 

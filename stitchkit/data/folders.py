@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from PIL import EpsImagePlugin, Image, ImageFile
+from PIL import Image, ImageFile
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.utils.misc import natural_key
 
@@ -26,8 +26,6 @@ from stitchkit.errors import InputError
 
 # Pillow only recognises the first, and hands the others to a program that interprets them.
 _NOT_DECODED = ("MPEG", "EPS")
-# Pillow goes by the content of a file: it would start Ghostscript for a program that is called `image.png`.
-EpsImagePlugin.gs_binary = False
 
 
 @cache
@@ -125,8 +123,8 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
 def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
     """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class.
 
-    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images; so
-    are pipes and devices, whose readers would wait.
+    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images. Pipes
+    and devices are refused, since their readers would wait.
     """
     waiting: list[tuple[str, set[tuple[int, int]]]] = [(folder, set())]
     for place, seen in waiting:  # it grows meanwhile
@@ -144,10 +142,12 @@ def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str
                     continue
                 if entry.is_dir():
                     inner.append(entry.path)
-                elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is an unreadable image
-                    yield entry.path, place
+                elif not entry.is_file() and os.path.exists(entry.path):  # a broken link is an unreadable image
+                    raise InputError(
+                        f"image '{entry.path}' cannot be read (it is a pipe or device, not a file); remove it"
+                    )
                 else:
-                    ignored["pipes or devices"] += 1
+                    yield entry.path, place
         # The order decides under which of several names a folder is found, whatever the order on the disk.
         waiting += [(path, {own} if place == folder else seen) for path in sorted(inner)]
 

@@ -45,7 +45,7 @@ Penalties = Mapping[tuple[int, str], float]
 
 
 @dataclass(frozen=True)
-class Found:
+class BestStatistics:
     """The statistics that suit a stitch best.
 
     Args:
@@ -231,7 +231,7 @@ def _agreement(model: SNNet, output: torch.Tensor, expected: torch.Tensor) -> fl
     return 100 * F.cosine_similarity(output.flatten(1), expected.flatten(1)).mean().item()
 
 
-def best(tried: Candidates, penalties: Penalties, figure: str) -> dict[int, Found]:
+def best(tried: Candidates, penalties: Penalties, figure: str) -> dict[int, BestStatistics]:
     """The best statistics of each stitch; of equally good ones, those that change less."""
     found = {}
     for cfg_id, kinds in tried.items():
@@ -240,7 +240,7 @@ def best(tried: Candidates, penalties: Penalties, figure: str) -> dict[int, Foun
         figures = {"bn": kind, figure: penalty if figure == LOSS else -penalty}
         figures |= {"recalibrate_bn": PORTIONS} if kind != GIVEN else {}
         is_worse = penalties[cfg_id, RENEWED] > penalties[cfg_id, GIVEN]
-        found[cfg_id] = Found(kinds[kind], figures, is_worse)
+        found[cfg_id] = BestStatistics(kinds[kind], figures, is_worse)
     return found
 
 

@@ -44,6 +44,8 @@ NonNegative = Annotated[float, Field(strict=True, ge=0, le=1e9)]
 AtLeastBillionth = Annotated[float, Field(strict=True, ge=1e-9, le=1e9)]
 AtLeastMillionth = Annotated[float, Field(strict=True, ge=1e-6, le=1e9)]
 AtLeastThousandth = Annotated[float, Field(strict=True, ge=1e-3, le=1e9)]
+Rate = Annotated[float, Field(strict=True, ge=0, le=1e38)]
+"""A learning rate; one that is too high ends the run with the message of a loss that is not finite."""
 Factor = Annotated[float, Field(strict=True, ge=1e-3, le=1000)]
 """A factor that is applied again and again, or to the size of something."""
 Repeats = Annotated[float, Field(strict=True, ge=0, le=1000)]

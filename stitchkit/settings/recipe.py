@@ -30,6 +30,7 @@ from stitchkit.settings.fields import (
     Natural,
     NonNegative,
     Number,
+    Rate,
     Repeats,
     Seed,
     Share,
@@ -137,13 +138,9 @@ class DataRecipe(Settings):
     dataset_download: bool = flag(False, "allow the dataset to be downloaded")
     epoch_repeats: Repeats = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/")
     class_map: LocalPath = flag("", "file that maps class names to numbers")
-    input_img_mode: str | None = flag(
-        None, "PIL mode of the images; by default L, LA, RGB or RGBA by the number of channels"
-    )
+    input_img_mode: str | None = flag(None, "PIL mode of the images; by default L, LA, RGB or RGBA by channels")
     background: str | None = flag(None, "colour on which transparent images are composited; by default white")
-    exif: bool | None = flag(
-        None, "turn images as their EXIF orientation says, which is the default; timm leaves them as they are stored"
-    )
+    exif: bool | None = flag(None, "turn images by their EXIF orientation, the default; timm does not turn them")
     input_key: str | None = flag(None, "key of the images in a record")
     target_key: str | None = flag(None, "key of the labels in a record")
     batch_size: Batch = flag(128, "training batch of each rank")
@@ -246,8 +243,8 @@ class OptimRecipe(Settings):
     model_ema_decay: Share = flag(0.9998, "decay of the moving average")
     model_ema_warmup: bool = flag(False, "warm up the decay of the moving average")
     model_ema_force_cpu: bool = flag(False, "keep the moving average on the CPU")
-    lr: NonNegative | None = flag(None, "learning rate; by default lr_base scaled by the total batch")
-    lr_base: NonNegative = flag(0.1, "learning rate for lr_base_size images")
+    lr: Rate | None = flag(None, "learning rate; by default lr_base scaled by the total batch")
+    lr_base: Rate = flag(0.1, "learning rate for lr_base_size images")
     lr_base_size: Count = flag(256, "total batch that lr_base is for")
     lr_base_scale: Literal["", "linear", "sqrt"] = flag(
         "", "how lr_base scales; by default sqrt for ada* and lamb, else linear"

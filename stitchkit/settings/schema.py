@@ -177,7 +177,7 @@ _MOST_OF_MODEL = 65_536
 """The largest number among other arguments of models, such as widths; none of timm's own is half as large."""
 _MOST_FACTOR = 1000
 """The largest factor on a width or a depth, such as mlp_ratio."""
-_MOST_NUMBER = 10**12
+_MOST_NUMBER = 10**38  # float32 holds it
 _MOST_NUMBERS = 10_000
 
 

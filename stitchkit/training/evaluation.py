@@ -257,7 +257,7 @@ def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]
         raise InputError(
             f"result file '{path}' has no '{origin_file(path).name}' beside it that says how it was measured; {_MOVE}"
         )
-    before = {IMAGES: origin[IMAGES]} | read_origin(path, advice=_MOVE)
+    before = {IMAGES: origin.get(IMAGES)} | read_origin(path, advice=_MOVE)
     if (key := changed(before, origin)) not in (None, IMAGES):
         raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {origin[key]}; {_MOVE}")
     return before

@@ -23,8 +23,8 @@ from stitchkit.measure.recalibrate import (
     PORTION,
     PORTIONS,
     RENEWED,
+    BestStatistics,
     Candidates,
-    Found,
     Penalties,
     best,
     candidates,
@@ -96,7 +96,7 @@ def own_statistics(
     *,
     keeps_anchors: bool,
     autocast: Autocast = nullcontext,
-) -> dict[int, Found]:
+) -> dict[int, BestStatistics]:
     """The batch-norm statistics that suit stitches; nothing for those that have no norms, or keep all of theirs.
 
     With `--recalibrate-bn` they are renewed. Otherwise given, blended and renewed ones compete on training images that
@@ -117,7 +117,7 @@ def own_statistics(
     if forced:
         _logger.info("batch-norm statistics of %s are renewed, as --recalibrate-bn says", counted(len(own), "route"))
         figures = {"bn": RENEWED, "recalibrate_bn": forced}
-        return {cfg_id: Found(statistics, figures) for cfg_id, statistics in fresh.items()}
+        return {cfg_id: BestStatistics(statistics, figures) for cfg_id, statistics in fresh.items()}
     tried, held_out = candidates(model, fresh), islice(batches, PORTIONS)
     if isinstance(model, DenseSNNet):
         found = best(tried, _dense_penalties(model, tried, held_out, recipe, autocast), LOSS)
@@ -178,7 +178,7 @@ def _dense_penalties(
     return {key: value / total for key, value in losses.items()}
 
 
-def _say(found: Mapping[int, Found]) -> None:
+def _say(found: Mapping[int, BestStatistics]) -> None:
     """Log which statistics routes have, and where renewed ones are worse than those that were given."""
     kinds = Counter(str(each.figures["bn"]) for each in found.values())
     _logger.info(

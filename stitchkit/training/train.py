@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-
-import yaml
 
 from stitchkit.data.batches import Loader, some_images
 from stitchkit.display import command, counted
@@ -27,7 +26,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
 from stitchkit.settings.by_name import SETTINGS
-from stitchkit.settings.files import read_settings_file, settings_text
+from stitchkit.settings.files import read_settings_file
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.dense.task import create_dense_task
 from stitchkit.training.dense.validation import DenseFigures
@@ -100,7 +99,7 @@ def _say_changes(session: Session, resume: Path) -> None:
     if not session.world.is_primary or not file.is_file():
         return
     # As the file will say it: lists for tuples.
-    now = yaml.safe_load(settings_text(session.recipe.for_files()))
+    now = json.loads(json.dumps(session.recipe.for_files()))
     with suppress(InputError):  # somebody else's file of this name is no reason not to resume
         before = read_settings_file(file)
         known = (key for key in sorted(now) if key in before and key not in _NOT_WORTH_A_WORD)

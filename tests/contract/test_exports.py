@@ -272,7 +272,7 @@ def test_the_ledger_and_a_budget_choose_the_stitch(run, capsys):
 def test_the_command_writes_onnx_that_runs_elsewhere(run, images, capsys):
     path = run.folder / "net.onnx"
     assert run.export("--cfg_id", 9, "--data", images, "-o", path) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert len(capsys.readouterr().out.splitlines()) == 6
     session = onnxruntime.InferenceSession(path)
     assert [(value.name, value.shape) for value in session.get_inputs()] == [("images", ["batch", 3, 16, 16])]
     batch = images_for(run.model, 6)

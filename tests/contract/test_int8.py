@@ -75,7 +75,7 @@ def test_the_command_calibrates_on_training_images_and_names_each_split_once(run
     output = capsys.readouterr().out
     assert "compared on 20 images from the validation split" in output
     assert "same top-1 class on " in output
-    assert len(output.splitlines()) == 5
+    assert len(output.splitlines()) == 6
 
 
 @pytest.mark.parametrize(

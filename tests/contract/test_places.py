@@ -284,7 +284,8 @@ def test_no_name_of_a_data_set_fetches_it_unless_asked(library, monkeypatch):
         seen.append(datasets.config.HF_HUB_OFFLINE)
         raise OSError("out of reach")
 
-    monkeypatch.setattr("stitchkit.data.timm_readers.create_dataset", noted)
+    for name in ("stitchkit.data.timm_readers.create_dataset", "datasets.load_dataset"):
+        monkeypatch.setattr(name, noted)
     for download in (False, True):
         with pytest.raises(OSError, match="out of reach"):
             open_timm(f"{library}/somebody/data", root=None, split="train", download=download)

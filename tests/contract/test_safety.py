@@ -31,6 +31,7 @@ from stitchkit.measure.evaluate import PartialAnswers
 from stitchkit.measure.intervals import by_image_beside
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.ledger_origin import read_origin
+from stitchkit.measure.statistics_file import load_statistics
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.summary import cut_summaries
@@ -356,7 +357,7 @@ def test_postscript_under_another_name(made, tmp_path, monkeypatch):
     page.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
     with pytest.raises(InputError, match="cannot be read"):
         open_image(page)
-    with pytest.raises(RuntimeError, match="Failed to load"):  # by timm, which tries others first
+    with pytest.raises(OSError, match="Ghostscript"):
         open_images(tmp_path / "train")[0]
 
 
@@ -367,7 +368,14 @@ READING = {
     "metadata_load",
 }
 
+
 # Every file of the house with such a call, and the test that gives it a hostile file.
+def test_hostile_statistics_beside_a_ledger(made, tmp_path):
+    (tmp_path / "stitches_res.statistics.safetensors").write_bytes(pickle.dumps(Hostile(made)))
+    with pytest.raises(InputError, match="statistics"):
+        load_statistics(pico_snnet(), tmp_path / "stitches_res.txt")
+
+
 READERS = {
     "stitchkit/files.py": test_a_hostile_output_map,
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
@@ -375,6 +383,7 @@ READERS = {
     "stitchkit/assembly/sweep/kinds/search.py": test_a_hostile_journal_of_a_search,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/by_image.py": test_hostile_files_beside_a_ledger,
+    "stitchkit/measure/statistics_file.py": test_hostile_statistics_beside_a_ledger,
     "stitchkit/data/dense/maps.py": test_hostile_files_of_dense_prediction,
     "stitchkit/evidence/record.py": test_hostile_files_of_the_evidence,
     "stitchkit/evidence/study.py": test_hostile_files_of_the_evidence,
@@ -418,12 +427,11 @@ def test_a_pipe_in_a_folder_does_not_make_a_reader_wait(name, tmp_path):
         signal.alarm(0)
 
 
-def test_a_pipe_among_images_is_ignored_and_counted(tmp_path):
+def test_a_pipe_among_images_is_refused(tmp_path):
     folder = write_images(tmp_path)
     os.mkfifo(next(folder.glob("validation/*")) / "pipe.png")
-    images = open_dataset(Source("", folder), "validation")
-    assert len(images) == 20
-    assert "1 file ignored (pipes or devices)" in images.reader.notes
+    with pytest.raises(InputError, match=r"pipe.png' cannot be read \(it is a pipe, not a file\)"):
+        open_dataset(Source("", folder), "validation")
 
 
 def reads(text):

@@ -21,9 +21,10 @@ from torch.utils.data import DataLoader
 import stitchkit.engine.checkpoint_files as checkpoint
 from stitchkit.assembly.train.testing import ImageTest
 from stitchkit.cli import main
+from stitchkit.data.decoding import open_image
 from stitchkit.data.folders import open_images
 from stitchkit.data.loader_processes import explained
-from stitchkit.data.unreadable import NO_CLASS, CheckedImages, open_image
+from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.engine.lock import is_held, locked
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint

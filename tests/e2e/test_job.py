@@ -651,7 +651,7 @@ def test_settings_included_from_elsewhere_are_quoted_once_they_are_known_to_be_s
 
 def test_there_are_no_more_loader_processes_than_cores(images):
     # torch's warning of too many would be an error here
-    [data] = open_data(JobConfig.parse(job_config(images) | {"workers": 4096}), CPU)
+    [data] = open_data(JobConfig.parse(job_config(images) | {"workers": 16 * usable_cores()}), CPU)
     loaders = (data.train._loader, data.test._loader)
     assert {loader.num_workers for loader in loaders} == {usable_cores()}
 

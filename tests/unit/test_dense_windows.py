@@ -1,7 +1,5 @@
 """Windows: what is cut is put together again, and what cannot be judged is refused."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from stitchkit.engine.recovery import advising_evaluation
 from stitchkit.errors import InputError
 from stitchkit.model.dense import DensePass
 from stitchkit.settings.dense_recipe import DenseRecipe
-from stitchkit.training.dense.judging import DenseJudge, alone
+from stitchkit.training.dense.judging import DenseJudge
 from stitchkit.training.dense.windows import Windows
 from tests.support import pico_config
 
@@ -117,7 +115,8 @@ def test_law_7_only_a_portion_of_the_windows_runs_at_a_time(task):
 
     def ways():
         yield cfg_ids, DensePass(model, cfg_ids)
-        yield [cfg_ids[-1]], partial(alone, cfg_ids[-1], model.extract(cfg_ids[-1]))
+        net = model.extract(cfg_ids[-1])
+        yield [cfg_ids[-1]], lambda portions: [(cfg_ids[-1], torch.cat([net(part) for part in portions]))]
 
     for wanted, run in ways():
         found = {}

@@ -238,7 +238,10 @@ def change_config(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda config: config["anchors"][0].update(name="hf-hub:somebody/model"), "somebody/model'; refused"),
+        (
+            lambda config: config["anchors"][0].update(name="hf-hub:somebody/model"),
+            "names a model on the Hub",
+        ),
         (lambda config: config["anchors"][0].update(checkpoint="weights.pth"), "'weights.pth'; refused"),
         (lambda config: config["anchors"][1]["kwargs"].update(embed_dim=24), "belongs to another configuration"),
         (lambda config: config.update(stitch_strid=1), "did you mean 'stitch_stride'?"),

@@ -218,6 +218,11 @@ _USED_BY = {
 """Settings that some kinds of tasks have no use for, and the others."""
 
 
+def is_used(key: str, task: str) -> bool:
+    """Whether a kind of task has a use for a setting."""
+    return task in _USED_BY.get(key, (task,))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig(SharedByTasks):
     """A data set and its loss. Settings that are not given are those of `train_config`.

@@ -15,7 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ResizeKeepRat
 from torchvision.transforms import v2
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.settings import Augmentation, Preprocessing, TaskConfig
+from stitchkit.assembly.config.settings import Augmentation, Preprocessing, TaskConfig, is_used
 from stitchkit.engine.checkpoint_files import read_alike
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.data_config import data_config_of
@@ -122,9 +122,10 @@ def _prepared(config: JobConfig, trained: TrainedWith) -> JobConfig:
     settings: dict[str, Any] = dict(cast(Mapping[str, Any], content["train_config"]))
     has_size = any(task.data_preprocessing.image_size for task in train.resolved_tasks)  # all have the same
     own = settings.get("data_preprocessing", {})
+    shared = [{key: value for key, value in own.items() if is_used(key, task.task)} for task in train.resolved_tasks]
     tasks = [
-        {**task, "data_preprocessing": task.get("data_preprocessing", own) | _left_open(resolved, trained, has_size)}
-        for task, resolved in zip(settings.get("tasks") or [{}], train.resolved_tasks, strict=True)
+        {**task, "data_preprocessing": task.get("data_preprocessing", each) | _left_open(resolved, trained, has_size)}
+        for task, resolved, each in zip(settings.get("tasks") or [{}], train.resolved_tasks, shared, strict=True)
     ]
     settings |= {"tasks": tasks} if train.tasks else tasks[0]
     return JobConfig.parse({**content, "train_config": settings})
