@@ -430,7 +430,7 @@ def test_a_pipe_in_a_folder_does_not_make_a_reader_wait(name, tmp_path):
 def test_a_pipe_among_images_is_refused(tmp_path):
     folder = write_images(tmp_path)
     os.mkfifo(next(folder.glob("validation/*")) / "pipe.png")
-    with pytest.raises(InputError, match=r"pipe.png' cannot be read \(it is a pipe, not a file\)"):
+    with pytest.raises(InputError, match=r"pipe.png' cannot be read \(it is a pipe or device, not a file\)"):
         open_dataset(Source("", folder), "validation")
 
 

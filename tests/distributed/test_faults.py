@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from timm.data import create_dataset
 from torch.utils.data import DataLoader
 
 import stitchkit.engine.checkpoint_files as checkpoint
@@ -385,6 +384,10 @@ def test_the_cause_is_named_that_timm_only_logs(images):
 class GoneImages:
     """Images on a disk that is gone, as a dead server of NFS or FUSE leaves it."""
 
+    @property
+    def samples(self):
+        return self
+
     def __len__(self):
         return 40
 
@@ -550,9 +553,8 @@ def test_a_disk_that_is_gone_ends_the_run(subject, trained, tmp_path, monkeypatc
 
 def test_labels_without_a_class_are_skipped(images, caplog):
     """Of a file of labels that counts further than the network."""
-    dataset = create_dataset("", root=images, split="train", transform=None)
+    dataset = open_images(images / "train")
     dataset.reader.samples = [(path, 9 if label == 3 else label) for path, label in dataset.reader.samples]
-    dataset.split, dataset.classes = "train", ()
     options = {"num_classes": 4, "limit": 0.5}
     training = CheckedImages(dataset, is_training=True, **options)
     assert training[47][1] == 2, "the last one with a class"

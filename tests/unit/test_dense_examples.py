@@ -27,7 +27,7 @@ SIDE = 16
 def scenes(tmp_path_factory):
     """Parts of scenes, of the side of a pico network's images; a corner of the first is not known."""
     folder = tmp_path_factory.mktemp("scenes") / "scenes"
-    write_scenes(folder, {"train": 2, "validation": 7, "test": 1}, side=32)
+    write_scenes(folder, {"train": 4, "validation": 7, "test": 1}, side=32)
     for path in folder.glob("validation/*/*.png"):
         with Image.open(path) as opened:
             part = opened.crop((8, 8, 8 + SIDE, 8 + SIDE))
@@ -83,7 +83,7 @@ def test_what_is_drawn_is_what_the_network_says(judged, scenes):
     recipe, config = resolve({**flags, "task": way, "head": "linear", "eval": True, "device": "cpu"})
     session = open_session(recipe, config, init_world("cpu"))
     model, cfg_ids = session.model.eval(), [row["cfg_id"] for row in shown]
-    drawn, pairs = examples(session, model, cfg_ids, own={}), open_pairs(scenes, "validation", way)
+    drawn, pairs = examples(session, model, cfg_ids), open_pairs(scenes, "validation", way)
     for place, example in zip((0, 2, 4, 6), drawn, strict=True):
         image, truth = pairs[place]
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255

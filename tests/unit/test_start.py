@@ -77,7 +77,7 @@ def test_mistakes_in_a_training_that_only_files_show_need_no_torch(tmp_path):
     anchored = ["--stitch_config", str(tmp_path / "stitch.json")]
     mistakes = {
         "did you mean 'cosine'?": ["nowhere", "--model", "x", "--sched", "cosin"],
-        "data folder 'nowhere' does not exist in train/ and validation/": ["nowhere", "--model", "x"],
+        "data folder 'nowhere' does not exist in": ["nowhere", "--model", "x"],
         "must contain cifar-10-batches-py/": ["nowhere", "--dataset", "cifar10", "--model", "x"],
         f"checkpoint 'r.pth' does not exist in '{ROOT}'; check the path": [".", "--model", "x", "--resume", "r.pth"],
         "checkpoint '.' is not a file": [".", "--model", "x", "--resume", ".", "--eval"],
