@@ -7,6 +7,7 @@ import shutil
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import stitchkit
@@ -45,10 +46,12 @@ def test_the_commands_run(place, capsys):
 
 def test_the_python_runs(place, capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
+    Image.new("RGB", (40, 40)).save(place / "photo.jpg")
+    names = {}
     headless = stitchkit.create_snnet("digits_vit", checkpoints=False, num_classes=0).eval()
     for block in blocks:
-        names = {"images": torch.rand(2, 3, 32, 32), "model": headless, "stitch": 12}
+        names |= {"images": torch.rand(2, 3, 32, 32), "model": headless, "stitch": 12}
         with torch.no_grad():
             exec(block, names)
         assert names["logits"].shape == (2, 10)
