@@ -7,6 +7,7 @@ from pathlib import Path
 
 from timm.data.readers.class_map import load_class_map
 
+from stitchkit.classes import same_text
 from stitchkit.errors import InputError, one_line
 from stitchkit.settings.fields import MOST_CLASSES
 
@@ -32,6 +33,8 @@ def read_class_map(file: str, folder: str = "") -> dict[str, int]:
     # Keys that are numbers are for Hugging Face's and webdataset's labels.
     if wrong := [name for name, number in numbers.items() if type(name) not in (str, int) or type(number) is not int]:
         raise InputError(f"class map '{file}' gives {wrong[0]!r} no number; give one for each name")
+    if len({same_text(str(name)) for name in numbers}) < len(numbers):
+        raise InputError(f"class map '{file}' has a name twice, perhaps in two Unicode forms; remove one of the two")
     if min(numbers.values()) < 0:
         raise InputError(f"class map '{file}' has a negative number; classes are numbered from 0")
     if (most := max(numbers.values())) >= MOST_CLASSES:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -29,8 +28,6 @@ with suppress(ImportError):  # HEIC, which Pillow does not read by itself
 # Pillow goes by the content of a file: it would start Ghostscript for a program that is called `image.png`.
 EpsImagePlugin.gs_binary = False
 
-_logger = logging.getLogger(__name__)
-
 ImageSource: TypeAlias = Image.Image | str | Path | IO[bytes]
 """An image, decoded or not, or its file."""
 
@@ -41,6 +38,7 @@ _EXIF_IN_PNG = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 _DEEP = ("I", "F")
 """How the modes begin whose values are not 0 to 255."""
 _MOST_FLOAT, _MOST_WHOLE = (1, 255, 65_535), (255, 65_535, 2**31 - 1)
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BITS_PER_SAMPLE, _UNSIGNED = 258, 65_535
 """Pillow widens PGM files of more than 8 bits to 16."""
 
@@ -167,7 +165,9 @@ def _has_alpha(mode: str) -> bool:
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """A grey image of more than 8 bits as one of 8, with transparency if it has some."""
     values = np.asarray(image)
-    grey = Image.fromarray(_scaled(values, _white(image, values)))
+    shades = _scaled(values, _white(image, values))
+    is_inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # Pillow inverts only up to 8 bits
+    grey = Image.fromarray(255 - shades if is_inverted else shades)
     if (transparent := image.info.get("transparency")) is None:
         return grey
     grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))

@@ -6,6 +6,7 @@ import re
 import pytest
 from PIL import Image
 
+from stitchkit.data.class_map import read_class_map
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
 from stitchkit.errors import InputError
@@ -143,3 +144,9 @@ def test_hugging_face_sets_are_numbered_by_the_same_map(data, tmp_path):
     assert open_dataset(Source(source.name, source.root, class_map=str(tmp_path / "bom.txt")), "train").classes == (
         *("blue", "green", "red", "yellow"),
     )
+
+
+def test_a_name_in_two_unicode_forms_is_refused(tmp_path):
+    (tmp_path / "map.txt").write_text("caf\u00e9\nred\ncafe\u0301\n", encoding="utf-8")
+    with pytest.raises(InputError, match="has a name twice"):
+        read_class_map(str(tmp_path / "map.txt"))

@@ -1,6 +1,5 @@
 """Weights that are unavailable or cannot fit are refused at once, in one line that says what to do."""
 
-import json
 import socket
 import subprocess
 import sys
@@ -103,12 +102,10 @@ def test_a_hub_that_answers_is_asked_by_timm(hub, monkeypatch):
 @pytest.mark.parametrize("state", mostly_full(["answers", "offline", "closed"], quick=["answers"]))
 def test_libraries_print_nothing_of_their_own_when_weights_are_unavailable(state, hub, tmp_path):
     """In a process of its own, whose loggers are real."""
-    config = tmp_path / "net.json"
-    config.write_text(json.dumps({"anchors": ["hf-hub:timm/none", "hf-hub:timm/none2"]}))
     port = 9 if state == "closed" else hub[1]
     environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{port}"}
     environment |= {"HF_HUB_OFFLINE": "1"} if state == "offline" else {}
-    command = [sys.executable, "-m", "stitchkit", "profile", "--stitch_config", str(config)]
+    command = [sys.executable, "-m", "stitchkit", "profile", "--anchors", "hf-hub:timm/none,hf-hub:timm/none2"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""

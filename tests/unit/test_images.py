@@ -206,3 +206,9 @@ def test_the_log_says_once_how_many_images_were_changed_and_how(workers, tmp_pat
         "3 with several frames, of which the first is used"
     )
     assert [text for text in caplog.messages if "EXIF" in text] == [message]
+
+
+def test_a_deep_grey_tiff_whose_white_is_zero_is_not_inverted(tmp_path):
+    values = np.array([[0, 32_768, 65_535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    assert np.asarray(Decoding("L")(tmp_path / "a.tif")).tolist() == [[255, 127, 0]]
