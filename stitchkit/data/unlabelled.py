@@ -16,7 +16,7 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from stitchkit.data.folders import image_files, image_suffixes
 from stitchkit.data.labelled_images import Images, LabelledImages
 from stitchkit.data.source import Source, is_list
-from stitchkit.data.split_rule import plain_split, published_part
+from stitchkit.data.split_rule import names_of, plain_split, published_part
 from stitchkit.display import counted, listed
 from stitchkit.errors import InputError
 
@@ -58,6 +58,8 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
         paths, notes = image_files(folder, suffixes)
         return _opened(folder, paths, notes + (_unused(place) if published_part(split) == "train" else ""))
     root = place.parent if is_list(place) else place
+    if not is_list(place):
+        _check_no_other_splits(place)
     paths, notes = _read_list(place, suffixes) if is_list(place) else image_files(place, suffixes)
     if len(paths) < 2:
         raise InputError(f"'{place}' has 1 image; one in {_EVERY} is held out for validation, so give at least 2")
@@ -83,6 +85,18 @@ def _find_split(root: Path, split: str) -> Path | None:
         )
         raise InputError(f"data folder '{root}' has {judged.name}/ and no {split}/; {advice}")
     return folder
+
+
+def _check_no_other_splits(root: Path) -> None:
+    """Refuse a folder whose splits are spelled in capitals or lie one folder deeper: all would be trained on."""
+    trained, judged = {*names_of("train")}, {*names_of("validation")}
+    for parent in (root, *(place for place in sorted(root.glob("*/")) if place.is_dir())):
+        folders = {place.name.lower(): place for place in parent.glob("*/") if place.is_dir()}
+        if folders.keys() & trained and (splits := folders.keys() & judged):
+            raise InputError(
+                f"'{folders[min(splits)]}' looks like a split, but not of '{root}'; give the folder with train/ and "
+                "validation/, in lower case, or rename it if it is none"
+            )
 
 
 def _unused(root: Path) -> str:

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 from stitchkit.data.decoding import Decoding
 from stitchkit.data.labelled_images import image_names
@@ -348,3 +349,14 @@ def test_an_export_is_compared_on_them(photos, tmp_path):
     assert found.shape == (3, 3, 16, 16)
     assert where == f"images from the validation split of '{photos}'"
     assert len(sample_images(trained, 8, train=True)[0]) == 8
+
+
+@pytest.mark.parametrize("place", ["Train Validation", "data/train data/val"])
+def test_splits_in_capitals_or_one_folder_deeper_are_refused(place, tmp_path):
+    """Their validation images were trained on."""
+    for folder in place.split():
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{number}.png")
+    with pytest.raises(InputError, match="looks like a split"):
+        open_dataset(Source("", tmp_path, needs_labels=False), "train")
