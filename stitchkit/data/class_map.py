@@ -50,8 +50,10 @@ def _read_lines(path: Path) -> dict[str, int]:
 
 
 def names_at(numbers: Mapping[str, int]) -> tuple[str, ...]:
-    """Each class's name at its number: `red+yellow` where two share it, and the number itself where none has it."""
+    """Each class's name at its number: `red+yellow` where two share it, and where none has it
+    `unnamed/3`, as no folder can be called.
+    """
     names: list[list[str]] = [[] for _ in range(max(numbers.values(), default=-1) + 1)]
     for name, number in numbers.items():
         names[number].append(str(name))
-    return tuple("+".join(each) or str(number) for number, each in enumerate(names))
+    return tuple("+".join(each) or f"unnamed/{number}" for number, each in enumerate(names))

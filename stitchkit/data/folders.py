@@ -96,8 +96,8 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
             self.class_to_idx = {same_text(str(name)): number for name, number in numbers.items()}
             if missing := in_order(self.class_to_idx.keys() - set(names)):
                 raise InputError(
-                    f"class map '{class_map}' names classes without images in '{folder}': {listed(missing)}; correct "
-                    "the names, or remove them from the map"
+                    f"class map '{class_map}' names classes without images in '{folder}': {listed(missing)}; add "
+                    "images of them there, or correct or remove these names"
                 )
         self.samples = [(path, self.class_to_idx[name]) for path, name in found if name in self.class_to_idx]
         self._unmapped = [name for name in names if name not in self.class_to_idx]

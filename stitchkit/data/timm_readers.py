@@ -20,6 +20,7 @@ from torch.utils.data import IterableDataset
 
 from stitchkit.classes import in_order
 from stitchkit.data.source import MissingData
+from stitchkit.display import listed
 from stitchkit.errors import InputError, one_line
 from stitchkit.paths import check_dataset, check_local
 from stitchkit.settings.fields import MOST_CLASSES
@@ -28,6 +29,7 @@ from stitchkit.settings.files import read_settings_file
 _logger = logging.getLogger(__name__)
 _MOST_SHARDS = 1_000_000
 _MOST_PATTERN = 2000
+_TEXTS = ("string", "large_string")
 _BRACES = re.compile(r"{([^{}]*)}")
 
 
@@ -88,19 +90,31 @@ def _open_hub(name: str, root: str | None, split: str, options: Mapping[str, obj
         if features is None:  # of a set that was never read whole
             return images
         _check_columns(name, features, keys, keys_advice)
-    if getattr(features.get(keys[1]), "dtype", "") in ("string", "large_string") and not options.get("class_map"):
-        if is_stream:
-            raise InputError(
-                f"the labels of '{name}' in the column {keys[1]!r} are texts; number them by --class-map FILE, or read "
-                "the set by hfds/, which sees them all"
-            )
+    class_map, kind = options.get("class_map"), str(getattr(features.get(keys[1]), "dtype", ""))
+    if is_stream and kind in _TEXTS and not class_map:
+        raise InputError(
+            f"the labels of '{name}' in the column {keys[1]!r} are texts; number them by --class-map FILE, or read "
+            "the set by hfds/, which sees them all"
+        )
+    labels: set[Any] = set()
+    if names := getattr(features.get(keys[1]), "names", None):
+        labels = {*names, *range(len(names))}
+    elif not is_stream and (kind in _TEXTS or (class_map and kind.startswith(("int", "uint")))):
         # Of all splits: one may lack a class, and the numbers of those after it would be others.
         splits = datasets.load_dataset(rest, cache_dir=root)
-        texts = {text for part in splits.values() for text in part.unique(keys[1])} - {None}
-        if len(texts) > MOST_CLASSES:
-            raise InputError(f"column {keys[1]!r} of '{name}' has {len(texts):,} texts, which are no classes")
-        _logger.info("the labels in the column %r are %d texts, which are numbered in their order", keys[1], len(texts))
-        images.reader.class_to_idx = {text: number for number, text in enumerate(in_order(texts))}
+        labels = {label for part in splits.values() for label in part.unique(keys[1])} - {None}
+    if isinstance(class_map, Mapping):
+        if labels and (missing := in_order(map(str, class_map.keys() - labels))):
+            raise InputError(
+                f"the class map names classes that '{name}' does not have: {listed(missing)}; correct or remove them"
+            )
+    elif kind in _TEXTS:
+        if len(labels) > MOST_CLASSES:
+            raise InputError(f"column {keys[1]!r} of '{name}' has {len(labels):,} texts, which are no classes")
+        _logger.info(
+            "the labels in the column %r are %d texts, which are numbered in their order", keys[1], len(labels)
+        )
+        images.reader.class_to_idx = {text: number for number, text in enumerate(in_order(labels))}
         images.reader.remap_class = True
     return images
 

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import shutil
 
 import pytest
 from PIL import Image
@@ -52,10 +53,17 @@ def test_two_folders_of_one_number_are_one_class(data):
     assert labels(found.train) == {"red": 0, "yellow": 0, "green": 1, "blue": 2}
 
 
-def test_a_number_without_a_name_is_its_own_name(data):
+def test_a_number_without_a_name_is_named_by_it(data):
     assert opened(data, pickled(data, red=1, yellow=5, green=3, blue=4)).classes == (
-        *("0", "red", "2", "green", "blue", "yellow"),
+        *("unnamed/0", "red", "unnamed/2", "green", "blue", "yellow"),
     )
+
+
+def test_a_number_without_a_name_is_not_called_as_a_folder(data):
+    for split in ("train", "validation"):
+        (data / split / "green").rename(data / split / "1")
+    classes = opened(data, pickled(data, **{"1": 0, "red": 2, "yellow": 3, "blue": 4})).classes
+    assert classes == ("1", "unnamed/1", "red", "yellow", "blue")
 
 
 @pytest.mark.parametrize(
@@ -74,9 +82,12 @@ def test_marks_and_blank_lines_are_ignored(data, content):
 
 
 def test_a_class_without_a_folder_is_refused(data):
-    message = "names classes without images in '{}': gren, purple; correct the names, or remove them from the map"
-    with pytest.raises(InputError, match=re.escape(message.format(data / "train"))):
+    message = "names classes without images in '{}': {}; add images of them there, or correct or remove these names"
+    with pytest.raises(InputError, match=re.escape(message.format(data / "train", "gren, purple"))):
         opened(data, text(data, "blue\ngren\nred\nyellow\npurple\n"))
+    shutil.rmtree(data / "validation/red")
+    with pytest.raises(InputError, match=re.escape(message.format(data / "validation", "red"))):
+        opened(data, text(data, "blue\ngreen\nred\nyellow\n"))
 
 
 def test_folders_without_a_class_are_counted(data, caplog):
@@ -138,12 +149,37 @@ def test_hugging_face_sets_are_numbered_by_the_same_map(data, tmp_path):
     path = pickled(data, red=0, yellow=0, green=1, blue=3)
     source = Source(f"hfds/{tmp_path / 'hf'}", tmp_path / "cache", class_map=str(path))
     images = open_dataset(source, "validation")
-    assert images.classes == ("red+yellow", "green", "2", "blue")
+    assert images.classes == ("red+yellow", "green", "unnamed/2", "blue")
     assert [images[number][1] for number in range(4)] == [3, 1, 0, 0]
     (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfblue\ngreen\nred\nyellow\n\n")
     assert open_dataset(Source(source.name, source.root, class_map=str(tmp_path / "bom.txt")), "train").classes == (
         *("blue", "green", "red", "yellow"),
     )
+
+
+@pytest.mark.parametrize("kind", ["names", "texts", "numbers"])
+def test_a_class_that_a_hugging_face_set_lacks_is_refused(kind, data):
+    datasets = pytest.importorskip("datasets")
+    label, labels, numbers = {
+        "names": (datasets.ClassLabel(names=["red", "green", "blue"]), [0, 1, 2], {"red": 1, "green": 0, "blue": 2}),
+        "texts": (datasets.Value("string"), ["red", "green", "blue"], {"red": 1, "green": 0, "blue": 2}),
+        "numbers": (datasets.Value("int64"), [0, 1, 2], {0: 1, 1: 0, 2: 2}),
+    }[kind]
+    table = datasets.Dataset.from_dict(
+        {"image": [Image.new("RGB", (16, 16))] * 3, "label": labels},
+        features=datasets.Features({"image": datasets.Image(), "label": label}),
+    )
+    (data / "hf").mkdir()
+    for split in ("train", "validation"):
+        table.to_parquet(data / f"hf/{split}.parquet")
+    source = Source(f"hfds/{data / 'hf'}", data / "cache", class_map=str(data / "map.pkl"))
+    (data / "map.pkl").write_bytes(pickle.dumps(numbers))
+    images = open_dataset(source, "train")
+    assert [images[number][1] for number in range(3)] == [1, 0, 2]
+    (data / "map.pkl").write_bytes(pickle.dumps(numbers | {7 if kind == "numbers" else "purple": 3}))
+    message = rf"the class map names classes that '{source.name}' does not have: (7|purple); correct or remove them"
+    with pytest.raises(InputError, match=message):
+        open_dataset(source, "train")
 
 
 def test_a_name_in_two_unicode_forms_is_refused(tmp_path):
