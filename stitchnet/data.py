@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import Dataset, IterableDataset
 from torchvision.transforms import Compose
 from typing_extensions import TypeIs
 
-from stitchkit.data.decoding import Decoding, open_image
+from stitchkit.data.decoding import Decoding, ImageSource, readable
 from stitchkit.data.folders import find_split, open_images
 from stitchkit.data.labelled_images import Images
 from stitchkit.data.open_dataset import open_dataset
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset as HubDataset, Features, IterableDataset as StreamedDataset
 
 Rows: TypeAlias = dict[str, list[Any]]
-Preparation: TypeAlias = Callable[[Image.Image], torch.Tensor]
+Preparation: TypeAlias = Callable[[ImageSource], torch.Tensor]
 PIXELS = "pixel_values"
 """Column of the prepared images `[1, 3, H, W]`."""
 _BATCH = 128
@@ -78,7 +77,8 @@ def preparation(size: tuple[int, int]) -> Preparation:
 
 def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
     """A prepared image from a file `[3, H, W]`."""
-    return preparation(size)(open_image(path))
+    with readable(path):
+        return preparation(size)(path)
 
 
 @overload

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import EpsImagePlugin, ExifTags, Image, ImageMode, ImageOps
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from stitchkit.errors import InputError
 
@@ -39,8 +40,28 @@ _DEEP = ("I", "F")
 """How the modes begin whose values are not 0 to 255."""
 _MOST_FLOAT, _MOST_WHOLE = (1, 255, 65_535), (255, 65_535, 2**31 - 1)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
-_BITS_PER_SAMPLE, _UNSIGNED = 258, 65_535
-"""Pillow widens PGM files of more than 8 bits to 16."""
+_BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
+_TRANSPOSE = Image.Transpose
+_BACK = {
+    2: _TRANSPOSE.FLIP_LEFT_RIGHT, 3: _TRANSPOSE.ROTATE_180, 4: _TRANSPOSE.FLIP_TOP_BOTTOM, 5: _TRANSPOSE.TRANSPOSE,
+    6: _TRANSPOSE.ROTATE_90, 7: _TRANSPOSE.TRANSVERSE, 8: _TRANSPOSE.ROTATE_270,
+}  # fmt: skip
+"""What undoes the turn of each EXIF orientation."""
+
+
+class _Png(PngImageFile):
+    """A PNG whose transparent colour has the values of its decoded pixels; Pillow leaves it in those of the file."""
+
+    def _open(self) -> None:
+        super()._open()
+        colour, stored = self.info.get("transparency"), self.tile[0].args
+        if isinstance(colour, int):
+            self.info["transparency"] = colour * {"L;2": 85, "L;4": 17}.get(stored, 1)
+        elif colour and stored == "RGB;16B":
+            self.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+Image.register_open("PNG", _Png, Image.OPEN["PNG"][1])
 
 
 class Change(IntFlag):
@@ -72,17 +93,13 @@ def limited() -> Iterator[None]:
         yield
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The image in a file as it is stored, read only if its header does not promise more than a network can use."""
+@contextmanager
+def readable(source: ImageSource) -> Iterator[None]:
+    """Raise the errors of decoders, of many types, as an `InputError` that names the image."""
     try:
-        with limited():
-            image = Image.open(path)
-        with image:
-            check_shape(image)
-            image.load()
-    except Exception as error:  # decoders raise many types
-        raise InputError(f"image '{path}' cannot be read: {error}; name image files") from error
-    return image
+        yield
+    except Exception as error:
+        raise InputError(f"image '{source}' cannot be read: {error}; name image files") from error
 
 
 def orientation(image: Image.Image) -> int:
@@ -127,18 +144,21 @@ class Decoding:
             image = source if isinstance(source, Image.Image) else Image.open(source)
             check_shape(image)
             change = Change.FIRST_FRAME if _has_frames(image) else Change(0)
-            is_turned = orientation(image) != UPRIGHT  # Pillow turns TIFF files, and forgets it, as it loads them
+            before = orientation(image)
             image.load()
-        if self.exif and (is_turned or orientation(image) != UPRIGHT):
-            image, change = ImageOps.exif_transpose(image), change | Change.TURNED
-        if image.mode.startswith(_DEEP) and not self.mode.startswith(_DEEP):
+        is_tiff = isinstance(image, TiffImageFile)  # Pillow turns it as it loads it, and forgets that
+        turned = before if is_tiff else orientation(image)
+        if self.exif and turned != UPRIGHT:
+            image, change = image if is_tiff else ImageOps.exif_transpose(image), change | Change.TURNED
+        if _is_deep(image) and not self.mode.startswith(_DEEP):
             image, change = _to_8_bits(image), change | Change.SCALED
         if image.has_transparency_data and not _has_alpha(self.mode):
             image = image.convert("RGBA")
             if image.getchannel("A").getextrema() != (255, 255):
                 ground = Image.new("RGBA", image.size, self.background)
                 image, change = Image.alpha_composite(ground, image), change | Change.COMPOSITED
-        return image.convert(self.mode), change
+        image = image.convert(self.mode)
+        return image.transpose(_BACK[turned]) if is_tiff and not self.exif and turned != UPRIGHT else image, change
 
     def described(self, counts: Mapping[Change, int]) -> str:
         """The changes of some images, in words; empty if there are none."""
@@ -162,12 +182,23 @@ def _has_alpha(mode: str) -> bool:
     return ImageMode.getmode(mode).bands[-1] in ("A", "a")
 
 
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the values of an image are not 0 to 255: by its mode or, of 8 bits with a sign, which Pillow ignores."""
+    return image.mode.startswith(_DEEP) or (image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED)
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    """The value of a tag of TIFF; None if there is none."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) else value
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A grey image of more than 8 bits as one of 8, with transparency if it has some."""
-    values = np.asarray(image)
+    """A grey image of more than 8 bits, or with a sign, as one of 8, with transparency if it has some."""
+    values = np.asarray(image).view(np.int8) if image.mode == "L" else np.asarray(image)
     shades = _scaled(values, _white(image, values))
-    is_inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # Pillow inverts only up to 8 bits
-    grey = Image.fromarray(255 - shades if is_inverted else shades)
+    # Pillow inverts only up to 8 bits.
+    grey = Image.fromarray(255 - shades if _tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO else shades)
     if (transparent := image.info.get("transparency")) is None:
         return grey
     grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
@@ -182,19 +213,20 @@ def _scaled(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
 
 def _white(image: Image.Image, values: NDArray[Any]) -> int:
     """The value of white: by the depth of the file or, of 32 bits and floats, the usual one that suits the values."""
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
-    if image.mode.startswith("I;16") and bits <= 16:
-        return int(2**bits - 1)
-    if image.format == "PPM":
-        return _UNSIGNED
-    least, most = float(values.min()), float(values.max())
-    if image.mode == "F":
-        # Resizing with sharp filters exceeds the range a little.
-        white = next((white for white in _MOST_FLOAT if -most / 10 <= least and most <= 2 * white), 0)
-        advice = "save values from 0 to 1"
+    bits = _tag(image, _BITS_PER_SAMPLE)
+    if image.mode.startswith("I;16"):
+        return int(2 ** (bits or 16) - 1)
+    least, most, is_float = float(values.min()), float(values.max()), image.mode == "F"
+    if bits in (8, 16):  # with a sign, or Pillow would have another mode
+        whites: tuple[int, ...] = (2 ** (bits - 1) - 1,)
+    elif image.format == "PPM" and not is_float:  # Pillow widens PGM files of more than 8 bits to 16
+        whites = (65_535,)
     else:
-        white = next((white for white in _MOST_WHOLE if least >= 0 and most <= white), 0)
-        advice = "save values from 0 to 65,535 with 16 bits"
+        whites = _MOST_FLOAT if is_float else _MOST_WHOLE
+    # Resizing with sharp filters exceeds the range of floats a little.
+    below, above = (-most / 10, 2) if is_float else (0, 1)
+    white = next((white for white in whites if below <= least and most <= above * white), 0)
     if not white:
+        advice = "save values from 0 to 1" if is_float else "save values from 0 to 65,535 with 16 bits"
         raise InputError(f"its values are {least:g} to {most:g}, which are no shades of grey; {advice}")
     return white

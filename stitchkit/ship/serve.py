@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from stitchkit.data.decoding import open_image
+from stitchkit.data.decoding import ImageSource, readable
 from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import Latency, latencies
@@ -26,9 +26,6 @@ from stitchkit.ship.predict import described_classes, likeliest, report_changes
 from stitchkit.ship.predictors import Transform
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrate, needs_calibration
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _CLASSES = 5
 """Number of classes in a prediction."""
@@ -73,7 +70,7 @@ class Demonstration:
         self._network = cache(self._open_network)
         self._latency = cache(self._measure_latency)
 
-    def run(self, image: Image | None, flops: float) -> tuple[dict[str, float] | None, str]:
+    def run(self, image: ImageSource | None, flops: float) -> tuple[dict[str, float] | None, str]:
         """Predict with the best stitch within a budget.
 
         Returns:
@@ -82,8 +79,9 @@ class Demonstration:
         cfg_id = self._budgeted.choose(flops)
         return None if image is None else self._predict(image, cfg_id), self._describe(cfg_id)
 
-    def _predict(self, image: Image, cfg_id: int) -> dict[str, float]:
-        x, change = self._transform.read(image)
+    def _predict(self, image: ImageSource, cfg_id: int) -> dict[str, float]:
+        with readable(image):
+            x, change = self._transform.read(image)
         report_changes([change], self._transform.decoding)
         x = x[None].to(self._device)
         with torch.inference_mode():
@@ -144,8 +142,7 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
 
     def run(upload: Mapping[str, Any] | None, budget: float) -> tuple[dict[str, float] | None, str]:
         try:
-            image = open_image(upload["path"]) if upload is not None else None
-            return demonstration.run(image, budget * size)
+            return demonstration.run(upload and upload["path"], budget * size)
         except InputError as error:  # the page shows why
             raise gradio.Error(escape(str(error)), print_exception=False) from error
 

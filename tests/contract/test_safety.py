@@ -16,7 +16,6 @@ import stitchkit
 import stitchnet
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.cli import main
-from stitchkit.data.decoding import open_image
 from stitchkit.data.dense.pairs import open_pairs
 from stitchkit.data.folders import open_images
 from stitchkit.data.open_dataset import open_dataset
@@ -35,6 +34,7 @@ from stitchkit.measure.statistics_file import load_statistics
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.summary import cut_summaries
+from stitchnet.data import read_image
 from stitchnet.journal import Journal
 from stitchnet.output_map import OutputMap
 from stitchnet.search import Ranking
@@ -356,7 +356,7 @@ def test_postscript_under_another_name(made, tmp_path, monkeypatch):
     page.parent.mkdir(parents=True)
     page.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
     with pytest.raises(InputError, match="cannot be read"):
-        open_image(page)
+        read_image(page, (16, 16))
     with pytest.raises(OSError, match="Ghostscript"):
         open_images(tmp_path / "train")[0]
 

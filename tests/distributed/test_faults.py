@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 import stitchkit.engine.checkpoint_files as checkpoint
 from stitchkit.assembly.train.testing import ImageTest
 from stitchkit.cli import main
-from stitchkit.data.decoding import open_image
 from stitchkit.data.folders import open_images
 from stitchkit.data.loader_processes import explained
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
@@ -32,6 +31,7 @@ from stitchkit.measure import evaluate
 from stitchkit.measure.ledger import read_rows
 from stitchkit.networks.weights import damage
 from stitchkit.training.checkpoint import Checkpoints
+from stitchnet.data import read_image
 from tests.distributed.forks import end, hold_lock, start
 from tests.distributed.subjects import SUBJECTS
 from tests.support import FLAGS, LOADER_DIES, mostly_full, write_config, write_images
@@ -538,7 +538,7 @@ def test_images_of_too_many_pixels_are_not_decoded(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="6 of 64 images of the train split cannot be read"):
         CheckedImages(images, num_classes=4, is_training=True)[0]
     with pytest.raises(InputError, match=r"0\.png' cannot be read: Image size \(256 pixels\) exceeds limit of 200"):
-        open_image(images.reader.samples[0][0])
+        read_image(images.reader.samples[0][0], (16, 16))
 
 
 def test_a_disk_that_is_gone_ends_the_run(subject, trained, tmp_path, monkeypatch, capsys):

@@ -73,6 +73,22 @@ def test_classes_have_names_where_they_are_known():
     assert shares.keys() == {f"class {number}" for number in range(4)}
 
 
+def test_the_log_says_what_was_done_to_an_image(demonstration, tmp_path, caplog):
+    """Of a decoded TIFF, Pillow has forgotten both."""
+    caplog.set_level("INFO")
+    pages = {"save_all": True, "append_images": [picture()]}
+    picture().save(tmp_path / "a.tif", **pages)
+    turned = Image.Exif()
+    turned[0x112] = 6
+    picture().save(tmp_path / "b.tif", exif=turned)
+    for name in ("a.tif", "b.tif"):
+        demonstration.run(str(tmp_path / name), 1e9)
+    assert [text for text in caplog.messages if text.startswith("of 1 image: ")] == [
+        "of 1 image: 1 with several frames, of which the first is used",
+        "of 1 image: 1 turned by EXIF orientation",
+    ]
+
+
 def test_synsets_are_described():
     names = ("n01440764", "n01443537", "n01484850", "n01491361")
     assert described_classes(names, 4)[:2] == [

@@ -3,7 +3,9 @@
 import io
 import logging
 import shutil
+import struct
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -56,6 +58,24 @@ def exif(number):
     data = Image.Exif()
     data[0x112] = number
     return data
+
+
+def png(to, rows, bits, colour, transparent=()):
+    """A PNG of a depth that Pillow does not write; the transparent colour is in the units of the file."""
+    rows = np.asarray(rows)
+    digits = np.unpackbits(rows.astype(">u2").view(np.uint8).reshape(*rows.shape, 2), axis=-1)[..., -bits:]
+    packed = np.packbits(digits.reshape(len(rows), -1), axis=1)
+    chunks = {
+        b"IHDR": struct.pack(">2I5B", rows.shape[1], rows.shape[0], bits, colour, 0, 0, 0),
+        b"tRNS": struct.pack(f">{len(transparent)}H", *transparent),
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed)),
+        b"IEND": b"",
+    }
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, data in chunks.items():
+        if data or kind == b"IEND":
+            content += struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    to.write_bytes(content)
 
 
 FILES = {
@@ -212,3 +232,31 @@ def test_a_deep_grey_tiff_whose_white_is_zero_is_not_inverted(tmp_path):
     values = np.array([[0, 32_768, 65_535]], np.uint16)
     Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: 0})
     assert np.asarray(Decoding("L")(tmp_path / "a.tif")).tolist() == [[255, 127, 0]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+@pytest.mark.parametrize(("bits", "colour"), [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+def test_the_transparent_colour_of_a_png_of_any_depth_shows_the_background(bits, colour, mode, tmp_path):
+    most, bands = 2**bits - 1, 3 if colour else 1
+    least = most // 7  # of 16 bits, the lower half is not 0
+    rows = [[[least] * bands, [most] * bands]]
+    png(tmp_path / "a.png", rows, bits, colour, transparent=[least] * bands)
+    png(tmp_path / "b.png", rows, bits, colour, transparent=[most] * bands)
+    if mode.endswith("A"):
+        alpha = [np.asarray(Decoding(mode)(tmp_path / f"{one}.png"))[0, :, -1].tolist() for one in "ab"]
+        assert alpha == [[0, 255], [255, 0]]
+    else:
+        seen = [Decoding(mode, "red")(tmp_path / f"{one}.png").convert("RGB") for one in "ab"]
+        red = Image.new("RGB", (1, 1), "red").convert(mode).convert("RGB").getpixel((0, 0))
+        grey = (round(least * 255 / most),) * 3
+        assert [[image.getpixel((x, 0)) for x in (0, 1)] for image in seen] == [[red, (255,) * 3], [grey, red]]
+
+
+def test_the_white_of_signed_values_is_half_that_of_unsigned_ones(tmp_path):
+    values = np.array([[0, 16_384, 32_767]], "<u2")
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={339: 2})
+    assert Image.open(tmp_path / "a.tif").mode == "I"
+    assert np.asarray(Decoding("L")(tmp_path / "a.tif")).tolist() == [[0, 128, 255]]
+    Image.fromarray(np.array([[0, 65_535]], "<u2")).save(tmp_path / "b.tif", tiffinfo={339: 2})
+    with pytest.raises(InputError, match="its values are -1 to 0, which are no shades of grey"):
+        Decoding("L")(tmp_path / "b.tif")
