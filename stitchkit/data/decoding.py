@@ -17,7 +17,7 @@ from typing import IO, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import EpsImagePlugin, ExifTags, Image, ImageMode, ImageOps
+from PIL import EpsImagePlugin, ExifTags, Image, ImageMode, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -41,12 +41,13 @@ _DEEP = ("I", "F")
 _MOST_FLOAT, _MOST_WHOLE = (1, 255, 65_535), (255, 65_535, 2**31 - 1)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
+_COMPRESSION, _PLANAR, _SEPARATE = 259, 284, 2
 _TRANSPOSE = Image.Transpose
-_BACK = {
+BACK = {
     2: _TRANSPOSE.FLIP_LEFT_RIGHT, 3: _TRANSPOSE.ROTATE_180, 4: _TRANSPOSE.FLIP_TOP_BOTTOM, 5: _TRANSPOSE.TRANSPOSE,
     6: _TRANSPOSE.ROTATE_90, 7: _TRANSPOSE.TRANSVERSE, 8: _TRANSPOSE.ROTATE_270,
 }  # fmt: skip
-"""What undoes the turn of each EXIF orientation."""
+"""What undoes the turn of each EXIF orientation: Pillow turns TIFF files as it loads them."""
 
 
 class _Png(PngImageFile):
@@ -54,7 +55,7 @@ class _Png(PngImageFile):
 
     def _open(self) -> None:
         super()._open()
-        colour, stored = self.info.get("transparency"), self.tile[0].args
+        colour, stored = self.info.get("transparency"), str(self.tile[0].args)
         if isinstance(colour, int):
             self.info["transparency"] = colour * {"L;2": 85, "L;4": 17}.get(stored, 1)
         elif colour and stored == "RGB;16B":
@@ -73,12 +74,25 @@ class Change(IntFlag):
     FIRST_FRAME = auto()
 
 
-def check_shape(image: Image.Image) -> None:
-    """Refuse an image so narrow that, resized by its shorter side, it would fill the memory."""
+def check_image(image: Image.Image) -> None:
+    """Refuse an image, not decoded yet, that would fill the memory, or of which Pillow would make other pixels.
+
+    An image is resized by its shorter side, so one may not be too narrow. Of some files, Pillow swaps the bytes, or
+    takes 16 bits for two pixels.
+    """
     if max(image.size) > _LONGEST_SIDE * min(image.size):
         raise InputError(
             f"it is {image.width:,} x {image.height:,} pixels; one side may be {_LONGEST_SIDE} times the other"
         )
+    is_packed, kind = _tag(image, _COMPRESSION) not in (None, 1), ""
+    if isinstance(image, TiffImageFile) and is_packed and image.mode in _DEEP and image.tag_v2.prefix == b"MM":
+        kind = "compressed big-endian TIFF of signed values or floats"
+    elif not is_packed and _tag(image, _PLANAR) == _SEPARATE and _tag(image, _BITS_PER_SAMPLE) == 16:
+        kind = "uncompressed TIFF of 16-bit planes"
+    elif image.format == "FITS" and image.mode != "L":
+        kind = "FITS of more than 8 bits"
+    if kind:
+        raise InputError(f"Pillow decodes no {kind}; save it as PNG")
 
 
 @contextmanager
@@ -140,9 +154,12 @@ class Decoding:
 
     def read(self, source: ImageSource) -> tuple[Image.Image, Change]:
         """The image in the mode of the network, and what was done to it; decoders raise many types of errors."""
+        if isinstance(source, str | Path):  # Pillow would map it, and mix up the pixels of a TIFF on its side
+            with open(source, "rb") as file:
+                return self.read(file)
         with limited():
-            image = source if isinstance(source, Image.Image) else Image.open(source)
-            check_shape(image)
+            image = source if isinstance(source, Image.Image) else _identified(source)
+            check_image(image)
             change = Change.FIRST_FRAME if _has_frames(image) else Change(0)
             before = orientation(image)
             image.load()
@@ -158,7 +175,7 @@ class Decoding:
                 ground = Image.new("RGBA", image.size, self.background)
                 image, change = Image.alpha_composite(ground, image), change | Change.COMPOSITED
         image = image.convert(self.mode)
-        return image.transpose(_BACK[turned]) if is_tiff and not self.exif and turned != UPRIGHT else image, change
+        return image.transpose(BACK[turned]) if is_tiff and not self.exif and turned != UPRIGHT else image, change
 
     def described(self, counts: Mapping[Change, int]) -> str:
         """The changes of some images, in words; empty if there are none."""
@@ -169,6 +186,13 @@ class Decoding:
             Change.FIRST_FRAME: "with several frames, of which the first is used",
         }
         return ", ".join(f"{counts[change]:,} {said}" for change, said in words.items() if counts[change])
+
+
+def _identified(file: IO[bytes]) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:  # Pillow's message would quote the open file
+        raise UnidentifiedImageError("cannot identify image file") from None
 
 
 def _has_frames(image: Image.Image) -> bool:

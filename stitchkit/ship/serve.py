@@ -142,7 +142,7 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
 
     def run(upload: Mapping[str, Any] | None, budget: float) -> tuple[dict[str, float] | None, str]:
         try:
-            return demonstration.run(upload and upload["path"], budget * size)
+            return demonstration.run(None if upload is None else upload["path"], budget * size)
         except InputError as error:  # the page shows why
             raise gradio.Error(escape(str(error)), print_exception=False) from error
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stitchkit.data.decoding import Change, Decoding
-from stitchkit.data.dense.maps import read_depth, read_image, read_mask
+from stitchkit.data.dense.maps import header_of, read_depth, read_image, read_mask
 from stitchkit.data.dense.pairs import open_pairs
 from stitchkit.errors import InputError
 
@@ -402,6 +402,19 @@ def test_images_are_decoded_as_everywhere(tmp_path):
     deep = Image.fromarray(np.full((4, 6), 40 * 257, np.uint16))
     image, change = read_image("i", str(saved(tmp_path / "a.png", deep)), Decoding())
     assert (image.mode, image.getextrema(), change) == ("RGB", ((40, 40),) * 3, Change.SCALED)
+
+
+@pytest.mark.parametrize("number", range(2, 9))
+def test_a_tiff_with_an_orientation_is_read_as_it_is_stored(number, tmp_path):
+    """Pillow turns it as it loads it."""
+    grey = (METRES * 20).astype(np.uint8)
+    photo = str(saved(tmp_path / "photo.tif", grey, exif=oriented(number)))
+    depths = str(saved(tmp_path / "depths.tif", METRES, exif=oriented(number)))
+    assert header_of("image", "i", photo) == header_of("depth map", "d", depths) == ((4, 6), number)
+    for content in (photo, (tmp_path / "photo.tif").read_bytes()):
+        image, change = read_image("i", content, Decoding("L"))
+        assert (np.asarray(image).tolist(), change) == (grey.tolist(), 0)
+    np.testing.assert_array_equal(read_depth("d", depths), METRES)
 
 
 def oriented(number):

@@ -16,6 +16,7 @@ from timm.data import create_transform
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.data import open_data
 from stitchkit.data.decoding import Change, Decoding
+from stitchkit.data.dense.maps import read_depth
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
 from stitchkit.data.unreadable import CheckedImages
@@ -260,3 +261,75 @@ def test_the_white_of_signed_values_is_half_that_of_unsigned_ones(tmp_path):
     Image.fromarray(np.array([[0, 65_535]], "<u2")).save(tmp_path / "b.tif", tiffinfo={339: 2})
     with pytest.raises(InputError, match="its values are -1 to 0, which are no shades of grey"):
         Decoding("L")(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+@pytest.mark.parametrize("suffix", ["tif", "png", "jpg", "webp"])
+def test_the_stored_orientation_decides_the_pixels(suffix, number, tmp_path):
+    """However a file is given: Pillow maps TIFF files that it opens itself, and mixes up those on their side."""
+    shades, file = GREY[:, :12], tmp_path / f"a.{suffix}"
+    turn = {
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose,
+        6: lambda a: np.rot90(a, 3), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90,
+    }[number]  # fmt: skip
+    Image.fromarray(shades).save(
+        file, exif=exif(number), **({"lossless": True} if suffix == "webp" else {"quality": 100})
+    )
+    stored = np.asarray(Image.open(file)) if suffix == "jpg" else shades
+    for source in (file, str(file), io.BytesIO(file.read_bytes()), file.open("rb")):
+        for is_obeyed in (True, False):
+            if hasattr(source, "seek"):
+                source.seek(0)
+            image, change = Decoding("L", exif=is_obeyed).read(source)
+            is_turned = is_obeyed and number > 1
+            assert np.asarray(image).tolist() == (turn(stored) if is_turned else stored).tolist()
+            assert change == (Change.TURNED if is_turned else 0)
+
+
+@pytest.mark.parametrize("is_obeyed", [True, False])
+def test_the_depth_of_a_turned_tiff_is_that_of_the_file(is_obeyed, tmp_path):
+    values = np.array([[0, 32_767]] * 3, "<u2")
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={339: 2, 274: 6})
+    expected = [[0] * 3, [255] * 3] if is_obeyed else [[0, 255]] * 3
+    assert np.asarray(Decoding("L", exif=is_obeyed)(tmp_path / "a.tif")).tolist() == expected
+
+
+def tiff(to, data, bits, *, compression=1, form=1, planes=1):
+    """A big-endian TIFF of 2 x 1 pixels, of a kind that Pillow does not write."""
+    tags = {
+        256: 2, 257: 1, 258: bits, 259: compression, 262: 1 if planes == 1 else 2, 273: 8, 277: planes, 278: 1,
+        279: len(data), 284: min(planes, 2), 339: form,
+    }  # fmt: skip
+    rows = b"".join(struct.pack(">2HI2H", tag, 3, 1, value, 0) for tag, value in tags.items())
+    to.write_bytes(b"MM\0*" + struct.pack(">I", 8 + len(data)) + data + struct.pack(">H", len(tags)) + rows + b"\0" * 4)
+
+
+def test_values_of_8_bits_with_a_sign_are_read_with_it(tmp_path):
+    tiff(tmp_path / "a.tif", bytes([0, 127]), 8, form=2)
+    assert np.asarray(Decoding("L")(tmp_path / "a.tif")).tolist() == [[0, 255]]
+    tiff(tmp_path / "b.tif", bytes([0, 255]), 8, form=2)
+    with pytest.raises(InputError, match="its values are -1 to 0, which are no shades of grey"):
+        Decoding("L")(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize(("bits", "form", "values"), [(16, 2, ">i2"), (32, 2, ">i4"), (32, 3, ">f4")])
+def test_a_tiff_whose_bytes_pillow_swaps_twice_is_refused(bits, form, values, tmp_path):
+    content = zlib.compress(np.array([0, 1], values).tobytes())
+    tiff(tmp_path / "a.tif", content + b"\0" * (len(content) % 2), bits, compression=8, form=form)
+    with pytest.raises(InputError, match="Pillow decodes no compressed big-endian TIFF of signed values or floats"):
+        Decoding("L")(tmp_path / "a.tif")
+    with pytest.raises(InputError, match="Pillow decodes no compressed"):
+        read_depth("d", str(tmp_path / "a.tif"))
+
+
+def test_fits_is_refused_since_pillow_swaps_its_bytes(tmp_path):
+    cards = [b"SIMPLE  =  T", b"BITPIX  = 16", b"NAXIS   =  2", b"NAXIS1  =  2", b"NAXIS2  =  1", b"END"]
+    header = b"".join(card.ljust(80) for card in cards).ljust(2880)
+    (tmp_path / "a.fits").write_bytes(header + np.array([0, 1], ">i2").tobytes().ljust(2880, b"\0"))
+    with pytest.raises(InputError, match="Pillow decodes no FITS of more than 8 bits; save it as PNG"):
+        Decoding("L")(tmp_path / "a.fits")
+
+
+def test_floats_of_pfm_are_shares_of_white(tmp_path):
+    (tmp_path / "a.pfm").write_bytes(b"Pf\n2 1\n-1.0\n" + np.array([0, 1], "<f4").tobytes())
+    assert np.asarray(Decoding("L")(tmp_path / "a.pfm")).tolist() == [[0, 255]]

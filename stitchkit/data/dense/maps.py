@@ -12,8 +12,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from stitchkit.data.decoding import UPRIGHT, Change, Decoding, check_shape, orientation
+from stitchkit.data.decoding import BACK, UPRIGHT, Change, Decoding, check_image, orientation
 from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line
 
@@ -40,8 +41,7 @@ def _decode(kind: str, name: str, content: Content, *, is_whole: bool = True) ->
     """A decoded image of a kind, or only its header, and the beginning of its file."""
     formats = _FORMATS[kind]
     try:
-        if isinstance(content, str) and not os.path.isfile(content):  # a pipe would wait for ever
-            raise OSError("it does not exist" if not os.path.exists(content) else "it is not a file")
+        _check_file(content)
         with open(content, "rb") if isinstance(content, str) else io.BytesIO(content) as file:
             head = file.read(26)
             file.seek(0)
@@ -49,13 +49,21 @@ def _decode(kind: str, name: str, content: Content, *, is_whole: bool = True) ->
                 warnings.simplefilter("ignore")  # doubtful metadata
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 image = Image.open(file, formats=formats)
-                check_shape(image)
+                check_image(image)
+                turned = orientation(image)
                 if is_whole:
                     image.load()
     except Exception as error:  # decoders raise many types
         raise _unreadable(kind, name, error, f" {' or '.join(formats)}" if formats else "n image") from error
     _check_mode(kind, name, image.mode)
-    return image, head
+    is_turned = is_whole and isinstance(image, TiffImageFile) and turned != UPRIGHT  # by Pillow
+    return image.transpose(BACK[turned]) if is_turned else image, head
+
+
+def _check_file(content: Content) -> None:
+    """Refuse a path of no file; a pipe would wait for ever."""
+    if isinstance(content, str) and not os.path.isfile(content):
+        raise OSError("it does not exist" if not os.path.exists(content) else "it is not a file")
 
 
 def _check_mode(kind: str, name: str, mode: str) -> None:
@@ -85,7 +93,9 @@ def header_of(kind: str, name: str, content: Content) -> tuple[tuple[int, int], 
         height, width = _read_npy(name, str(content)).shape
         return (height, width), UPRIGHT
     image, _ = _decode(kind, name, content, is_whole=False)
-    return (image.height, image.width), orientation(image)
+    turned, size = orientation(image), (image.height, image.width)
+    # Of a TIFF file on its side, Pillow gives the sides as they will be.
+    return size[::-1] if turned > 4 and isinstance(image, TiffImageFile) else size, turned
 
 
 def _is_npy(content: Content) -> bool:
@@ -106,11 +116,11 @@ def read_image(name: str, content: Content, decoding: Decoding) -> tuple[Image.I
         content: The file, of any format of Pillow's.
         decoding: The rest of its decoding.
     """
-    image, _ = _decode("image", name, content)
     try:
-        return replace(decoding, exif=False).read(image)
-    except Exception as error:
-        raise _unreadable("image", name, error) from error
+        _check_file(content)
+        return replace(decoding, exif=False).read(content if isinstance(content, str) else io.BytesIO(content))
+    except Exception as error:  # decoders raise many types
+        raise _unreadable("image", name, error, "n image") from error
 
 
 def read_upright(name: str, content: Content, decoding: Decoding) -> tuple[Image.Image, Change]:
