@@ -174,6 +174,8 @@ class Decoding:
             if image.getchannel("A").getextrema() != (255, 255):
                 ground = Image.new("RGBA", image.size, self.background)
                 image, change = Image.alpha_composite(ground, image), change | Change.COMPOSITED
+        if "LAB" in (image.mode, self.mode):  # Pillow converts it only from and to RGB
+            image = image.convert("RGB")
         image = image.convert(self.mode)
         return image.transpose(BACK[turned]) if is_tiff and not self.exif and turned != UPRIGHT else image, change
 

@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.timm_model import as_timm
-from stitchkit.settings.fields import is_colour
+from stitchkit.settings.fields import COLOUR_MODES, is_colour
 
 
 class DataConfig(TypedDict):
@@ -79,8 +79,8 @@ def data_config_of(
 
 
 def bands_of(mode: str) -> int:
-    """The number of channels of a PIL mode; 0 if there is no such mode."""
-    return Image.getmodebands(mode) if mode in Image.MODES else 0
+    """The number of channels of a PIL mode; 0 if it is not one of images for networks."""
+    return Image.getmodebands(mode) if mode in COLOUR_MODES else 0
 
 
 def _per_channel(figures: tuple[float, ...], channels: int) -> tuple[float, ...]:
@@ -118,7 +118,9 @@ def check_data_config(given: Mapping[str, object], channels: int) -> None:
                 f"{_MODES.get(channels, 'missing, as images have 1 to 4 channels')}"
             )
         if key == "background" and not _fits(key, value):
-            raise InputError(f"'{key}' of images is {value!r}, not a colour; give a name such as white, or #rrggbb")
+            raise InputError(
+                f"'{key}' of images is {value!r}, not an opaque colour; give a name such as white, or #rrggbb"
+            )
         if key in _CHOICES and not _fits(key, value):
             raise unknown(f"'{key}' of images", str(value), _CHOICES[key])
         if not _fits(key, value) or (isinstance(value, list | tuple) and len(value) not in (1, channels)):
@@ -133,7 +135,7 @@ def _fits(key: str, value: object) -> bool:
     if key == "exif":
         return isinstance(value, bool)
     if key == "input_img_mode":
-        return value in Image.MODES
+        return value in COLOUR_MODES
     return is_colour(value) if key == "background" else value in _CHOICES[key]
 
 

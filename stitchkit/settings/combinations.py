@@ -11,7 +11,7 @@ from PIL import Image
 from stitchkit.display import counted
 from stitchkit.errors import InputError, unknown
 from stitchkit.optional import check_installed
-from stitchkit.settings.fields import is_colour
+from stitchkit.settings.fields import COLOUR_MODES, is_colour
 from stitchkit.settings.recipe import OptimRecipe, Recipe, flag_of
 from stitchkit.settings.timm_flags import PLATEAU
 
@@ -282,12 +282,12 @@ def _check_batches(recipe: Recipe) -> None:
         )
     if augment.mixes and data.batch_size % 2:
         raise InputError(f"--batch-size is {data.batch_size}; with mixup or cutmix it must be even")
-    if (mode := data.input_img_mode) and mode not in Image.MODES:
-        raise unknown("value of --input-img-mode", mode, Image.MODES)
+    if (mode := data.input_img_mode) and mode not in COLOUR_MODES:
+        raise unknown("value of --input-img-mode", mode, COLOUR_MODES)
     if recipe.model.channels > 4:
         raise InputError(f"the network takes images of {recipe.model.channels} channels; images have 1 to 4")
     if data.background is not None and not is_colour(data.background):
-        raise InputError(f"--background is {data.background!r}, which is no colour; give a name or #rrggbb")
+        raise InputError(f"--background is {data.background!r}, which is no opaque colour; give a name or #rrggbb")
     if mode and (bands := Image.getmodebands(mode)) != (channels := recipe.model.channels):
         raise InputError(
             f"--input-img-mode {mode} gives images {counted(bands, 'channel')}, and the network takes {channels}; add "

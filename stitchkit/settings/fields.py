@@ -54,10 +54,14 @@ Area = Annotated[float, Field(strict=True, ge=1e-3, le=1)]
 AtMost99Percent = Annotated[float, Field(strict=True, ge=0, le=0.99)]
 
 
+COLOUR_MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "HSV", "LAB", "YCbCr")
+"""The PIL modes of images for networks: every image converts to them, can be resized, and has values from 0 to 255."""
+
+
 def is_colour(value: object) -> bool:
-    """Whether PIL knows a colour by this name or number."""
+    """Whether PIL knows an opaque colour by this name or number."""
     try:
-        return isinstance(value, str) and bool(ImageColor.getrgb(value))
+        return isinstance(value, str) and len(ImageColor.getrgb(value)) == len("RGB")
     except ValueError:
         return False
 

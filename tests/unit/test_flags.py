@@ -259,6 +259,8 @@ def test_mistakes_in_yaml_are_named(line, message, config, tmp_path):
         (["data", "--model", "vit", "--mixup", "0.8", "-b", "3"], "even"),
         (["data", "--model", "vit", "--distillation-type", "hard"], "--teacher-model"),
         (["data", "--model", "vit", "--input-img-mode", "RGP"], "unknown value .*; did you mean 'RGB'"),
+        (["data", "--model", "vit", "--in-chans", "1", "--input-img-mode", "F"], "unknown value .*'F'"),
+        (["data", "--model", "vit", "--background", "#ffffff00"], "no opaque colour; give a name or #rrggbb"),
         (
             ["data", "--model", "vit", "--input-img-mode", "L"],
             "1 channel, and the network takes 3; add --in-chans",

@@ -22,6 +22,7 @@ from stitchkit.data.source import Source
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
+from stitchkit.settings.fields import COLOUR_MODES
 from stitchkit.ship.predict import _Files
 from stitchkit.ship.predictors import Transform
 from stitchnet.data import image_folder, read_image
@@ -333,3 +334,13 @@ def test_fits_is_refused_since_pillow_swaps_its_bytes(tmp_path):
 def test_floats_of_pfm_are_shares_of_white(tmp_path):
     (tmp_path / "a.pfm").write_bytes(b"Pf\n2 1\n-1.0\n" + np.array([0, 1], "<f4").tobytes())
     assert np.asarray(Decoding("L")(tmp_path / "a.pfm")).tolist() == [[0, 255]]
+
+
+@pytest.mark.parametrize("mode", COLOUR_MODES)
+def test_every_image_becomes_one_of_every_mode_of_networks(mode):
+    shown = Image.new("RGB", (4, 4), (200, 30, 60))
+    for stored in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "I", "I;16", "F"):
+        image = shown.convert("L") if stored in ("LA", "PA", "I;16") else shown
+        read = Decoding(mode)(image.convert(stored))
+        assert (read.mode, np.asarray(read).dtype) == (mode, np.uint8)
+        read.resize((3, 3), Image.Resampling.BICUBIC)

@@ -52,7 +52,7 @@ def _check_rgb(value: bool) -> bool:
 
 def _check_colour(value: str) -> str:
     if not is_colour(value):
-        raise InputError(f"it is {value!r}, not a colour; give a name such as white, or '#rrggbb'")
+        raise InputError(f"it is {value!r}, not an opaque colour; give a name such as white, or '#rrggbb'")
     return value
 
 
