@@ -167,7 +167,7 @@ class Decoding:
         turned = before if is_tiff else orientation(image)
         if self.exif and turned != UPRIGHT:
             image, change = image if is_tiff else ImageOps.exif_transpose(image), change | Change.TURNED
-        if _is_deep(image) and not self.mode.startswith(_DEEP):
+        if _is_deep(image):
             image, change = _to_8_bits(image), change | Change.SCALED
         if image.has_transparency_data and not _has_alpha(self.mode):
             image = image.convert("RGBA")
@@ -209,7 +209,7 @@ def _has_alpha(mode: str) -> bool:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether the values of an image are not 0 to 255: by its mode or, of 8 bits with a sign, which Pillow ignores."""
+    """Whether the values of an image are not 0 to 255; Pillow's mode ignores the sign of 8 bits."""
     return image.mode.startswith(_DEEP) or (image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED)
 
 
@@ -220,7 +220,7 @@ def _tag(image: Image.Image, number: int) -> Any:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A grey image of more than 8 bits, or with a sign, as one of 8, with transparency if it has some."""
+    """A grey image of more than 8 bits, or signed, as one of 8, with transparency if it has some."""
     values = np.asarray(image).view(np.int8) if image.mode == "L" else np.asarray(image)
     shades = _scaled(values, _white(image, values))
     # Pillow inverts only up to 8 bits.
@@ -243,7 +243,7 @@ def _white(image: Image.Image, values: NDArray[Any]) -> int:
     if image.mode.startswith("I;16"):
         return int(2 ** (bits or 16) - 1)
     least, most, is_float = float(values.min()), float(values.max()), image.mode == "F"
-    if bits in (8, 16):  # with a sign, or Pillow would have another mode
+    if bits in (8, 16):  # signed, or Pillow would have another mode
         whites: tuple[int, ...] = (2 ** (bits - 1) - 1,)
     elif image.format == "PPM" and not is_float:  # Pillow widens PGM files of more than 8 bits to 16
         whites = (65_535,)

@@ -87,6 +87,7 @@ FILES = {
     "16 bits.jp2": lambda to: Image.fromarray(GREY.astype(np.uint16) * 257).save(to),
     "10 bits.pgm": lambda to: to.write_bytes(b"P5 16 16 1020\n" + (GREY * np.uint16(4)).astype(">u2").tobytes()),
     "32 bits.tif": lambda to: Image.fromarray(GREY.astype(np.int32) * 257).save(to),
+    "signed.tif": lambda to: Image.fromarray((GREY * (32_767 / 255)).round().astype("<u2")).save(to, tiffinfo={339: 2}),
     "shares.tif": lambda to: Image.fromarray(GREY.astype(np.float32) / 255).save(to),
     "shades.tif": lambda to: Image.fromarray(GREY.astype(np.float32)).save(to),
     "rgba.png": lambda to: hidden("RGBA").save(to),
@@ -150,7 +151,7 @@ READERS = {
     "stream": of_stream,
     "job": of_job,
     "predict": lambda folder, _: [row[1] for row in _Files(sorted(map(str, folder.iterdir())), CONFIG)],
-    "serve": lambda folder, _: [Transform(CONFIG)(Image.open(path)) for path in sorted(folder.iterdir())],
+    "serve": lambda folder, _: [Transform(CONFIG)(str(path)) for path in sorted(folder.iterdir())],
     "stitchnet": lambda folder, _: [read_image(path, (SIDE, SIDE)) for path in sorted(folder.iterdir())],
     "compose": lambda folder, _: [image for image, _ in image_folder(folder.parent, SIDE)],
 }
@@ -224,8 +225,8 @@ def test_the_log_says_once_how_many_images_were_changed_and_how(workers, tmp_pat
             pass
         images.report()
     message = (
-        "of the 20 images of the train split: 3 turned by EXIF orientation, 9 scaled to 8 bits, 5 composited on white, "
-        "3 with several frames, of which the first is used"
+        "of the 21 images of the train split: 3 turned by EXIF orientation, 10 scaled to 8 bits, "
+        "5 composited on white, 3 with several frames, of which the first is used"
     )
     assert [text for text in caplog.messages if "EXIF" in text] == [message]
 
