@@ -17,6 +17,8 @@ from tests.support import FAMILIES, FLAGS, mostly_full, pico_config, write_image
 
 RUN = [*FLAGS, "--epochs", "1", "--no-aug"]
 CLASSES = [f"class{number}" for number in range(4)]
+PREPARED = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3, "crop_pct": 0.7, "input_img_mode": "YCbCr"}
+"""The preparation that only the files of the anchors say."""
 FEATURES = ["--loss", "features"]
 
 
@@ -35,7 +37,7 @@ def place(tmp_path_factory):
     for anchor in config["anchors"]:
         model = create_model(anchor["name"], **anchor["kwargs"])
         anchor["checkpoint"] = str(folder / f"{anchor['label']}.pth")
-        about = {"arch": anchor["name"], "model_kwargs": anchor["kwargs"], "classes": CLASSES}
+        about = {"arch": anchor["name"], "model_kwargs": anchor["kwargs"], "classes": CLASSES, "image": PREPARED}
         torch.save({"state_dict": model.state_dict(), **about}, anchor["checkpoint"])
     (folder / "named.json").write_text(json.dumps(config))
     for anchor in config["anchors"]:

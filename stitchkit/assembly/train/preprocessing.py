@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from math import floor
@@ -20,8 +19,6 @@ from stitchkit.engine.checkpoint_files import read_alike
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.trained_with import TrainedWith
-
-_logger = logging.getLogger(__name__)
 
 Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
 TRANSFORMS: dict[str, Callable[..., torch.nn.Module]] = {
@@ -108,9 +105,9 @@ def with_preparation(config: JobConfig) -> JobConfig:
     prepared = config if first is None else _prepared(config, first)
     for before, task in zip(config.train_config.resolved_tasks, prepared.train_config.resolved_tasks, strict=True):
         was, now = data_config(before), data_config(task)
-        taken = "; ".join(f"{key} {value}" for key, value in now.items() if value != was[key])
+        taken = {key: value for key, value in now.items() if value != was[key]}
         if taken and first is not None:
-            _logger.info("images of '%s' are prepared as in the training of '%s': %s", task.name, first.path, taken)
+            first.say_taken(taken, of=task.name)
         for trained in every:
             trained.say_unlike(now)
     return prepared
