@@ -103,9 +103,9 @@ def with_trained_classes(recipe: Recipe, content: Mapping[str, object]) -> Recip
 
 
 def prepare_as_trained(model: nn.Module, recipe: Recipe, content: Mapping[str, object]) -> None:
-    """Prepare images as in the training of `--resume`, whose content this is, if the settings leave open all that differs.
+    """Prepare images as in the training of `--resume`, whose content this is, if settings leave open all that differs.
 
-    The files that the training took its preparation from, those of anchors, are not read again.
+    A resumed run does not read the files of its anchors, which may have decided the preparation.
     """
     trained = TrainedWith.read(content, str(recipe.run.resume))
     changes = trained.unlike(as_timm(model).pretrained_cfg)

@@ -101,6 +101,12 @@ def with_preparation(config: JobConfig) -> JobConfig:
     """
     files = [path for path in dict.fromkeys(config.starts_from) if Path(path).is_file()]
     every = [TrainedWith.read(read_alike(path)[0], path) for path in files]
+    for trained in every:
+        if trained.input_size and trained.input_size[0] != 3:
+            raise InputError(
+                f"checkpoint '{trained.path}' was trained on images of {trained.input_size[0]} channels, and those of "
+                "jobs have 3; give weights of such images, or use stitchkit train"
+            )
     first = next((trained for trained in every if trained.image or trained.input_size), None)
     prepared = config if first is None else _prepared(config, first)
     for before, task in zip(config.train_config.resolved_tasks, prepared.train_config.resolved_tasks, strict=True):
