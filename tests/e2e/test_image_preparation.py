@@ -233,7 +233,14 @@ def test_a_start_from_other_images_is_said(run, caplog):
 
 
 def test_composition_says_what_it_cannot_take_over(tmp_path, caplog):
-    image = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3}
+    image = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3, "crop_pct": 0.6, "input_img_mode": "YCbCr", "exif": False}
     path = saved(tmp_path / "w.pth", mobilenet_v3_small(), image=image)
-    stitchnet.networks.load_networks([{"name": "mobilenet_v3_small", "checkpoint": path}])
+    stitchnet.networks.load_networks([{"name": "mobilenet_v3_small", "checkpoint": path}], img_size=(64, 64))
     assert "w.pth' was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.485" in caplog.text
+    assert "crop_pct 0.6, here 1.0; input_img_mode YCbCr, here RGB; exif False, here True" in caplog.text
+
+
+def test_a_plain_network_of_another_size_is_said(tmp_path, caplog):
+    path = saved(tmp_path / "w.pth", stitchkit.create_model("resnet10t", num_classes=4), input_size=[3, 32, 32])
+    stitchkit.load_checkpoint(stitchkit.create_model("resnet10t", num_classes=4), path)
+    assert "w.pth' was trained on images prepared with input_size (3, 32, 32), here (3, 176, 176)" in caplog.text
