@@ -6,6 +6,7 @@ import logging
 import re
 import shlex
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from stitchkit.errors import InputError, printable
 
@@ -19,8 +20,9 @@ class PrintableFormatter(logging.Formatter):
 
 
 def command(*words: object) -> str:
-    """A command as text that a shell takes as it is, whatever its words are."""
-    return shlex.join(map(str, words))
+    """A command as text that a shell takes as it is, whatever its words are; no path is taken for a flag."""
+    texts = (f"./{word}" if isinstance(word, Path) and str(word).startswith("-") else str(word) for word in words)
+    return shlex.join(texts)
 
 
 _UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}

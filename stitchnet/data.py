@@ -69,10 +69,14 @@ def preparation(size: tuple[int, int]) -> Preparation:
 
     From 128 pixels on, the crop keeps seven eighths of each side, as usual; smaller images are not cropped.
     """
-    crop = 0.875 if min(size) >= 128 else 1.0
-    normalised = create_transform((3, *size), is_training=False, interpolation="bicubic", crop_pct=crop)
+    normalised = create_transform((3, *size), is_training=False, interpolation="bicubic", crop_pct=crop_pct(size))
     transform: Preparation = Compose([Decoding(), normalised])
     return transform
+
+
+def crop_pct(size: tuple[int, int]) -> float:
+    """The share of each side that the crop of images of this size keeps."""
+    return 0.875 if min(size) >= 128 else 1.0
 
 
 def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:

@@ -24,6 +24,7 @@ from stitchkit.networks.weights import load_checkpoint
 from stitchkit.paths import check_file
 from stitchkit.settings.short_names import torchvision_names
 from stitchkit.settings.stitch_config import AnchorSpec
+from stitchnet.data import crop_pct
 from stitchnet.settings import PUBLISHED
 
 _logger = logging.getLogger(__name__)
@@ -106,9 +107,10 @@ def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[i
 
 def _preparation(spec: AnchorSpec, img_size: tuple[int, int] | None) -> dict[str, object]:
     """How images are prepared for a network, as far as its checkpoint does not decide it."""
-    prepared: dict[str, object] = {"interpolation": "bicubic"}
+    prepared: dict[str, object] = {"interpolation": "bicubic", "crop_mode": "center"}
+    prepared |= {"input_img_mode": "RGB", "background": "white", "exif": True}
     if img_size is not None:
-        prepared["input_size"] = (spec.kwargs.get("in_chans", 3), *img_size)
+        prepared |= {"input_size": (spec.kwargs.get("in_chans", 3), *img_size), "crop_pct": crop_pct(img_size)}
     if _is_torchvision(spec.name):  # timm's are renormalised
         prepared |= dict(zip(("mean", "std"), _IMAGENET, strict=True))
     return prepared

@@ -51,6 +51,11 @@ class TrainedWith:
         known = {**self.image, "input_size": self.input_size or here.get("input_size")}
         return {key: value for key, value in known.items() if key in here and here[key] != value}
 
+    def say_taken(self, taken: Mapping[str, Any], of: str = "") -> None:
+        """Log in one line what is taken over from its training for the images `of` a task."""
+        said = "; ".join(f"{key} {value}" for key, value in taken.items())
+        _logger.info("images%s are prepared as in the training of '%s': %s", of and f" of '{of}'", self.path, said)
+
     def say_unlike(self, here: Mapping[str, Any]) -> None:
         """Warn in one line if images are prepared otherwise than in its training."""
         if changes := self.unlike(here):

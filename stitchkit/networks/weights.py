@@ -266,8 +266,9 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
     content = read_checkpoint(path)
     load_content(model, content, path, ema=ema)
     trained = take_over(model, content, path)
-    if hasattr(model, "input_size"):  # an SN-Net knows the size of its images
-        trained.say_unlike({"input_size": model.input_size})
+    own = getattr(model, "pretrained_cfg", None) or {}  # torchvision's have none
+    if size := getattr(model, "input_size", own.get("input_size")):
+        trained.say_unlike({"input_size": size})
     return content
 
 

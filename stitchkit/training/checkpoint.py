@@ -7,10 +7,10 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from stitchkit.classes import check_classes
+from stitchkit.display import command
 from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, link, read_alike
 from stitchkit.engine.epoch_state import Position
@@ -272,9 +272,9 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
 def _train_by(session: Session, trained: TrainedWith) -> str:
     """Flags that start a training on other classes from a checkpoint; none do for an SN-Net of another number."""
     if name := session.recipe.model.model:
-        return f"--model {name} --pretrained-path {quote(trained.path)}"
+        return command("--model", name, "--pretrained-path", trained.path)
     has_count = trained.classes and len(trained.classes[0]) == len(session.classes)
-    return f"--initial-checkpoint {quote(trained.path)}" if has_count else ""
+    return command("--initial-checkpoint", trained.path) if has_count else ""
 
 
 def _check_image(trained: TrainedWith, session: Session) -> None:

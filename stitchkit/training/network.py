@@ -26,11 +26,11 @@ from stitchkit.model.create import build_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.classifier import classifier_layers
 from stitchkit.networks.create import create_model
-from stitchkit.networks.data_config import set_data_config, unlike_images
+from stitchkit.networks.data_config import given_data_config, set_data_config, unlike_images
 from stitchkit.networks.families import anchor_of, has_view
 from stitchkit.networks.hub_weights import check_fit, published_config
 from stitchkit.networks.timm_model import as_timm
-from stitchkit.networks.trained_with import all_noted
+from stitchkit.networks.trained_with import TrainedWith, all_noted
 from stitchkit.settings.fields import MOST_CLASSES
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
@@ -100,6 +100,19 @@ def with_trained_classes(recipe: Recipe, content: Mapping[str, object]) -> Recip
     if recipe.model.num_classes is not None or type(number) is not int or not 0 <= number <= MOST_CLASSES:
         return recipe
     return replace(recipe, model=replace(recipe.model, num_classes=number))
+
+
+def prepare_as_trained(model: nn.Module, recipe: Recipe, content: Mapping[str, object]) -> None:
+    """Prepare images as in the training of `--resume`, whose content this is, if settings leave open all that differs.
+
+    A resumed run does not read the files of its anchors, which may have decided the preparation.
+    """
+    trained = TrainedWith.read(content, str(recipe.run.resume))
+    changes = trained.unlike(as_timm(model).pretrained_cfg)
+    changes.pop("input_size", None)  # the network decides it
+    if changes and not changes.keys() & given_data_config(recipe.flat()).keys():
+        set_data_config(model, changes)
+        trained.say_taken(changes)
 
 
 def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:

@@ -34,7 +34,13 @@ from stitchkit.training.data import Datasets, Loaders, create_loaders, open_data
 from stitchkit.training.dense.data import create_pair_loaders, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
-from stitchkit.training.network import create_network, input_size, place_network, with_trained_classes
+from stitchkit.training.network import (
+    create_network,
+    input_size,
+    place_network,
+    prepare_as_trained,
+    with_trained_classes,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -103,8 +109,10 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
     found = datasets.classes if uses_labels else ()
-    content = read_alike(recipe.run.resume)[0] if config is not None and recipe.run.resume and not found else {}
-    model = create_network(with_trained_classes(recipe, content), config, found)
+    content = read_alike(recipe.run.resume)[0] if recipe.run.resume else {}
+    built = with_trained_classes(recipe, content) if config is not None and not found else recipe
+    model = create_network(built, config, found)
+    prepare_as_trained(model, recipe, content)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
     if not timm_model.num_classes and needs_classes and not (recipe.run.eval and isinstance(model, SNNet)):
         raise InputError(
@@ -162,6 +170,7 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Se
     recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, judged.classes or None)
+    prepare_as_trained(model, recipe, read_alike(recipe.run.resume)[0] if recipe.run.resume else {})
     size = input_size(model, recipe)
     Windows.of_task(recipe.dense, (size[1], size[2]))  # refuses a stride that leaves gaps, before any epoch
     loaders = create_pair_loaders(

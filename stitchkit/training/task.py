@@ -281,7 +281,9 @@ def create_teacher(
         network = create_model(name, checkpoint=path, pretrained=True, in_chans=channels, img_size=tuple(sides))
         if (trained := noted(network)) is not None:
             check_classes(trained.classes or (), [names], trained.path, strict=True)
-            trained.say_unlike({"input_size": (channels, *sides)})
+            # The teacher normalises for itself; all else is as for the student.
+            here = {key: value for key, value in student.pretrained_cfg.items() if key not in ("mean", "std")}
+            trained.say_unlike({**here, "input_size": (channels, *sides)})
     except InputError as error:
         raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
     if network.num_classes != classes:

@@ -21,6 +21,7 @@ from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
+from stitchkit.measure.ledger import LEDGER
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
@@ -96,7 +97,10 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
 def _say_changes(session: Session, resume: Path) -> None:
     """Say in one line how the settings differ from those that a run saved beside the checkpoint it resumes from."""
     file = resume.with_name(_SETTINGS)
-    if not session.world.is_primary or not file.is_file():
+    if not session.world.is_primary:
+        return
+    if not file.is_file():
+        _logger.info("there is no '%s' that says with which settings the run began, so changes are unknown", file)
         return
     # As the file will say it: lists for tuples.
     now = json.loads(json.dumps(session.recipe.for_files()))
@@ -231,4 +235,9 @@ def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool)
         ranks = os.environ.get("LOCAL_WORLD_SIZE", str(session.world.size))
         launcher = [] if ranks == "1" else ["torchrun", "--standalone", "--nproc-per-node", ranks, "-m"]
         flags = ["-c", session.folder / _SETTINGS, "--eval", "--resume", checkpoints.last]
+        ledger = session.folder / LEDGER
+        if ledger.exists() and ledger.stat().st_mtime_ns < checkpoints.last.stat().st_mtime_ns:
+            # It is of other weights, and is kept.
+            name = session.folder.relative_to(session.recipe.run.output)
+            flags.append(f"--experiment={name}-{session.recipe.schedule.epochs}")
         _logger.info("next, measure every stitch: %s", command(*launcher, "stitchkit", "train", *flags))

@@ -252,3 +252,6 @@ def test_settings_that_changed_are_said_in_one_line(images, config, tmp_path, ca
     caplog.clear()
     run(*common, "--epochs", "3", "--lr", "1e-2", "--clip-grad", "1")
     assert not [line for line in caplog.messages if " -> " in line]
+    (tmp_path / "run/last.pth.tar").rename(tmp_path / "lone.pth.tar")
+    run(*common, "--epochs", "4", "--experiment", "on", "--resume", tmp_path / "lone.pth.tar")
+    assert "args.yaml' that says with which settings the run began, so changes are unknown" in caplog.text

@@ -305,6 +305,29 @@ def test_a_job_decodes_images_as_the_training_of_its_weights(dozen, trained, tmp
     assert expected < accuracy_by_eval(dozen, tmp_path / "rgb", caplog, "--resume", trained / "last.pth.tar")
 
 
+def test_weights_for_other_channels_than_those_of_jobs_are_refused(dozen, trained, tmp_path, capsys):
+    content = torch.load(trained / "last.pth.tar", weights_only=True)
+    content["image"] |= {"input_img_mode": "RGBA", "mean": [0.5] * 4, "std": [0.5] * 4}
+    torch.save(content | {"input_size": [4, 16, 16]}, tmp_path / "rgba.pth")
+    path = job_file(dozen, tmp_path, net={"ckp_path": str(tmp_path / "rgba.pth"), "in_chans": 4}, images={})
+    capsys.readouterr()
+    assert job(path, tmp_path / "out", "--test-only") == 2
+    assert "rgba.pth' was trained on images of 4 channels, and those of jobs have 3" in refusal(capsys)
+
+
+def test_the_weights_of_a_head_decide_last_how_images_are_prepared(dozen, trained, tmp_path, caplog):
+    net, head = {"ckp_path": str(trained / "last.pth.tar")}, {"head": {"ClassifierHead": {}}}
+    path = job_file(dozen, tmp_path, net=net, images={"image_size": 16, "mean": [0.9], "std": [0.9]}, **head)
+    assert job(path, tmp_path / "begun", "--save-checkpoints") == 0
+    start = {"load_from": {"head": str(tmp_path / "begun/checkpoint.pth")}}
+    path = job_file(dozen, tmp_path, net=net, images={}, **head, **start)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert job(path, tmp_path / "out", "--test-only") == 0
+    assert "as in the training of '" + net["ckp_path"] in caplog.text
+    assert "checkpoint.pth' was trained on images prepared with mean (0.9, 0.9, 0.9), here (0.5, 0.5" in caplog.text
+
+
 def test_a_checkpoint_of_a_job_says_how_images_were_prepared(dozen, trained, tmp_path, caplog):
     path = job_file(dozen, tmp_path, net={"ckp_path": str(trained / "last.pth.tar")}, images={})
     begun = accuracy_by_job(path, tmp_path / "begun", "--save-checkpoints")

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,22 @@ def test_an_evaluation_with_another_preparation_is_reported_or_refused(run, caps
     assert "was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.5" in caplog.text
 
 
+def test_an_evaluation_is_prepared_as_the_training_where_settings_leave_that_open(run, tmp_path, caplog):
+    caplog.set_level("INFO")
+    config = json.loads((run / "pico.json").read_text())
+    (tmp_path / "bare.json").write_text(json.dumps({"anchors": config["anchors"]}))
+    rows = []
+    for name, flags in (("given", SETTINGS), ("open", [])):
+        given = ["--stitch_config", str(tmp_path / "bare.json"), *flags, "--experiment", name]
+        assert evaluation(run, *given) == 0
+        rows.append(read_rows(run / name / "stitches_res.txt"))
+    assert rows[0] == rows[1]
+    taken = (
+        "images are prepared as in the training of .*: mean .0.1, 0.2, 0.3.; std .*; crop_pct 0.6; input_img_mode YC"
+    )
+    assert len(re.findall(taken, caplog.text)) == 1
+
+
 def test_flags_and_files_decide_where_the_checkpoint_says_nothing(run, tmp_path):
     torch.save({"state_dict": weights(run / "pico/last.pth.tar")}, tmp_path / "bare.pth")
     model = stitchkit.create_snnet(run / "pico.json")
@@ -129,7 +146,7 @@ def classes_of(folder, images, *flags):
 
 
 @pytest.mark.parametrize("mode", mostly_full(["YCbCr", "RGBA", "L"], quick=["YCbCr"]))
-def test_the_colour_mode_of_training_goes_wherever_the_network_goes(mode, tmp_path, capsys):
+def test_the_colour_mode_of_training_goes_wherever_the_network_goes(mode, tmp_path):
     """It was forgotten: networks for YCbCr saw RGB, and every image for RGBA was unreadable."""
     channels = len(Image.new(mode, (1, 1)).getbands())
     folder, random = write_images(tmp_path / "data", train=4, validation=2), np.random.default_rng(0)
@@ -166,9 +183,9 @@ def test_the_colour_mode_of_training_goes_wherever_the_network_goes(mode, tmp_pa
     judged = ["train", folder, *flags, "--eval", *trained[2:], "--eval-stitches", STITCH]
     assert main([*map(str, judged)]) == 0
     if mode == "YCbCr":
-        capsys.readouterr()
-        assert main([*map(str, [word for word in judged if word not in ("--input-img-mode", mode)])]) == 2
-        assert "input_img_mode YCbCr, here RGB; set --input-img-mode YCbCr, or others" in capsys.readouterr().err
+        bare = [word for word in judged if word not in ("--input-img-mode", mode)]
+        assert main([*map(str, [*bare, "--experiment", "bare"])]) == 0
+        assert read_rows(tmp_path / "bare/stitches_res.txt") == read_rows(tmp_path / "pico/stitches_res.txt")
 
 
 def test_images_have_at_most_four_channels(tmp_path, capsys):
@@ -216,7 +233,14 @@ def test_a_start_from_other_images_is_said(run, caplog):
 
 
 def test_composition_says_what_it_cannot_take_over(tmp_path, caplog):
-    image = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3}
+    image = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3, "crop_pct": 0.6, "input_img_mode": "YCbCr", "exif": False}
     path = saved(tmp_path / "w.pth", mobilenet_v3_small(), image=image)
-    stitchnet.networks.load_networks([{"name": "mobilenet_v3_small", "checkpoint": path}])
+    stitchnet.networks.load_networks([{"name": "mobilenet_v3_small", "checkpoint": path}], img_size=(64, 64))
     assert "w.pth' was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.485" in caplog.text
+    assert "crop_pct 0.6, here 1.0; input_img_mode YCbCr, here RGB; exif False, here True" in caplog.text
+
+
+def test_a_plain_network_of_another_size_is_said(tmp_path, caplog):
+    path = saved(tmp_path / "w.pth", stitchkit.create_model("resnet10t", num_classes=4), input_size=[3, 32, 32])
+    stitchkit.load_checkpoint(stitchkit.create_model("resnet10t", num_classes=4), path)
+    assert "w.pth' was trained on images prepared with input_size (3, 32, 32), here (3, 176, 176)" in caplog.text

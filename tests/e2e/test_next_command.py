@@ -17,6 +17,8 @@ from tests.support import FAMILIES, FLAGS, mostly_full, pico_config, write_image
 
 RUN = [*FLAGS, "--epochs", "1", "--no-aug"]
 CLASSES = [f"class{number}" for number in range(4)]
+PREPARED = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3, "crop_pct": 0.7, "input_img_mode": "YCbCr"}
+"""The preparation that only the files of the anchors say."""
 FEATURES = ["--loss", "features"]
 
 
@@ -35,7 +37,7 @@ def place(tmp_path_factory):
     for anchor in config["anchors"]:
         model = create_model(anchor["name"], **anchor["kwargs"])
         anchor["checkpoint"] = str(folder / f"{anchor['label']}.pth")
-        about = {"arch": anchor["name"], "model_kwargs": anchor["kwargs"], "classes": CLASSES}
+        about = {"arch": anchor["name"], "model_kwargs": anchor["kwargs"], "classes": CLASSES, "image": PREPARED}
         torch.save({"state_dict": model.state_dict(), **about}, anchor["checkpoint"])
     (folder / "named.json").write_text(json.dumps(config))
     for anchor in config["anchors"]:
@@ -141,6 +143,15 @@ def test_what_is_printed_runs(place, tmp_path, caplog, kind):
         assert main([*map(str, [*command, "--resume", "auto"])]) == 0
 
 
+def test_a_folder_that_begins_with_a_dash_is_no_flag(place, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    command = ["train", place / "labelled", *stitched("files")(place), *RUN, "--output=./-out", "--experiment=-x"]
+    assert main([*map(str, command)]) == 0
+    [(_, *words)] = printed(caplog.text)
+    assert main(words) == 0
+
+
 def test_what_a_resumed_run_prints_runs(place, tmp_path, caplog):
     caplog.set_level("INFO")
     command = ["train", place / "labelled", *of_anchors(place), *FEATURES, *RUN, "--output", tmp_path]
@@ -149,5 +160,9 @@ def test_what_a_resumed_run_prints_runs(place, tmp_path, caplog):
     assert main([*map(str, [*command, "--experiment", "x", "--epochs", "2", "--resume", "auto"])]) == 0
     [(_, *words)] = printed(caplog.text)
     assert main(words) == 0
+    assert main([*map(str, [*command, "--experiment", "x", "--epochs", "3", "--resume", "auto"])]) == 0
+    (_, *words) = printed(caplog.text)[-1]
+    assert main(words) == 0, "the ledger there is of the weights before"
+    assert read_rows(tmp_path / "x-3/stitches_res.txt") != read_rows(tmp_path / "x/stitches_res.txt")
     names = torch.load(tmp_path / "x/last.pth.tar", weights_only=True)["classes"]
     assert names == CLASSES, "those of the anchors, since nothing learned from labels"

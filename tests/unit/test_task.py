@@ -92,6 +92,14 @@ def test_the_teacher_sees_images_in_its_own_normalisation(teacher_path):
     torch.testing.assert_close(seen[0, :, 0, 0], expected)
 
 
+def test_a_teacher_that_learned_from_other_images_is_said(teacher_path, tmp_path, caplog):
+    image = {"mean": [0.1] * 3, "crop_pct": 0.7, "input_img_mode": "YCbCr"}
+    torch.save({"state_dict": torch.load(teacher_path, weights_only=True), "image": image}, tmp_path / "ycc.pth")
+    task_of(pico_snnet(), **teacher_settings(str(tmp_path / "ycc.pth"), "hard"))
+    [line] = [line for line in caplog.messages if "was trained on images" in line]
+    assert line.endswith("prepared with crop_pct 0.7, here 0.9; input_img_mode YCbCr, here RGB"), "it has its own mean"
+
+
 def test_the_teacher_stays_in_evaluation_mode_untrained_and_unsaved(teacher_path):
     task = task_of(pico_snnet(), **teacher_settings(teacher_path, "hard")).train()
     assert task.trainable_module.training

@@ -103,7 +103,10 @@ class JobConfig(JobSettings):
     @property
     def starts_from(self) -> list[str]:
         """The files whose weights the job starts from, that of the part which reads the images first."""
-        return self._files_of_all if self.replaces_weights else self.files
+        if self.replaces_weights:
+            return self._files_of_all
+        head = self.load_from.get("head") if isinstance(self.load_from, dict) else None
+        return sorted(self.files, key=lambda file: file == head)
 
     @property
     def _files_of_all(self) -> list[str]:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal
 
 import torch
@@ -20,6 +19,7 @@ from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.preprocessing import data_config
 from stitchkit.assembly.train.task import JobTask
 from stitchkit.classes import check_classes, same_text, trained_classes
+from stitchkit.display import command
 from stitchkit.engine import checkpoint_schema as rules, training_state
 from stitchkit.engine.checkpoint_files import CheckpointFiles, read_alike
 from stitchkit.engine.epoch_state import Position
@@ -159,7 +159,7 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
     training_state.check_saved(content, path, _HEADER, _PREPARATION)
     _check_settings(content, job, path)
     classes = [list(task.classes) for task in job.data]
-    start = f"--load-from {quote(path)}, with strict_load: false in the job if their number differs"
+    start = f"{command('--load-from', path)}, with strict_load: false in the job if their number differs"
     check_classes(trained_classes(content), classes, path, strict=True, train_by="" if job.trainer is None else start)
     if [[*map(same_text, names)] for names in content["classes"]] != classes:
         raise InputError(f"checkpoint '{path}' was trained on other tasks; labels would not agree")

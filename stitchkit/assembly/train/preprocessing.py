@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from math import floor
@@ -20,8 +19,6 @@ from stitchkit.engine.checkpoint_files import read_alike
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.trained_with import TrainedWith
-
-_logger = logging.getLogger(__name__)
 
 Transform: TypeAlias = Callable[[Image.Image], torch.Tensor]
 TRANSFORMS: dict[str, Callable[..., torch.nn.Module]] = {
@@ -104,13 +101,19 @@ def with_preparation(config: JobConfig) -> JobConfig:
     """
     files = [path for path in dict.fromkeys(config.starts_from) if Path(path).is_file()]
     every = [TrainedWith.read(read_alike(path)[0], path) for path in files]
+    for trained in every:
+        if trained.input_size and trained.input_size[0] != 3:
+            raise InputError(
+                f"checkpoint '{trained.path}' was trained on images of {trained.input_size[0]} channels, and those of "
+                "jobs have 3; give weights of such images, or use stitchkit train"
+            )
     first = next((trained for trained in every if trained.image or trained.input_size), None)
     prepared = config if first is None else _prepared(config, first)
     for before, task in zip(config.train_config.resolved_tasks, prepared.train_config.resolved_tasks, strict=True):
         was, now = data_config(before), data_config(task)
-        taken = "; ".join(f"{key} {value}" for key, value in now.items() if value != was[key])
+        taken = {key: value for key, value in now.items() if value != was[key]}
         if taken and first is not None:
-            _logger.info("images of '%s' are prepared as in the training of '%s': %s", task.name, first.path, taken)
+            first.say_taken(taken, of=task.name)
         for trained in every:
             trained.say_unlike(now)
     return prepared
