@@ -6,6 +6,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from itertools import zip_longest
 from pathlib import Path
 
@@ -26,9 +27,10 @@ def same_text(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def _natural(name: str) -> list[str | int]:
+def _natural(name: str) -> list[str | Decimal]:
     """Text and numbers in turn, as in `timm.utils.misc.natural_key`."""
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name.lower()))]
+    # Not int, which refuses thousands of digits.
+    return [Decimal(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
 def trained_classes(content: Mapping[str, object]) -> list[list[str]]:

@@ -14,7 +14,7 @@ from torch import nn
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import check_regular
 from stitchkit.settings.files import unique_keys
-from stitchkit.settings.schema import parse
+from stitchkit.settings.schema import image_size, parse
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.classifier import Classifier
 from stitchnet.head import head_of, replace_head
@@ -52,8 +52,8 @@ def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets
     # The file has the weights, so only the structure of the networks is needed.
     models = {label: _model(label, spec, nets) for label, spec in specs.items()}
     path, layers = zip(*(rebuild(entry, models[entry["network"]]) for entry in about["path"]), strict=True)
-    channels, height, width = about["input_size"]
-    net = Net(about["name"], about["score"], path, layers, about["scores"], (channels, height, width), specs)
+    size = image_size(about["input_size"])
+    net = Net(about["name"], about["score"], path, layers, about["scores"], size, specs)
     num_classes = about.get("num_classes")  # believed only if the weights have it: the number may be any
     if num_classes is not None and num_classes == len(tensors[f"net.{head_of(net)[0]}.weight"]):
         replace_head(net, num_classes)

@@ -11,9 +11,11 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from huggingface_hub import metadata_load
+from pydantic import Field, StrictStr
+from pydantic.dataclasses import dataclass
 from timm.data import ImageDataset, create_dataset
 from timm.data.readers.targets import has_field
 from torch.utils.data import IterableDataset
@@ -22,15 +24,31 @@ from stitchkit.classes import in_order
 from stitchkit.data.source import MissingData
 from stitchkit.display import listed
 from stitchkit.errors import InputError, one_line
+from stitchkit.files import check_regular
 from stitchkit.paths import check_dataset, check_local
-from stitchkit.settings.fields import MOST_CLASSES
+from stitchkit.settings.fields import MOST_CLASSES, Natural
 from stitchkit.settings.files import read_settings_file
+from stitchkit.settings.schema import Settings, checked_by, parse
 
 _logger = logging.getLogger(__name__)
 _MOST_SHARDS = 1_000_000
 _MOST_PATTERN = 2000
 _TEXTS = ("string", "large_string")
 _BRACES = re.compile(r"{([^{}]*)}")
+
+
+def _shard_fault(name: str) -> str | None:
+    path = Path(name)
+    return "is not in the folder of the data" if path.is_absolute() or ".." in path.parts else None
+
+
+@dataclass(frozen=True)
+class _Split(Settings):
+    """The shards of a split, as braces or `_info.json` give them."""
+
+    num_samples: Annotated[int, Field(strict=True, ge=0, le=10**15)]
+    filenames: Annotated[tuple[Annotated[StrictStr, checked_by(_shard_fault)], ...], Field(max_length=_MOST_SHARDS)]
+    shard_lengths: tuple[Natural, ...]
 
 
 def open_timm(name: str, *, root: str | None, split: str, keys_advice: str = "", **options: object) -> ImageDataset:
@@ -132,13 +150,16 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
         raise MissingData(f"data folder {root!r} does not exist; name the folder that holds the shards of '{name}'")
     if len(split) > _MOST_PATTERN or num_names(split) > _MOST_SHARDS:
         raise InputError(f"split {split!r:.200} names more than {_MOST_SHARDS:,} shards; check its braces")
+    for info in ("_info.json", "info.json"):
+        check_regular(Path(root, info))
     # Its own switch, `enforce_security`, would refuse local files too. A process that started with it on keeps it.
     schemes = import_module("webdataset.gopen").gopen_schemes
     for scheme in schemes.keys() - {"__default__"}:
         del schemes[scheme]
     # timm prepends the folder to the name of a shard, and a path that begins with a slash has no scheme.
     dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
-    shards = [Path(dataset.reader.root, shard) for shard in dataset.reader.split_info.filenames]
+    given = {key: getattr(dataset.reader.split_info, key) for key in _Split.__pydantic_fields__}
+    shards = [Path(dataset.reader.root, shard) for shard in parse(_Split, given, f"split '{split}'").filenames]
     if missing := [shard for shard in shards if not shard.is_file()]:  # timm would skip them with a warning
         raise MissingData(
             f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}; check the folder, and "

@@ -17,6 +17,7 @@ import torch
 
 from stitchkit.errors import InputError
 from stitchkit.networks.weights import misfit
+from stitchkit.settings.fields import MOST_CHANNELS, MOST_SIDE
 
 # Neither torch nor NumPy accepts larger whole numbers.
 _LARGE = 2**63 - 1
@@ -82,6 +83,8 @@ def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = Tru
 
 
 # Lone surrogates cannot be encoded, so a message could not print them either.
+image_size = [whole(1, MOST_CHANNELS), whole(1, MOST_SIDE), whole(1, MOST_SIDE)]
+"""Size of an image, `[C, H, W]`."""
 text = rule("text", lambda found: isinstance(found, str) and not re.search("[\ud800-\udfff]", found))
 """A rule: text that can be encoded."""
 anything = rule("anything", lambda _: True)

@@ -20,9 +20,10 @@ from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import (
     ADVICE,
     check_fit,
+    check_memory,
     check_reachable,
     check_size,
-    has_weights,
+    described_in,
     not_built,
     published_config,
     taken,
@@ -33,7 +34,7 @@ from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
-from stitchkit.settings.hub_names import cached_folder
+from stitchkit.settings.hub_names import has_weights
 from stitchkit.settings.schema import ModelArguments, parse
 from stitchkit.settings.short_names import TORCHVISION, torchvision_names
 from stitchkit.settings.stitch_config import AnchorSpec
@@ -64,14 +65,15 @@ def create_model(
     kwargs = taken(name, kwargs)
     content = None if checkpoint is None else read_checkpoint(checkpoint)
     is_download = pretrained and content is None
-    folder = cached_folder(name)
-    if folder is not None and (not is_download or has_weights(folder)):  # timm would ask the Hub for a newer version
-        name = f"local-dir:{folder}"
     try:
-        check_size(name, kwargs)
-        if is_download and known is not None:
-            check_fit(name, kwargs)
-        if is_download or known is None:
+        folder = described_in(name)
+        described = name if folder is None else f"local-dir:{folder}"
+        check_size(described, kwargs)
+        if not is_download or (folder is not None and has_weights(folder)):  # timm would ask for a newer version
+            name = described
+        if is_download:
+            if known is not None:
+                check_fit(name, kwargs)
             check_reachable(name)
         model = as_timm(timm.create_model(name, pretrained=is_download, **kwargs))
     except InputError:
@@ -187,6 +189,10 @@ def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: obje
     """A classifier of torchvision; `weights` are those to download, as torchvision takes them."""
     if name not in torchvision_names():
         raise unknown("torchvision model", name, torchvision_names())
+    if any(type(value) is not bool and key != "num_classes" for key, value in arguments.items()):
+        check_memory(
+            lambda: torchvision.models.get_model(name, **arguments), f"torchvision's '{name}'{_given(arguments)}"
+        )
     try:
         # Some cannot be built on the meta device.
         with torch.device("cpu"):

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torchvision
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from timm.models import PretrainedCfg, is_model, list_pretrained
+from torch import nn
 
-from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.settings.files import read_settings_file
-from stitchkit.settings.schema import ModelArguments, parse
+from stitchkit.settings.hub_names import cached_folder, has_weights, is_on_hub
+from stitchkit.settings.schema import ModelArguments, image_size, parse
 from stitchkit.settings.short_names import TORCHVISION, torchvision_names, unknown_name
 
 _ADAPTED = ("num_classes", "img_size", "in_chans", "patch_size", "window_size")
 """Arguments to which timm adapts published weights; those named `drop*` change no weight."""
 _USUAL_SIDE = 1024
 """Sides of images for which no network needs much more memory than for timm's own."""
-_WEIGHTS = (".safetensors", ".bin", ".pth", ".npz")
 ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
 
 
@@ -57,11 +58,6 @@ def published_config(name: str) -> PretrainedCfg | None:
     return config
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a folder holds a file of weights, as those of the Hub do."""
-    return any(file.suffix in _WEIGHTS and file.is_file() for file in folder.iterdir())
-
-
 def hub_fault(repository: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> str:
     """Why a repository of the Hub is unavailable: not in the cache, and nothing answers; empty if it is available.
 
@@ -81,6 +77,15 @@ def hub_fault(repository: str, *, revision: str | None = None, cache_dir: str | 
     except Exception as error:  # the client's library of connections has changed more than once
         return f"{constants.ENDPOINT} does not answer ({one_line(error)})"
     return ""
+
+
+def described_in(name: str) -> Path | None:
+    """The folder with the description of a model on the Hub, which is fetched if the cache lacks it."""
+    if is_on_hub(name) and cached_folder(name) is None:
+        check_reachable(name)
+        repository, _, revision = name.partition(":")[2].partition("@")
+        hf_hub_download(repository, "config.json", revision=revision or None)
+    return cached_folder(name)
 
 
 def check_reachable(name: str) -> None:
@@ -125,33 +130,42 @@ def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
 def check_size(name: str, kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments, also those in the folder of a model, that make it too large for this machine's memory."""
     given = {**_folder_arguments(name), **kwargs}
-    parse(ModelArguments, given, "model_args" if given.keys() > kwargs.keys() else "kwargs")
+    parse(ModelArguments, given, f"the model of '{name}'" if given.keys() > kwargs.keys() else "kwargs")
     changed = {key: value for key, value in given.items() if key not in _ADAPTED and not key.startswith("drop")}
     sides = given.get("img_size") or 0
     if not changed and max(sides if isinstance(sides, list | tuple) else [sides]) <= _USUAL_SIDE:
         return
+    check_memory(lambda: timm.create_model(name, **kwargs), f"'{name}' with {given}")
+
+
+def check_memory(build: Callable[[], nn.Module], what: str) -> None:
+    """Refuse a network, called `what`, whose weights do not fit into this machine's memory."""
     try:
         with torch.device("meta"):
-            tensors = [*timm.create_model(name, **kwargs).state_dict(keep_vars=True).values()]
-    except Exception:  # timm and torch raise many kinds, and raise them again where the model is built
+            tensors = [*build().state_dict(keep_vars=True).values()]
+    except Exception:  # timm and torch raise many kinds, and raise them again where the network is built
         return
     needed, memory = sum(tensor.nbytes for tensor in tensors), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         raise InputError(
-            f"'{name}' with {given} has {needed / 2**30:,.0f} GiB of weights, and this machine {memory / 2**30:,.0f} "
-            "GiB of memory; lower its arguments"
+            f"{what} has {needed / 2**30:,.0f} GiB of weights, and this machine {memory / 2**30:,.0f} GiB of memory; "
+            "lower its arguments"
         )
 
 
 def _folder_arguments(name: str) -> dict[str, Any]:
-    """The arguments of a model that its folder sets."""
+    """The arguments of a model that its folder sets, and the sizes that timm takes from its description of weights."""
     if not name.startswith("local-dir:"):
         return {}
     path = Path(name.partition(":")[2], "config.json")
-    arguments = read_settings_file(path).get("model_args") or {}
-    if not isinstance(arguments, dict):
-        raise InputError(f"'{path}': model_args is {arguments!r:.60}; it must be settings by name")
-    return arguments
+    content = read_settings_file(path)
+    weights, arguments = content.get("pretrained_cfg", content), content.get("model_args") or {}
+    if not isinstance(weights, dict) or not isinstance(arguments, dict):
+        raise InputError(f"'{path}': pretrained_cfg is {weights!r:.60}, model_args {arguments!r:.60}, not settings")
+    with prefixed(f"'{path}': "):
+        size = image_size(weights.get("input_size", (3, 224, 224)))
+    sizes = {"num_classes": content.get("num_classes", weights.get("num_classes")), "in_chans": size[0]}
+    return {**sizes, "img_size": max(size[1:]), **arguments}
 
 
 def not_built(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError:

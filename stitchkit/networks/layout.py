@@ -20,6 +20,8 @@ from stitchkit.errors import InputError, unknown
 
 Kind = Literal["NCHW", "NHWC", "NLC", "vector"]
 _NUM_POSITION_AXES = {"NCHW": 2, "NHWC": 2, "NLC": 1, "vector": 0}
+_MOST = 2**20
+"""Of channels, and of positions along an axis."""
 CLASS_TOKENS = ("zeros", "ones", "avg")
 """Values for a new prefix token."""
 
@@ -193,7 +195,7 @@ _SIZES = {
 def _are_counts(numbers: object) -> bool:
     if not isinstance(numbers, Sequence) or isinstance(numbers, str):
         return False
-    return all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers)
+    return all(type(number) is int and 0 < number <= _MOST for number in numbers)
 
 
 def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str = "zeros") -> torch.Tensor:

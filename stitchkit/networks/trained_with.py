@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
 from stitchkit.classes import trained_classes
+from stitchkit.errors import InputError
 from stitchkit.networks.data_config import set_data_config, trained_data_config
+from stitchkit.settings.schema import image_size
 
 _logger = logging.getLogger(__name__)
 
@@ -42,9 +45,10 @@ class TrainedWith:
         tasks = [trained_data_config({"image": each}) for each in (saved if isinstance(saved, list) else [saved])]
         image = tasks[0] if tasks else {}
         shared = {key: value for key, value in image.items() if all(task.get(key) == value for task in tasks)}
-        size = content.get("input_size")
-        is_size = isinstance(size, list) and len(size) == 3 and all(type(length) is int for length in size)
-        return cls(str(path), trained_classes(content), shared, tuple(cast(list[int], size)) if is_size else None)
+        size: tuple[int, int, int] | None = None
+        with suppress(InputError):
+            size = image_size(content.get("input_size"))
+        return cls(str(path), trained_classes(content), shared, size)
 
     def unlike(self, here: Mapping[str, Any]) -> dict[str, Any]:
         """Its preparation and size of images, under timm's names, as far as `here` says otherwise."""

@@ -66,8 +66,10 @@ def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = s
             continue  # timm writes it into its own files
         if key in COMMAND_ONLY and value:
             raise InputError(f"{name(key)}: a file cannot set it; give {flag_of(key)} on the command line")
-        if key in ("model", "teacher_model") and isinstance(value, str) and (fault := hub_fault(value)):
-            raise InputError(f"{name(key)}: '{value}' {fault}")
+        if key in ("model", "teacher_model") and isinstance(value, str):
+            wanted = values.get("pretrained") is True if key == "model" else not values.get("teacher_path")
+            if fault := hub_fault(value, weights=wanted):
+                raise InputError(f"{name(key)}: '{value}' {fault}")
         # timm writes an empty text if nothing was given.
         given[key] = None if value == "" and key in _OPTIONAL else value
     return checked(given, name)

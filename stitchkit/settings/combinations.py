@@ -71,6 +71,8 @@ _OF_IMAGES = (
 # Settings of one task of dense prediction; the others have no use for them.
 _ONLY_SEGMENTATION = ("num_classes", "zoom")
 _ONLY_DEPTH = ("max_depth",)
+_MOST_DRAWS = 1000
+"""How often timm may draw the noise of a learning rate again, on average."""
 
 
 def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
@@ -303,6 +305,11 @@ def _check_batches(recipe: Recipe) -> None:
         raise InputError(f"--batch-size is {data.batch_size}; with --split-bn it must be even")
     if recipe.schedule.lr_noise is not None and len(recipe.schedule.lr_noise) > 2:
         raise InputError(f"--lr-noise is {recipe.schedule.lr_noise}; give its start, or its start and end")
+    if recipe.schedule.lr_noise_std > _MOST_DRAWS * recipe.schedule.lr_noise_pct:  # timm draws until it is within
+        raise InputError(
+            f"--lr-noise-std is {recipe.schedule.lr_noise_std}, and noise beyond --lr-noise-pct "
+            f"{recipe.schedule.lr_noise_pct} is drawn again; it must be at most {_MOST_DRAWS} times as high"
+        )
 
 
 def _check_packages(recipe: Recipe) -> None:

@@ -14,6 +14,7 @@ from pydantic import Field
 MOST_CLASSES = 100_000
 MOST_SIDE = 8192
 MOST_CHANNELS = 1024
+MOST_WIDTH = 65_536
 # With a higher rank in a stranger's file, updates could take any amount of memory.
 MOST_RANK = 1024
 
@@ -31,7 +32,7 @@ Side = Annotated[int, Field(strict=True, ge=1, le=MOST_SIDE)]
 """Pixels."""
 Channels = Annotated[int, Field(strict=True, ge=1, le=MOST_CHANNELS)]
 """Channels of an image."""
-Width = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+Width = Annotated[int, Field(strict=True, ge=1, le=MOST_WIDTH)]
 """Channels of a layer."""
 Classes = Annotated[int, Field(strict=True, ge=0, le=MOST_CLASSES)]
 Copies = Annotated[int, Field(strict=True, ge=0, le=1000)]

@@ -14,6 +14,7 @@ from stitchkit.parser import ANCHORS_FLAG, DATA_FLAGS, with_default
 from stitchkit.settings.anchor_text import RECIPE, read_anchor
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
 from stitchkit.settings.combinations import ALTERNATIVES, check
+from stitchkit.settings.hub_names import hub_fault
 from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import Settings
 from stitchkit.settings.short_names import config_file
@@ -177,6 +178,13 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     elif "pretrained" not in given:
         given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
     recipe = make_recipe(given)
+    if flags.get("pretrained"):  # the files, as they stand, may want no weights
+        names = (
+            [anchor.name for anchor in config.anchors if anchor.checkpoint is None] if config else [recipe.model.model]
+        )
+        for name in names:
+            if name and name != flags.get("model") and (fault := hub_fault(name, weights=True)):
+                raise InputError(f"'{name}' {fault}")
     return recipe, config and config.with_updates(recipe)
 
 

@@ -28,7 +28,7 @@ from pydantic_core import ArgsKwargs, CoreSchema, ErrorDetails, PydanticCustomEr
 from stitchkit.display import count
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import dataset_fault, local_fault
-from stitchkit.settings.fields import MOST_CHANNELS, MOST_CLASSES, MOST_SIDE
+from stitchkit.settings.fields import MOST_CHANNELS, MOST_CLASSES, MOST_SIDE, Channels, Side
 
 Kind = TypeVar("Kind")
 
@@ -305,6 +305,19 @@ def _path(error: ErrorDetails, content: object) -> Sequence[str | int]:
             continue
         path.append(key)
     return path
+
+
+def image_size(value: object) -> tuple[int, int, int]:
+    """The size of an image that a file says, `(C, H, W)`."""
+    channels, height, width = parse(_ImageSize, {"input_size": value}).input_size
+    return channels, height, width
+
+
+@dataclass(frozen=True)
+class _ImageSize(Settings):
+    """The size of an image."""
+
+    input_size: tuple[Channels, Side, Side]
 
 
 def as_written(kind: type[Settings]) -> GetPydanticSchema:

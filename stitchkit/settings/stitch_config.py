@@ -198,7 +198,8 @@ class StitchConfig(Settings):
         published = {key: content[key] for key in published_v1.RECIPE_KEYS if key in content}
         config = parse(cls, {key: value for key, value in content.items() if key not in published})
         for number, anchor in enumerate(config.anchors):
-            if fault := hub_fault(anchor.name):
+            wanted = anchor.checkpoint is None and config.recipe.get("pretrained") is not False
+            if fault := hub_fault(anchor.name, weights=wanted):
                 raise InputError(f"anchors[{number}]: '{anchor.name}' {fault}")
         recipe = checked_of_file(of_v2) | published_v1.recipe_of(published) | _own_recipe(config.recipe)
         if config.dense is not None:

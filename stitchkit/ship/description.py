@@ -22,8 +22,8 @@ from stitchkit.networks.hub_weights import is_architecture
 from stitchkit.networks.layout import find_layout
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.dense_recipe import DenseSpec
-from stitchkit.settings.fields import MOST_CHANNELS
 from stitchkit.settings.recipe import ModelRecipe
+from stitchkit.settings.schema import image_size
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.formats import About
 
@@ -142,10 +142,7 @@ def build(about: Mapping[str, Any]) -> RouteNetwork | DenseRoute:
 
 def described_size(about: About) -> tuple[int, int, int]:
     """The size of an image that a description says, `(C, H, W)`."""
-    size = ModelRecipe(input_size=[*about["input"]["input_size"]]).input_size
-    if size is None or size[0] > MOST_CHANNELS:
-        raise InputError(f"input_size is {size}; images have at most {MOST_CHANNELS} channels")
-    return size[0], size[1], size[2]
+    return image_size(about["input"]["input_size"])
 
 
 def _width(about: Mapping[str, Any]) -> int:

@@ -21,6 +21,7 @@ from stitchkit.networks.data_config import given_data_config, saved_data_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.networks.trained_with import TrainedWith, compared, note, noted
 from stitchkit.networks.weights import load_content
+from stitchkit.settings.fields import MOST_CLASSES
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.session import Session
@@ -178,8 +179,8 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
             "history": rules.table(rules.whole(0, training_state.MOST_EPOCHS), _ordered),
         }
         optional = {
-            "arch": rules.or_none(rules.text), "classes": rules.each(rules.text), "num_classes": rules.whole(0),
-            "input_size": [rules.whole(1)] * 3, "image": _IMAGE_RULES,
+            "arch": rules.or_none(rules.text), "classes": rules.each(rules.text),
+            "num_classes": rules.whole(0, MOST_CLASSES), "input_size": rules.image_size, "image": _IMAGE_RULES,
             "model_kwargs": rules.table(rules.text, rules.plain),
             "sampler": rules.text, "loss": rules.text, "feature_distance": rules.text, "preserve": rules.text,
             "focus": rules.whole(0), "focus_images": rules.whole(0), 
@@ -205,7 +206,7 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
     ours = config.to_dict()
     try:
         rules.plain(found, "stitch_config")  # files that are not ours have had no check so far
-        trained = StitchConfig.parse(found).to_dict()
+        trained = StitchConfig.parse({**found, "recipe": {"pretrained": False}}).to_dict()
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
     keys = ["rule", "directions", "max_switches", "stitch_kernel_size", "stitch_stride", "nearest_stitching"]

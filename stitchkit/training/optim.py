@@ -23,7 +23,8 @@ from timm.scheduler.scheduler_factory import scheduler_kwargs
 from torch import nn
 
 from stitchkit.engine.loop import steps_of
-from stitchkit.errors import InputError, unknown
+from stitchkit.engine.training_state import MOST_EPOCHS
+from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.recipe import OptimRecipe, Recipe
@@ -137,5 +138,20 @@ def create_schedule(
         for group in optimizer.param_groups:  # timm applies `lr_scale` only in its schedules
             group["lr"] *= group.get("lr_scale", 1.0)
         return None, recipe.schedule.epochs
-    schedule, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
+    try:
+        schedule, epochs = create_scheduler_v2(optimizer, **settings, updates_per_epoch=updates_per_epoch)
+        assert schedule is not None, "the name was checked"
+        # The first step after the warm-up and the last have the highest powers.
+        for step in (schedule.state_dict()["warmup_t"], epochs * (1 if schedule.t_in_epochs else updates_per_epoch)):
+            schedule._get_lr(step)
+    except (ArithmeticError, ValueError) as error:
+        raise InputError(
+            f"timm cannot compute this schedule ({one_line(error)}); bring --lr-cycle-mul, --lr-cycle-decay, "
+            "--lr-k-decay and --decay-rate closer to 1, or lower --lr-cycle-limit and --cooldown-epochs"
+        ) from error
+    if epochs > MOST_EPOCHS:
+        raise InputError(
+            f"--epochs with --lr-cycle-limit, --lr-cycle-mul and --cooldown-epochs are {epochs:.6g} epochs; at most "
+            f"{MOST_EPOCHS:,} are trained"
+        )
     return schedule, int(epochs)

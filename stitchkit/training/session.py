@@ -86,7 +86,8 @@ class Session:
         file, settings = self.folder / name, self.recipe.for_files()
         if self.recipe.model.anchors:  # which no file of settings has; later commands need the plan, not the anchors
             assert self.config is not None, "anchors are planned before they are built"
-            plan = paths_for_file({**self.config.to_dict(), "recipe": self.config.recipe}, file)
+            source = {} if self.recipe.model.pretrained else {"pretrained": False}
+            plan = paths_for_file({**self.config.to_dict(), "recipe": {**self.config.recipe, **source}}, file)
             write_text(self.folder / PLAN, json.dumps(plan, indent=2) + "\n")
             settings["stitch_config"] = PLAN
         settings = paths_for_file(settings, file) | {"output": for_file(self.recipe.run.output, file)}

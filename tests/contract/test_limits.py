@@ -1,28 +1,39 @@
 """Every number in a file has two limits, whoever wrote it; and no file makes this machine ask a server."""
 
 import importlib
+import io
 import json
+import os
 import pkgutil
 import re
+import tarfile
 
 import pytest
 import timm
 import torch
 from huggingface_hub import constants
+from PIL import Image
 from pydantic import TypeAdapter
 
 import stitchkit
 import stitchnet
+from stitchkit.assembly.parts.network import check_network
+from stitchkit.assembly.parts.pretrained import WholeNetwork
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.data.loader_processes import workers_for
 from stitchkit.data.timm_readers import num_names, open_timm
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.networks.create import create_anchor, load_model
-from stitchkit.settings.by_name import checked_of_file
+from stitchkit.networks.trained_with import TrainedWith
+from stitchkit.settings.by_name import checked_of_file, make_recipe
+from stitchkit.settings.combinations import check
 from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.schema import Settings
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.description import build
+from stitchkit.training.checkpoint import FORMAT, check_header
+from stitchkit.training.optim import create_schedule
 from tests.commands import refused
 from tests.jobs import job_config, write_job
 from tests.support import mostly_full, pico_config, write_config
@@ -143,17 +154,37 @@ def test_more_loader_processes_than_cores_can_serve_are_refused(monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"depth": 1_000_000}, {"embed_dim": 10**7}, {"mlp_ratio": 1e9}, {"img_size": 99_999}, [], {"depth": 1e400}],
+    [{"depth": 1_000_000}, {"embed_dim": 10**7}, {"mlp_ratio": 1e9}, {"img_size": 99_999}, [1], {"depth": 1e400}],
     ids=str,
 )
 def test_the_folder_of_a_model_has_the_limits_of_kwargs(arguments, tmp_path):
     config = {
         "architecture": "vit_tiny_patch16_224",
         "pretrained_cfg": {"num_classes": 4},
-        "model_args": arguments or [1],
+        "model_args": arguments,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError):
+        stitchkit.create_model(f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        {"pretrained_cfg": {"num_classes": 10**8}},
+        {"pretrained_cfg": {"num_classes": 4}, "num_classes": 10**8},
+        {"num_classes": 10**8},
+        {"pretrained_cfg": {"num_classes": -5}},
+        {"pretrained_cfg": {"input_size": [3, 99_999, 99_999], "fixed_input_size": True}},
+        {"pretrained_cfg": {"input_size": [10**7, 224, 224]}},
+        {"pretrained_cfg": {"input_size": None}},
+        {"pretrained_cfg": [1]},
+    ],
+    ids=str,
+)
+def test_so_has_its_description_of_weights(description, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", **description}))
+    with pytest.raises(InputError, match=r"sets (num_classes|in_chans) to|input_size|pretrained_cfg is \[1\]"):
         stitchkit.create_model(f"local-dir:{tmp_path}")
 
 
@@ -177,6 +208,111 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_built():
 def test_models_of_torchvision_have_the_same_limits():
     with pytest.raises(InputError, match="sets mlp_ratio to 1e"):
         load_model("torchvision/vit_b_16", pretrained=False, mlp_ratio=1e9)
+    with pytest.raises(InputError, match=r"has [\d,]+ GiB of weights, and this machine"):
+        load_model("torchvision/resnet50", pretrained=False, width_per_group=60_000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"lr_cycle_mul": 1000, "lr_cycle_limit": 1000}, "timm cannot compute this schedule"),
+        ({"lr_k_decay": 1000}, "timm cannot compute this schedule"),
+        ({"sched": "step", "decay_rate": 1e9, "decay_epochs": 1, "epochs": 300}, "timm cannot compute this schedule"),
+        ({"lr_cycle_decay": 1e9, "lr_cycle_limit": 1000, "epochs": 2}, "timm cannot compute this schedule"),
+        ({"lr_cycle_mul": 0.5, "cooldown_epochs": 300, "warmup_epochs": 0}, "timm cannot compute this schedule"),
+        ({"lr_cycle_mul": 2, "lr_cycle_limit": 40}, "at most 1,000,000 are trained"),
+        ({"epochs": 10**9}, "at most 1,000,000 are trained"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("on_updates", [False, True])
+def test_a_schedule_that_cannot_be_computed_is_refused(settings, words, on_updates):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(InputError, match=words):
+        create_schedule(make_recipe({**settings, "sched_on_updates": on_updates}), optimizer, updates_per_epoch=10)
+
+
+def test_noise_that_would_be_drawn_for_ever_is_refused():
+    noise = {"lr_noise": [0.0], "lr_noise_std": 1e9, "lr_noise_pct": 1e-6}
+    with pytest.raises(InputError, match=r"--lr-noise-std is 1000000000\.0, and noise beyond --lr-noise-pct 1e-06"):
+        check(make_recipe({"model": "resnet18", "data_dir": "x", **noise}))
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (["BaseBlock", {"SimpleAdapter": {"in_format": ["img", [8, 10**9, 10**9]]}}], "does not suit img"),
+        (["BaseBlock", {"Function": {"name": "relu", "in_format": ["img", [10**5, 10**5]]}}], "numbers for each image"),
+        (["BaseBlock", {"Function": {"name": "interpolate", "size": [10**5, 10**5]}}], "numbers for each image"),
+        (["BaseBlock", {"ClassifierHead": {"pooled_size": [8192, 8192], "num_classes": 10**5}}], "GiB of weights, and"),
+    ],
+    ids=str,
+)
+def test_parts_of_a_job_multiply_within_limits(parts, words):
+    parts = [{"BaseBlock": {"channels": 8}} if part == "BaseBlock" else part for part in parts]
+    spec = NetworkSpec(tuple(PartSpec.parse(part, "assembly") for part in parts))
+    with pytest.raises(InputError, match=words):
+        check_network(spec, num_classes=3, input_size=(3, 32, 32))
+
+
+@pytest.mark.parametrize("size", [[3, 99_999, 99_999], [10**6, 8, 8], [3, 0, 8], [3, 8], "x"], ids=str)
+def test_sizes_in_checkpoints_have_limits(size):
+    content = {"format": FORMAT, "state_dict": {}, "optimizer": {}, "opt": "sgd", "epoch": 0, "stitch_config": None}
+    content |= {"metric": 1.0, "history": {0: 1.0}}
+    check_header({**content, "input_size": [3, 8, 8], "num_classes": 4}, None, "a.pth")
+    for wrong in ({"input_size": size}, {"num_classes": 10**6}):
+        with pytest.raises(InputError, match=r"'a.pth' is damaged: (input_size|num_classes)"):
+            check_header({**content, **wrong}, None, "a.pth")
+    assert TrainedWith.read({"input_size": size}, "a.pth").input_size is None
+    assert TrainedWith.read({"input_size": [3, 8, 8]}, "a.pth").input_size == (3, 8, 8)
+
+
+def write_shards(folder, **changes):
+    """A folder with a shard of one image, and what its `_info.json` says of it."""
+    with tarfile.open(folder / "a.tar", "w") as shard:
+        for suffix, content in (("png", png()), ("cls", b"0")):
+            member = tarfile.TarInfo(f"0.{suffix}")
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+    split = {"num_samples": 1, "filenames": ["a.tar"], "shard_lengths": [1], "name": "train", **changes}
+    (folder / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
+
+
+def png():
+    """An image as a file."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_samples": 10**30},
+        {"num_samples": "x"},
+        {"num_samples": -1},
+        {"filenames": "a.tar"},
+        {"filenames": [1]},
+        {"filenames": ["a.tar"] * 1_000_001},
+        {"filenames": ["../a.tar"]},
+        {"filenames": ["/a.tar"]},
+        {"shard_lengths": [10**30]},
+        {"shard_lengths": [0.5]},
+    ],
+    ids=lambda changes: str(changes)[:40],
+)
+def test_what_a_stream_says_of_itself_has_limits(changes, tmp_path):
+    write_shards(tmp_path)
+    assert len(open_timm("wds/x", root=str(tmp_path), split="train").reader.split_info.filenames) == 1
+    write_shards(tmp_path, **changes)
+    with pytest.raises(InputError):
+        open_timm("wds/x", root=str(tmp_path), split="train")
+
+
+def test_a_pipe_in_place_of_what_a_stream_says_makes_nobody_wait(tmp_path):
+    os.mkfifo(tmp_path / "_info.json")
+    with pytest.raises(InputError, match=r"_info\.json' is not a file"):
+        open_timm("wds/x", root=str(tmp_path), split="train")
 
 
 ABOUT = {
@@ -249,8 +385,9 @@ def test_a_checkpoint_and_python_ask_no_server_either(no_server):
             read(content)
 
 
-def test_a_model_in_the_cache_is_built_without_a_server(no_server):
-    folder = no_server / "cache/models--good--model"
+def cached(folder):
+    """A model on the Hub with its description alone in the cache; the description, and its folder."""
+    folder /= "cache/models--good--model"
     snapshot = folder / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     (folder / "refs").mkdir()
@@ -261,6 +398,45 @@ def test_a_model_in_the_cache_is_built_without_a_server(no_server):
         "model_args": {"depth": 2, "embed_dim": 12},
     }
     (snapshot / "config.json").write_text(json.dumps(config))
+    return config, snapshot
+
+
+def test_no_file_makes_a_command_fetch_the_weights_of_a_model_whose_description_is_cached(images, no_server, capsys):
+    _, snapshot = cached(no_server)
+    name, advice = "hf-hub:good/model", "whose weights are not in this machine's cache"
+    anchors = {"anchors": [name, {"name": name, "label": "b"}]}
+    with pytest.raises(InputError, match=advice):
+        stitchkit.create_snnet({**pico_config(), **anchors}, pretrained=True)
+    for content in ({"model": name, "pretrained": True}, {"teacher_model": name}):
+        with pytest.raises(InputError, match=advice):
+            checked_of_file(content)
+    with pytest.raises(InputError, match=advice):
+        WholeNetwork(model_name=name, num_classes=4)
+    recipe = no_server / "recipe.yml"
+    recipe.write_text(f"model: '{name}'\n")
+    assert advice in refused(capsys, "train", images, "-c", recipe, "--pretrained", "--dry-run")
+    stitchkit.StitchConfig.parse({**pico_config(), **anchors, "recipe": {"pretrained": False}})
+    (snapshot / "model.safetensors").write_text("")
+    stitchkit.StitchConfig.parse({**pico_config(), **anchors})
+
+
+def test_what_is_fetched_has_the_limits_of_a_folder(monkeypatch, tmp_path):
+    config, snapshot = cached(tmp_path)
+    config["model_args"]["depth"] = 10**6
+    (snapshot / "config.json").write_text(json.dumps(config))
+
+    def fetch(*_, **__):
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("stitchkit.networks.hub_weights.check_reachable", lambda _: None)
+    monkeypatch.setattr("stitchkit.networks.hub_weights.hf_hub_download", fetch)
+    with pytest.raises(InputError, match="more than 1000 blocks"):
+        stitchkit.create_model("hf-hub:good/model")
+
+
+def test_a_model_in_the_cache_is_built_without_a_server(no_server):
+    config, snapshot = cached(no_server)
     assert checked_of_file({"model": "hf-hub:good/model"}) == {"model": "hf-hub:good/model"}
     assert len(stitchkit.create_model("hf-hub:good/model").blocks) == 2
     config["model_args"]["depth"] = 10**6

@@ -57,7 +57,7 @@ FOUND = {
     "output map": [b"cat: !include /dev/zero\n"],
     "output map, CSV": [b"class,output,output\ncat,1,2\n"],
     "journal": [b'[["settings"], {"--top": 1, "--top": 2}]\n'],
-    "class map": [b"\x80a\nb\n", b"a\nb\na\n"],
+    "class map": [b"\x80a\nb\n", b"a\nb\na\n", b"9" * 5000],
     "sweep of heads by encoders": [b"ft_configs: [" + b"x" * 300 + b"]\n"],
     "search": [
         b"job: base.yml\nmethod: random\nmetric: {name: Loss}\nrun_cap: 1000000\nparameters: {lr: {value: 1}}\n",

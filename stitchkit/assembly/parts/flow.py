@@ -17,6 +17,9 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.networks.layout import Layout, convert
 from stitchkit.networks.mode import evaluating
 
+_MOST_NUMBERS = 2**31
+"""Of one tensor of one image: 8 GiB."""
+
 
 @dataclass(frozen=True)
 class PassingTensor:
@@ -24,6 +27,11 @@ class PassingTensor:
 
     value: Any
     format: Layout | None
+
+    def __post_init__(self) -> None:
+        for value in self.value if isinstance(self.value, list | tuple) else [self.value]:
+            if isinstance(value, torch.Tensor) and value[:1].numel() > _MOST_NUMBERS:
+                raise InputError(f"{list(value.shape[1:])} are more than {_MOST_NUMBERS:,} numbers for each image")
 
     @property
     def tensor(self) -> torch.Tensor:

@@ -21,7 +21,7 @@ from stitchkit.networks.layout import Layout
 from stitchkit.networks.trained_with import note, noted
 from stitchkit.networks.weights import read_checkpoint, weights_of
 from stitchkit.settings.fields import Classes
-from stitchkit.settings.hub_names import ModelName
+from stitchkit.settings.hub_names import ModelName, hub_fault
 from stitchkit.settings.schema import LocalPath
 
 CONVNET = "convnet"
@@ -148,6 +148,8 @@ def _model(
         model: nn.Module = ConvNet(**arguments)
     else:
         pretrained = pretrained and path is None
+        if pretrained and (fault := hub_fault(name, weights=True)):
+            raise InputError(f"'{name}' {fault}")
         model = load_model(name, backend=backend, pretrained=pretrained, num_classes=num_classes, **arguments)
     if path is not None:
         content = read_checkpoint(path)

@@ -50,7 +50,7 @@ _HEADER: Mapping[str, rules.Schema] = {
 }
 _PREPARATION: Mapping[str, rules.Schema] = {
     "image": rules.each(rules.table(rules.text, rules.plain)),
-    "input_size": [rules.whole(1)] * 3,
+    "input_size": rules.image_size,
 }
 """What older checkpoints do not have."""
 

@@ -76,6 +76,11 @@ def _hub(folder: Path) -> list[Seed]:
     return [Seed(json.loads((folder / "config.json").read_text()), JSON)]
 
 
+_MODEL = {
+    "architecture": "vit_tiny_patch16_224", "num_classes": 4, "model_args": {"depth": 1, "embed_dim": 12},
+    "pretrained_cfg": {"num_classes": 4, "input_size": [3, 32, 32], "fixed_input_size": True, "first_conv": "a"},
+}  # fmt: skip
+
 READERS = {
     "checkpoint": Reader("fuzzed.pth", _checkpoint(is_zip=True), read_checkpoint),
     "checkpoint as an anchor": Reader("fuzzed.pth", _checkpoint(is_zip=True), anchor_source),
@@ -88,5 +93,8 @@ READERS = {
         lambda text: len(text).to_bytes(8, "little") + text + _header_and_weights()[1],
     ),
     "description of an ONNX file": Reader("fuzzed.onnx", _about, lambda path: open_predictor(str(path)), _onnx),
+    "folder of a model": Reader(
+        "config.json", [Seed(_MODEL, JSON)], lambda path: stitchkit.create_model(f"local-dir:{path.parent}")
+    ),
     "folder of the hub": Reader("config.json", _hub, lambda path: stitchkit.HubSNNet.from_pretrained(path.parent)),
 }

@@ -118,6 +118,14 @@ def _continue_search(path: Path) -> None:
 
 
 _TRAIN = {"dataset": "x", "data_preprocessing": {"image_size": 16}, "epochs": 2, "batch_size": 8, "seed": 3}
+
+
+def _shards(folder: Path) -> list[Seed]:
+    (folder / "a.tar").touch()
+    split = {"num_samples": 1, "filenames": ["a.tar"], "shard_lengths": [1], "name": "train", "alt_label": ""}
+    return [Seed({"splits": {"train": split}}, JSON)]
+
+
 _CARD = {"configs": [{"config_name": "a", "data_files": [{"split": "train", "path": "x.parquet"}]}]}
 _FLAGS = [
     "x --model resnet18 --model-kwargs img_size=32 depth=[1,2] --opt adamw --lr 1e-3 -b 8",
@@ -163,6 +171,9 @@ READERS = {
         [Seed(_CARD, SETTINGS)],
         lambda path: _check_card(path.parent),
         lambda text: b"---\n" + text + b"\n---\n",
+    ),
+    "what a stream says of itself": Reader(
+        "_info.json", _shards, lambda path: open_dataset(Source("wds/x", path.parent), "train")
     ),
     "flags of train": Reader("arguments", [Seed(one.replace(" ", "\n").encode()) for one in _FLAGS], _check_flags),
 }
