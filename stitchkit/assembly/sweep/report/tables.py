@@ -15,10 +15,10 @@ from stitchkit.assembly.sweep.check import check_folder
 from stitchkit.assembly.sweep.cluster import states
 from stitchkit.assembly.sweep.launch import counts
 from stitchkit.assembly.sweep.worker import SweepJob
-from stitchkit.assembly.train.result import read_metadata
+from stitchkit.assembly.train.result import read_figures, read_metadata
 from stitchkit.engine.lock import locked
 from stitchkit.errors import InputError, one_line
-from stitchkit.files import check_regular, replacing
+from stitchkit.files import replacing
 from stitchkit.measure.figure import save_figure
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import parse
@@ -147,9 +147,8 @@ def _rows(job: SweepJob, about: dict[str, object]) -> pd.DataFrame:
     import pandas as pd
 
     file = _figures(job)
-    check_regular(file)
+    raw = read_figures(file) if file.exists() else pd.DataFrame({"Epoch": [pd.NA]})
     try:
-        raw = pd.read_csv(file) if file.exists() else pd.DataFrame({"Epoch": [pd.NA]})
         raw = raw[[name for name in raw if name in _COLUMNS or _TESTED.match(name)]].apply(pd.to_numeric)
         figures = raw.rename(columns=_COLUMNS).reindex(columns=[*_COLUMNS.values()])
         figures = figures.astype({"epoch": "Int64", "step": "Int64"})
