@@ -19,6 +19,8 @@ FIRST_COLUMNS = (
     *("Proc Mem", "GPU Mem"),
 )
 
+IMAGES = "images_sha256"
+"""The key of the test sets and the digests of their images in the metadata."""
 Row = dict[str, float]
 """The figures of an epoch, by column; a job has one row per epoch, and one for epoch 0."""
 
