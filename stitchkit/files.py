@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import logging
 import os
 import shutil
@@ -62,13 +63,19 @@ def check_regular(path: Path) -> None:
         raise InputError(f"'{path}' is not a file; check the path")
 
 
-def read_table(path: Path) -> dict[str, list[str]]:
-    """The columns of a CSV file by name; cells that a line lacks at its end are empty."""
+def read_table(path: Path, *, grows: bool = False) -> dict[str, list[str]]:
+    """The columns of a CSV file by name; cells that a line lacks at its end are empty.
+
+    Of a file that `grows`, an unfinished last line is dropped.
+    """
     check_regular(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            table = csv.DictReader(file, restval="")
-            rows, head = list(table), [*(table.fieldnames or ())]
+        content = path.read_bytes()
+        if grows and not content.endswith(b"\n"):
+            content = content[: content.rfind(b"\n") + 1]
+            say_unfinished(path)
+        table = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""), restval="")
+        rows, head = list(table), [*(table.fieldnames or ())]
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}; check the path") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -99,13 +106,10 @@ def say_unfinished(path: Path) -> None:
 
 
 def descriptor(path: str | Path, flags: int) -> int:
-    """Open a file like `os.open`."""
-    try:
-        return os.open(path, flags | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            refuse_link(Path(path))
-        raise
+    """Open a regular file like `os.open`; a named pipe would make this program wait."""
+    refuse_link(Path(path))
+    check_regular(Path(path))
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def check_folder_of(path: Path) -> None:

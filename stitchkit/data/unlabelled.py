@@ -8,6 +8,7 @@ resumed run agree, wherever the images lie.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from stitchkit.display import counted, listed
 from stitchkit.errors import InputError
 
 _EVERY, _MOST = 20, 5_000
+_TRAINED, _JUDGED = (
+    re.compile(f"({'|'.join(names)})(set)?(?![a-z])", re.IGNORECASE)
+    for names in (names_of("train"), [*names_of("validation"), "testing"])
+)
+"""What names of splits begin with, as `val2017` or `testset`."""
 
 
 class UnlabelledReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
@@ -58,9 +64,9 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
         paths, notes = image_files(folder, suffixes)
         return _opened(folder, paths, notes + (_unused(place) if published_part(split) == "train" else ""))
     root = place.parent if is_list(place) else place
-    if not is_list(place):
-        _check_no_other_splits(place)
     paths, notes = _read_list(place, suffixes) if is_list(place) else image_files(place, suffixes)
+    if not is_list(place):
+        _check_no_other_splits(place, paths)
     if len(paths) < 2:
         raise InputError(f"'{place}' has 1 image; one in {_EVERY} is held out for validation, so give at least 2")
     trained, held_out = hold_out(paths)
@@ -87,15 +93,17 @@ def _find_split(root: Path, split: str) -> Path | None:
     return folder
 
 
-def _check_no_other_splits(root: Path) -> None:
-    """Refuse a folder whose splits are spelled in capitals or lie one folder deeper: all would be trained on."""
-    trained, judged = {*names_of("train")}, {*names_of("validation")}
-    for parent in (root, *(place for place in sorted(root.glob("*/")) if place.is_dir())):
-        folders = {place.name.lower(): place for place in parent.glob("*/") if place.is_dir()}
-        if folders.keys() & trained and (splits := folders.keys() & judged):
+def _check_no_other_splits(root: Path, images: Sequence[str]) -> None:
+    """Refuse a folder in which, at any depth, folders look like splits of other names: all would be trained on."""
+    inner = {Path(folder) for folder in {os.path.dirname(image) for image in images}}
+    parents = {root, *(parent for folder in inner for parent in folder.parents if root in parent.parents)}
+    for folders in ([*filter(Path.is_dir, parent.iterdir())] for parent in sorted(parents)):
+        trained = sorted(folder for folder in folders if _TRAINED.match(folder.name))
+        judged = sorted(folder for folder in folders if _JUDGED.match(folder.name))
+        if trained and judged:
             raise InputError(
-                f"'{folders[min(splits)]}' looks like a split, but not of '{root}'; give the folder with train/ and "
-                "validation/, in lower case, or rename it if it is none"
+                f"'{trained[0]}' and '{judged[0].name}' look like splits, which must be named train/ and validation/; "
+                "rename them and give the folder that holds them, or rename one that is no split"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from html import escape
@@ -81,10 +82,10 @@ def read_ledgers(
     Unreliable latencies are left out unless they are allowed. The metric is as in `metric_of`.
     """
     places = [Path(path) for path in paths]
-    if len({place.resolve() for place in places}) < len(places):
+    if len({os.path.realpath(place) for place in places}) < len(places):
         raise InputError("a ledger is given twice; give each once")
     network = _network(stitch_config) if stitch_config else None
-    names = [place.resolve().parent.name if place.stem == _RUN else place.stem for place in places]
+    names = [Path(os.path.realpath(place)).parent.name if place.stem == _RUN else place.stem for place in places]
     if len(set(names)) < len(names):
         names = [str(place) for place in places]
     ledgers = [read_rows(place) for place in places]
@@ -194,10 +195,10 @@ def _training(folder: Path) -> dict[str, object]:
 
 
 def _columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
-    """The columns of a CSV file; none if there is no such file."""
+    """The columns of a CSV file of a run; none if there is no such file."""
     if not path.is_file():
         return {}
-    table = read_table(path)
+    table = read_table(path, grows=True)
     for key in needed if table else ():
         if key not in table:
             raise InputError(f"'{path}' has no column '{key}'; move it away to leave training out of the report")

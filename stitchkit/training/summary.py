@@ -44,7 +44,7 @@ def changes_of(scores: Mapping[str, Score], alone: Mapping[str, float]) -> dict[
 
 def read_summary(folder: Path) -> list[dict[str, float | None]]:
     """The rows of `summary.csv` by column; None for an empty cell."""
-    columns = read_table(folder / _NAME)
+    columns = read_table(folder / _NAME, grows=True)
     return [dict(zip(columns, map(_number, cells), strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import signal
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import torch
 import stitchkit
 import stitchnet
 from stitchkit.assembly.sweep.config import load_sweep
+from stitchkit.assembly.train import result
 from stitchkit.cli import main
 from stitchkit.data.dense.pairs import open_pairs
 from stitchkit.data.folders import open_images
@@ -22,10 +24,11 @@ from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.scenes import write_scenes
 from stitchkit.data.source import Source
 from stitchkit.data.timm_readers import open_timm
+from stitchkit.engine.lock import is_held, locked
 from stitchkit.errors import InputError
 from stitchkit.evidence.size import SIZES
 from stitchkit.evidence.study import Study
-from stitchkit.files import read_table
+from stitchkit.files import opened, read_table
 from stitchkit.measure.evaluate import PartialAnswers
 from stitchkit.measure.intervals import by_image_beside
 from stitchkit.measure.ledger import read_rows
@@ -33,6 +36,7 @@ from stitchkit.measure.ledger_origin import read_origin
 from stitchkit.measure.statistics_file import load_statistics
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.recipe import Recipe
+from stitchkit.ship.report import read_ledgers
 from stitchkit.training.summary import cut_summaries
 from stitchnet.data import read_image
 from stitchnet.journal import Journal
@@ -218,7 +222,7 @@ def test_hostile_files_that_pages_and_exports_read(images, made, tmp_path, capsy
         ("losses.csv", report),
     ):
         for content in (hostile_yaml(made).encode(), pickle.dumps(Hostile(made))):
-            (tmp_path / name).write_bytes(content)
+            (tmp_path / name).write_bytes(content + b"\n")  # an unfinished line would be dropped
             assert main([*map(str, command)]) == 2, (name, content)
             assert capsys.readouterr().err.splitlines()[-1].startswith("stitchkit: error: "), name
         (tmp_path / name).unlink()
@@ -379,8 +383,7 @@ def test_hostile_statistics_beside_a_ledger(made, tmp_path):
 READERS = {
     "stitchkit/files.py": test_a_hostile_output_map,
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
-    "stitchkit/assembly/sweep/report/tables.py": test_hostile_files_of_a_sweep,
-    "stitchkit/assembly/sweep/kinds/search.py": test_a_hostile_journal_of_a_search,
+    "stitchkit/assembly/train/result.py": test_hostile_files_of_a_sweep,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/by_image.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/statistics_file.py": test_hostile_statistics_beside_a_ledger,
@@ -409,6 +412,10 @@ PIPES = {
     "stitches_res.txt.part0": read_part,
     "stitches_res.yaml": lambda path: read_origin(path.with_suffix(".txt"), advice="move it"),
     "summary.csv": lambda path: cut_summaries(path.parent, 1),
+    "log.txt": lambda path: opened(path, "a"),
+    ".train.lock": is_held,
+    ".eval.lock": lambda path: ExitStack().enter_context(locked(path)),
+    "result.csv": lambda path: result.read_figures(path),
     "per_class.csv": read_table,
     "compose.jsonl": Journal,
     "net.json": lambda path: stitchnet.load(path.parent),
@@ -425,6 +432,12 @@ def test_a_pipe_in_a_folder_does_not_make_a_reader_wait(name, tmp_path):
             PIPES[name](tmp_path / name)
     finally:
         signal.alarm(0)
+
+
+def test_a_ledger_that_links_to_itself_is_refused(tmp_path):
+    (tmp_path / "stitches_res.txt").symlink_to(tmp_path / "stitches_res.txt")
+    with pytest.raises(InputError, match="does not exist"):
+        read_ledgers([tmp_path / "stitches_res.txt"])
 
 
 def test_a_pipe_among_images_is_refused(tmp_path):

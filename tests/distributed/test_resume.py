@@ -194,6 +194,7 @@ def test_an_unfinished_last_line_of_a_summary_is_dropped(text, kept, tmp_path, c
     """Its figure may be cut off, as 0.5 to 0., and the checkpoint after it complete."""
     path = tmp_path / "summary.csv"
     path.write_text(text)
+    assert len(read_summary(tmp_path)) == len((kept or [])[1:]), "nor is it shown before a run resumes"
     cut_summaries(tmp_path, 2)
     assert (path.read_text().split() if path.exists() else None) == kept
     assert f"the last line of '{path}' is dropped" in caplog.text

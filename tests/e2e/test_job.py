@@ -97,6 +97,21 @@ def test_settings_and_metadata_are_beside_the_result(trained):
     assert all(isinstance(value, str | int) for value in metadata.values()), "the published scripts hash them"
 
 
+def test_figures_of_a_job_are_of_one_set_of_images(tmp_path, capsys):
+    """Neither a resumed job nor another seed is judged on images that have changed since."""
+    images = write_images(tmp_path / "images", train=4, validation=2)
+    path = write_job(tmp_path, job_config(images, epochs=1))
+    out = tmp_path / "out"
+    command = ["job", "-c", path, "-o", out, "--save-checkpoints", "--no-pretrained"]
+    assert main([*map(str, command)]) == 0
+    picture = next(images.glob("validation/*/0.png"))
+    Image.new("RGB", (16, 16)).save(picture)
+    seed = ["-c", out / "config.yml", "-o", out / "result-2", "--metrics-output", out / "result-2.pkl"]  # as in a sweep
+    for further in (["--epochs", "2", "--resume", "auto"], seed):
+        assert main([*map(str, [*command, *further])]) == 2
+        assert "has figures of other test images: they have changed since" in capsys.readouterr().err
+
+
 def test_of_frozen_parts_only_statistics_move(trained):
     _, out, _ = trained
     first, last = (weights(out / name) for name in ("model-0.pth", "checkpoint.pth"))

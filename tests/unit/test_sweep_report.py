@@ -318,3 +318,11 @@ def test_nothing_to_report(tmp_path):
         collect(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         collect(tmp_path / "nowhere")
+
+
+def test_a_report_says_that_images_changed_between_jobs(tmp_path, caplog):
+    for number, digests in enumerate(("pets 1a, cars 2b", "cars 2b", "pets 1a, cars 3c")):
+        write_result(tmp_path, f"job{number}", {"arch": "a", "images_sha256": digests}, [0.5])
+    sweep_report(tmp_path)
+    assert "the test images of 'cars' changed between the jobs 'job0' and 'job2'" in caplog.text
+    assert "images_sha256" not in (tmp_path / "results.csv").read_text()

@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 import torch.distributed as dist
-from PIL import Image
 
 from stitchkit.data.decoding import Decoding
 from stitchkit.data.labelled_images import image_names
@@ -351,12 +350,26 @@ def test_an_export_is_compared_on_them(photos, tmp_path):
     assert len(sample_images(trained, 8, train=True)[0]) == 8
 
 
-@pytest.mark.parametrize("place", ["Train Validation", "data/train data/val"])
-def test_splits_in_capitals_or_one_folder_deeper_are_refused(place, tmp_path):
-    """Their validation images were trained on."""
-    for folder in place.split():
-        (tmp_path / folder).mkdir(parents=True)
+@pytest.mark.parametrize(
+    "places",
+    [
+        "Train Validation",
+        "data/train data/val",
+        "train2017 val2017",
+        "a/b/c/trainset a/b/c/testset",
+        "train val_images",
+    ],
+)
+def test_folders_that_look_like_splits_are_not_one_pile(places, tmp_path):
+    """Their validation images were trained on, as those of COCO."""
+    for folder in places.split():
         for number in range(3):
-            Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{number}.png")
-    with pytest.raises(InputError, match="looks like a split"):
+            archives.save(tmp_path / folder / f"{number}.png")
+    with pytest.raises(InputError, match="look like splits, which must be named train/ and validation/"):
         open_dataset(Source("", tmp_path, needs_labels=False), "train")
+
+
+def test_photos_of_trains_and_valleys_are_one_pile(tmp_path):
+    for name in ("trains", "valleys", "train", "tests"):
+        archives.save(tmp_path / f"photos/{name}/1.png")
+    assert sum(map(len, both(tmp_path))) == 4

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stitchkit.errors import InputError
-from stitchkit.files import replacing, write_text
+from stitchkit.errors import InputError, one_line
+from stitchkit.files import check_regular, replacing, write_text
 from stitchkit.settings.files import read_settings_file, settings_text
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ FIRST_COLUMNS = (
     *("Proc Mem", "GPU Mem"),
 )
 
+IMAGES = "images_sha256"
+"""The key of the test sets and the digests of their images in the metadata."""
 Row = dict[str, float]
 """The figures of an epoch, by column; a job has one row per epoch, and one for epoch 0."""
 
@@ -41,6 +43,17 @@ def write_frame(result: Path, rows: list[Row]) -> None:
     frame = _frame(rows)
     with replacing(result) as draft:
         frame.set_axis(frame["Step"].tolist()).to_pickle(draft)
+
+
+def read_figures(path: Path) -> pd.DataFrame:
+    """The rows that `write_rows` wrote."""
+    import pandas as pd
+
+    check_regular(path)
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"'{path}' is not a table of results: {one_line(error)}; move it away") from error
 
 
 def update_metadata(path: Path, content: Mapping[str, object], *, writer: str = "") -> None:

@@ -20,9 +20,10 @@ from stitchkit.assembly.config.job_settings import WRITTEN
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
 from stitchkit.assembly.train.columns import TRAIN_LOSS, accuracy_names, trained_column
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
-from stitchkit.assembly.train.result import Row, update_metadata, write_frame, write_rows
+from stitchkit.assembly.train.result import IMAGES, Row, read_metadata, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
 from stitchkit.assembly.train.testing import Evaluator
+from stitchkit.data.identity import images_digest
 from stitchkit.display import counted
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.epoch_state import Position
@@ -112,6 +113,7 @@ def _find_resume(config: JobConfig, files: JobCheckpoints, result: Path, world: 
 def _run(job: Job, files: JobCheckpoints) -> None:
     config, world, trainer = job.config, job.world, job.trainer
     start, position = _begin(job, files)
+    job.metadata[IMAGES] = from_primary(world, lambda: _digests(job))
     evaluator = Evaluator(job)
     if world.is_primary:
         files.clear()
@@ -152,6 +154,20 @@ def _run(job: Job, files: JobCheckpoints) -> None:
         write_frame(job.paths.result, job.rows)
     tracking.finish()
     _logger.info("done; the result is %s", job.paths.result)
+
+
+def _digests(job: Job) -> str:
+    """Each test set and the digest of its images, which those of earlier epochs and of other seeds must equal."""
+    # One text, because the published scripts use the metadata as the keys of a table.
+    digests = ", ".join(f"{task.config.name} {images_digest(task.test.dataset)}" for task in job.data)
+    others = {*job.paths.result.parent.glob("result*.csv")} - {job.paths.result.with_suffix(".csv")}
+    before = read_metadata(job.paths.metadata).get(IMAGES, digests) if job.rows or others else digests
+    if before != digests:
+        raise InputError(
+            f"'{job.paths.metadata.parent}' has figures of other test images: they have changed since, in names, "
+            "labels, sizes or content; choose another -o, or remove the folder"
+        )
+    return digests
 
 
 def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:

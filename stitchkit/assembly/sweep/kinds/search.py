@@ -20,6 +20,7 @@ from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.columns import planned_columns
+from stitchkit.assembly.train.result import read_figures
 from stitchkit.engine.lock import locked
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, refuse_link, replacing
@@ -246,9 +247,7 @@ class HyperSearch(Sweep):
 
     def _figure(self, runs: Sequence[SweepJob]) -> float:
         """The mean of the metric over runs, each in its last epoch."""
-        import pandas as pd
-
-        last = [pd.read_csv(run.result.with_suffix(".csv")).iloc[-1] for run in runs]
+        last = [read_figures(run.result.with_suffix(".csv")).iloc[-1] for run in runs]
         return sum(float(row[_chosen(self.file.metric.name, row.index)].mean()) for row in last) / len(last)
 
     def _report(self, study: Study, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +16,10 @@ from stitchkit.assembly.sweep.check import check_folder
 from stitchkit.assembly.sweep.cluster import states
 from stitchkit.assembly.sweep.launch import counts
 from stitchkit.assembly.sweep.worker import SweepJob
-from stitchkit.assembly.train.result import read_metadata
+from stitchkit.assembly.train.result import IMAGES, read_figures, read_metadata
 from stitchkit.engine.lock import locked
 from stitchkit.errors import InputError, one_line
-from stitchkit.files import check_regular, replacing
+from stitchkit.files import replacing
 from stitchkit.measure.figure import save_figure
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import parse
@@ -114,9 +115,24 @@ def collect(folder: str | Path) -> pd.DataFrame:
     }
     if not jobs:
         raise InputError(f"folder '{folder}' contains no jobs of a sweep; run one with stitchkit sweep -c FILE -o DIR")
+    _compare_images({job.path.name: str(about.get(IMAGES, "")) for job, about in jobs.items()})
     found = states([*jobs])
     tables = [_rows(job, about).assign(state=found[job]) for job, about in jobs.items()]
     return pd.concat(tables, ignore_index=True)
+
+
+def _compare_images(jobs: Mapping[str, str]) -> None:
+    """Warn of jobs whose test images changed between them, by the digests in the metadata of each."""
+    first: dict[str, tuple[str, str]] = {}
+    for job, digests in jobs.items():
+        for name, _, digest in (of.rpartition(" ") for of in digests.split(", ")):
+            other, before = first.setdefault(name, (job, digest))
+            if before != digest:
+                _logger.warning(
+                    "the test images of '%s' changed between the jobs '%s' and '%s': their figures cannot be compared",
+                    name, other, job,
+                )  # fmt: skip
+                return
 
 
 def _runs(place: Path) -> list[SweepJob]:
@@ -147,9 +163,8 @@ def _rows(job: SweepJob, about: dict[str, object]) -> pd.DataFrame:
     import pandas as pd
 
     file = _figures(job)
-    check_regular(file)
+    raw = read_figures(file) if file.exists() else pd.DataFrame({"Epoch": [pd.NA]})
     try:
-        raw = pd.read_csv(file) if file.exists() else pd.DataFrame({"Epoch": [pd.NA]})
         raw = raw[[name for name in raw if name in _COLUMNS or _TESTED.match(name)]].apply(pd.to_numeric)
         figures = raw.rename(columns=_COLUMNS).reindex(columns=[*_COLUMNS.values()])
         figures = figures.astype({"epoch": "Int64", "step": "Int64"})
@@ -163,5 +178,9 @@ def _rows(job: SweepJob, about: dict[str, object]) -> pd.DataFrame:
         "test_accuracy": 100 * raw.filter(regex="/Test Accuracy$").mean(axis=1),
         **{key: 100 * found.mean(axis=1) for key, name in _DENSE.items() if len((found := raw.filter(regex=name)).T)},
     }
-    plain = {key: value for key, value in about.items() if not isinstance(value, dict | list) and key not in figures}
+    plain = {
+        key: value
+        for key, value in about.items()
+        if not isinstance(value, dict | list) and key not in (IMAGES, *figures)
+    }
     return figures.assign(**{**plain, **own})
