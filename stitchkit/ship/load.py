@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from stitchkit.measure.ledger import LEDGER
+from stitchkit.measure.recalibrate import freezes_anchors
 from stitchkit.measure.statistics_file import load_statistics
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks import weights
-from stitchkit.training.checkpoint import freezes_anchors
 
 
 def load_checkpoint(

@@ -89,7 +89,8 @@ class Session:
 
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """Open the data and build the network."""
-    recipe = with_calibration(recipe, config)
+    content = read_alike(recipe.run.resume)[0] if config is not None and recipe.run.resume else {}
+    recipe = with_calibration(recipe, config, content)
     if recipe.dense.is_dense:
         return _open_dense(recipe, config, world)
     if source_of(recipe).download:
@@ -103,7 +104,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
     found = datasets.classes if uses_labels else ()
-    content = read_alike(recipe.run.resume)[0] if config is not None and recipe.run.resume and not found else {}
+    content = {} if found else content
     model = create_network(with_trained_classes(recipe, content), config, found)
     size, timm_model, weights = input_size(model, recipe), as_timm(model), None
     if not timm_model.num_classes and needs_classes and not (recipe.run.eval and isinstance(model, SNNet)):
@@ -111,7 +112,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
             "the network has no classifier and gives features, but training and evaluation need classes; give their "
             "number, such as --num-classes 10, or train without labels by --loss features"
         )
-    by_agreement = bool(recipe.run.eval and timm_model.num_classes) and not _labels_judge(
+    by_agreement = bool(recipe.run.eval and timm_model.num_classes) and not labels_judge(
         recipe, datasets, timm_model.num_classes, trained_classes(content)
     )
     needs_classes &= not by_agreement
@@ -127,7 +128,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     return Session(recipe, config, model, loaders, size, classes, weights, world, by_agreement)
 
 
-def _labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list[list[str]]) -> bool:
+def labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list[list[str]]) -> bool:
     """Whether an evaluation can judge answers by labels: there are some, and of the classes that the network knows.
 
     A network that learned from labels is refused later if they are of other classes.

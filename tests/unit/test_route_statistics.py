@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,17 @@ def test_without_statistics_there_is_one_warning(run, tmp_path):
     model(x, 4)
     stitchkit.load_checkpoint(model, checkpoint, ledger=folder / "resnet/stitches_res.txt")
     model(x, 3)
+
+
+def test_images_that_do_not_fit_leave_a_network_as_it_is():
+    model = family_snnet("resnet")
+    model.statistics = dict(renewed(model, [3], [pico_images(4, 64)]))
+    norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.training) for norm in norms]
+    with pytest.raises(RuntimeError, match="to have 3 channels"):
+        stitchkit.recalibrate(model, torch.zeros(8, 4, 64, 64))
+    assert [(norm.momentum, norm.training) for norm in norms] == before
+    assert model.has_statistics(3)
 
 
 @pytest.mark.parametrize(
@@ -235,6 +247,9 @@ def test_frozen_anchors_keep_their_statistics(images, tmp_path):
     command = ["train", str(images), "--stitch_config", str(config), *FLAGS, "--output", str(tmp_path)]
     assert main([*command, "--epochs", "1", "--preserve", "frozen"]) == 0
     checkpoint = str(tmp_path / "resnet/last.pth.tar")
+    command[1] = str(tmp_path / "without training images")
+    Path(command[1]).mkdir()
+    (Path(command[1]) / "validation").symlink_to(images / "validation")
     assert main([*command, "--eval", "--resume", checkpoint]) == 0
     assert not any("bn" in row for row in read_rows(tmp_path / "resnet/stitches_res.txt"))
     assert not (tmp_path / "resnet/stitches_res.statistics.safetensors").exists()
