@@ -318,6 +318,7 @@ class SNNet(RouteStatistics):
                 one image.
         """
         chosen = self.space.ids if cfg_ids is None else tuple(cfg_ids)
+        self.warn_of_shared_statistics(chosen, stacklevel=3)
         key = (chosen, memory, *filter(self.has_statistics, chosen))
         if key not in self._passes:  # kept, because each measures once how much memory an image takes
             self._passes[key] = OnePass(self, chosen, memory=memory)
