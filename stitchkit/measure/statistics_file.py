@@ -135,7 +135,7 @@ def check_statistics(known: Container[int], ledger: str | Path, rows: Iterable[R
     """Refuse a ledger with figures of statistics that are not known."""
     if lacking := without_statistics(known, rows):
         path = statistics_file(ledger)
-        where = "is of other weights or another evaluation" if path.is_file() else "does not exist"
+        where = "lacks them, or is of other weights or another evaluation" if path.is_file() else "does not exist"
         raise InputError(
             f"ledger '{ledger}' was measured with batch-norm statistics of single stitches, such as cfg_id "
             f"{lacking[0]}, but '{path}' {where}; copy it from the run, or move the ledger away and repeat --eval"

@@ -83,7 +83,7 @@ class RouteStatistics(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make a copy, whose weights count their changes anew."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.statistics = self._statistics
 
     def drop_statistics(self) -> None:

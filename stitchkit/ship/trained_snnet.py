@@ -106,8 +106,8 @@ def open_trained(
             `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
             training.
         cfg_id: The stitch that will be needed; an unknown one is refused before anything is loaded.
-        ledger: The ledger whose batch-norm statistics stitches get; by default, unless a number of portions is set,
-            that in the folder of the run, or beside the checkpoint, if it has any for these weights.
+        ledger: The ledger whose batch-norm statistics stitches get; by default that in the folder of the run, or beside
+            the checkpoint, if it has any for these weights, from as many portions as are set.
     """
     recipe, config = gather({**settings, "eval": True})
     if config is None:
@@ -137,11 +137,18 @@ def open_trained(
     image = data_config_of(given, model.input_size, {**model.pretrained_cfg, **trained.image})
     set_data_config(model, image)
     trained.say_unlike(model.pretrained_cfg)
-    nearby = [recipe.folder / LEDGER, Path(path).with_name(LEDGER)] if recipe.run.recalibrate_bn is None else []
+    nearby = [recipe.folder / LEDGER, Path(path).with_name(LEDGER)]
+    if (portions := recipe.run.recalibrate_bn) is not None:
+        nearby = [place for place in nearby if _portions_of(place) == portions]
     for place in nearby if ledger is None else [ledger]:
         if not model.statistics:
             load_statistics(model, place)
     return Trained(model.eval(), config, recipe, classes, digest, freezes_anchors(content))
+
+
+def _portions_of(ledger: Path) -> object:
+    """The `--recalibrate-bn` of a ledger; None without one, or if statistics competed."""
+    return read_origin(ledger, advice="remove it")["recalibrate_bn"] if origin_file(ledger).is_file() else None
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
@@ -204,7 +211,7 @@ def calibrate(trained: Trained, stitch: int) -> None:
             )  # fmt: skip
     finally:
         dist.destroy_process_group()
-    model.statistics = model.statistics | {cfg_id: each.statistics for cfg_id, each in found.items()}
+    model.statistics = {**model.statistics} | {cfg_id: each.statistics for cfg_id, each in found.items()}
 
 
 def _create_loaders(trained: Trained, world: World, *, by_agreement: bool) -> Loaders:

@@ -121,7 +121,8 @@ def own_statistics(
         _logger.info("batch-norm statistics of %s are renewed, as --recalibrate-bn says", counted(len(own), "route"))
         figures = {"bn": RENEWED, "recalibrate_bn": forced}
         return {cfg_id: BestStatistics(statistics, figures) for cfg_id, statistics in fresh.items()}
-    tried, held_out = candidates(model, fresh), islice(batches, PORTIONS)
+    tried = candidates(model, fresh)
+    held_out: Iterable[Any] = islice(batches, PORTIONS)
     if isinstance(model, DenseSNNet):
         found = best(tried, _dense_penalties(model, tried, held_out, recipe, autocast), LOSS)
     else:

@@ -74,6 +74,8 @@ def test_law_12_so_has_a_folder_of_the_hub(run, tmp_path):
     folder, config, command = run
     _, x, ledger = opened(run)
     model = stitchkit.HubSNNet.from_run(stitch_config=str(config), resume=command[-1])
+    by_settings = stitchkit.HubSNNet.from_run(config=str(folder / "resnet/eval_args.yaml"))
+    assert {*by_settings.statistics} == {*model.statistics} == {2, 3, 4, 5, 6}
     model.ledger = read_rows(folder / "resnet/stitches_res.txt")
     model.save_pretrained(tmp_path / "hub")
     again = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub").eval()
