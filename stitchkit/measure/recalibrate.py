@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -59,17 +60,29 @@ class BestStatistics:
     is_worse: bool = False
 
 
-def with_calibration(recipe: Recipe, config: StitchConfig | None) -> Recipe:
+def freezes_anchors(content: Mapping[str, object]) -> bool:
+    """Whether a checkpoint says that its anchors were not trained, so that their batch norms have given statistics."""
+    was_kept = content.get("preserve") in ("frozen", "lora")  # as checkpoints said before there was a word for it
+    return bool(content.get("frozen_anchors", was_kept))
+
+
+def with_calibration(
+    recipe: Recipe, config: StitchConfig | None, content: Mapping[str, object] = MappingProxyType({})
+) -> Recipe:
     """The recipe of an evaluation, which says whether stitched routes may get batch-norm statistics of their own.
 
-    What flags and configuration leave open stays open, so that statistics compete, if anchors or the head of dense
-    prediction have batch norms. Published configurations leave nothing open: they say 0.
+    What flags and configuration leave open stays open, so that statistics compete, if trained anchors or the head of
+    dense prediction have batch norms. Published configurations leave nothing open: they say 0.
+
+    Args:
+        content: The checkpoint, which says whether the anchors were trained.
     """
     if recipe.run.recalibrate_bn is not None or not recipe.run.eval:
         return recipe
     if config is not None:
         with torch.device("meta"):
-            networks = [create_network(spec, pretrained=False, checkpoints=False)[0] for spec in config.anchors]
+            trained = () if freezes_anchors(content) else config.anchors
+            networks = [create_network(spec, pretrained=False, checkpoints=False)[0] for spec in trained]
             networks += [] if recipe.dense.spec is None else [_head_of(recipe.dense.spec)]
         if any(map(batch_norms, networks)):
             return recipe
@@ -130,15 +143,17 @@ def _learning(
     depth would change what the norms see.
     """
     before = [(norm, norm.momentum) for norm in norms]
-    with evaluating(net):
-        for norm in norms:
-            norm.train()
-        for number, images in enumerate(portions, start=1):
+    try:
+        with evaluating(net):
             for norm in norms:
-                norm.momentum = 1 / number
-            yield images
-    for norm, momentum in before:
-        norm.momentum = momentum
+                norm.train()
+            for number, images in enumerate(portions, start=1):
+                for norm in norms:
+                    norm.momentum = 1 / number
+                yield images
+    finally:
+        for norm, momentum in before:
+            norm.momentum = momentum
 
 
 @torch.no_grad()
@@ -271,11 +286,15 @@ def recalibrate(
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
     first, rest = (torch.split(part, PORTION) for part in order[: renewing + judging].tensor_split([renewing]))
     place = next(model.parameters())
+    own = model.statistics  # which stay if the images do not fit
     model.drop_statistics()
-    cfg_ids = [cfg_id for cfg_id in model.space.ids if own_norms(model, cfg_id)]
-    portions = (every[part].to(place) for part in first)
-    tried = candidates(model, renewed(model, cfg_ids, portions))
-    judged = ((every[part].to(place), known[part].to(place.device)) for part in rest)
-    found = best(tried, *penalties(model, tried, judged))
-    model.statistics = {cfg_id: each.statistics for cfg_id, each in found.items()}
+    try:
+        cfg_ids = [cfg_id for cfg_id in model.space.ids if own_norms(model, cfg_id)]
+        portions = (every[part].to(place) for part in first)
+        tried = candidates(model, renewed(model, cfg_ids, portions))
+        judged = ((every[part].to(place), known[part].to(place.device)) for part in rest)
+        found = best(tried, *penalties(model, tried, judged))
+        own = {cfg_id: each.statistics for cfg_id, each in found.items()}
+    finally:
+        model.statistics = own
     return {cfg_id: str(each.figures["bn"]) for cfg_id, each in found.items()}

@@ -15,11 +15,12 @@ from safetensors.torch import save
 from stitchkit.errors import InputError
 from stitchkit.files import replacing
 from stitchkit.measure.ledger import Row, fault_of
+from stitchkit.measure.ledger_origin import origin_file
 from stitchkit.measure.recalibrate import FIGURES
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.statistics import Statistics, weights_digest
 from stitchkit.networks.weights import misfit
-from stitchkit.settings.files import unique_keys
+from stitchkit.settings.files import read_settings_file, unique_keys
 
 _FORMAT = "stitchkit statistics 1"
 _AGAIN = "remove it and its ledger, and repeat --eval"
@@ -46,15 +47,26 @@ def write_statistics(
         for name, value in statistics.items()
     }
     routes = {cfg_id: {"stitch": model.space[cfg_id].name, **figures} for cfg_id, (_, figures) in kept.items()}
-    about = {"format": _FORMAT, "weights_sha256": weights_digest(model), "origin": origin, "routes": routes}
+    about = {
+        "format": _FORMAT,
+        "weights_sha256": weights_digest(model.state_dict()),
+        "origin": origin,
+        "routes": routes,
+    }
     with replacing(path) as draft:
         draft.write_bytes(save(tensors, metadata={"about": json.dumps(about)}))
 
 
 def read_statistics(
-    path: str | Path, model: SNNet, origin: Mapping[str, object] | None = None
+    path: str | Path,
+    model: SNNet,
+    origin: Mapping[str, object] | None = None,
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[int, Kept] | None:
     """The statistics of stitches in a file, on the CPU; None if they are of other weights, or not of this origin.
+
+    Args:
+        weights: Those that were loaded into the model, if its own precision has rounded them.
 
     Raises:
         InputError: If the file is damaged.
@@ -64,7 +76,7 @@ def read_statistics(
             about = json.loads(file.metadata()["about"], object_pairs_hook=unique_keys)
             if about["format"] != _FORMAT:
                 raise ValueError("it is of another format")
-            if about["weights_sha256"] != weights_digest(model):
+            if about["weights_sha256"] != weights_digest(weights or model.state_dict()):
                 return None
             if origin is not None and about["origin"] != json.loads(json.dumps(origin)):
                 return None
@@ -96,19 +108,22 @@ def read_statistics(
     return {cfg_id: (parts[cfg_id], said) for cfg_id, said in routes.items()}
 
 
-def load_statistics(model: SNNet, ledger: str | Path) -> None:
-    """Give the stitches of a network the batch-norm statistics beside a ledger, if they are of its weights.
+def load_statistics(model: SNNet, ledger: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Give the stitches of a network the batch-norm statistics of a ledger, or none if those beside it are of others.
+
+    They must be of the model's weights, given as for `read_statistics`, and made as the file beside the ledger says.
 
     Raises:
-        InputError: If the file is damaged.
+        InputError: If a file is damaged.
     """
-    path = statistics_file(ledger)
-    if path.is_file() and (kept := read_statistics(path, model)) is not None:
-        place = next(model.parameters()).device
-        model.statistics = {
-            cfg_id: {name: value.to(place) for name, value in statistics.items()}
-            for cfg_id, (statistics, _) in kept.items()
-        }
+    path, origin = statistics_file(ledger), origin_file(ledger)
+    made = read_settings_file(origin) if origin.is_file() else None
+    kept = read_statistics(path, model, made, weights) if path.is_file() else None
+    shared = model.state_dict()
+    model.statistics = {
+        cfg_id: {name: value.to(shared[name]) for name, value in statistics.items()}
+        for cfg_id, (statistics, _) in (kept or {}).items()
+    }
 
 
 def without_statistics(known: Container[int], rows: Iterable[Row]) -> list[int]:
@@ -120,7 +135,7 @@ def check_statistics(known: Container[int], ledger: str | Path, rows: Iterable[R
     """Refuse a ledger with figures of statistics that are not known."""
     if lacking := without_statistics(known, rows):
         path = statistics_file(ledger)
-        where = "is of other weights" if path.is_file() else "does not exist"
+        where = "lacks them, or is of other weights or another evaluation" if path.is_file() else "does not exist"
         raise InputError(
             f"ledger '{ledger}' was measured with batch-norm statistics of single stitches, such as cfg_id "
             f"{lacking[0]}, but '{path}' {where}; copy it from the run, or move the ledger away and repeat --eval"

@@ -117,7 +117,9 @@ class DenseSNNet(SNNet):
                 f"memory is {memory}, but an SN-Net for dense prediction returns a map of each image for every stitch, "
                 "which no limit makes smaller; leave it out, or give fewer images or cfg_ids"
             )
-        return dict(sorted(DensePass(self, cfg_ids)([x])))
+        chosen = self.space.ids if cfg_ids is None else tuple(cfg_ids)
+        self.warn_of_shared_statistics(chosen, stacklevel=3)
+        return dict(sorted(DensePass(self, chosen)([x])))
 
     @overload  # type: ignore[override] # another kind of network
     def extract(self, stitch: Stitch | int | None = None, *, features: Literal[False] = False) -> DenseRoute: ...

@@ -78,8 +78,7 @@ class SNNet(RouteStatistics):
         self.space = space
         self.stitched_final_norm = stitched_final_norm
         self.grad_checkpointing = False
-        self._default_id = 0
-        self._frozen = False
+        self._default_id, self._frozen = 0, False
         self._passes: dict[tuple[object, ...], OnePass] = {}
         _check_inputs(anchors)
         prepared = data_config_of(image or {}, self.input_size, anchors[-1].pretrained_cfg)
@@ -318,6 +317,7 @@ class SNNet(RouteStatistics):
                 one image.
         """
         chosen = self.space.ids if cfg_ids is None else tuple(cfg_ids)
+        self.warn_of_shared_statistics(chosen, stacklevel=3)
         key = (chosen, memory, *filter(self.has_statistics, chosen))
         if key not in self._passes:  # kept, because each measures once how much memory an image takes
             self._passes[key] = OnePass(self, chosen, memory=memory)

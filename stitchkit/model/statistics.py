@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,18 +36,18 @@ class RouteStatistics(nn.Module):
     In evaluation mode, a route with statistics of its own runs with these, and every other with the shared ones.
 
     Attributes:
-        statistics: Those of each route by `cfg_id`. A route that was found to do best with the shared ones has none
-            here.
         keeps_statistics: Whether all routes are meant to run with the shared ones, as in published results.
         lacks_statistics: Whether the weights come from a training of all routes, so that those without statistics of
             their own deserve a warning.
     """
 
     space: StitchSpace
+    _statistics: Mapping[int, Statistics]
+    _versions: list[tuple[nn.Parameter, int]]
 
     def __init__(self, *, keeps_statistics: bool = False):
         super().__init__()
-        self.statistics: dict[int, Statistics] = {}
+        self.statistics = {}
         self.keeps_statistics = keeps_statistics
         self.lacks_statistics = self._has_warned = False
         self.register_load_state_dict_post_hook(_drop_statistics)  # type: ignore[no-untyped-call]
@@ -63,6 +63,28 @@ class RouteStatistics(nn.Module):
     @abstractmethod
     def module_of(self, step: Step) -> nn.Module:
         """The module that runs a step."""
+
+    @property
+    def statistics(self) -> Mapping[int, Statistics]:
+        """The statistics of each route by `cfg_id`, for the present weights: other weights have none.
+
+        A route that was found to do best with the shared ones has an empty entry.
+        """
+        # torch counts what changes a tensor in place, such as the step of an optimizer.
+        if self._statistics and any(weight._version != version for weight, version in self._versions):
+            self.statistics, self.lacks_statistics, self._has_warned = {}, True, False
+        return self._statistics
+
+    @statistics.setter
+    def statistics(self, statistics: Mapping[int, Statistics]) -> None:
+        self._statistics = statistics
+        weights = (weight for weight in self.parameters() if not weight.is_inference())
+        self._versions = [(weight, weight._version) for weight in weights] if statistics else []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make a copy, whose weights count their changes anew."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.statistics = self._statistics
 
     def drop_statistics(self) -> None:
         """Forget the statistics of single routes, because the weights are about to change, or have changed."""
@@ -95,12 +117,18 @@ class RouteStatistics(nn.Module):
             return
         route = self.resolve(stitch)
         cfg_id = stitch if isinstance(stitch, int) else self.space.find(route)
-        is_new = self.lacks_statistics and not self._has_warned
-        if is_new and cfg_id not in self.statistics and self.norms_of(cfg_id):
-            self._has_warned = True
-            warnings.warn(_ADVICE, stacklevel=4)
+        self.warn_of_shared_statistics([cfg_id], stacklevel=5)
         with holding(self, self.statistics.get(cfg_id, {})):
             yield
+
+    def warn_of_shared_statistics(self, cfg_ids: Iterable[int], *, stacklevel: int) -> None:
+        """Warn once if some of these routes should have statistics of their own, and have none."""
+        statistics = self.statistics  # which may be those of other weights
+        if not self.lacks_statistics or self._has_warned:
+            return
+        if any(cfg_id not in statistics and self.norms_of(cfg_id) for cfg_id in cfg_ids):
+            self._has_warned = True
+            warnings.warn(_ADVICE, stacklevel=stacklevel)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Move and convert the statistics of routes as torch does its buffers."""
@@ -112,9 +140,10 @@ class RouteStatistics(nn.Module):
 
 
 def _drop_statistics(model: nn.Module, _: object) -> None:
-    """A hook: other weights have been loaded."""
+    """A hook: other weights have been loaded, and nothing says that all routes may share their statistics."""
     assert isinstance(model, RouteStatistics), "it registers the hook"
     model.drop_statistics()
+    model.lacks_statistics = not model.keeps_statistics
 
 
 @contextmanager
@@ -139,10 +168,12 @@ def copied_statistics(norms: Mapping[str, _BatchNorm]) -> dict[str, torch.Tensor
     return {f"{name}.{kind}": getattr(norm, kind).clone() for name, norm in norms.items() for kind in _KINDS}
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of the names and values of all weights, whatever file they came from."""
+def weights_digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of the names and values of a network's weights, whatever their precision and the file they came from."""
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {[*value.shape]} ".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {[*value.shape]} ".encode())
+        value = value.detach().cpu().contiguous().reshape(-1)
+        value = value.bfloat16() if value.is_floating_point() else value
+        digest.update(value.view(torch.uint8).numpy().data)
     return digest.hexdigest()

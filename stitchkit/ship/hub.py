@@ -259,7 +259,6 @@ class HubSNNet(
         load_checkpoint(model, folder / _WEIGHTS)
         model.ledger = read_rows(folder / _LEDGER) if (folder / _LEDGER).is_file() else []
         load_statistics(model, folder / _LEDGER)
-        model.lacks_statistics = not model.keeps_statistics
         return model
 
 

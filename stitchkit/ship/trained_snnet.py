@@ -24,7 +24,7 @@ from stitchkit.distributed import World, init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import LEDGER, read_rows
 from stitchkit.measure.ledger_origin import changed, origin_file, read_origin
-from stitchkit.measure.recalibrate import own_norms, with_calibration
+from stitchkit.measure.recalibrate import freezes_anchors, own_norms, with_calibration
 from stitchkit.measure.statistics_file import check_statistics, load_statistics
 from stitchkit.model.create import anchors_and_space
 from stitchkit.model.snnet import SNNet
@@ -36,13 +36,14 @@ from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, output_of, portable
-from stitchkit.training.checkpoint import check_header, freezes_anchors
+from stitchkit.training.checkpoint import check_header
 from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
 from stitchkit.training.dense.data import create_pair_loaders, open_split, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network, with_trained_classes
 from stitchkit.training.own_statistics import own_statistics
+from stitchkit.training.session import labels_judge
 
 _SIZES = ("img_size", "input_size")
 
@@ -105,13 +106,12 @@ def open_trained(
             `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
             training.
         cfg_id: The stitch that will be needed; an unknown one is refused before anything is loaded.
-        ledger: The ledger whose batch-norm statistics stitches get; by default, unless a number of portions is set,
-            that in the folder of the run, or beside the checkpoint, if it has any for these weights.
+        ledger: The ledger whose batch-norm statistics stitches get; by default that in the folder of the run, or beside
+            the checkpoint, if it has any for these weights, from as many portions as are set.
     """
     recipe, config = gather({**settings, "eval": True})
     if config is None:
         raise InputError("there is no stitch configuration; give --stitch_config FILE")
-    recipe = with_calibration(recipe, config)
     path = recipe.run.resume
     if path is None:
         raise InputError("there are no trained weights; give --resume CHECKPOINT")
@@ -119,6 +119,7 @@ def open_trained(
         with torch.device("meta"):
             _ = anchors_and_space(config, pretrained=False, checkpoints=False)[1][cfg_id]
     content, digest = read_hashed(path)
+    recipe = with_calibration(recipe, config, content)
     size = check_header(content, config, path)
     if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
@@ -136,11 +137,18 @@ def open_trained(
     image = data_config_of(given, model.input_size, {**model.pretrained_cfg, **trained.image})
     set_data_config(model, image)
     trained.say_unlike(model.pretrained_cfg)
-    nearby = [recipe.folder / LEDGER, Path(path).with_name(LEDGER)] if recipe.run.recalibrate_bn is None else []
+    nearby = [recipe.folder / LEDGER, Path(path).with_name(LEDGER)]
+    if (portions := recipe.run.recalibrate_bn) is not None:
+        nearby = [place for place in nearby if _portions_of(place) == portions]
     for place in nearby if ledger is None else [ledger]:
         if not model.statistics:
             load_statistics(model, place)
     return Trained(model.eval(), config, recipe, classes, digest, freezes_anchors(content))
+
+
+def _portions_of(ledger: Path) -> object:
+    """The `--recalibrate-bn` of a ledger; None without one, or if statistics competed."""
+    return read_origin(ledger, advice="remove it")["recalibrate_bn"] if origin_file(ledger).is_file() else None
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
@@ -192,18 +200,21 @@ def calibrate(trained: Trained, stitch: int) -> None:
     recipe, model = trained.recipe, trained.model
     if not needs_calibration(trained, stitch):
         return
+    known = [[*trained.trained_for]] if trained.trained_for else []
+    by_agreement = not (recipe.dense.is_dense or labels_judge(recipe, trained.datasets, model.num_classes, known))
     world = init_world(next(model.parameters()).device.type)
     try:
         with more_than_cores():
             found = own_statistics(
-                recipe, model, _create_loaders(trained, world), [stitch], keeps_anchors=trained.keeps_anchors
-            )
+                recipe, model, _create_loaders(trained, world, by_agreement=by_agreement), [stitch],
+                keeps_anchors=trained.keeps_anchors, by_agreement=by_agreement,
+            )  # fmt: skip
     finally:
         dist.destroy_process_group()
-    model.statistics |= {cfg_id: each.statistics for cfg_id, each in found.items()}
+    model.statistics = {**model.statistics} | {cfg_id: each.statistics for cfg_id, each in found.items()}
 
 
-def _create_loaders(trained: Trained, world: World) -> Loaders:
+def _create_loaders(trained: Trained, world: World, *, by_agreement: bool) -> Loaders:
     """The loaders of an evaluation."""
     recipe, model = trained.recipe, trained.model
     if recipe.dense.is_dense:
@@ -212,7 +223,8 @@ def _create_loaders(trained: Trained, world: World) -> Loaders:
         )
     return create_loaders(
         trained.datasets, recipe, world,
-        input_size=model.input_size, model_config=model.pretrained_cfg, num_classes=model.num_classes,
+        input_size=model.input_size, model_config=model.pretrained_cfg,
+        num_classes=0 if by_agreement else model.num_classes,
     )  # fmt: skip
 
 

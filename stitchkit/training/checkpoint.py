@@ -142,12 +142,6 @@ def _classes_of_anchors(session: Session) -> Sequence[str]:
     return tasks[0] if len(tasks) == 1 else ()
 
 
-def freezes_anchors(content: Mapping[str, object]) -> bool:
-    """Whether a checkpoint says that its anchors were not trained, so that their batch norms have given statistics."""
-    was_kept = content.get("preserve") in ("frozen", "lora")  # as checkpoints said before there was a word for it
-    return bool(content.get("frozen_anchors", was_kept))
-
-
 def _of_stitching(recipe: Recipe) -> dict[str, object]:
     """The settings of stitching that a resumed run must share, by name."""
     stitch = recipe.stitch

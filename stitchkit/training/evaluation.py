@@ -36,13 +36,14 @@ from stitchkit.measure.ledger_origin import (
 from stitchkit.measure.metric import metric_of
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
+from stitchkit.measure.recalibrate import freezes_anchors
 from stitchkit.measure.self_stitch import add_self_stitch, ends_in_ledger
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.answering import Answering, check_hits_beside, remove_progress
-from stitchkit.training.checkpoint import freezes_anchors, load_weights
+from stitchkit.training.checkpoint import load_weights
 from stitchkit.training.dense.evaluation import DenseEvaluation, DenseFigure, check_sums_beside
 from stitchkit.training.dense.examples import write_examples
 from stitchkit.training.judging import Judge

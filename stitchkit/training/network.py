@@ -59,6 +59,7 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     if config is not None:
         # --no-pretrained prevents downloads; a file that the configuration names is still loaded.
         model = build_snnet(config, checkpoints=not _starts_elsewhere(recipe), **options)
+        model.keeps_statistics = True  # a training means all routes to share them, and an evaluation gives its own
         _warn_of_normalisation(model, recipe)
         if not settings.anchors:  # a plan orders them, by FLOPs
             _warn_of_order(model)

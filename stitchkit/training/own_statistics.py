@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.data import IterableDataset
 
+from stitchkit.data.unreadable import NO_CLASS
 from stitchkit.display import counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.settings import Autocast
@@ -72,8 +73,9 @@ def give_statistics(
         check_statistics(kept, ledger.path, ledger.rows)
         lacking = [cfg_id for cfg_id in cfg_ids if cfg_id not in kept]
         found = own_statistics(
-            session.recipe, model, session.loaders, lacking, autocast=session.autocast, keeps_anchors=keeps_anchors
-        )
+            session.recipe, model, session.loaders, lacking, autocast=session.autocast, keeps_anchors=keeps_anchors,
+            by_agreement=session.by_agreement,
+        )  # fmt: skip
         kept |= {cfg_id: (each.statistics, each.figures) for cfg_id, each in found.items()}
         if found:
             write_statistics(path, model, kept, origin)
@@ -95,12 +97,13 @@ def own_statistics(
     cfg_ids: Iterable[int],
     *,
     keeps_anchors: bool,
+    by_agreement: bool,
     autocast: Autocast = nullcontext,
 ) -> dict[int, BestStatistics]:
     """The batch-norm statistics that suit stitches; nothing for those that have no norms, or keep all of theirs.
 
     With `--recalibrate-bn` they are renewed. Otherwise given, blended and renewed ones compete on training images that
-    renewed none.
+    renewed none: by their labels, or `by_agreement` if there are none, or they are of other classes.
     """
     forced = recipe.run.recalibrate_bn
     keeps_anchors = keeps_anchors and forced is None
@@ -118,10 +121,13 @@ def own_statistics(
         _logger.info("batch-norm statistics of %s are renewed, as --recalibrate-bn says", counted(len(own), "route"))
         figures = {"bn": RENEWED, "recalibrate_bn": forced}
         return {cfg_id: BestStatistics(statistics, figures) for cfg_id, statistics in fresh.items()}
-    tried, held_out = candidates(model, fresh), islice(batches, PORTIONS)
+    tried = candidates(model, fresh)
+    held_out: Iterable[Any] = islice(batches, PORTIONS)
     if isinstance(model, DenseSNNet):
         found = best(tried, _dense_penalties(model, tried, held_out, recipe, autocast), LOSS)
     else:
+        if by_agreement:
+            held_out = ((images, torch.full_like(labels, NO_CLASS)) for images, labels in held_out)
         found = best(tried, *penalties(model, tried, held_out, autocast))
     _say(found)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -96,9 +96,10 @@ class Session:
 
 def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
     """Open the data and build the network."""
-    recipe = with_calibration(recipe, config)
+    content = read_alike(recipe.run.resume)[0] if recipe.run.resume else {}
+    recipe = with_calibration(recipe, config, content)
     if recipe.dense.is_dense:
-        return _open_dense(recipe, config, world)
+        return _open_dense(recipe, config, world, content)
     if source_of(recipe).download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
@@ -110,7 +111,6 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
     found = datasets.classes if uses_labels else ()
-    content = read_alike(recipe.run.resume)[0] if recipe.run.resume else {}
     built = with_trained_classes(recipe, content) if config is not None and not found else recipe
     model = create_network(built, config, found)
     prepare_as_trained(model, recipe, content)
@@ -120,7 +120,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
             "the network has no classifier and gives features, but training and evaluation need classes; give their "
             "number, such as --num-classes 10, or train without labels by --loss features"
         )
-    by_agreement = bool(recipe.run.eval and timm_model.num_classes) and not _labels_judge(
+    by_agreement = bool(recipe.run.eval and timm_model.num_classes) and not labels_judge(
         recipe, datasets, timm_model.num_classes, trained_classes(content)
     )
     needs_classes &= not by_agreement
@@ -136,7 +136,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     return Session(recipe, config, model, loaders, size, classes, weights, world, by_agreement)
 
 
-def _labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list[list[str]]) -> bool:
+def labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list[list[str]]) -> bool:
     """Whether an evaluation can judge answers by labels: there are some, and of the classes that the network knows.
 
     A network that learned from labels is refused later if they are of other classes.
@@ -156,7 +156,7 @@ def _labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: lis
     return False
 
 
-def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
+def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, content: Mapping[str, object]) -> Session:
     """The session of a task of dense prediction."""
     if recipe.data.dataset_download and not recipe.run.dry_run:
         from_primary(
@@ -171,7 +171,7 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World) -> Se
     recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = create_network(recipe, config, judged.classes or None)
-    prepare_as_trained(model, recipe, read_alike(recipe.run.resume)[0] if recipe.run.resume else {})
+    prepare_as_trained(model, recipe, content)
     size = input_size(model, recipe)
     Windows.of_task(recipe.dense, (size[1], size[2]))  # refuses a stride that leaves gaps, before any epoch
     loaders = create_pair_loaders(

@@ -18,7 +18,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.metric import compared
 from stitchkit.networks.classifier import classifier_layers
 from tests.distributed.ranks import run_on_two_ranks
-from tests.support import FAMILIES, FLAGS, family_snnet
+from tests.support import FAMILIES, FLAGS, family_snnet, mostly_full
 
 CROP = ["--crop-pct", "1.0", "--mean", "0.5", "--std", "0.25"]
 
@@ -151,8 +151,12 @@ def test_export_takes_the_best_by_it(evaluated):
     assert main(["export", *settings, "-o", str(out / "net.onnx")]) == 0
 
 
-def test_labels_of_other_classes_do_not_judge(images, tmp_path, caplog):
-    """A run by `--loss features` over anchors with four classes, on images of five."""
+@pytest.mark.parametrize("family", mostly_full(["vit", "resnet"], quick=["vit"]))
+def test_labels_of_other_classes_do_not_judge(family, images, tmp_path, caplog):
+    """A run by `--loss features` over anchors with four classes, on images of five.
+
+    Nor do they choose batch-norm statistics.
+    """
     caplog.set_level("INFO")
     five = tmp_path / "five"
     for split in ("train", "validation"):
@@ -162,11 +166,12 @@ def test_labels_of_other_classes_do_not_judge(images, tmp_path, caplog):
             for path in (images / split / "class0").glob("*.png"):
                 Image.open(path).save(place / path.name)
     (five / "validation/b/broken.png").write_bytes(b"no image")
-    assert main([*command(tmp_path, five), "x", "--loss", "features"]) == 0
+    assert main([*command(tmp_path, five, family), "x", "--loss", "features"]) == 0
     assert "the labels are of 5 classes, and the anchors know 4, so each stitch" in caplog.text
     rows = read_rows(tmp_path / "x/stitches_res.txt")
     assert all("agree" in row and "acc1" not in row for row in rows)
     assert {row["images"] for row in rows} == {25}, "one cannot be read"
+    assert not any("bn_loss" in row for row in rows)
 
 
 def test_a_ledger_by_labels_is_not_continued_by_agreement(images, photos, tmp_path, capsys):

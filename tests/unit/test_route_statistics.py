@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +74,8 @@ def test_law_12_so_has_a_folder_of_the_hub(run, tmp_path):
     folder, config, command = run
     _, x, ledger = opened(run)
     model = stitchkit.HubSNNet.from_run(stitch_config=str(config), resume=command[-1])
+    by_settings = stitchkit.HubSNNet.from_run(config=str(folder / "resnet/eval_args.yaml"))
+    assert {*by_settings.statistics} == {*model.statistics} == {2, 3, 4, 5, 6}
     model.ledger = read_rows(folder / "resnet/stitches_res.txt")
     model.save_pretrained(tmp_path / "hub")
     again = stitchkit.HubSNNet.from_pretrained(tmp_path / "hub").eval()
@@ -115,6 +118,64 @@ def test_without_statistics_there_is_one_warning(run, tmp_path):
     model(x, 3)
 
 
+def test_law_12_statistics_of_another_evaluation_are_left_aside(run, tmp_path):
+    folder, *_ = run
+    model, *_ = opened(run)
+    assert model.statistics
+    for name in ("stitches_res.txt", "stitches_res.yaml", "stitches_res.statistics.safetensors"):
+        (tmp_path / name).write_bytes((folder / "resnet" / name).read_bytes())
+    origin, ledger = tmp_path / "stitches_res.yaml", tmp_path / "stitches_res.txt"
+    origin.write_text(origin.read_text().replace("seed: 42", "seed: 7"))
+    assert read_statistics(statistics_file(ledger), model) is not None, "they are of the same weights"
+    budgeted = stitchkit.BudgetedModel(model, ledger)
+    assert not model.statistics, "those of the ledger beside the checkpoint do not give these figures"
+    with pytest.warns(UserWarning, match="batch-norm statistics that all routes shared"):
+        budgeted.model(pico_images(2, 64), 3)
+
+
+def test_every_way_to_run_without_statistics_warns():
+    weights, x = family_snnet("resnet").state_dict(), pico_images(2, 64)
+    ways = [lambda model: model.extract(3), lambda model: model(x, 3), lambda model: model.forward_all(x)]
+    for run_stitch in ways:
+        model = family_snnet("resnet")
+        model.load_state_dict(weights)
+        with pytest.warns(UserWarning, match=r"call stitchkit\.recalibrate\(model, images\)"):
+            run_stitch(model)
+        run_stitch(model)
+
+
+def test_statistics_end_where_an_optimizer_changes_the_weights():
+    model, x = family_snnet("resnet"), pico_images(4, 64)
+    model.statistics = dict(renewed(model, [3], [x]))
+    twin = copy.deepcopy(model)
+    model(x, 3).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    with pytest.warns(UserWarning, match="batch-norm statistics that all routes shared"):
+        model.extract(3)
+    assert not model.statistics
+    assert twin.statistics, "its weights are as they were"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_network_of_half_precision_knows_its_statistics(run, dtype):
+    folder, config, _ = run
+    model = stitchkit.create_snnet(config).to(dtype)
+    stitchkit.load_checkpoint(model, folder / "resnet/last.pth.tar")
+    assert {value.dtype for value in model.statistics[3].values()} == {dtype}
+    model.eval()(pico_images(2, 64).to(dtype), 3)
+
+
+def test_images_that_do_not_fit_leave_a_network_as_it_is():
+    model = family_snnet("resnet")
+    model.statistics = dict(renewed(model, [3], [pico_images(4, 64)]))
+    norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
+    before = [(norm.momentum, norm.training) for norm in norms]
+    with pytest.raises(RuntimeError, match="to have 3 channels"):
+        stitchkit.recalibrate(model, torch.zeros(8, 4, 64, 64))
+    assert [(norm.momentum, norm.training) for norm in norms] == before
+    assert model.has_statistics(3)
+
+
 @pytest.mark.parametrize(
     "changes", [{"recipe": {"recalibrate_bn": 0}}, {"frozen_anchors": True}, {"preserve": "frozen"}]
 )
@@ -133,7 +194,7 @@ def test_statistics_follow_the_network_and_go_with_its_weights():
     twin, before = copy.deepcopy(model).double(), model.state_dict()
     assert torch.allclose(twin(x.double(), 3).float(), model(x, 3), atol=1e-3)
     assert not torch.allclose(model(x, 3), model(x, 4))
-    assert weights_digest(model) == weights_digest(copy.deepcopy(model))
+    assert weights_digest(before) == weights_digest(copy.deepcopy(before))
     model.load_state_dict(before)
     assert not model.statistics
     twin.train()
@@ -220,11 +281,11 @@ def test_without_labels_agreement_with_the_end_decides(config):
 
 def test_recalibrate_gives_a_network_what_its_images_say():
     model, x = family_snnet("resnet"), pico_images(32, 64)
-    weights = weights_digest(model)
+    weights = weights_digest(model.state_dict())
     kinds = stitchkit.recalibrate(model, [x[:20], x[20:]], torch.arange(32) % 4)
     assert {*kinds} == {2, 3, 4, 5, 6} == {*model.statistics}
     assert all((kind == "given") != model.has_statistics(cfg_id) for cfg_id, kind in kinds.items())
-    assert weights_digest(model) == weights
+    assert weights_digest(model.state_dict()) == weights
     assert model.training is False
     with pytest.raises(InputError, match="there are 3 labels for 32 images"):
         stitchkit.recalibrate(model, x, torch.zeros(3))
@@ -235,6 +296,9 @@ def test_frozen_anchors_keep_their_statistics(images, tmp_path):
     command = ["train", str(images), "--stitch_config", str(config), *FLAGS, "--output", str(tmp_path)]
     assert main([*command, "--epochs", "1", "--preserve", "frozen"]) == 0
     checkpoint = str(tmp_path / "resnet/last.pth.tar")
+    command[1] = str(tmp_path / "without training images")
+    Path(command[1]).mkdir()
+    (Path(command[1]) / "validation").symlink_to(images / "validation")
     assert main([*command, "--eval", "--resume", checkpoint]) == 0
     assert not any("bn" in row for row in read_rows(tmp_path / "resnet/stitches_res.txt"))
     assert not (tmp_path / "resnet/stitches_res.statistics.safetensors").exists()

@@ -101,7 +101,11 @@ def _with_statistics(text: bytes) -> bytes:
 
 def _of_statistics() -> Seed:
     routes = {"2": {"stitch": _snnet().space[2].name, "bn": "renewed", "recalibrate_bn": 2}}
-    about = {"format": "stitchkit statistics 1", "weights_sha256": weights_digest(_snnet()), "origin": None}
+    about = {
+        "format": "stitchkit statistics 1",
+        "weights_sha256": weights_digest(_snnet().state_dict()),
+        "origin": None,
+    }
     return Seed({**about, "routes": routes}, JSON)
 
 
