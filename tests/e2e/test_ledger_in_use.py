@@ -1,4 +1,4 @@
-"""From an evaluation with latencies to a network in use: step by step, and as docs/training.md and the README show it."""
+"""From an evaluation with latencies to a network in use: step by step, and as the pages show it."""
 
 import json
 import re
