@@ -31,7 +31,7 @@ _PATIENCE = 10
 
 
 class TimedCommand(NamedTuple):
-    """A command, and the seconds after which it is stopped."""
+    """A command, and its limit in seconds."""
 
     command: str
     seconds: float
@@ -159,7 +159,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="make bench-gpu", usage="make bench-gpu [PYTHON=python3] [ARGS='...']", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Parts, with seconds after which each is stopped:\n"
+        epilog="Parts, with the limit of each in seconds:\n"
         + "\n".join(f"  {part.seconds:4}  {part.command}" for part in PARTS),
     )  # fmt: skip
     parser.add_argument(

@@ -74,7 +74,7 @@ class Limit:
         """The share of the limit that each way reached: `share` for ours, `WAY_share` for others.
 
         Args:
-            seconds: Of all ways, one of which, `limit`, is this.
+            seconds: Of all ways; `limit` is this one.
             work: Multiply-adds of each way.
         """
         rate = self.multiply_adds / median(seconds["limit"])

@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
     @property
     def ends(self) -> tuple[str, str]:
-        """Begin and end of its line, by which an earlier one is found."""
+        """Begin and end of its line, which identify an earlier one."""
         return f"| {self.what} |", f"`python -m {self.command}` |"
 
 

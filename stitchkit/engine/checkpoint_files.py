@@ -32,10 +32,10 @@ def read_alike(path: str) -> tuple[dict[str, Any], str]:
         refusal = str(error)
         if Path(path).is_file():
             refusal += "; --resume auto takes the newest good checkpoint in the run's own folder"
-    found = gather_objects((digest, refusal))
-    if refusals := [said for _, said in found if said]:
+    outcomes = gather_objects((digest, refusal))
+    if refusals := [fault for _, fault in outcomes if fault]:
         raise InputError(refusal or refusals[0])
-    if len(set(found)) > 1:
+    if len(set(outcomes)) > 1:
         raise InputError(
             f"checkpoint '{path}' was replaced while the ranks read it; give a file that stays, such as "
             "a copy or the checkpoint of a completed epoch"

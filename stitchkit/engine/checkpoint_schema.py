@@ -28,64 +28,64 @@ Schema = object
 """A rule, or an example of the value."""
 
 
-def check(found: object, expected: Schema, place: str) -> None:
+def check(actual: object, expected: Schema, path: str) -> None:
     """Compare a value with a schema; errors begin with its place in the file."""
     if callable(expected):
-        expected(found, place)
+        expected(actual, path)
     elif isinstance(expected, torch.Tensor):
-        if fault := misfit(place, found, expected):
+        if fault := misfit(path, actual, expected):
             raise InputError(fault)
     elif isinstance(expected, Mapping):
-        fields(expected)(found, place)
+        fields(expected)(actual, path)
     elif isinstance(expected, list | tuple):
-        if not isinstance(found, list | tuple) or len(found) != len(expected):
-            raise _misfit(place, found, f"a list of {len(expected)}")
-        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
-            check(one, other, f"{place}[{index}]")
+        if not isinstance(actual, list | tuple) or len(actual) != len(expected):
+            raise _misfit(path, actual, f"a list of {len(expected)}")
+        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            check(one, other, f"{path}[{index}]")
     elif expected is None:  # an option that is unset here may hold a number there
-        or_none(number())(found, place)
+        or_none(number())(actual, path)
     elif isinstance(expected, bool | str):
-        rule(type(expected).__name__, lambda value: type(value) is type(expected))(found, place)
+        rule(type(expected).__name__, lambda value: type(value) is type(expected))(actual, path)
     elif isinstance(expected, int):
-        whole()(found, place)
+        whole()(actual, path)
     elif isinstance(expected, float):
-        number(finite=math.isfinite(expected))(found, place)
+        number(finite=math.isfinite(expected))(actual, path)
     else:
-        exactly(expected)(found, place)
+        exactly(expected)(actual, path)
 
 
 def rule(wanted: str, fits: Callable[[Any], bool]) -> Rule:
     """A rule: what `wanted` says in words and `fits` tests."""
 
-    def compare(found: object, place: str) -> None:
-        if not fits(found):
-            raise _misfit(place, found, wanted)
+    def compare(actual: object, path: str) -> None:
+        if not fits(actual):
+            raise _misfit(path, actual, wanted)
 
     return compare
 
 
 def whole(low: int = -_LARGE, high: int = _LARGE) -> Rule:
     """A rule: a whole number within limits."""
-    return rule(f"a whole number from {low} to {high}", lambda found: type(found) is int and low <= found <= high)
+    return rule(f"a whole number from {low} to {high}", lambda actual: type(actual) is int and low <= actual <= high)
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, finite: bool = True) -> Rule:
     """A rule: a number within limits."""
 
-    def fits(found: object) -> bool:
-        if isinstance(found, bool) or not isinstance(found, int | float):
+    def fits(actual: object) -> bool:
+        if isinstance(actual, bool) or not isinstance(actual, int | float):
             return False
-        if isinstance(found, int) and abs(found) > _LARGE:  # the largest overflow when Python converts them
+        if isinstance(actual, int) and abs(actual) > _LARGE:  # the largest overflow when Python converts them
             return False
-        return not finite or (math.isfinite(found) and low <= found <= high)
+        return not finite or (math.isfinite(actual) and low <= actual <= high)
 
     return rule(f"a finite number from {low} to {high}" if finite else "a number", fits)
 
 
-# Lone surrogates cannot be encoded, so a message could not print them either.
 image_size = [whole(1, MOST_CHANNELS), whole(1, MOST_SIDE), whole(1, MOST_SIDE)]
 """Size of an image, `[C, H, W]`."""
-text = rule("text", lambda found: isinstance(found, str) and not re.search("[\ud800-\udfff]", found))
+# Lone surrogates cannot be encoded, so a message could not print them either.
+text = rule("text", lambda actual: isinstance(actual, str) and not re.search("[\ud800-\udfff]", actual))
 """A rule: text that can be encoded."""
 anything = rule("anything", lambda _: True)
 """A rule: any value, which is checked elsewhere."""
@@ -94,9 +94,9 @@ anything = rule("anything", lambda _: True)
 def exactly(value: object) -> Rule:
     """A rule: this value and no other."""
 
-    def is_same(found: object) -> bool:
+    def is_same(actual: object) -> bool:
         try:
-            return type(found) is type(value) and bool(found == value)
+            return type(actual) is type(value) and bool(actual == value)
         except RuntimeError:  # lists with tensors in them do not compare
             return False
 
@@ -106,9 +106,9 @@ def exactly(value: object) -> Rule:
 def or_none(value: Schema) -> Rule:
     """A rule: None, or a value that fits the schema."""
 
-    def compare(found: object, place: str) -> None:
-        if found is not None:
-            check(found, value, place)
+    def compare(actual: object, path: str) -> None:
+        if actual is not None:
+            check(actual, value, path)
 
     return compare
 
@@ -117,14 +117,14 @@ def fields(needed: Mapping[Any, Schema], optional: Mapping[Any, Schema] | None =
     """A rule: a mapping with all `needed` keys, any of the `optional` ones and no others."""
     known = {**(optional or {}), **needed}
 
-    def compare(found: object, place: str) -> None:
-        values = _mapping(found, place)
+    def compare(actual: object, path: str) -> None:
+        values = _mapping(actual, path)
         if missing := [key for key in needed if key not in values]:
-            raise InputError(f"{_within(place, missing[0])} is missing")
+            raise InputError(f"{_within(path, missing[0])} is missing")
         if strange := [key for key in values if key not in known]:
-            raise InputError(f"{_within(place, strange[0])} is unexpected")
+            raise InputError(f"{_within(path, strange[0])} is unexpected")
         for key, value in values.items():
-            check(value, known[key], _within(place, key))
+            check(value, known[key], _within(path, key))
 
     return compare
 
@@ -132,10 +132,10 @@ def fields(needed: Mapping[Any, Schema], optional: Mapping[Any, Schema] | None =
 def table(key: Rule, value: Schema) -> Rule:
     """A rule: a mapping of any size."""
 
-    def compare(found: object, place: str) -> None:
-        for name, item in _mapping(found, place).items():
-            key(name, f"a key of {place}")
-            check(item, value, _within(place, name))
+    def compare(actual: object, path: str) -> None:
+        for name, item in _mapping(actual, path).items():
+            key(name, f"a key of {path}")
+            check(item, value, _within(path, name))
 
     return compare
 
@@ -143,22 +143,22 @@ def table(key: Rule, value: Schema) -> Rule:
 def each(value: Schema) -> Rule:
     """A rule: a list of any length."""
 
-    def compare(found: object, place: str) -> None:
-        if not isinstance(found, list | tuple):
-            raise _misfit(place, found, "a list")
-        check(found, [value] * len(found), place)
+    def compare(actual: object, path: str) -> None:
+        if not isinstance(actual, list | tuple):
+            raise _misfit(path, actual, "a list")
+        check(actual, [value] * len(actual), path)
 
     return compare
 
 
-def plain(found: object, place: str) -> None:
+def plain(actual: object, path: str) -> None:
     """A rule: data that JSON and YAML can hold."""
-    if isinstance(found, Mapping):
-        table(text, plain)(found, place)
-    elif isinstance(found, list | tuple):
-        each(plain)(found, place)
-    elif found is not None and not isinstance(found, str | bool | float):
-        whole()(found, place)
+    if isinstance(actual, Mapping):
+        table(text, plain)(actual, path)
+    elif isinstance(actual, list | tuple):
+        each(plain)(actual, path)
+    elif actual is not None and not isinstance(actual, str | bool | float):
+        whole()(actual, path)
 
 
 def like(own: object, moving: Mapping[str, Schema]) -> Schema:
@@ -170,21 +170,21 @@ def like(own: object, moving: Mapping[str, Schema]) -> Schema:
     return own if isinstance(own, torch.Tensor) or callable(own) else exactly(own)
 
 
-def _mapping(found: object, place: str) -> Mapping[object, object]:
-    if not isinstance(found, Mapping):
-        raise _misfit(place, found, "a mapping")
-    return found
+def _mapping(actual: object, path: str) -> Mapping[object, object]:
+    if not isinstance(actual, Mapping):
+        raise _misfit(path, actual, "a mapping")
+    return actual
 
 
-def _within(place: str, key: object) -> str:
+def _within(path: str, key: object) -> str:
     # Other types of keys are not printed: their text may have many lines, or none.
     inner = f"[{key}]" if isinstance(key, int) else f".{key}" if isinstance(key, str) else f"[{type(key).__name__}]"
-    return in_short(f"{place}{inner}".removeprefix("."), 120)
+    return in_short(f"{path}{inner}".removeprefix("."), 120)
 
 
-def _misfit(place: str, found: object, wanted: str) -> InputError:
-    said = type(found).__name__ if isinstance(found, torch.Tensor) else in_short(reprlib.repr(found))
-    return InputError(f"{place} is {said}, not {wanted}")
+def _misfit(path: str, actual: object, wanted: str) -> InputError:
+    shown = type(actual).__name__ if isinstance(actual, torch.Tensor) else in_short(reprlib.repr(actual))
+    return InputError(f"{path} is {shown}, not {wanted}")
 
 
 def in_short(words: str, most: int = 60) -> str:

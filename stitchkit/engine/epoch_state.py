@@ -1,4 +1,4 @@
-"""The state within an epoch, from which a run resumes bitwise as if it had not stopped (law 8)."""
+"""The state within an epoch: a run resumes from it bitwise, as if it had not stopped (law 8)."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class Position:
         routes = torch.tensor(self.routes, dtype=losses.dtype, device=losses.device)
         # One tensor for all of it, so that the host waits for the device only once.
         ranks = gather_over_ranks(torch.cat([routes, losses[:, None]], dim=1)).tolist()
-        found = []
+        losses_by_route = []
         for steps in zip(*ranks, strict=True):
             for rank, (step, number, loss) in enumerate(steps):
                 if not math.isfinite(loss):
                     route = "" if number < 0 else f" with route {number:.0f}"
                     raise NotFinite(f"the loss is {loss} at step {step:.0f}{route} on rank {rank}")
-                found.append((int(number), loss))
-        return found
+                losses_by_route.append((int(number), loss))
+        return losses_by_route
 
     def log(self) -> float:
         """The mean loss over ranks and the steps since the last call, which are now logged."""
@@ -100,8 +100,8 @@ class Position:
         }
 
     @classmethod
-    def from_state(cls, state: object, place: str, device: torch.device, *, steps: int, routes: int) -> Position:
-        """The position from which a `state` at a `place` of a checkpoint was taken.
+    def from_state(cls, state: object, path: str, device: torch.device, *, steps: int, routes: int) -> Position:
+        """The position of a `state` at a `path` of a checkpoint.
 
         `steps` and `routes` are the number of steps in an epoch and of routes to choose from, 0 without a choice.
         """
@@ -116,20 +116,20 @@ class Position:
             "fetching": check_states,
             "going_on": check_states,
         }
-        rules.check(state, schema, place)
+        rules.check(state, schema, path)
         assert isinstance(state, Mapping), "it was checked"
         done, logged, window = state["done"], state["logged"], state["window"]
         losses = [] if window["losses"] is None else list(window["losses"].to(device).unbind())
         waiting = [(step, route) for step, route in window["routes"]]
         if len(waiting) != len(losses) or logged + len(waiting) != done:
             raise InputError(
-                f"{place} counts {done} steps, but has logged {logged} and has losses of {len(losses)} more"
+                f"{path} counts {done} steps, but has logged {logged} and has losses of {len(losses)} more"
             )
         sums, states = dict(state["sums"]), (state["fetching"], state["going_on"])
         return cls(done, logged, state["total"], state["rate"], sums, losses, waiting, *states)
 
 
-def _losses(found: object, place: str) -> None:
+def _losses(actual: object, path: str) -> None:
     """A rule: a loss for each step since the last log line."""
-    length = len(found) if isinstance(found, torch.Tensor) and found.ndim == 1 else 1
-    rules.check(found, torch.zeros(length), place)
+    length = len(actual) if isinstance(actual, torch.Tensor) and actual.ndim == 1 else 1
+    rules.check(actual, torch.zeros(length), path)

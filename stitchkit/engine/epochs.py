@@ -112,8 +112,8 @@ class _Saver:
     def stop_if_asked(self) -> None:
         """Save and stop if a signal came. A validation is not saved, so a resumed run repeats it."""
         if number := self.signals.agreed():
-            place = self._save()
-            raise Stopped(number, f"step {self.position.done} of epoch {self.epoch + 1} is saved in {place}")
+            path = self._save()
+            raise Stopped(number, f"step {self.position.done} of epoch {self.epoch + 1} is saved in {path}")
 
     def _save(self) -> Path | None:
         """Save the position of all ranks (every rank calls this); returns the file on the primary rank."""
@@ -147,7 +147,7 @@ def check_finite(trainer: Trainer, epoch: int, losses: Sequence[float] = ()) -> 
 
 
 def _is_finite(network: nn.Module) -> bool:
-    """Whether everything saved of a network is finite; buffers may be masks, in which infinities are allowed."""
+    """Whether everything saved of a network is finite; buffers may be masks, which may contain infinities."""
     tensors = [value.isfinite().all() for value in network.parameters()]
     for name, buffer in network.named_buffers():
         is_statistic = name.endswith(("running_mean", "running_var"))

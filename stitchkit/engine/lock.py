@@ -50,12 +50,12 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        found = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, *lock))
+        answer = fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(_FLOCK, *lock))
     except OSError:  # the file system has no locks, so nobody holds one
         return False
     finally:
         os.close(file)
-    return bool(struct.unpack(_FLOCK, found)[_TYPE] != fcntl.F_UNLCK)
+    return bool(struct.unpack(_FLOCK, answer)[_TYPE] != fcntl.F_UNLCK)
 
 
 @contextmanager

@@ -90,8 +90,8 @@ class Trainer:
         settings = self.settings
         self.autocast, self.scaler = settings.precision(self.world.device)
         if settings.model_ema:
-            place = "cpu" if settings.model_ema_force_cpu else None
-            self.task.setup_ema(decay=settings.model_ema_decay, use_warmup=settings.model_ema_warmup, device=place)
+            device = "cpu" if settings.model_ema_force_cpu else None
+            self.task.setup_ema(decay=settings.model_ema_decay, use_warmup=settings.model_ema_warmup, device=device)
 
     @property
     def loaders(self) -> list[Loader]:
@@ -168,8 +168,8 @@ class Trainer:
                 if position.done % self.settings.log_interval == 0 or position.done == len(steps):
                     mean = position.log()
                     bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-                    said = f"{what}  step {position.done}/{self.updates_per_epoch}  loss {mean:.4f}"
-                    _logger.info("%s  lr %.2e%s", said, position.rate, bar.pace(end - step - 1, " in total"))
+                    line = f"{what}  step {position.done}/{self.updates_per_epoch}  loss {mean:.4f}"
+                    _logger.info("%s  lr %.2e%s", line, position.rate, bar.pace(end - step - 1, " in total"))
                     if self.settings.save_images and self.world.is_primary:
                         save_batch(images, self.folder / f"train-batch-{position.done - 1}.jpg")
                 after_step(position)
@@ -180,7 +180,7 @@ class Trainer:
 
         Those of earlier steps are read again: loader processes draw random numbers for each image, so the next image
         depends on all earlier ones. timm's prefetcher reads one batch ahead, so the last of them is requested in the
-        random states in which it was requested the first time.
+        random states of its first request.
         """
         device, batches, began = self.world.device, iter(self.loader), time.perf_counter()
         if count := position.done * self.settings.grad_accum_steps:

@@ -47,8 +47,8 @@ def load_optimizer(
         group.update((key, own[key]) for key in keys if key in own)
     # Fused kernels assume that each state has the strides of its parameter, and that no two states share memory.
     own_memory = {
-        number: {name: _as(examples[number].get(name, weights[number]), value) for name, value in found.items()}
-        for number, found in state["state"].items()
+        number: {name: _as(examples[number].get(name, weights[number]), value) for name, value in values.items()}
+        for number, values in state["state"].items()
     }
     try:
         optimizer.load_state_dict({**state, "state": own_memory, "param_groups": kept})
@@ -56,24 +56,24 @@ def load_optimizer(
         raise InputError(f"the optimizer rejects its state: {error}") from error
 
 
-def _count(found: object, place: str) -> None:
+def _count(actual: object, path: str) -> None:
     """A rule: a number of steps, as a number or as a tensor without axes."""
-    is_tensor = isinstance(found, torch.Tensor) and found.is_floating_point() and not found.ndim
-    value = found.item() if is_tensor and isinstance(found, torch.Tensor) else found
-    rules.number(0, 1e15)(value, place)
+    is_tensor = isinstance(actual, torch.Tensor) and actual.is_floating_point() and not actual.ndim
+    value = actual.item() if is_tensor and isinstance(actual, torch.Tensor) else actual
+    rules.number(0, 1e15)(value, path)
     if isinstance(value, float) and not value.is_integer():
-        raise InputError(f"{place} is {value}, not a number of steps")
+        raise InputError(f"{path} is {value}, not a number of steps")
 
 
 def _checked(state: Mapping[str, object]) -> dict[str, rules.Schema]:
     """The schema of a parameter's state; the step count may grow, but stays the same type of number."""
 
-    def count(found: object, place: str) -> None:
+    def count(actual: object, path: str) -> None:
         # Kernels do not convert the step: a whole number does not work if they expect a tensor.
-        kinds = [(type(value), getattr(value, "dtype", None)) for value in (found, state["step"])]
+        kinds = [(type(value), getattr(value, "dtype", None)) for value in (actual, state["step"])]
         if kinds[0] != kinds[1]:
-            raise InputError(f"{place} has another type than in this run")
-        _count(found, place)
+            raise InputError(f"{path} has another type than in this run")
+        _count(actual, path)
 
     return {key: count if key == "step" else value for key, value in state.items()}
 
@@ -96,15 +96,15 @@ def _group_schema(group: Mapping[str, Any], *, cycles: bool) -> rules.Schema:
     return rules.like(group, {**_MOVING, **cycled, "params": rules.exactly(group["params"])})
 
 
-def _as(example: object, found: object) -> object:
+def _as(example: object, value: object) -> object:
     """A copy of a tensor with the strides of another one; other values are returned as they are."""
-    if not isinstance(found, torch.Tensor) or not isinstance(example, torch.Tensor):
-        return found
-    return torch.empty_like(example, dtype=found.dtype, device="cpu").copy_(found.detach())
+    if not isinstance(value, torch.Tensor) or not isinstance(example, torch.Tensor):
+        return value
+    return torch.empty_like(example, dtype=value.dtype, device="cpu").copy_(value.detach())
 
 
 def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimizer after a step in which all parameters have gradients, which creates their states.
+    """The state of an optimizer after a step with gradients for all parameters, which creates their states.
 
     The step is made by a twin, on stand-ins with gradients of zero: one at a time, with the states then on the CPU,
     since a GPU may have no memory for all of them beside the model.
@@ -122,9 +122,9 @@ def _after_a_step(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
                 if weight in optimizer.state:
                     twin.state[stand_in] = copy.deepcopy(optimizer.state[weight])
                 twin.step()
-                found = twin.state_dict()
-                packed.update({**found["param_groups"][0], "params": packed["params"]})
-                state = found["state"].get(0, {})
+                updated = twin.state_dict()
+                packed.update({**updated["param_groups"][0], "params": packed["params"]})
+                state = updated["state"].get(0, {})
                 after["state"][number] = {
                     key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in state.items()
                 }

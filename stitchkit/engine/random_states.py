@@ -1,4 +1,4 @@
-"""States of the random generators, from which a resumed run continues."""
+"""States of the random generators; a resumed run continues from them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def set_random_states(states: RandomStates, device: torch.device) -> None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 
-def check_states(found: object, place: str) -> None:
+def check_states(states: object, path: str) -> None:
     """A rule: the result of `random_states`. NumPy accepts any position in its words and would read past their end."""
     before = random_states(torch.device("cpu"))
     (version, words, _), (kind, keys, *_), cpu = before["python"], before["numpy"], before["torch"]
@@ -50,23 +50,23 @@ def check_states(found: object, place: str) -> None:
         "torch": _vector(torch.uint8, len(cpu)),
         "cuda": rules.or_none(_vector(torch.uint8)),  # torch checks its length
     }
-    rules.check(found, schema, place)
-    assert isinstance(found, Mapping)
+    rules.check(states, schema, path)
+    assert isinstance(states, Mapping)
     # A Mersenne Twister whose words are all zeros yields zeros for ever.
-    there = [torch.tensor(found["python"][1][:-1]), found["numpy"][1]]
+    there = [torch.tensor(states["python"][1][:-1]), states["numpy"][1]]
     if any(not numbers.any() or numbers.min() < 0 or numbers.max() >= 2**32 for numbers in there):
-        raise InputError(f"{place} is not a state of random generators: its words are all zeros or out of range")
+        raise InputError(f"{path} is not a state of random generators: its words are all zeros or out of range")
     try:
-        set_random_states(found, torch.device("cpu"))
+        set_random_states(states, torch.device("cpu"))
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{place} is not a state of random generators: {error}") from error
+        raise InputError(f"{path} is not a state of random generators: {error}") from error
     finally:
         set_random_states(before, torch.device("cpu"))
 
 
 def _vector(dtype: torch.dtype, length: int | None = None) -> rules.Rule:
-    def fits(found: Any) -> bool:
-        is_vector = isinstance(found, torch.Tensor) and found.dtype == dtype and found.ndim == 1
-        return is_vector and length in (None, len(found))
+    def fits(value: Any) -> bool:
+        is_vector = isinstance(value, torch.Tensor) and value.dtype == dtype and value.ndim == 1
+        return is_vector and length in (None, len(value))
 
     return rules.rule(f"a vector of {length or ''} {dtype}", fits)

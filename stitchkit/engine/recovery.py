@@ -70,15 +70,15 @@ def find_resume(resume: str | None, files: CheckpointFiles, world: World, *, onl
         return mark.is_file() and mark.read_text() == _launcher() and bool(files.candidates())
 
     restarted = not only and restarts() > 0 and from_primary(world, is_ours)
-    found = resume
+    checkpoint = resume
     if resume == AUTO or restarted:
         newest = from_primary(world, lambda: newest_checkpoint(files))
-        found = None if newest is None else str(newest)
-        if found is None and only:
+        checkpoint = None if newest is None else str(newest)
+        if checkpoint is None and only:
             raise InputError(f"'{files.folder}' contains no checkpoint to {only}; name one with --resume FILE")
-    if found is not None and not only:
-        _logger.info("resuming from %s", found)
-    return found, restarted
+    if checkpoint is not None and not only:
+        _logger.info("resuming from %s", checkpoint)
+    return checkpoint, restarted
 
 
 def check_unused(files: CheckpointFiles, resume: str | None, *, flag: str) -> None:

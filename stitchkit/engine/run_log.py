@@ -75,8 +75,8 @@ def collected(world: World) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        handler.handle(root.makeRecord(__name__, logging.ERROR, __file__, 0, f"stopped: {said}", (), None))
+        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        handler.handle(root.makeRecord(__name__, logging.ERROR, __file__, 0, f"stopped: {reason}", (), None))
         raise
     finally:
         ours.setLevel(before)

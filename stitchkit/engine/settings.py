@@ -28,8 +28,8 @@ class EngineSettings:
         dist_bn: Batch-norm statistics after an epoch: `reduce` (mean over ranks), `broadcast` (those of the first
             rank) or empty (each rank keeps its own).
         save_images: Save a batch as a picture at each log line.
-        mixup_off_epoch: Epoch from which batches are not mixed; 0 never.
-        max_steps: Number of steps after which training ends, even within an epoch.
+        mixup_off_epoch: First epoch without mixed batches; 0: never.
+        max_steps: Training ends after this many steps, even within an epoch.
     """
 
     seed: int

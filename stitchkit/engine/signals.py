@@ -57,19 +57,19 @@ class StopSignals:
         """
         if self._world.size == 1:
             return self._received
-        found = 0
+        number = 0
         if self._asked is not None:
             answer, work = self._asked
             work.wait()
-            found = int(answer.item())
+            number = int(answer.item())
         received = torch.tensor(self._received)
         work = dist.all_reduce(received, op=dist.ReduceOp.MAX, async_op=True)
         assert work is not None, "this rank is in the group"
         self._asked = received, work
-        return found
+        return number
 
 
 def _is_unhandled(number: signal.Signals) -> bool:
-    """Whether a signal still has the handler with which Python starts."""
+    """Whether a signal still has Python's own handler."""
     handler = signal.getsignal(number)
     return not callable(handler) or handler is signal.default_int_handler

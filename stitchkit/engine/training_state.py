@@ -117,9 +117,9 @@ def _position(within: object, trainer: Trainer) -> Position:
     buffers = _own_buffers(trainer)
     rules.check(within["ranks"], [{"position": rules.anything, "buffers": buffers}] * size, "within.ranks")
     own = within["ranks"][rank]
-    place = f"within.ranks[{rank}].position"
+    path = f"within.ranks[{rank}].position"
     steps, routes = trainer.updates_per_epoch, trainer.task.num_routes
-    position = Position.from_state(own["position"], place, trainer.world.device, steps=steps, routes=routes)
+    position = Position.from_state(own["position"], path, trainer.world.device, steps=steps, routes=routes)
     with torch.no_grad():
         for name, buffer in buffers.items():
             buffer.copy_(own["buffers"][name])

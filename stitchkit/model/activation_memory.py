@@ -37,10 +37,10 @@ class LiveBytes(TorchDispatchMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         result = func(*args, **(kwargs or {}))
-        given = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        inputs = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self._watch(leaf, is_new=_storage(leaf) not in given)
+                self._watch(leaf, is_new=_storage(leaf) not in inputs)
         return result
 
     def _watch(self, tensor: torch.Tensor, *, is_new: bool) -> None:

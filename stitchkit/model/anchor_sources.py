@@ -29,25 +29,25 @@ _HEEDED = ("img_size", "in_chans", "num_classes")
 """Options that do not change a network, but say how it is used."""
 
 
-def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> AnchorSource:
+def anchor_source(anchor: str | Path | Mapping[str, object] | AnchorSource) -> AnchorSource:
     """The source of an anchor: from text as `--anchors` takes it, the file of a checkpoint, or what is given.
 
     Raises:
         InputError: If timm has no such model, or a checkpoint does not say which model it is of.
     """
-    if isinstance(given, Mapping):
-        return AnchorSpec.parse(given)
-    if isinstance(given, type):
-        raise InputError(f"{given.__name__} is a class; give a network, such as {given.__name__}(...)")
-    if isinstance(given, AnchorSpec | nn.Module):
-        return given
-    if not isinstance(given, str | Path):
+    if isinstance(anchor, Mapping):
+        return AnchorSpec.parse(anchor)
+    if isinstance(anchor, type):
+        raise InputError(f"{anchor.__name__} is a class; give a network, such as {anchor.__name__}(...)")
+    if isinstance(anchor, AnchorSpec | nn.Module):
+        return anchor
+    if not isinstance(anchor, str | Path):
         raise InputError(
-            f"an anchor is {given!r:.60}, of type {type(given).__name__}; give a name, the file of a checkpoint, a "
+            f"an anchor is {anchor!r:.60}, of type {type(anchor).__name__}; give a name, the file of a checkpoint, a "
             "specification or a network"
         )
-    text = read_anchor(str(given))
-    with prefixed(f"anchor '{given}': "):
+    text = read_anchor(str(anchor))
+    with prefixed(f"anchor '{anchor}': "):
         name, kwargs = (text.name, {}) if text.name else _model_of(text.file)
         if (config := published_config(name)) is not None and "." not in name and config.tag and not text.file:
             name = f"{name}.{config.tag}"  # another version of timm may have another default
@@ -56,27 +56,29 @@ def anchor_source(given: str | Path | Mapping[str, object] | AnchorSource) -> An
 
 
 def make_anchor(source: AnchorSource, label: str, **options: Any) -> Anchor:
-    """The anchor of a source; options as in `create_anchor`, of which networks heed size, channels and classes."""
+    """The anchor of a source; options as in `create_anchor`; networks heed only size, channels and classes."""
     if isinstance(source, AnchorSpec):
         return create_anchor(source, **options)
-    given = {name: value for name, value in options.items() if value is not None and name not in _OF_WEIGHTS}
-    if unheeded := [name for name in given if name not in _HEEDED]:
+    settings = {name: value for name, value in options.items() if value is not None and name not in _OF_WEIGHTS}
+    if unheeded := [name for name in settings if name not in _HEEDED]:
         raise InputError(
-            f"anchor '{label}' is a network, which {', '.join(unheeded)} cannot change; leave them out, or create it so"
+            f"anchor '{label}' is a network, which {', '.join(unheeded)} cannot change; remove them, or create it so"
         )
     with prefixed(f"anchor '{label}': "):
-        parse(ModelArguments, given, "options")
-    return anchor_of(source, label=label, input_size=_input_size(source, given), num_classes=given.get("num_classes"))
+        parse(ModelArguments, settings, "options")
+    return anchor_of(
+        source, label=label, input_size=_input_size(source, settings), num_classes=settings.get("num_classes")
+    )
 
 
-def _input_size(network: nn.Module, given: Mapping[str, Any]) -> tuple[int, int, int] | None:
+def _input_size(network: nn.Module, settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
     """The size of images that options give a network; None if they leave it to the network."""
-    if not given.keys() & {"img_size", "in_chans"}:
+    if not settings.keys() & {"img_size", "in_chans"}:
         return None
     known: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
     channels, *sides = known.get("input_size", (3, 224, 224))
-    height, width = to_2tuple(given.get("img_size", sides))
-    return given.get("in_chans", channels), height, width
+    height, width = to_2tuple(settings.get("img_size", sides))
+    return settings.get("in_chans", channels), height, width
 
 
 def _model_of(path: str) -> tuple[str, dict[str, Any]]:

@@ -36,12 +36,12 @@ class _Patching(NamedTuple):
     @property
     def after(self) -> Sides:
         """Rows and columns of whole patches."""
-        return tuple(side // one for side, one in zip(self.before, self.patch, strict=True))
+        return tuple(side // length for side, length in zip(self.before, self.patch, strict=True))
 
     @property
     def drops(self) -> bool:
         """Whether pixels are left over."""
-        return any(side % one for side, one in zip(self.before, self.patch, strict=True))
+        return any(side % length for side, length in zip(self.before, self.patch, strict=True))
 
 
 def check_coverage(anchor: Anchor) -> None:
@@ -74,12 +74,13 @@ def _uncovered(anchor: Anchor) -> str:
     sides = anchor.input_size[1:]
     if fits_any_patches(anchor.model, sides):
         return ""  # as for all usual sizes, without a pass
-    found = _on_the_way(anchor)
-    if not any(one.drops for one in found):
+    patchings = _on_the_way(anchor)
+    if not any(patching.drops for patching in patchings):
         return ""
     # What comes before the first patches may make the map smaller, too.
     factors = [
-        prod(one.patch[axis] for one in found) * max(1, round(sides[axis] / found[0].before[axis])) for axis in (0, 1)
+        prod(patching.patch[axis] for patching in patchings) * max(1, round(sides[axis] / patchings[0].before[axis]))
+        for axis in (0, 1)
     ]
     fitting = [
         tuple(max(1, side // factor + more) * factor for side, factor in zip(sides, factors, strict=True))
@@ -108,30 +109,30 @@ def _on_the_way(anchor: Anchor) -> list[_Patching]:
 
     Some blocks cut patches for their attention alone, and keep the size of their map.
     """
-    with evaluating(anchor.model), torch.no_grad(), _recorded(anchor.model) as found:
+    with evaluating(anchor.model), torch.no_grad(), _recorded(anchor.model) as recorded:
         x = anchor[0](anchor.blank_image())
-        on_the_way = [*found]
+        on_the_way = [*recorded]
         layouts = [boundary.layout for boundary in anchor.boundaries]
         for block, before, after in zip(anchor.blocks, layouts, layouts[1:], strict=False):
-            found.clear()
+            recorded.clear()
             x = block(x)
             ends = tuple(_grid(layout, anchor.input_size[1:]) for layout in (before, after))
-            on_the_way += [one for one in found if (one.before, one.after) == ends]
+            on_the_way += [patching for patching in recorded if (patching.before, patching.after) == ends]
     return on_the_way
 
 
 @contextmanager
 def _recorded(model: nn.Module) -> Iterator[list[_Patching]]:
     """Where a network cuts patches from now on, within the context."""
-    found: list[_Patching] = []
+    patchings: list[_Patching] = []
 
     def record(part: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(part, nn.Conv2d)
-        found.append(_Patching(tuple(inputs[0].shape[-2:]), tuple(part.stride)))
+        patchings.append(_Patching(tuple(inputs[0].shape[-2:]), tuple(part.stride)))
 
     hooks = [part.register_forward_pre_hook(record) for part in _patching(model)]
     try:
-        yield found
+        yield patchings
     finally:
         for hook in hooks:
             hook.remove()

@@ -50,11 +50,11 @@ def create_snnet(
         config: A configuration, its content, the path of its file, or its short name, such as `deit_ti_s_b`.
         anchors: In place of it, timm names, checkpoints as `--anchors` takes them, specifications, or networks of your
             own, in any order. Where they are joined follows from their structure, and is logged.
-        pretrained: Download timm's weights of the anchors for which the configuration names no local `checkpoint`.
+        pretrained: Download timm's weights of anchors without a local `checkpoint`.
         checkpoints: Load these local files. False is for a network whose weights do not matter, or all come from
             another file.
         dense: Task, head and levels of a network for dense prediction, as the configuration's `dense`, in place of it.
-        levels: The blocks of the last anchor after which `features` are taken, so that all stitches have layers for
+        levels: Take `features` after these blocks of the last anchor, so that all stitches have layers for
             them; a dense network has its own.
         overrides: Arguments of `timm.create_model` for all anchors, such as `num_classes=10` or `img_size=384`. With
             `num_classes=0` the anchors have no classifier, and a stitch gives the pooled feature of its end. Of a
@@ -92,13 +92,13 @@ def build_snnet(
     options = {"pretrained": pretrained, "checkpoints": checkpoints, **overrides}
     if anchors:
         planned = overrides if spec is None else {**overrides, "num_classes": 0}
-        plan = plan_anchors([anchor_source(given) for given in anchors], **planned)
+        plan = plan_anchors([anchor_source(source) for source in anchors], **planned)
         for line in plan.lines:
             _logger.info("%s", line)
 
         def of_plan(**options: Any) -> tuple[list[Anchor], StitchSpace]:
-            found = [make_anchor(source, label, **options) for label, source in plan.sources.items()]
-            return found, StitchSpace.build(found, plan.rule)
+            built = [make_anchor(source, label, **options) for label, source in plan.sources.items()]
+            return built, StitchSpace.build(built, plan.rule)
 
         model = _assemble(of_plan, spec, {"levels": levels}, **options)
         if words := unlike_images(model.views):

@@ -115,7 +115,7 @@ class DenseSNNet(SNNet):
         if memory is not None:
             raise InputError(
                 f"memory is {memory}, but an SN-Net for dense prediction returns a map of each image for every stitch, "
-                "which no limit makes smaller; leave it out, or give fewer images or cfg_ids"
+                "which no limit makes smaller; remove the limit, or give fewer images or cfg_ids"
             )
         chosen = self.space.ids if cfg_ids is None else tuple(cfg_ids)
         self.warn_of_shared_statistics(chosen, stacklevel=3)
@@ -144,7 +144,7 @@ class _Junction:
     Args:
         step: The step.
         taps: The levels that routes take of its output.
-        ends: The routes of which it is the last step, each with its levels.
+        ends: The routes that end with it, each with its levels.
         then: The next steps.
     """
 
@@ -181,11 +181,11 @@ class DensePass:
 
     def _add(self, cfg_id: int, steps: Sequence[Step]) -> None:
         # Where a level is taken depends on the whole route, so that it does not part routes.
-        place, node = self._roots, None
+        junctions, node = self._roots, None
         for step in steps:
             if step.kind != "level":
-                node = place.setdefault(step, _Junction(step))
-                place = node.then
+                node = junctions.setdefault(step, _Junction(step))
+                junctions = node.then
             elif node is not None and step not in node.taps:
                 node.taps.append(step)
         assert node is not None, "a route has steps"
@@ -214,10 +214,10 @@ class DensePass:
                 module = self._model.module_of(tap)
                 levels = {**levels, tap: [module(x) for x in xs]}
             for cfg_id, taps in node.ends:
-                found = zip(*(levels[tap] for tap in taps), strict=True)
-                yield cfg_id, torch.cat([self._model.head(each) for each in found])
+                portions_of_levels = zip(*(levels[tap] for tap in taps), strict=True)
+                yield cfg_id, torch.cat([self._model.head(each) for each in portions_of_levels])
             if len(node.then) != 1:
                 break
-            (node,) = node.then.values()  # in a loop, so that only tensors from which routes part are kept
+            (node,) = node.then.values()  # in a loop, so that only tensors where routes part are kept
         for child in node.then.values():
             yield from self._walk(child, xs, levels)

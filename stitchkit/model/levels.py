@@ -37,7 +37,7 @@ class LevelInfo(NamedTuple):
         channels: Of its map.
         reduction: By how much the map is smaller than the image.
         num_prefix_tokens: Prefix tokens beside the map.
-        block: The block of the last anchor after which it lies, counted over all stages.
+        block: The block of the last anchor right before it, counted over all stages.
         grid: Rows and columns of its map for the network's images; None if they are not known.
     """
 
@@ -89,13 +89,13 @@ def grid_of(layout: Layout, sides: tuple[int, int]) -> tuple[int, int]:
 
 def infos_of(levels: Levels, last: Anchor) -> list[LevelInfo]:
     """What heads know of the levels."""
-    found = []
+    infos = []
     for block in levels.chosen:
         layout, sides = last.boundaries[block + 1].layout, last.input_size[1:]
         grid = grid_of(layout, sides)
         reduction = -(-sides[0] // grid[0])  # maps are rounded up
-        found.append(LevelInfo(layout.width, reduction, layout.num_prefix_tokens, block, grid))
-    return found
+        infos.append(LevelInfo(layout.width, reduction, layout.num_prefix_tokens, block, grid))
+    return infos
 
 
 class LevelLayers(nn.ModuleDict):

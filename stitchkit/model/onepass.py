@@ -81,14 +81,14 @@ class _Batch:
 
     def parts(self, chosen: Container[Visit]) -> Iterator[tuple[Visit, torch.Tensor]]:
         """Copies of the activations of some visits; a view would keep its whole portion."""
-        for place, visit in enumerate(self.visits):
+        for index, visit in enumerate(self.visits):
             if visit not in chosen:
                 continue
-            start, stop, found = place * self._images, (place + 1) * self._images, []
+            start, stop, rows = index * self._images, (index + 1) * self._images, []
             for portion in self._portions:
-                found.append(portion[max(start, 0) : max(stop, 0)])
+                rows.append(portion[max(start, 0) : max(stop, 0)])
                 start, stop = start - len(portion), stop - len(portion)
-            yield visit, torch.cat(found)
+            yield visit, torch.cat(rows)
 
     def keep(self, visits: list[Visit]) -> None:
         """Drop the other visits."""
@@ -129,12 +129,12 @@ class OnePass:
         """The output of every stitch by ascending `cfg_id`, as `SNNet.forward` gives it for images `[B, C, H, W]`."""
         if self._model.training:
             raise InputError("all stitches run in one pass only in evaluation mode; call model.eval() first")
-        found: dict[int, torch.Tensor] = {}
+        outputs: dict[int, torch.Tensor] = {}
         done = 0
         for part in self._portions(x):
-            _put(self.at_once(part), found, slice(done, done + len(part)), len(x))
+            _put(self.at_once(part), outputs, slice(done, done + len(part)), len(x))
             done += len(part)
-        return dict(sorted(found.items()))
+        return dict(sorted(outputs.items()))
 
     def _portions(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The images in parts that fit the memory."""
@@ -162,12 +162,12 @@ class OnePass:
 
         def enter(visit: Visit) -> torch.Tensor:
             """The first activations of a visit; frees memory that no later visit needs."""
-            given = x
+            entering = x
             if visit.parent is not None:
-                place = (visit.parent, visit.entry.index)
-                uses[place] -= 1
-                given = left[place] if uses[place] else left.pop(place)
-            entered: torch.Tensor = self._model.module_of(visit.entry)(given)
+                source = (visit.parent, visit.entry.index)
+                uses[source] -= 1
+                entering = left[source] if uses[source] else left.pop(source)
+            entered: torch.Tensor = self._model.module_of(visit.entry)(entering)
             return entered
 
         for label, visits in self._visits:
@@ -185,7 +185,9 @@ class OnePass:
                     batch.run(self._model.module_of(Step("block", label, number, adapted=kind.adapted)), width)
                     leaving = [visit for visit in batch.visits if number in visit.leaves]
                     left |= {(visit, number + 1): part for visit, part in batch.parts(leaving)}
-                    batch.keep([one for one in batch.visits if one.cfg_id is not None or max(one.leaves) > number])
+                    batch.keep(
+                        [visit for visit in batch.visits if visit.cfg_id is not None or max(visit.leaves) > number]
+                    )
                 batches = {kind: batch for kind, batch in batches.items() if batch.visits}
             for batch in batches.values():
                 logits |= self._finish(batch)
@@ -205,12 +207,12 @@ class OnePass:
         return logits
 
 
-def _put(logits: dict[int, torch.Tensor], found: dict[int, torch.Tensor], place: slice, count: int) -> None:
+def _put(logits: dict[int, torch.Tensor], outputs: dict[int, torch.Tensor], rows: slice, count: int) -> None:
     """Write a portion into the logits of all images; joining portions at the end would hold everything twice."""
     for cfg_id, part in logits.items():
-        if cfg_id not in found:
-            found[cfg_id] = part.new_empty(count, *part.shape[1:])
-        found[cfg_id][place] = part
+        if cfg_id not in outputs:
+            outputs[cfg_id] = part.new_empty(count, *part.shape[1:])
+        outputs[cfg_id][rows] = part
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

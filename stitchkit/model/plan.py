@@ -137,7 +137,7 @@ def choose_rule(
     stages = tuple(stage for stage, why in faults.items() if not why)
     if not stages:
         raise InputError("; ".join(dict.fromkeys(faults.values())))
-    usual = "it is not among those at which all of the anchors are usually stitched"
+    usual = "it is not among the stages where all anchors are usually stitched"
     left = {stage: usual for stage in range(max(len(anchor.depths) for anchor in anchors)) if stage not in common}
     left |= {stage: why for stage, why in faults.items() if why}
     lines = [f"stage {stage} is left out: {left[stage]}" for stage in sorted(left)]
@@ -155,7 +155,7 @@ def _label(source: AnchorSource) -> str:
 
 
 def _numbered(labels: Sequence[str]) -> list[str]:
-    """Labels, of which equal ones after the first get a number."""
+    """Labels, with a number after each that repeats an earlier one."""
     counts = [labels[: number + 1].count(label) for number, label in enumerate(labels)]
     return [label if count == 1 else f"{label}_{count}" for label, count in zip(labels, counts, strict=True)]
 
@@ -193,8 +193,8 @@ def _lines(model: SNNet, rule: Rule, *, reordered: bool) -> Iterator[str]:
     yield f"rule: {kind}, {counted(len(model.space), 'stitch')}"
     groups: dict[tuple[str, str, int], list[Joint]] = {}
     for joint in model.space.layers:
-        place = joint.front, joint.end, _stage(anchors[joint.front], joint.front_block)
-        groups.setdefault(place, []).append(joint)
+        key = joint.front, joint.end, _stage(anchors[joint.front], joint.front_block)
+        groups.setdefault(key, []).append(joint)
     for (front, end, stage), joints in groups.items():
         layouts = dict.fromkeys(" to ".join(map(str, model.layer(joint).layouts)) for joint in joints)
         leave, enter = ({getattr(joint, name) for joint in joints} for name in ("front_block", "end_block"))

@@ -19,7 +19,7 @@ from stitchkit.networks.slices import Slice
 class RouteNetwork(nn.Sequential):
     """The steps of one stitch in turn: `stem`, `block0`, ..., `stitch0`, ..., `head`.
 
-    `SNNet.extract` and `load_stitch` make it. Its head is that of the anchor in which the stitch ends, and so are its
+    `SNNet.extract` and `load_stitch` make it. Its head is that of the stitch's end anchor, and so are its
     features.
     """
 
@@ -54,7 +54,7 @@ class RouteNetwork(nn.Sequential):
         """The unpooled features of images `[B, C, H, W]`, which enter `forward_head`.
 
         They are tokens `[B, N, C]`, prefix tokens such as the class token first, or maps `[B, C, H, W]` or
-        `[B, H, W, C]`: the output of the last block, after the final normalisation if the anchor in which the stitch
+        `[B, H, W, C]`: the output of the last block, after the final normalisation if the anchor where the stitch
         ends has one before its pooling, and if the stitch applies it.
         """
         for step in [*self][:-1]:
@@ -73,7 +73,7 @@ class RouteNetwork(nn.Sequential):
         return self._head.run_head(x, pre_logits=pre_logits)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new, random one, or remove it if there are to be 0 classes.
+        """Replace the classifier by a new, random one, or remove it with 0 classes.
 
         Raises:
             InputError: If the network has no classifier, and is none of timm's, which know where it belongs.
@@ -140,19 +140,19 @@ class DenseRoute(nn.Sequential):
         They have the resolution of the head; resize them bilinearly to the images.
         """
         *steps, head = self
-        found: torch.Tensor = head(_levels_of(steps, x))
-        return found
+        output: torch.Tensor = head(_levels_of(steps, x))
+        return output
 
 
 def _levels_of(steps: Iterable[nn.Module], x: torch.Tensor) -> list[Level]:
     """What the taps among some steps take."""
-    found = []
+    taken = []
     for step in steps:
         if isinstance(step, LevelTap):
-            found.append(step(x))
+            taken.append(step(x))
         else:
             x = step(x)
-    return found
+    return taken
 
 
 def _named(module: nn.Module) -> nn.Module:

@@ -40,7 +40,7 @@ def _check_comparable(x: torch.Tensor, y: torch.Tensor) -> None:
 
 
 def common_size(x: torch.Tensor, y: torch.Tensor) -> tuple[int, int]:
-    """The size at which two maps are compared: the smaller height and the smaller width."""
+    """The size to compare two maps at: the smaller height and the smaller width."""
     return min(x.shape[2], y.shape[2]), min(x.shape[3], y.shape[3])
 
 

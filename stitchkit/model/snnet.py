@@ -44,7 +44,7 @@ class SNNet(RouteStatistics):
             always do. The released DeiT code does not.
         layer: Makes the stitching layer between two layouts.
         image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
-        levels: The blocks of the last anchor after which dense heads take features, counted over all stages, as in
+        levels: Dense heads take features after these blocks of the last anchor, counted over all stages, as in
             `Levels.of`; None for a network without further layers for them. Their parameters are
             `level_layers.<n>.<block>.transform.<weight or bias>`.
         updates: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do not;
@@ -103,7 +103,7 @@ class SNNet(RouteStatistics):
         elif layouts != (shared := self.layer(joint).layouts):
             raise InputError(
                 f"{joint} joins {layouts[0]} to {layouts[1]}, but shares its stitching layer with joints of "
-                f'{shared[0]} to {shared[1]}; set "rule": "proportional", in which every joint has its own layer'
+                f'{shared[0]} to {shared[1]}; set "rule": "proportional", where every joint has its own layer'
             )
 
     def layer(self, joint: Joint) -> StitchLayer:
@@ -220,12 +220,12 @@ class SNNet(RouteStatistics):
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.
 
-        Without classes, it is the pooled feature `[B, C]` of the anchor in which the stitch ends, and its width.
+        Without classes, it is the pooled feature `[B, C]` of the stitch's end anchor, and its width.
 
         Args:
             stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
-            with_feature: Return the output of the last block too, such as `[B, N, C]` or `[B, C, H, W]`, from which the
-                head makes the final feature.
+            with_feature: Return the output of the last block too, such as `[B, N, C]` or `[B, C, H, W]`; the head
+                makes the final feature from it.
 
         Raises:
             InputError: If the stitch is not in the space.
@@ -238,13 +238,13 @@ class SNNet(RouteStatistics):
 
     def _run(self, step: Step, x: torch.Tensor) -> torch.Tensor:
         module = self.module_of(step)
-        found: torch.Tensor
+        output: torch.Tensor
         if self.grad_checkpointing and self.training and step.kind == "block":
             # The backward pass runs the block again, and batch norms must not count the batch twice.
-            found = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
+            output = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
         else:
-            found = module(x)
-        return found
+            output = module(x)
+        return output
 
     def features(
         self, x: torch.Tensor, stitch: Stitch | int | None = None, *, levels: Sequence[int] | None = None
@@ -256,7 +256,7 @@ class SNNet(RouteStatistics):
 
         Args:
             stitch: As in `forward`.
-            levels: The blocks of the last anchor after which features are taken; by default those of the network, or,
+            levels: Take features after these blocks of the last anchor; by default those of the network, or,
                 if it has none, the last one of each stage, or of each quarter of one stage.
 
         Raises:
@@ -276,13 +276,13 @@ class SNNet(RouteStatistics):
 
     def run_levels(self, x: torch.Tensor, steps: Iterable[Step]) -> list[Level]:
         """The levels of images `[B, C, H, W]`, from the first to the last."""
-        found = []
+        modules = []
         for step in steps:
             if step.kind == "level":
-                found.append(self._tap(step)(x))
+                modules.append(self._tap(step)(x))
             else:
                 x = self._run(step, x)
-        return found
+        return modules
 
     @property
     def level_infos(self) -> list[LevelInfo]:

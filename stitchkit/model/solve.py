@@ -155,7 +155,7 @@ def fit_stitching_layers(
         grams.setdefault(left, Gram(front.width, device))
         cross = torch.zeros(front.width + 1, end.width, dtype=torch.float64, device=device)
         targets.append(_Target(joint, layer, left, cross, torch.zeros((), dtype=torch.float64, device=device)))
-    layouts = [place.layout for anchor in model.views.values() for place in anchor.boundaries]
+    layouts = [boundary.layout for anchor in model.views.values() for boundary in anchor.boundaries]
     positions = round(median(prod(layout.positions or ()) for layout in layouts))
     with evaluating(model):
         for images in batches:

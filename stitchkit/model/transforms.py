@@ -43,7 +43,7 @@ class WeightUpdate(_Factors):
 
 
 class LowRank(_Factors, nn.Linear):
-    """A linear map of which only the bias and an update of low rank are trained; its weight stays as it was fitted."""
+    """A linear map that trains only its bias and an update of low rank; its weight stays as it was fitted."""
 
     def __init__(self, in_channels: int, out_channels: int, rank: int):
         super().__init__(in_channels, out_channels)
@@ -89,8 +89,8 @@ class Mlp(nn.Module):
 
     def set_map(self, matrix: torch.Tensor) -> None:
         """Become a linear map: x is the difference of the positive parts of x and of -x."""
-        one = torch.eye(self.fc1.in_features)
-        self.fc1.weight.copy_(torch.cat([one, -one]))
+        identity = torch.eye(self.fc1.in_features)
+        self.fc1.weight.copy_(torch.cat([identity, -identity]))
         self.fc1.bias.zero_()
         self.fc2.weight.copy_(torch.cat([matrix[:-1], -matrix[:-1]]).T)
         self.fc2.bias.copy_(matrix[-1])

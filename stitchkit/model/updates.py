@@ -50,12 +50,12 @@ class AnchorUpdates(nn.Module):
 
     def _add(self, path: str, update: WeightUpdate) -> None:
         *parents, name = path.split(".")
-        place: nn.Module = self
+        parent_module: nn.Module = self
         for parent in parents:
-            if parent not in place._modules:
-                place.add_module(parent, nn.Module())
-            place = place.get_submodule(parent)
-        place.add_module(name, update)
+            if parent not in parent_module._modules:
+                parent_module.add_module(parent, nn.Module())
+            parent_module = parent_module.get_submodule(parent)
+        parent_module.add_module(name, update)
 
     def applied_to(self, block: nn.Module, number: int) -> nn.Module:
         """A block of the anchor, given its number, with the updates; the block itself if it has no linear layer."""

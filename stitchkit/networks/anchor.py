@@ -32,7 +32,7 @@ class AnchorStep:
     Args:
         paths: The modules that it needs, in the order they run, and tensors of the network.
         run: `(model, x) -> x`; without it, the modules run one after the other.
-        borders: Names of the first and the last node at which a cut may lie; by default those of `paths`.
+        borders: Names of the first and the last node that may be cut; by default those of `paths`.
     """
 
     paths: tuple[str, ...]
@@ -116,22 +116,22 @@ class HeadSlice(AnchorSlice):
 
     def run_head(self, x: torch.Tensor, *, pre_logits: bool) -> torch.Tensor:
         """These to logits `[B, num_classes]`, or to the feature `[B, C]` that enters the classifier."""
-        found: torch.Tensor
+        output: torch.Tensor
         if self._parts.has_forward_head:
-            found = as_timm(self._in_mode()).forward_head(x, pre_logits=pre_logits)
+            output = as_timm(self._in_mode()).forward_head(x, pre_logits=pre_logits)
         elif not pre_logits or not self.num_classes:
-            found = self(x)
+            output = self(x)
         elif self._parts.pre_logits is not None:
-            found = self._parts.pre_logits(self._in_mode(), x)
+            output = self._parts.pre_logits(self._in_mode(), x)
         else:
             raise InputError(
                 f"anchor '{self._label}' does not end in a classifier that is known, and so has no pre_logits; build "
                 "the networks with num_classes=0, and a stitch gives its feature"
             )
-        return found
+        return output
 
     def replace_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new one, or remove it if there are to be 0 classes."""
+        """Replace the classifier by a new one, or remove it with 0 classes."""
         if self._parts.has_forward_head or self.num_classes:
             resize_classifier(self._part, num_classes)
         if getattr(self._part, "num_classes", None) != num_classes:
@@ -197,7 +197,7 @@ class Anchor(Steps, ABC):
     @property
     @abstractmethod
     def stitched_stages(self) -> tuple[int, ...]:
-        """The stages at which it is stitched unless a configuration says otherwise."""
+        """The stages to stitch unless a configuration says otherwise."""
 
     @property
     @abstractmethod
@@ -244,9 +244,9 @@ class Anchor(Steps, ABC):
         if isinstance(block_output, str | None):
             first: dict[str | None, int] = {None: 0, INPUT: 0}
             last: dict[str | None, int] = {None: len(self)}
-            for number, place in enumerate(self.boundaries, start=1):
-                first |= dict.fromkeys(place.before, number)
-                last |= dict.fromkeys(place.after, number)
+            for number, boundary in enumerate(self.boundaries, start=1):
+                first |= dict.fromkeys(boundary.before, number)
+                last |= dict.fromkeys(boundary.after, number)
             if block_input in first and block_output in last and first[block_input] < last[block_output]:
                 return self[first[block_input] : last[block_output]]
         return super().between(block_input, block_output)  # inside a block, or wrong: the tracer finds out

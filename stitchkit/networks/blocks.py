@@ -31,24 +31,24 @@ def find_blocks(steps: Steps) -> tuple[list[int], tuple[int, ...]]:
     Raises:
         InputError: If there are no two blocks between which only one tensor passes.
     """
-    places = steps.boundaries
-    ends = {name: number for number, place in enumerate(places) for name in place.after}
-    begins = {name: number for number, place in reversed([*enumerate(places)]) for name in place.before}
+    boundaries = steps.boundaries
+    ends = {name: number for number, boundary in enumerate(boundaries) for name in boundary.after}
+    begins = {name: number for number, boundary in reversed([*enumerate(boundaries)]) for name in boundary.before}
     modules = dict(steps.model.named_modules())
     rows = _rows(modules)
     paths = sorted(_block_paths(modules, rows, ends), key=ends.__getitem__)
-    stages = _trunk(_stages([(path, places[ends[path]]) for path in paths]), modules, rows)
-    found = [begins[name] for name in _around(stages, 0) if name in begins][:1] if stages else []
+    stages = _trunk(_stages([(path, boundaries[ends[path]]) for path in paths]), modules, rows)
+    numbers = [begins[name] for name in _around(stages, 0) if name in begins][:1] if stages else []
     depths = [len(stage) for stage in stages]
-    if not found and depths:  # the first block takes the images: it is the stem
+    if not numbers and depths:  # the first block takes the images: it is the stem
         depths[0] -= 1
     for number, stage in enumerate(stages):
         last = max(ends[name] for name in _around(stages, number) if name in ends)
-        found += [*(ends[path] for path in stage[:-1]), last]
-    if sum(depths) < 2 or found != sorted(set(found)):
+        numbers += [*(ends[path] for path in stage[:-1]), last]
+    if sum(depths) < 2 or numbers != sorted(set(numbers)):
         _check_separate(steps, modules)
-        return _every_step(places)
-    return found, tuple(filter(None, depths))
+        return _every_step(boundaries)
+    return numbers, tuple(filter(None, depths))
 
 
 def _rows(modules: Mapping[str, nn.Module]) -> set[str]:
@@ -67,19 +67,19 @@ def _block_paths(modules: Mapping[str, nn.Module], rows: Container[str], ends: C
     ]
     outer = {around for path in candidates for around in paths_to(path)[:-1]}
     whole = {type(modules[path]) for path in candidates if path not in outer}.difference(_CONTAINERS)
-    found = ""
+    latest = ""
     for path in candidates:  # outer modules come first
-        if found and path.startswith(f"{found}."):
+        if latest and path.startswith(f"{latest}."):
             continue
         if path not in outer or type(modules[path]) in whole or is_group(modules[path]):
-            found = path
+            latest = path
             yield path
 
 
 def _stages(blocks: Sequence[tuple[str, Boundary]]) -> list[list[str]]:
     def row(block: tuple[str, Boundary]) -> tuple[str, object]:
-        path, place = block
-        return path.rpartition(".")[0], place.found and place.found.positions
+        path, boundary = block
+        return path.rpartition(".")[0], boundary.found and boundary.found.positions
 
     return [[path for path, _ in stage] for _, stage in groupby(blocks, row)]
 
@@ -120,7 +120,7 @@ def _check_separate(steps: Steps, modules: Mapping[str, nn.Module]) -> None:
     blocks = [path for path in inner if rivals[kind(path)] > 1]
     if blocks:
         first, last = flow.place[flow.regions[blocks[0]][-1]], flow.place[flow.regions[blocks[-1]][0]]
-        if not any(first <= steps.position(place) < last for place in steps.boundaries):
+        if not any(first <= steps.position(boundary) < last for boundary in steps.boundaries):
             most = max(rivals, key=rivals.__getitem__)
             raise passes_several(flow, next(path for path in blocks if kind(path) == most))
     if len(steps.boundaries) < 3:
@@ -130,6 +130,6 @@ def _check_separate(steps: Steps, modules: Mapping[str, nn.Module]) -> None:
         )
 
 
-def _every_step(places: Sequence[Boundary]) -> tuple[list[int], tuple[int, ...]]:
-    rows = [place.found and place.found.positions for place in places[1:]]
-    return [*range(len(places))], tuple(len(list(stage)) for _, stage in groupby(rows))
+def _every_step(boundaries: Sequence[Boundary]) -> tuple[list[int], tuple[int, ...]]:
+    rows = [boundary.found and boundary.found.positions for boundary in boundaries[1:]]
+    return [*range(len(boundaries))], tuple(len(list(stage)) for _, stage in groupby(rows))

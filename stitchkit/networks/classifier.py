@@ -31,8 +31,8 @@ def _is_pointwise(part: nn.Module) -> TypeGuard[nn.Conv2d]:
 def classifier_layers(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
     """The layers that give the logits; a distilled network has two."""
     if hasattr(model, "get_classifier"):
-        found = as_timm(model).get_classifier()
-        heads = found if isinstance(found, tuple | list) else [found]
+        classifier = as_timm(model).get_classifier()
+        heads = classifier if isinstance(classifier, tuple | list) else [classifier]
     else:
         heads = [model.get_submodule(name)] if (name := classifier_of(model)) else []
     parts = (part for head in heads for part in head.modules())

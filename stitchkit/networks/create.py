@@ -106,16 +106,16 @@ def load_any_classes(
     """Load weights with any number of classes; the classifier is re-initialised if another number is requested."""
     weights, classifier = own_names(model, weights_of(content)), classifier_of(model)
     weight = weights.get(f"{classifier}.weight")
-    found = len(weight) if weight is not None and weight.ndim else None
+    num_trained = len(weight) if weight is not None and weight.ndim else None
     is_bare = num_classes is not None and not any(name.startswith(classifier) for name in weights)
     if is_bare and (hasattr(model, "reset_classifier") or not num_classes):
-        found = 0  # the file is of a network without classifier
-    if found is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
-        resize_classifier(model, found)
+        num_trained = 0  # the file is of a network without classifier
+    if num_trained is not None:  # the classifier is loaded even if it is replaced: loading checks every name and shape
+        resize_classifier(model, num_trained)
     load_content(model, content, path)
-    take_over(model, content, path, with_classifier=found is None or num_classes in (None, found))
+    take_over(model, content, path, with_classifier=num_trained is None or num_classes in (None, num_trained))
     if num_classes is not None:
-        _say_new_classifier(f"checkpoint '{path}'", found, num_classes)
+        _say_new_classifier(f"checkpoint '{path}'", num_trained, num_classes)
         resize_classifier(model, num_classes)
 
 

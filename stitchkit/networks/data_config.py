@@ -62,16 +62,16 @@ def with_decoding(config: Mapping[str, Any]) -> DataConfig:
 
 
 def data_config_of(
-    given: Mapping[str, Any], input_size: tuple[int, ...], pretrained_cfg: Mapping[str, Any]
+    settings: Mapping[str, Any], input_size: tuple[int, ...], pretrained_cfg: Mapping[str, Any]
 ) -> DataConfig:
     """The preparation of images of size `(C, H, W)`, with a mean and a deviation for each channel.
 
-    What is not `given` is as in timm's `pretrained_cfg`.
+    What is not `settings` is as in timm's `pretrained_cfg`.
     """
-    check_data_config(given, input_size[0])
-    config = resolve_data_config({**given, "input_size": tuple(input_size)}, pretrained_cfg=dict(pretrained_cfg))
+    check_data_config(settings, input_size[0])
+    config = resolve_data_config({**settings, "input_size": tuple(input_size)}, pretrained_cfg=dict(pretrained_cfg))
     per_channel = {key: _per_channel(tuple(config[key]), input_size[0]) for key in ("mean", "std")}
-    known = {**pretrained_cfg, **given}
+    known = {**pretrained_cfg, **settings}
     decoding = {key: known[key] for key in _DECODING if key in known}
     if bands_of(decoding.get("input_img_mode", "")) not in (0, input_size[0]):
         del decoding["input_img_mode"]  # weights for RGB that timm adapted to another number of channels
@@ -93,7 +93,7 @@ def unlike_images(anchors: Mapping[str, Anchor]) -> str:
 
     An SN-Net prepares all images as its last anchor does.
     """
-    configs = {label: data_config_of({}, one.input_size, one.pretrained_cfg) for label, one in anchors.items()}
+    configs = {label: data_config_of({}, anchor.input_size, anchor.pretrained_cfg) for label, anchor in anchors.items()}
     keys = [key for key in ("mean", "std", *_DECODING) if len({dict(config)[key] for config in configs.values()}) > 1]
     if not keys:
         return ""
@@ -107,9 +107,9 @@ def unlike_images(anchors: Mapping[str, Anchor]) -> str:
     )
 
 
-def check_data_config(given: Mapping[str, object], channels: int) -> None:
+def check_data_config(settings: Mapping[str, object], channels: int) -> None:
     """Refuse settings that cannot prepare images with this number of channels."""
-    for key, value in given.items():
+    for key, value in settings.items():
         if key not in _GIVEN:
             raise unknown("setting of images", key, _GIVEN)
         if key == "input_img_mode" and bands_of(str(value)) != channels:
@@ -159,10 +159,10 @@ def trained_data_config(content: Mapping[str, object]) -> dict[str, Any]:
 
     Empty if it has none, as published checkpoints, or something else in its place.
     """
-    found = content.get("image")
-    if not isinstance(found, Mapping) or not all(key in _GIVEN and _fits(key, value) for key, value in found.items()):
+    saved = content.get("image")
+    if not isinstance(saved, Mapping) or not all(key in _GIVEN and _fits(key, value) for key, value in saved.items()):
         return {}
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
 
 
 def set_data_config(network: nn.Module, config: Mapping[str, Any]) -> None:

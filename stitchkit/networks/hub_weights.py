@@ -23,9 +23,9 @@ from stitchkit.settings.schema import ModelArguments, image_size, parse
 from stitchkit.settings.short_names import TORCHVISION, torchvision_names, unknown_name
 
 _ADAPTED = ("num_classes", "img_size", "in_chans", "patch_size", "window_size")
-"""Arguments to which timm adapts published weights; those named `drop*` change no weight."""
+"""Arguments that timm adapts published weights to; those named `drop*` change no weight."""
 _USUAL_SIDE = 1024
-"""Sides of images for which no network needs much more memory than for timm's own."""
+"""No network needs much more memory for images of such sides than for timm's own."""
 ADVICE = "give a local checkpoint, or start from random weights (--no-pretrained)"
 
 
@@ -91,10 +91,10 @@ def described_in(name: str) -> Path | None:
 def check_reachable(name: str) -> None:
     """Refuse published weights that must be downloaded from the Hub if nothing answers there."""
     config = published_config(name)
-    place = config.hf_hub_id if config is not None else name.partition(":")[2]
-    if not place or name.startswith("local-dir:"):
+    repository_id = config.hf_hub_id if config is not None else name.partition(":")[2]
+    if not repository_id or name.startswith("local-dir:"):
         return
-    repository, _, revision = place.partition("@")
+    repository, _, revision = repository_id.partition("@")
     if fault := hub_fault(repository, revision=revision or None):
         raise InputError(f"pretrained '{name}' cannot be downloaded: {fault}; check the network, {ADVICE}")
 
@@ -123,19 +123,19 @@ def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
     wrong = next((key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)), None)
     if wrong is not None:
         changed = ", ".join(key for key in kwargs if key not in adapted)
-        found = f"{wrong} is {ours.get(wrong, 'absent')}, in timm's weights {theirs.get(wrong, 'absent')}"
-        raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {found}; {ADVICE}")
+        difference = f"{wrong} is {ours.get(wrong, 'absent')}, in timm's weights {theirs.get(wrong, 'absent')}"
+        raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {difference}; {ADVICE}")
 
 
 def check_size(name: str, kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments, also those in the folder of a model, that make it too large for this machine's memory."""
-    given = {**_folder_arguments(name), **kwargs}
-    parse(ModelArguments, given, f"the model of '{name}'" if given.keys() > kwargs.keys() else "kwargs")
-    changed = {key: value for key, value in given.items() if key not in _ADAPTED and not key.startswith("drop")}
-    sides = given.get("img_size") or 0
+    arguments = {**_folder_arguments(name), **kwargs}
+    parse(ModelArguments, arguments, f"the model of '{name}'" if arguments.keys() > kwargs.keys() else "kwargs")
+    changed = {key: value for key, value in arguments.items() if key not in _ADAPTED and not key.startswith("drop")}
+    sides = arguments.get("img_size") or 0
     if not changed and max(sides if isinstance(sides, list | tuple) else [sides]) <= _USUAL_SIDE:
         return
-    check_memory(lambda: timm.create_model(name, **kwargs), f"'{name}' with {given}")
+    check_memory(lambda: timm.create_model(name, **kwargs), f"'{name}' with {arguments}")
 
 
 def check_memory(build: Callable[[], nn.Module], what: str) -> None:
@@ -170,8 +170,8 @@ def _folder_arguments(name: str) -> dict[str, Any]:
 
 def not_built(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError:
     """The error for a model that timm cannot build."""
-    given = f" with {dict(kwargs)}" if kwargs else ""
-    return unknown_argument(name, kwargs, error) or InputError(f"timm cannot build '{name}'{given}: {one_line(error)}")
+    suffix = f" with {dict(kwargs)}" if kwargs else ""
+    return unknown_argument(name, kwargs, error) or InputError(f"timm cannot build '{name}'{suffix}: {one_line(error)}")
 
 
 def unknown_argument(name: str, kwargs: Mapping[str, object], error: Exception) -> InputError | None:

@@ -208,29 +208,29 @@ def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str
         source: The tensor's layout; declared sizes are ignored in favour of the tensor's.
         class_token: Value of new prefix tokens: `zeros`, `ones`, or `avg`, the mean of all positions.
     """
-    found = source.sized(x)
-    resized = bool(target.positions) and target.positions != found.positions and target.grid != found.grid
-    if resized or found.bare != target.bare:
-        features, prefix = found.split(x)
+    sized = source.sized(x)
+    resized = bool(target.positions) and target.positions != sized.positions and target.grid != sized.grid
+    if resized or sized.bare != target.bare:
+        features, prefix = sized.split(x)
         if prefix is not None and not target.num_prefix_tokens:
             features, prefix = _beside(features, prefix), None
         if resized:
             features = resize(to_map(features), target.grid, align_corners=False)
-        elif found.kind != target.kind:
+        elif sized.kind != target.kind:
             features = to_map(features)
         if target.num_prefix_tokens:
             prefix = prefix_tokens(features, prefix, target.num_prefix_tokens, class_token)
         x = target.join(features, prefix)
     channels = x.shape[target.channel_dim]
     if target.channels not in (None, channels):
-        doubled = f" and makes {channels}, its class token beside every position" if channels != found.channels else ""
-        raise InputError(f"{found} has {found.channels} channels{doubled}; {target} takes {target.channels}")
+        doubled = f" and makes {channels}, its class token beside every position" if channels != sized.channels else ""
+        raise InputError(f"{sized} has {sized.channels} channels{doubled}; {target} takes {target.channels}")
     # Prefix tokens are joined with the channels first, a memory order that would slow down all later blocks.
     return x.contiguous() if target.num_prefix_tokens else x
 
 
 def grids_between(source: Layout, target: Layout) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The grids from and to which a joint of two full layouts resizes positions; None if they are the same.
+    """The grids before and after a joint of two full layouts; None if they are the same.
 
     Raises:
         InputError: If positions differ and one of the layouts has no grid.
@@ -244,15 +244,15 @@ def grids_between(source: Layout, target: Layout) -> tuple[tuple[int, int], tupl
     return None if grids[0] == grids[1] else grids
 
 
-def with_prefix_tokens(x: torch.Tensor, found: int, count: int) -> torch.Tensor:
+def with_prefix_tokens(x: torch.Tensor, present: int, count: int) -> torch.Tensor:
     """Tokens `[B, found + L, C]` as `[B, count + L, C]`.
 
     The first prefix tokens stay, as a class token comes first; further ones are the mean of the positions.
     """
-    if found == count:
+    if present == count:
         return x
-    prefix, positions = x[:, : min(found, count)], x[:, found:]
-    new = [positions.mean(1, keepdim=True).expand(-1, count - found, -1)] if count > found else []
+    prefix, positions = x[:, : min(present, count)], x[:, present:]
+    new = [positions.mean(1, keepdim=True).expand(-1, count - present, -1)] if count > present else []
     return torch.cat([prefix, *new, positions], 1)
 
 
@@ -304,9 +304,9 @@ def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int])
 
     `size` is the height and width of the images, which tell how many tokens have a position.
     """
-    found = None
+    layout = None
     if len(shape) == 2:
-        found = Layout("vector")
+        layout = Layout("vector")
     if len(shape) == 3:
         # timm's `unroll` changes the order of tokens.
         is_by_row = not hasattr(model, "unroll")
@@ -314,14 +314,14 @@ def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int])
         rest = shape[1] - _largest_grid(shape[1], size) if size[0] == size[1] else 0
         # Some models add their prefix tokens after some blocks.
         for prefix in (getattr(model, "num_prefix_tokens", rest), 0):
-            if found is None and _largest_grid(shape[1] - prefix, size) == shape[1] - prefix > 0:
-                found = Layout("NLC", num_prefix_tokens=prefix, is_by_row=is_by_row)
+            if layout is None and _largest_grid(shape[1] - prefix, size) == shape[1] - prefix > 0:
+                layout = Layout("NLC", num_prefix_tokens=prefix, is_by_row=is_by_row)
     if len(shape) == 4:
         # Maps have the proportions of the images, which shows where their channels are.
         leading, trailing = (_is_proportional(sides, size) for sides in (shape[1:3], shape[2:4]))
         last = (leading and not trailing) or getattr(model, "output_fmt", None) == "NHWC"
-        found = Layout("NHWC" if last and (leading or not trailing) else "NCHW")
-    return found and found.sized(torch.empty(shape, device="meta"))
+        layout = Layout("NHWC" if last and (leading or not trailing) else "NCHW")
+    return layout and layout.sized(torch.empty(shape, device="meta"))
 
 
 def _largest_grid(length: int, size: tuple[int, int]) -> int:

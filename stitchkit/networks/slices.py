@@ -30,8 +30,8 @@ class Boundary:
     """The end of one step of a network and the beginning of the next.
 
     Args:
-        before: Names of the nodes that begin there, the smallest first: a module's path, or the path of the module in
-            which a function runs and the function's name.
+        before: Names of the nodes that begin there, the smallest first: a module's path, or the path of the module
+            that runs a function and the function's name.
         after: Names of the nodes that end there, likewise.
         takers: Paths of the modules that take the tensor; empty if functions take it too.
         found: The full layout of the tensor; None without an example, or if its axes cannot be determined.
@@ -208,7 +208,7 @@ def graph_between(
     entered = graph.placeholder(INPUT)
     # A slice must not change its input, as the network does not change its images.
     copies = {start: graph.call_function(snapshot, (entered,)) if flow.is_changed(start) else entered}
-    given: dict[fx.Node, fx.Node] = {}
+    snapshots: dict[fx.Node, fx.Node] = {}
     for node in flow.trace.graph.nodes:
         if node not in needed or node is start:
             continue
@@ -217,11 +217,11 @@ def graph_between(
             continue
         copies[node] = twin = graph.node_copy(node, copies.__getitem__)
         if node in kept:  # later nodes may work in place
-            given[node] = graph.call_function(snapshot, (twin,))
+            snapshots[node] = graph.call_function(snapshot, (twin,))
         if node.op == "get_attr" and not _has(model, str(node.target)):
             twin.target = f"{node.target}_{'training' if flow.trace.training else 'evaluation'}"
             twin.meta["constant"] = attrgetter(str(node.target))(flow.trace.root)
-    graph.output(map_arg(result, (copies | given).__getitem__))
+    graph.output(map_arg(result, (copies | snapshots).__getitem__))
     return graph
 
 

@@ -64,8 +64,8 @@ class Steps:
     def _cuts(self) -> list[tuple[fx.Node, fx.Node]]:
         """The tensors between the steps, as nodes in evaluation mode and in training mode."""
         # In training, a network may take other paths, such as auxiliary heads; a cut must be clean in both modes.
-        found, training = map(_clean_places, (self.flow, self._training_flow))
-        pairs = [(found[label], training[label]) for label in found if label in training]
+        clean, training = map(_clean_places, (self.flow, self._training_flow))
+        pairs = [(clean[label], training[label]) for label in clean if label in training]
         return [(node, other) for node, other in pairs if self._example is None or node in self._shapes]
 
     @cached_property
@@ -106,7 +106,7 @@ class Steps:
     def between(self, block_input: str | None = None, block_output: str | Sequence[str] | None = None) -> Slice:
         """The slice from where one node begins to where another ends.
 
-        A node is a whole module, by its path, or a function, by the path of the module in which it runs and its own
+        A node is a whole module, by its path, or a function, by the path of the module that runs it and its own
         name: `layer3.0.add`. The name of a second call of either ends with `_1`. `x` is the network's input.
 
         Args:
@@ -117,7 +117,7 @@ class Steps:
         first = INPUT if block_input is None else block_input
         outputs = [block_output] if isinstance(block_output, str) else list(block_output or ())
         if block_output is not None and not outputs:
-            raise InputError("block_output is an empty list; name at least one node, or leave it out")
+            raise InputError("block_output is an empty list; name at least one node, or drop the key")
         # Only as deep as the names require, because many blocks cannot be traced.
         flow, training_flow = (Flow(trace(self.model, [first, *outputs], training=mode)) for mode in (False, True))
         graph, *ends = graph_named(flow, self.model, first, block_output)
@@ -148,7 +148,7 @@ class Steps:
                 raise InputError(f"'{path}' is one layer, a {kind}, with no nodes inside; name a block")
         flow = Flow(trace(self.model, [f"{path}.{INPUT}" for path in inside]))
         shapes = {} if example is None else flow.trace.shapes(example)
-        found = []
+        nodes = []
         for name, region in flow.regions.items():
             leaving = flow.leaving(name)
             shape = shapes.get(leaving[0]) if len(leaving) == 1 else None
@@ -157,8 +157,8 @@ class Steps:
                 # A module that was not traced into is one node, whose name may be numbered.
                 path = str(region[0].target) if len(region) == 1 and region[0].op == "call_module" else name
                 kind = type(modules[path]).__name__ if path in modules else "function" if name != INPUT else "input"
-                found.append(Node(name, kind, is_clean, shape))
-        return found
+                nodes.append(Node(name, kind, is_clean, shape))
+        return nodes
 
     def _layout(self, node: fx.Node) -> Layout | None:
         if self._example is None or self._example.ndim != 4:

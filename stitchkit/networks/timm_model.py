@@ -10,7 +10,7 @@ from torch import nn
 
 
 class TimmModel(nn.Module):
-    """The attributes of all of timm's classifiers, most of which an SN-Net shares; only a type, never instantiated."""
+    """The attributes of timm's classifiers, most of them shared by an SN-Net; only a type, never instantiated."""
 
     num_classes: int
     in_chans: int

@@ -192,5 +192,5 @@ class _Stem:
             )
         if self.step.run is not None:
             return self.step.run(model, x)
-        found: torch.Tensor = model.get_submodule(self.step.paths[0])(x)
-        return found
+        output: torch.Tensor = model.get_submodule(self.step.paths[0])(x)
+        return output

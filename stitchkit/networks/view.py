@@ -128,8 +128,8 @@ def _pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _normalise(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    found: torch.Tensor = as_timm(model).norm(x)
-    return found
+    output: torch.Tensor = as_timm(model).norm(x)
+    return output
 
 
 def _normalise_pool_and_classify(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

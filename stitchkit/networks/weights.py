@@ -142,7 +142,7 @@ _NESTED = 20
 _LONGEST_NAME = 1000
 """Most letters in the name of a class; torch's time to refuse a name that it does not know grows with its square."""
 _OLD_PICKLES = 5
-"""Number of pickles with which files by torch before version 1.6 begin; the content is the fourth."""
+"""Number of pickles at the start of files by torch before version 1.6; the content is the fourth."""
 
 
 def _excess(file: BinaryIO) -> str:
@@ -224,8 +224,8 @@ def _refusal(path: Path, error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     # torch's message begins with the advice to switch the protection off; the reason follows.
-    found = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
-    sentence = re.split(r"(?<=[.!?])\s", (found or lines or [type(error).__name__])[0])[0]
+    reasons = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
+    sentence = re.split(r"(?<=[.!?])\s", (reasons or lines or [type(error).__name__])[0])[0]
     return textwrap.shorten(sentence, 300, placeholder=" ...")
 
 
@@ -273,7 +273,7 @@ def load_checkpoint(model: nn.Module, path: str | Path, *, ema: bool = False) ->
 
 
 def load_content(model: nn.Module, content: Mapping[str, object], path: str | Path, *, ema: bool = False) -> None:
-    """`load_checkpoint` for a file that has been read; a model to which the weights do not belong is unchanged."""
+    """`load_checkpoint` for a file that has been read; a model that the weights do not fit is unchanged."""
     weights = own_names(model, weights_of(content, ema=ema))
     own = model.state_dict()
     problems = [
@@ -325,23 +325,23 @@ def _origin(model: nn.Module, content: Mapping[str, object], weights: Mapping[st
     return f"it is of{named}; use that network, with the same arguments" if named else "check which network it is of"
 
 
-def misfit(key: str, found: object, own: torch.Tensor) -> str:
+def misfit(key: str, value: object, own: torch.Tensor) -> str:
     """The reason why a value of a file cannot replace a tensor of ours; empty if it can.
 
     Precision may differ. Integers of ours other than counters are constants.
     """
-    if not isinstance(found, torch.Tensor) or not _is_ordinary(found):
-        return f"{key} is {type(found).__name__}, not {_said(own)}"
-    if found.shape != own.shape or _kind(found) != _kind(own):
-        return f"{key} is {_said(found)}, not {_said(own)}"
-    if found.is_floating_point():
+    if not isinstance(value, torch.Tensor) or not _is_ordinary(value):
+        return f"{key} is {type(value).__name__}, not {_said(own)}"
+    if value.shape != own.shape or _kind(value) != _kind(own):
+        return f"{key} is {_said(value)}, not {_said(own)}"
+    if value.is_floating_point():
         # A finite value may overflow in our precision; a mask may contain infinities.
-        is_worse = not found.to(own.dtype).isfinite().all() and bool(own.isfinite().all())
+        is_worse = not value.to(own.dtype).isfinite().all() and bool(own.isfinite().all())
         return f"{key} is not finite" if is_worse else ""
     if key.endswith("num_batches_tracked"):
-        return f"{key} is negative" if bool((found < 0).any()) else ""
+        return f"{key} is negative" if bool((value < 0).any()) else ""
     is_index = not own.is_floating_point() and own.dtype != torch.bool and own.ndim > 0
-    return f"{key} has other numbers than ours" if is_index and not torch.equal(found, own.cpu()) else ""
+    return f"{key} has other numbers than ours" if is_index and not torch.equal(value, own.cpu()) else ""
 
 
 def _said(value: torch.Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Where two anchors of any depths are at the same relative height, and in which directions they are joined there."""
+"""Where two anchors of any depths are at the same relative height, and the directions of the joints there."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def every_cut(front: Shape, end: Shape, stages: Sequence[int]) -> list[BlockPair
 
     After the last cut, no block may follow: its first block is then the depth of the end.
     """
-    found: list[BlockPair] = []
+    cuts: list[BlockPair] = []
     for stage in stages:
         shares = min(front.depths[stage], end.depths[stage])
         for share in range(1, shares + 1):
             leave, enter = (
                 sum(anchor.depths[:stage]) + -(-share * anchor.depths[stage] // shares) for anchor in (front, end)
             )
-            found.append(BlockPair(leave - 1, enter, len(found)))
-    return found
+            cuts.append(BlockPair(leave - 1, enter, len(cuts)))
+    return cuts
 
 
 def cuts_between(front: Shape, end: Shape, stages: Sequence[int]) -> list[BlockPair]:
-    """The cuts at which a route can enter the end."""
+    """The cuts where a route can enter the end."""
     cuts = [cut for cut in every_cut(front, end, stages) if cut.end < sum(end.depths)]
     if not cuts:
         raise InputError(

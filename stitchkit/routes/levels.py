@@ -1,4 +1,4 @@
-"""Levels: the depths of a route at which its features are taken, for dense prediction."""
+"""Levels: the depths of a route where dense prediction takes its features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _QUARTERS = 4
 
 @dataclass(frozen=True)
 class Levels:
-    """After which block of each anchor every level is taken.
+    """The block of each anchor right before every level.
 
     Those of the last anchor are chosen. A level of another anchor lies at the same relative height, at the end of the
     blocks that a route of `TwoWay` may exchange for those around the level. Such a route therefore has each level
@@ -47,7 +47,7 @@ class Levels:
         *others, last = anchors
         chosen = default_blocks(last.depths) if blocks is None else tuple(blocks)
         _check(chosen, last)
-        found, joints = {}, {}
+        blocks_by_label, joints = {}, {}
         for anchor in others:
             if len(anchor.depths) != len(last.depths):
                 raise InputError(
@@ -56,9 +56,9 @@ class Levels:
                 )
             cuts = every_cut(anchor, last, range(len(last.depths)))
             ends = [next(cut for cut in cuts if cut.end > block) for block in chosen]
-            found[anchor.label] = tuple(cut.front for cut in ends)
+            blocks_by_label[anchor.label] = tuple(cut.front for cut in ends)
             joints[anchor.label] = tuple(Joint(anchor.label, cut.front, last.label, cut.end) for cut in ends)
-        return cls({**found, last.label: chosen}, joints)
+        return cls({**blocks_by_label, last.label: chosen}, joints)
 
     def steps(self, stitch: Stitch, *, adapted: bool = False) -> Iterator[Step]:
         """The steps of a route up to its last level; each level comes right after the step whose features it takes."""
@@ -68,12 +68,12 @@ class Levels:
             if not waiting:
                 return
             yield step
-            anchor, place = step.anchor, step.index + (step.kind == "block")
+            anchor, index = step.anchor, step.index + (step.kind == "block")
             if step.joint is not None:
-                segment, anchor, place = segment + 1, step.joint.end, step.joint.end_block
-            for number in waiting.pop((segment, place), ()):
+                segment, anchor, index = segment + 1, step.joint.end, step.joint.end_block
+            for number in waiting.pop((segment, index), ()):
                 joint = self.joints[anchor][number] if anchor in self.joints else None
-                yield Step("level", anchor, place, joint, step.adapted, self.chosen[number])
+                yield Step("level", anchor, index, joint, step.adapted, self.chosen[number])
 
     def without(self, known: Container[Joint]) -> Iterator[Joint]:
         """From the features of an anchor at each level to those of the last one, if no known joint leads there.
@@ -95,10 +95,10 @@ class Levels:
 
         Place `j` is the output of block `j - 1`, or what enters block `j` of a segment that begins there.
         """
-        found: dict[tuple[int, int], list[int]] = {}
+        numbers: dict[tuple[int, int], list[int]] = {}
         for level in range(len(self.chosen)):
-            found.setdefault(self._place(stitch, level), []).append(level)
-        return found
+            numbers.setdefault(self._place(stitch, level), []).append(level)
+        return numbers
 
     def _place(self, stitch: Stitch, level: int) -> tuple[int, int]:
         ran, beyond = [], []
@@ -108,11 +108,11 @@ class Levels:
                 ran.append((number, block + 1))
             elif block < segment.start:
                 beyond.append((number, segment.start))
-        number, place = ran[-1] if ran else beyond[0]  # the last segment reaches the end of its anchor
+        number, index = ran[-1] if ran else beyond[0]  # the last segment reaches the end of its anchor
         anchor = stitch.segments[number].anchor
         if anchor in self.joints and self.joints[anchor][level] in stitch.joints[number : number + 1]:
             return number + 1, stitch.segments[number + 1].start  # the route itself passes the layer of the level
-        return number, place
+        return number, index
 
 
 def default_blocks(depths: Sequence[int]) -> tuple[int, ...]:

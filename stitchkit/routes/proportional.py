@@ -24,7 +24,7 @@ class Proportional:
             keep to one direction.
         stages: The stages to stitch, ascending; by default those of the anchors' families.
 
-    Source: Stitched ViTs are Flexible Vision Backbones (two-way stitching), of which these are the routes with one
+    Source: Stitched ViTs are Flexible Vision Backbones (two-way stitching); these are its routes with one
     joint; stages, and depths that are no multiples of each other, are ours.
     """
 

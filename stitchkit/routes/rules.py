@@ -34,7 +34,7 @@ class Shape(Protocol):
 
     @property
     def stitched_stages(self) -> tuple[int, ...]:
-        """The stages at which its family is stitched by default."""
+        """The stages that its family stitches by default."""
 
 
 class Rule(Protocol):
@@ -63,12 +63,12 @@ def check_stages(stages: tuple[int, ...] | None) -> tuple[int, ...] | None:
 
 
 def stages_to_stitch(anchors: Sequence[Shape], stages: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The given stages, which all anchors must have, or those at which all of the anchors' families are stitched."""
+    """The given stages, which all anchors must have, or those that all of the anchors' families stitch."""
     stages = stages or tuple(sorted(set.intersection(*(set(anchor.stitched_stages) for anchor in anchors))))
     if not stages:
         listed = ", ".join(f"{anchor.label} at {list(anchor.stitched_stages) or 'none'}" for anchor in anchors)
         raise InputError(
-            f"the anchors have no stage in common at which they are usually stitched: {listed}; the blocks are: "
+            f"the anchors have no usually stitched stage in common: {listed}; the blocks are: "
             f'{blocks_of(anchors)}; name stages in a configuration, as in "stages": [1, 2], or choose other anchors'
         )
     common = min(len(anchor.depths) for anchor in anchors)
@@ -152,7 +152,7 @@ class SlidingWindow:
     def _stages_of(self, anchors: Sequence[Shape]) -> tuple[int, ...]:
         if not self.nearest:
             raise InputError(
-                "nearest_stitching is false, which windows define only for anchors of one stage; leave it out for "
+                "nearest_stitching is false, which windows define only for anchors of one stage; remove it for "
                 f"{blocks_of(anchors)}, or {_WAY_OUT}"
             )
         return stages_to_stitch(anchors, self.stages)
@@ -187,7 +187,7 @@ def paired(depth: int, *, kernel_size: int, stride: int, ahead: bool = False) ->
 
     Source: SN-Net, section 3.3 (sliding windows).
     """
-    # Windows overlap. The order in which pairs appear, i outer and j inner, is the published `cfg_id`.
+    # Windows overlap. The order of the pairs, i outer and j inner, is the published `cfg_id`.
     seen: set[tuple[int, int]] = set()
     layer = 0
     for start in range(0, depth, stride):
@@ -217,7 +217,7 @@ def unpaired(front_depth: int, end_depth: int) -> Iterator[BlockPair]:
 
 
 def chained(windows: Sequence[Sequence[BlockPair]], enter: int = 0) -> Iterator[tuple[BlockPair, ...]]:
-    """All chains of a pair of each window, in which every pair leaves at or after the block where the route entered."""
+    """All chains of a pair of each window whose pairs leave at or after the block where the route entered."""
     # If it left earlier, the anchor in the middle would run no block: its segment would end before it begins.
     if not windows:
         yield ()
@@ -229,7 +229,7 @@ def chained(windows: Sequence[Sequence[BlockPair]], enter: int = 0) -> Iterator[
 
 
 def route(chain: Sequence[Shape], pairs: Sequence[BlockPair]) -> Stitch:
-    """The stitch through some anchors, given the blocks at which each is joined to the next."""
+    """The stitch through some anchors, given the blocks that join each to the next."""
     starts = [0, *(pair.end for pair in pairs)]
     stops = [*(pair.front + 1 for pair in pairs), sum(chain[-1].depths)]
     return Stitch(tuple(Segment(a.label, start, stop) for a, start, stop in zip(chain, starts, stops, strict=True)))

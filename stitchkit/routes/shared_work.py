@@ -13,9 +13,9 @@ class Visit:
     """Consecutive blocks of one anchor, run once for all routes that reach them in the same way.
 
     Args:
-        entry: The step through which routes enter: a stem, or the stitching layer after the parent's block.
+        entry: The step where routes enter: a stem, or the stitching layer after the parent's block.
         parent: The previous visit; None if images enter through the stem.
-        leaves: Blocks after which routes leave for another anchor, ascending.
+        leaves: Routes leave for another anchor after these blocks, ascending.
         cfg_id: The stitch that ends here; None if all routes continue elsewhere.
         head: The step that ends it.
     """
@@ -44,7 +44,7 @@ def shared_visits(routes: Mapping[int, Iterable[Step]]) -> list[tuple[str, list[
         routes: The steps of the stitches, by `cfg_id`.
 
     Returns:
-        The anchor of each round and its visits, by the block at which they start. Every visit comes in a later round
+        The anchor of each round and its visits, by the block where they start. Every visit comes in a later round
         than its parent. An anchor has one round, unless routes lead from it to others and from these to it.
     """
     # The stem and the layers that a route has passed identify a visit: the blocks between them follow from these.

@@ -93,10 +93,10 @@ class StitchSpace:
         """
         chosen: set[int] = set()
         for part in text.split(","):
-            found = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
-            if not found:
+            match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
+            if not match:
                 raise InputError(f"'{text}' does not choose stitches; list their cfg_id, such as 3,5,10-20")
-            first, last = int(found[1]), int(found[2] or found[1])
+            first, last = int(match[1]), int(match[2] or match[1])
             _ = self[first], self[last]  # refuses numbers that no stitch has
             if last < first:
                 raise InputError(f"'{text}' holds the range {first}-{last}, which runs backwards; write {last}-{first}")
@@ -115,7 +115,7 @@ class StitchSpace:
         return names[str(name)]
 
     def __repr__(self) -> str:
-        """A line: how many stitches, of which anchors, and the first and last that are not anchors."""
+        """A line: the number of stitches, their anchors, and the first and last that are not anchors."""
         stitches = list(self)
         anchors = ", ".join(map(str, stitches[: self.num_anchors]))
         joined = stitches[self.num_anchors :]

@@ -23,7 +23,7 @@ class Segment:
     Args:
         anchor: Label of the anchor.
         start: First block that runs.
-        stop: Block before which the segment ends, as in a Python slice.
+        stop: The block after the segment, as in a Python slice.
 
     Raises:
         InputError: If the label has characters other than letters, digits and `_ . # -`, or the slice is empty.
@@ -66,10 +66,10 @@ class Joint:
         Raises:
             InputError: If `text` is not two blocks joined by ` > `.
         """
-        found = _JOINT.fullmatch(text)
-        if found is None:
+        match = _JOINT.fullmatch(text)
+        if match is None:
             raise InputError(f"'{text}' is not a joint; write two blocks, as in 'tiny[5]{ARROW}small[6]'")
-        return cls(found[1], int(found[2]), found[3], int(found[4]))
+        return cls(match[1], int(match[2]), match[3], int(match[4]))
 
     def __str__(self) -> str:
         return f"{self.front}[{self.front_block}]{ARROW}{self.end}[{self.end_block}]"
@@ -87,7 +87,7 @@ class Step:
             takes images.
         joint: The joint of a layer; of a level, the one into the last anchor, if it is taken in another.
         adapted: Whether updates of the anchors' weights are on, as on stitched routes of a network that has them.
-        level: Of a level, the block of the last anchor after which it lies.
+        level: Of a level, the block of the last anchor right before it.
     """
 
     kind: Literal["stem", "block", "layer", "head", "bare head", "level"]
@@ -167,7 +167,7 @@ class Stitch:
 
     @property
     def end(self) -> str:
-        """The label of the anchor in which the route ends, whose features it gives."""
+        """The label of the route's last anchor, whose features it gives."""
         return self.segments[-1].anchor
 
     def __str__(self) -> str:

@@ -87,7 +87,7 @@ def test_every_anchor_trains_a_step_and_is_opened_again(name, tmp_path):
     try:
         model = stitchkit.create_snnet(anchors=[network, copy.deepcopy(network)], img_size=tuple(images.shape[2:]))
         run = partial(model, stitch=len(model.space) - 1)
-    except InputError:  # at this size some have no stage in which they are usually stitched
+    except InputError:  # at this size some have no usually stitched stage
         model = run = network
     fresh = copy.deepcopy(model.train())  # in training mode, LeViT forgets its cache, which cannot be copied
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)

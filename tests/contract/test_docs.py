@@ -36,6 +36,13 @@ def test_pages_name_files_that_are_there():
     assert not [path for path in named if not path.exists()]
 
 
+def test_the_map_reaches_every_page_and_the_readme_is_one_page():
+    index = (ROOT / "docs/index.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")} - {"index.md"}
+    assert not sorted(page for page in pages if f"({page}" not in index)
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
 def test_the_rule_of_ones_own_in_the_page_works(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/rules.md").read_text(), re.DOTALL)
     assert len(code.splitlines()) < 40

@@ -85,7 +85,7 @@ def test_more_classes_than_outputs(capsys, config, images, tmp_path):
             {"anchors": [{"name": "vit_tiny_patch16_242"}, {"name": "vit_small_patch16_224"}]},
             "did you mean 'vit_tiny_patch16_224'",
         ),
-        ({"anchors": ["vit_tiny_patch16_224", "resnet50"]}, "no stage in common"),
+        ({"anchors": ["vit_tiny_patch16_224", "resnet50"]}, "no usually stitched stage in common"),
         ({"stitch_stride": 0}, "stitch_stride is 0"),
         ({"stitch_kernel_size": 4}, "stitch_kernel_size is 4"),
         ({"kernel_size": 4}, "did you mean 'stitch_kernel_size'"),

@@ -1,4 +1,4 @@
-"""From an evaluation with latencies to a network in use: step by step, and the README's section as it stands."""
+"""From an evaluation with latencies to a network in use: step by step, and as the pages show it."""
 
 import json
 import re
@@ -169,10 +169,12 @@ def test_latencies_need_an_evaluation_of_stitches(evaluate, images, capsys):
 
 
 @pytest.mark.full
-def test_the_section_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+def test_the_section_of_the_training_page_runs_as_it_stands(tmp_path, monkeypatch, capsys):
     """Every command of it, on the demo's data and networks with weights that were not trained; serve without gradio
     says what it lacks."""
-    section = (ROOT / "README.md").read_text().split("## From the ledger to a network in use\n")[1].split("\n## ")[0]
+    section = (
+        (ROOT / "docs/training.md").read_text().split("## From the ledger to a network in use\n")[1].split("\n## ")[0]
+    )
     monkeypatch.chdir(demo_folder(tmp_path))
     monkeypatch.setattr("stitchkit.measure.latency._milliseconds", lambda *_: 1.0)  # within the limit, on any machine
     done = []
@@ -191,3 +193,15 @@ def test_the_section_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch, caps
     made = {path.name for path in (tmp_path / "outputs").iterdir() if path.is_file()}
     assert made == {"report.html", "stitch12.onnx", "predictions.csv"}
     assert len(read_rows(f"outputs/digits_vit/{LEDGER}")) == 35
+
+
+@pytest.mark.full
+def test_four_commands_of_the_readme_lead_from_a_folder_to_a_file(images, tmp_path, monkeypatch):
+    """As they stand, but with a short training from random weights."""
+    section = (ROOT / "README.md").read_text().split("## Your own images\n")[1].split("\n## ")[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").symlink_to(images)
+    for number, (program, *words) in enumerate(commands(section)):
+        assert program == "stitchkit"
+        assert main(words if number else [*words, *FLAGS, "--img-size", "32"]) == 0, words
+    assert (tmp_path / "net.onnx").is_file()

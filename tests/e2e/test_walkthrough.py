@@ -18,7 +18,8 @@ from tests.distributed.forks import end, start
 from tests.pages import commands
 from tests.support import FLAGS, ROOT, demo_folder, pico_config, pico_images, weights
 
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("stitching_*/README.md")), *sorted(ROOT.glob("results/*/README.md"))]
+DOCUMENTS = [ROOT / name for name in ("README.md", "docs/training.md", "docs/configuration.md")]
+DOCUMENTS += [*sorted(ROOT.glob("stitching_*/README.md")), *sorted(ROOT.glob("results/*/README.md"))]
 
 
 def run(*arguments):
@@ -145,8 +146,9 @@ def test_every_command_in_the_documents_is_one():
 
 
 @pytest.mark.full
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    code, training = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_python_of_the_readme_and_of_training_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (training,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/training.md").read_text(), re.S)
     monkeypatch.chdir(demo_folder(tmp_path))
     released = stitchkit.create_snnet("configs/deit_ti_s_b.json").state_dict()
     torch.save({"model": released}, "snnet_deit.pth")
@@ -155,13 +157,14 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
         exec(code, names)
     assert capsys.readouterr().out.endswith("71 deit_tiny_patch16_224[0:8] > deit_small_patch16_224[7:12]\n")
     assert torch.equal(names["logits"], names["net"](names["images"]))
+    assert [*names["some"]] == [0, 24, 60]
     exec(training, names)
     assert len(names["rows"]) == 35
     assert names["run"].checkpoint == tmp_path.joinpath("outputs/longer/last.pth.tar").relative_to(tmp_path)
 
 
-def test_the_configuration_of_the_readme_is_one(tmp_path):
-    (text,) = re.findall(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+def test_the_configuration_of_the_page_is_one(tmp_path):
+    (text,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/configuration.md").read_text(), re.S)
     (tmp_path / "mine.json").write_text(text)
     recipe, config = resolve({"data": "images", "stitch_config": str(tmp_path / "mine.json")})
     assert config is not None

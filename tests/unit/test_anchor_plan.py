@@ -30,7 +30,7 @@ def chosen(*depths, build=lambda space: None, stages=(0, 1, 2)):
     return choose_rule(shapes(*depths, stages=stages), build)
 
 
-USUAL = "stage 3 is left out: it is not among those at which all of the anchors are usually stitched"
+USUAL = "stage 3 is left out: it is not among the stages where all anchors are usually stitched"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_the_stages_are_those_that_all_families_are_stitched_at():
     anchors[0].stitched_stages, anchors[1].stitched_stages = (1, 2), (0, 1)
     assert choose_rule(anchors, lambda space: None)[0].stages == (1,)
     anchors[1].stitched_stages = (0,)
-    with pytest.raises(InputError, match="no stage in common"):
+    with pytest.raises(InputError, match="no usually stitched stage in common"):
         choose_rule(anchors, lambda space: None)
 
 
@@ -239,7 +239,7 @@ def test_own_networks_heed_channels_without_a_size():
 
 def test_own_networks_refuse_options_that_they_cannot_heed():
     own = [Own(16), Own(8)]
-    message = "anchor 'Own' is a network, which drop_rate, global_pool cannot change; leave them out, or create it so"
+    message = "anchor 'Own' is a network, which drop_rate, global_pool cannot change; remove them, or create it so"
     with pytest.raises(InputError, match=message):
         stitchkit.create_snnet(anchors=own, drop_rate=0.1, global_pool="max")
     assert stitchkit.create_snnet(anchors=own, drop_rate=None, pretrained=True, checkpoints=False).num_classes == 4

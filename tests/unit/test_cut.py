@@ -348,7 +348,7 @@ def test_a_second_call_has_a_name_of_its_own():
         ("layer3", "layer2", "block_output 'layer2' ends before block_input 'layer3' begins"),
         ("layer3", ["layer4", "layer1"], "block_output 'layer1' ends before block_input 'layer3' begins"),
         ("", None, "unknown node ''"),
-        (None, [], "block_output is an empty list; name at least one node, or leave it out"),
+        (None, [], "block_output is an empty list; name at least one node, or drop the key"),
         (None, "x", "block_output 'x' ends before block_input 'x' begins"),
         (
             "layer2.0.bn1",

@@ -105,7 +105,7 @@ def test_a_pass_in_training_mode_is_refused():
 
 def test_a_limit_to_the_memory_of_all_routes_is_refused():
     model, x = dense("vit", "linear")
-    with pytest.raises(InputError, match=r"memory is 1048576, but .* leave it out, or give fewer images or cfg_ids"):
+    with pytest.raises(InputError, match=r"memory is 1048576, but .* remove the limit, or give fewer images"):
         model.forward_all(x, memory=2**20)
 
 

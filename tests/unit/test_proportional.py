@@ -133,7 +133,7 @@ def test_window_and_proportional_rule_agree_on_routes_straight_ahead():
         (plain(1, 12), {}, r"nothing can be joined in the stages \[0\] of s 1, b 12: .* one block must follow"),
         (REGNETY, {"stages": (3,)}, r"the stages \[3\] of s 2\+5\+13\+1, b 2\+4\+10\+1"),
         (REGNETY, {"stages": (3, 4)}, "stages 0 to 3 in common"),
-        ([Anchor("s", (2, 2), (0,)), Anchor("b", (2, 2), (1,))], {}, "no stage in common"),
+        ([Anchor("s", (2, 2), (0,)), Anchor("b", (2, 2), (1,))], {}, "no usually stitched stage in common"),
     ],
 )
 def test_anchors_without_a_cut_are_refused(anchors, rule, message):

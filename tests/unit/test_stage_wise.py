@@ -91,7 +91,7 @@ def test_window_and_stages_are_free():
         (LEVIT, {"stages": (0, 1, 2, 3)}, "stages 0 to 2 in common"),
         (LEVIT, {"kernel_size": 1}, "nothing can be joined in stage 0"),
         (LEVIT, {"nearest": False}, "nearest_stitching is false"),
-        ([LEVIT[0], Anchor("x", (4, 4, 4), (2,))], {}, "no stage in common at which they are usually stitched: 192"),
+        ([LEVIT[0], Anchor("x", (4, 4, 4), (2,))], {}, "no usually stitched stage in common: 192"),
         ([LEVIT[0], Anchor("vit", (12,), (0,))], {"stages": (1,)}, "stages 0 to 0 in common"),
     ],
 )

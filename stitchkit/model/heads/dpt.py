@@ -23,7 +23,7 @@ class DptHead(DenseHead):
         levels: What the four levels are, the first one first.
         num_outputs: Outputs at a position.
         min_depth: The smallest depth in metres; None for logits.
-        widths: Channels to which each level is reduced.
+        widths: Channels of each level after its reduction.
         channels: Channels of the fusion; a multiple of 8.
 
     Source: Stitched ViTs, NYUv2; Vision Transformers for Dense Prediction, section 3. Both double a map and then

@@ -23,7 +23,7 @@ class DenseHead(nn.Module, ABC):
         num_outputs: Outputs at a position: the number of classes, or 1 for depth.
         min_depth: The outputs are depths in metres, none smaller than this; None for logits.
 
-    Source: for depth, the released code of Stitched ViTs: a ReLU, to which the smallest depth is added.
+    Source: for depth, the released code of Stitched ViTs: a ReLU plus the smallest depth.
     """
 
     def __init__(self, levels: Sequence[LevelInfo], num_outputs: int, *, min_depth: float | None = None):
@@ -43,7 +43,7 @@ class DenseHead(nn.Module, ABC):
 
     @property
     def needed(self) -> tuple[int, ...]:
-        """The numbers of the levels from which `forward` predicts; auxiliary heads take all."""
+        """The numbers of the levels that `forward` uses; auxiliary heads take all."""
         return tuple(range(len(self.levels)))
 
     def forward(self, levels: Sequence[Level]) -> torch.Tensor:

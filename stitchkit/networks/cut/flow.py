@@ -46,24 +46,24 @@ class Flow:
     @staticmethod
     def between(starts: Iterable[fx.Node], ends: Iterable[fx.Node]) -> set[fx.Node]:
         """All nodes that the ends need, given the starts; includes both."""
-        given, found, left = set(starts), set[fx.Node](), list(ends)
+        known, needed, left = set(starts), set[fx.Node](), list(ends)
         while left:
             node = left.pop()
-            if node not in found:
-                found.add(node)
-                left += [] if node in given or is_of_images(node) else node.all_input_nodes
-        return found
+            if node not in needed:
+                needed.add(node)
+                left += [] if node in known or is_of_images(node) else node.all_input_nodes
+        return needed
 
     @staticmethod
     def later(start: fx.Node) -> set[fx.Node]:
         """All nodes that depend on a node."""
-        found, left = set[fx.Node](), [start]
+        dependent, left = set[fx.Node](), [start]
         while left:
             for user in left.pop().users:
-                if user not in found and not is_of_images(user):
-                    found.add(user)
+                if user not in dependent and not is_of_images(user):
+                    dependent.add(user)
                     left.append(user)
-        return found
+        return dependent
 
     @cached_property
     def regions(self) -> dict[str, list[fx.Node]]:
@@ -77,7 +77,7 @@ class Flow:
     def entering(self, name: str) -> list[fx.Node]:
         """The tensors that a module or function takes from earlier nodes."""
         region = self.regions[name]
-        if region == [self.source]:  # the input itself, before which nothing runs
+        if region == [self.source]:  # the input itself; nothing runs before it
             return region
         inside = set(region)
         return _tensors(argument for node in region for argument in self.before(node) if argument not in inside)
@@ -91,9 +91,9 @@ class Flow:
 
     def crossing(self, node: fx.Node) -> list[fx.Node]:
         """The tensors that nodes after a node need of it and of those before it; of its tuple, the items."""
-        place = self.place[node]
+        index = self.place[node]
         left = [
-            other for other in self.nodes[: place + 1] if any(self.place[user] > place for user in self.after(other))
+            other for other in self.nodes[: index + 1] if any(self.place[user] > index for user in self.after(other))
         ]
         return _tensors(value for other in left for value in (self.after(other) if is_tuple(other) else [other]))
 
@@ -108,22 +108,22 @@ class Flow:
         return self._names_by(self.leaving)
 
     def _names_by(self, passing: Callable[[str], list[fx.Node]]) -> dict[fx.Node, list[str]]:
-        found = defaultdict[fx.Node, list[str]](list)
+        names = defaultdict[fx.Node, list[str]](list)
         for name in sorted(self.regions, key=lambda name: -name.count(".")):
             if len(tensors := passing(name)) == 1:
-                found[tensors[0]].append(name)
-        return found
+                names[tensors[0]].append(name)
+        return names
 
     @cached_property
     def clean(self) -> set[fx.Node]:
-        """The tensors on which alone the rest of the model depends."""
+        """The tensors that alone determine the rest of the model."""
         # A tensor is clean if nothing that runs before it is used after it: one scan with the farthest use is enough.
-        found, reach = set(), 0
-        for place, node in enumerate(self.nodes[:-1]):
-            if reach <= place and not is_size(node) and not is_tuple(node) and has_batch_first(node):
-                found.add(node)
+        clean, reach = set(), 0
+        for index, node in enumerate(self.nodes[:-1]):
+            if reach <= index and not is_size(node) and not is_tuple(node) and has_batch_first(node):
+                clean.add(node)
             reach = max([reach, *(self.place[user] for user in self.after(node))])
-        return found
+        return clean
 
     def name(self, node: fx.Node) -> str:
         """The name for a node's value: the largest module that ends with it, or the node."""

@@ -60,7 +60,7 @@ def check_slice(flow: Flow, name: str, start: fx.Node, stops: Mapping[str, fx.No
 
 
 def passes_several(flow: Flow, name: str) -> InputError:
-    """The error for a network in which other tensors than the output of a block go on to the next."""
+    """The error for a network whose blocks take more tensors than the output of the block before."""
     kind = type(flow.trace.root.get_submodule(name)).__name__
     tensors = _quoted(flow, flow.crossing(flow.regions[name][-1]))
     return InputError(
@@ -102,13 +102,13 @@ def _crossed(flow: Flow, name: str, side: _Side, tensors: Iterable[fx.Node]) -> 
 
 def _nearest(flow: Flow, name: str, side: _Side) -> str:
     """The clean places around a node."""
-    here = flow.place[flow.regions[name][0 if side == "before" else -1]]
+    index = flow.place[flow.regions[name][0 if side == "before" else -1]]
     places: dict[int, str] = {}
     for other in flow.regions:
         tensors = _passing(flow, other, side)
         # Outer modules come first in `regions`, so the first name of a place is its largest module.
         if other != INPUT and len(tensors) == 1 and tensors[0] in flow.clean:
             places.setdefault(flow.place[tensors[0]], other)
-    nearest = [*sorted(place for place in places if place < here)[-1:], *sorted(p for p in places if p > here)[:1]]
-    quoted = " and ".join(f"'{places[place]}'" for place in nearest)
+    nearest = [*sorted(clean for clean in places if clean < index)[-1:], *sorted(p for p in places if p > index)[:1]]
+    quoted = " and ".join(f"'{places[clean]}'" for clean in nearest)
     return f"clean places are {side} {quoted}" if nearest else "the model has no clean place"

@@ -74,8 +74,8 @@ class SizedTracer(Tracer):
             return self._images
         if node.op == "get_attr":
             return attrgetter(str(node.target))(self.root)
-        arguments: Any = map_arg(node.args, lambda given: given.meta["value"])
-        keywords: Any = map_arg(node.kwargs, lambda given: given.meta["value"])
+        arguments: Any = map_arg(node.args, lambda argument: argument.meta["value"])
+        keywords: Any = map_arg(node.kwargs, lambda argument: argument.meta["value"])
         if node.op == "call_module":
             return self.root.get_submodule(str(node.target))(*arguments, **keywords)
         if node.op == "call_method":
@@ -166,8 +166,8 @@ class _Sized(fx.Proxy):
     @property
     def shape(self) -> tuple[Any, ...]:
         """All sizes of a tensor."""
-        found: tuple[Any, ...] = self.size()
-        return found
+        sizes: tuple[Any, ...] = self.size()
+        return sizes
 
     @property
     def device(self) -> Any:

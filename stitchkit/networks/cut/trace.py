@@ -25,7 +25,7 @@ class Trace:
 
     Args:
         labels: A name for every node but parameters and the output: the path of a module, or the path of the module
-            in which a function runs and the function's name. A second call of either ends with `_1`, and so on.
+            that runs a function, and the function's name. A second call of either ends with `_1`, and so on.
         root: The model with the nodes' targets; it shares its tensors with the one that was traced.
         given: What timm's `forward_features` and `forward_head` give, if there are these methods and it is one tensor.
     """
@@ -110,7 +110,9 @@ def _required(model: nn.Module) -> list[str]:
     """The arguments that a model cannot run without."""
     optional = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
     arguments = signature(model.forward).parameters.items()
-    return [name for name, one in arguments if one.default is Parameter.empty and one.kind not in optional]
+    return [
+        name for name, parameter in arguments if parameter.default is Parameter.empty and parameter.kind not in optional
+    ]
 
 
 @contextmanager

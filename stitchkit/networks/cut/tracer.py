@@ -44,10 +44,10 @@ class Tracer(fx.Tracer):
         """A method that also records what it gives."""
 
         def run(*args: object, **kwargs: object) -> object:
-            found = method(*args, **kwargs)
-            if isinstance(found, fx.Proxy):
-                self.given[name] = found.node
-            return found
+            output = method(*args, **kwargs)
+            if isinstance(output, fx.Proxy):
+                self.given[name] = output.node
+            return output
 
         return run
 
@@ -78,7 +78,7 @@ class Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]
     ) -> object:
-        """Record the module to which new nodes belong."""
+        """Record the module of new nodes."""
         path, before = self.path_of_module(m), (self._path, self._label)
         inside = path.startswith(f"{self._path}.") if self._path else True
         label = self._label + path[len(self._path) :] if inside else path
@@ -99,7 +99,7 @@ class Tracer(fx.Tracer):
         return Untraceable(type(self.root.get_submodule(path)))
 
     def refuse_lost_changes(self) -> None:
-        """Refuse a tensor that is changed in place by a call whose result is unused: a slice would leave it out."""
+        """Refuse a tensor that is changed in place by a call whose result is unused: a slice would skip the call."""
         for node, path in self._owners.items():
             if not node.users and str(node.target).endswith("_"):
                 error = ValueError(f"it changes a tensor in place by {node.target}")
