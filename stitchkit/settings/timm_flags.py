@@ -105,7 +105,10 @@ class Removed(Refusal):
         return InputError(f"{flag_of(name)} was removed: {self.reason}")
 
 
+_ONE_STAGE = Removed("an evaluation judges every stitch on all images; leave it out, or choose --eval-stitches")
 REMOVED: dict[str, Refusal] = {
     "cache_features": Removed("each epoch computes the features of the anchors; leave it out"),
+    "eval_images": _ONE_STAGE,
+    "keep_within": _ONE_STAGE,
 }
 REFUSALS = REFUSED | REMOVED

@@ -213,16 +213,6 @@ def _hold_out(images: Images, recipe: Recipe) -> tuple[list[int], list[int], lis
     return trained, sorted(first), [number for number in judging if number not in first]
 
 
-def create_part_loader(
-    judged: CheckedImages, numbers: Sequence[int], recipe: Recipe, world: World, *, input_size: tuple[int, ...],
-    model_config: Mapping[str, object],
-) -> Loader:  # fmt: skip
-    """Some of the images of `Loaders.validation`, by their numbers."""
-    with _by_timm():
-        for_evaluation = _for_evaluation(recipe, preparation(recipe, input_size, model_config))
-        return _create_loader(Subset(judged, numbers), recipe, world, **for_evaluation)
-
-
 def create_bank_loader(
     recipe: Recipe, world: World, *, input_size: tuple[int, ...], model_config: Mapping[str, object]
 ) -> Loader:

@@ -398,7 +398,7 @@ READERS = {
 
 
 def read_part(path):
-    assert PartialAnswers(path, {}).restore(3) is None
+    assert PartialAnswers(path, {}).restore(3, 1) is None
     raise InputError(f"'{path}' is not a file")
 
 

@@ -175,7 +175,7 @@ READERS = {
     "per_class.csv": Reader("per_class.csv", [Seed(b"class,images,0\na,1,50.0\nb,1,50.0\n")], _continue_per_class),
     "answers so far": Reader(
         "fuzzed.part0",
-        [Seed({"of": {"a": 1}, "done": [3]}, JSON)],
+        [Seed({"of": {"a": 1}, "done": 3}, JSON)],
         lambda path: PartialAnswers(path, {"a": 1}).restore(0, 2),
         _with_answers,
     ),
