@@ -149,7 +149,7 @@ def _set_up(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.set_defaults(command=command, parser=parser)
     if command.first_flags and isinstance(parser, Parser):
         parser.first_flags = command.first_flags
-        parser.add_argument("--help-all", nargs=0, action=_HelpAll, help="show all flags and exit")
+        parser.add_argument("--help-all", nargs=0, action=_HelpAll, default=argparse.SUPPRESS, help="show all flags")
     command.add_flags(parser)
 
 
