@@ -9,7 +9,6 @@ import torch
 
 from stitchkit.display import counted, quantity
 from stitchkit.measure.profile import Profiler, measure
-from stitchkit.measure.two_stage import KEEP_WITHIN
 from stitchkit.model.anchor_sources import anchor_source
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.plan import Plan, plan_anchors
@@ -20,8 +19,6 @@ from stitchkit.training.checkpoint import load_run
 from stitchkit.training.data import weights_dtype
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.evaluation import prepare_evaluation
-from stitchkit.training.feature_cache import plan_cache
-from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import freeze, say_frozen
@@ -64,7 +61,7 @@ def show_plan(session: Session) -> None:
                 session.classes,
             )  # fmt: skip
     show_network(session)
-    for line in [*_of_data(session), *_of_dense(session), *_of_training(session), *_of_evaluation(session)]:
+    for line in [*_of_data(session), *_of_dense(session), *_of_training(session)]:
         _logger.info("%s", line)
     _logger.info(
         "this was a dry run: nothing was computed, written or downloaded; the folder would be %s", session.folder
@@ -125,7 +122,6 @@ def _of_training(session: Session) -> Iterator[str]:
             held_out = sum(len(loader.dataset) for loader in session.loaders.held_out)
             said = counted(held_out, "training image")
             yield f"{said} held out, by which routes are dropped every {counted(focus, 'epoch')}"
-        yield from _of_cache(session, session.model)
     batches, accumulated = len(session.loaders.train), recipe.optim.grad_accum_steps
     how = create_optimisation(session.model, recipe, batches=batches, ranks=ranks)
     images = recipe.data.batch_size * ranks
@@ -136,19 +132,3 @@ def _of_training(session: Session) -> Iterator[str]:
     number = recipe.schedule.warmup_epochs
     warm_up = f", {number:g} epoch{'' if number == 1 else 's'} of warm-up" if recipe.schedule.sched != "none" else ""
     yield f"learning rate: {how.rate:.3g} by {recipe.optim.opt}, schedule {recipe.schedule.sched}{warm_up}"
-
-
-def _of_evaluation(session: Session) -> Iterator[str]:
-    run = session.recipe.run
-    if run.eval and run.eval_images and (left := len(session.loaders.validation.dataset) - run.eval_images) > 0:
-        yield (
-            f"two stages: all stitches on {counted(run.eval_images, 'image')}, and on the other {left:,} only those "
-            f"within {KEEP_WITHIN if run.keep_within is None else run.keep_within:g} points of the front"
-        )
-
-
-def _of_cache(session: Session, model: SNNet) -> Iterator[str]:
-    if session.recipe.stitch.cache_features is not None:
-        files = plan_cache(session, FeatureLoss(model, session.recipe.stitch).ends(model.trainable_stitches()))
-        files.exist()  # or have room
-        yield str(files)

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save
 
 from stitchkit.assembly.sweep.report.tables import collect
-from stitchkit.choose.scores_file import read_scores
 from stitchkit.display import count
 from stitchkit.measure.evaluate import PartialAnswers, Score
 from stitchkit.measure.hits import read_hits
@@ -30,7 +29,6 @@ from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.recipe import Recipe
 from stitchkit.ship.pick import Budget, pick
 from stitchkit.ship.report import _training, read_ledgers
-from stitchkit.training.feature_cache import CacheFiles
 from stitchkit.training.summary import cut_summaries, read_summary
 from tests.fuzz.inputs import Seed, in_lines, in_yaml
 from tests.fuzz.readers.base import JSON, LINES, ROWS, SETTINGS, Reader, arguments
@@ -119,7 +117,6 @@ def _with_sums(text: bytes) -> bytes:
 
 
 _SUMS: dict[str, object] = {"format": "stitchkit sums 1", "cfg_ids": [0, 3], "task": "segmentation", "num_classes": 2}
-_KEPT: dict[str, object] = {"anchors": {"s": "0"}, "images": {"count": 4}, "precision": ["torch.float32", None]}
 _METADATA = Seed(
     {
         "arch": "a", "adapter": "linear", "first_deleted_block": 1, "last_deleted_block": 1, "num_downsamples": 0,
@@ -179,15 +176,10 @@ READERS = {
     "other models": Reader(
         "fuzzed.csv", [Seed(b'model,top1,infer_gmacs,param_count\na.x,80.1,4.5,5.7\nb,70,,"1,014.45"\n')], _read_overlay
     ),
-    "scores of joints": Reader(
-        "fuzzed.scores.csv",
-        [Seed(b"joint,stitch,flops,bucket,kept,cka\n" + b"ti[0] > s[1],ti[0:1] > s[1:3],20,0,1,0.5\n" * 2)],
-        lambda path: read_scores(path),
-    ),
     "per_class.csv": Reader("per_class.csv", [Seed(b"class,images,0\na,1,50.0\nb,1,50.0\n")], _continue_per_class),
     "answers so far": Reader(
         "fuzzed.part0",
-        [Seed({"of": {"a": 1}, "done": [3]}, JSON)],
+        [Seed({"of": {"a": 1}, "done": 3}, JSON)],
         lambda path: PartialAnswers(path, {"a": 1}).restore(0, 2),
         _with_answers,
     ),
@@ -201,11 +193,6 @@ READERS = {
         _with_statistics,
     ),
     "sums of images": Reader("fuzzed.sums", [Seed(_SUMS, JSON)], read_sums, _with_sums),
-    "kept features": Reader(
-        "cache.json",
-        [Seed(_KEPT, JSON)],
-        lambda path: CacheFiles(path.parent, {}, {}).make(_KEPT),
-    ),
     "metadata of a job": Reader(
         "job/metadata.yml",
         _beside("result-3.csv", _RESULT.content.decode(), _METADATA),
