@@ -40,13 +40,12 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         is_training: Replace bad images.
         limit: Largest share of bad images; a few are always allowed, unless it is 0.
         flag: The flag that sets the limit; empty if there is none.
-        is_numbered: Give the number of each image in the place of its label.
         only: Numbers of the images to have; by default all.
     """
 
     def __init__(
         self, dataset: LabelledImages, *, num_classes: int, is_training: bool, limit: float = 0.01, flag: str = "",
-        is_numbered: bool = False, only: Sequence[int] | None = None,
+        only: Sequence[int] | None = None,
     ):  # fmt: skip
         self.dataset = dataset
         self.classes = tuple(dataset.classes)
@@ -56,7 +55,6 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self._num_classes = num_classes if self._is_labelled else 0
         self._limit = limit
         self._flag = flag
-        self._is_numbered = is_numbered
         self._numbers = range(len(dataset)) if only is None else only
         self._replaces = is_training or not self._is_labelled
         # Loader processes write to it, each its own bytes, so no lock is needed.
@@ -95,7 +93,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
                 self._bad[index] = 1
                 self._check(int(self._bad.sum()))
             return None
-        return x, index if self._is_numbered else label if self._is_labelled else NO_CLASS
+        return x, label if self._is_labelled else NO_CLASS
 
     def _check(self, count: int) -> None:
         if count > (max(self._limit * len(self), _FEW) if self._limit else 0):
@@ -110,10 +108,6 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     def _names(self, bad: torch.Tensor) -> str:
         found = bad.nonzero().flatten().tolist()
         return listed([self._name(index) for index in found[: _SHOWN + 1]], most=_SHOWN)
-
-    def names(self) -> list[str]:
-        """The name of each image as messages quote it; a number if it has none."""
-        return [*map(self._name, range(len(self)))]
 
     def _name(self, index: int) -> str:
         reader, number = getattr(self.dataset, "reader", None), self._numbers[index]

@@ -15,7 +15,7 @@ from stitchkit.settings.hub_names import hub_fault
 from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import json_schema, parse
-from stitchkit.settings.timm_flags import REFUSED
+from stitchkit.settings.timm_flags import REFUSALS
 
 SETTINGS = {name: group for group, kind in GROUPS.items() for name in kind.__pydantic_fields__}
 """The group of every setting, in the order of groups and fields."""
@@ -60,10 +60,10 @@ def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = s
     """`checked` for settings of a file, timm's or ours."""
     given = {}
     for key, value in values.items():
-        if key in REFUSED:
-            if value != REFUSED[key].default:
-                raise InputError(f"{name(key)}: {REFUSED[key].error(key)}")
-            continue  # timm writes it into its own files
+        if key in REFUSALS:
+            if value != REFUSALS[key].default:
+                raise InputError(f"{name(key)}: {REFUSALS[key].error(key)}")
+            continue  # timm, or an earlier version, writes it into its own files
         if key in COMMAND_ONLY and value:
             raise InputError(f"{name(key)}: a file cannot set it; give {flag_of(key)} on the command line")
         if key in ("model", "teacher_model") and isinstance(value, str) and (fault := hub_fault(value)):

@@ -62,7 +62,7 @@ _OF_LABELS = {
 
 # Settings of images with one label, which images with a target for each pixel do not have.
 _OF_IMAGES = (
-    *("loss", "distillation_type", "focus", "cache_features", "class_weights", "jsd_loss", "bce_loss", "class_map"),
+    *("loss", "distillation_type", "focus", "class_weights", "jsd_loss", "bce_loss", "class_map"),
     *("mixup", "cutmix", "cutmix_minmax", "aa", "reprob", "vflip", "aug_splits", "aug_repeats", "train_crop_mode"),
     *("grayscale_prob", "gaussian_blur_prob", "eval_images", "bank_images", "self_stitch"),
     *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),
@@ -87,7 +87,6 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
         _check_subject,
         _check_network,
         _check_features,
-        _check_cache,
         _check_focus,
         _check_dense,
         _check_schedule,
@@ -176,27 +175,6 @@ def _check_features(recipe: Recipe) -> None:
             f"--loss features uses no labels, without which {', '.join(map(flag_of, given))} would have no effect; "
             f"leave it out{f' ({undone})' if undone else ''}, or give --loss features+task"
         )
-
-
-def _check_cache(recipe: Recipe) -> None:
-    """Refuse to keep features that change from epoch to epoch, or that nothing needs."""
-    stitch = recipe.stitch
-    if stitch.cache_features is None or recipe.run.eval:
-        return
-    if recipe.model.model:
-        raise InputError("--cache-features keeps features of an SN-Net's anchors; a --model has none: leave it out")
-    if stitch.loss != "features":
-        raise InputError(
-            f"--cache-features is for training without labels, not for --loss {stitch.loss}; give --loss features, or "
-            "leave it out"
-        )
-    if not stitch.freezes_anchors:
-        raise InputError(
-            f"--cache-features keeps features of frozen anchors, and --preserve {stitch.preserve} trains them; give "
-            "--preserve frozen or lora, or leave it out"
-        )
-    if not recipe.augment.no_aug:
-        raise InputError("--cache-features needs the same images in every epoch; add --no-aug, or leave it out")
 
 
 def _check_focus(recipe: Recipe) -> None:

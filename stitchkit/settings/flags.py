@@ -18,7 +18,7 @@ from stitchkit.settings.recipe import GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import Settings
 from stitchkit.settings.short_names import config_file
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.settings.timm_flags import REFUSED
+from stitchkit.settings.timm_flags import REFUSALS
 
 _logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--config", metavar="YAML", help="file of settings by flag name")
     for group, kind in GROUPS.items():
         add_settings(parser.add_argument_group(group, kind.__doc__), kind, _spellings, _VALUES)
-    for name, refusal in REFUSED.items():
+    for name, refusal in REFUSALS.items():
         parser.add_argument(*_spellings(name), *refusal.aliases, nargs="*", action=_Refuse, help=argparse.SUPPRESS)
 
 
@@ -104,11 +104,11 @@ def _plain(kind: Any) -> Any:
 
 
 class _Refuse(argparse.Action):
-    """Stop with the reason why a flag of timm does not apply."""
+    """Stop with the reason why a flag does not apply."""
 
     def __call__(self, *_: object) -> None:
         name = self.option_strings[0].removeprefix("--").replace("-", "_")
-        raise REFUSED[name].error(name)
+        raise REFUSALS[name].error(name)
 
 
 class _Pairs(argparse.Action):

@@ -25,7 +25,7 @@ from stitchkit.settings.hub_names import hub_fault
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
 from stitchkit.settings.short_names import config_file
-from stitchkit.settings.timm_flags import REFUSED
+from stitchkit.settings.timm_flags import REFUSALS
 from stitchkit.settings.zoo_facts import ZooFacts
 
 _RANK = 64
@@ -35,7 +35,7 @@ LayerKind = Literal["linear", "lowrank", "mlp"]
 """The kinds of stitching layer."""
 
 # Whoever runs a configuration decides where output is written and to whom it is sent, not its author.
-_NOT_ITS_AUTHORS = ("output", "cache_features", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
+_NOT_ITS_AUTHORS = ("output", "log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id")
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class StitchConfig(Settings):
         """
         path = config_file(path)
         content = read_settings_file(path)
-        if content and "anchors" not in content and content.keys() <= {*SETTINGS, *REFUSED, "data"}:
+        if content and "anchors" not in content and content.keys() <= {*SETTINGS, *REFUSALS, "data"}:
             named = content.get("stitch_config")
             raise InputError(
                 f"'{path}' holds settings of a run, for -c; give --stitch_config the file with the anchors"

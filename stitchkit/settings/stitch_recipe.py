@@ -75,11 +75,6 @@ class StitchRecipe(Settings):
     feature_distance: Literal["mse", "cosine"] = flag(
         "mse", "with --loss features: squared error as a share of the anchor's feature, or 1 - cosine of the channels"
     )
-    cache_features: LocalPath | None = flag(
-        None,
-        "with --loss features and --no-aug: folder that keeps the features of frozen anchors, so that later epochs "
-        "need not compute them",
-    )
     preserve: Literal["none", "frozen", "lora", "replay"] | None = flag(
         None,
         "keep the anchors' accuracy: train only stitching layers; or these, and updates of low rank that only stitched "

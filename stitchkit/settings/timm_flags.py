@@ -1,4 +1,4 @@
-"""Flags of timm's and SN-Netv2's training scripts that have no meaning here: why, and what to use instead.
+"""Flags of timm's and SN-Netv2's training scripts that have no meaning here, and flags of ours that were removed.
 
 The parser knows them, so that a command written for timm ends with a reason instead of "unknown flag". A settings file
 may state them with timm's own defaults, as every `args.yaml` that timm writes does.
@@ -95,3 +95,17 @@ REFUSED: dict[str, Refusal] = {
     "get_flops": Refusal("FLOPs are counted whenever they are needed; use stitchkit profile to print them", False),
 }
 """Refusals by name of the setting in a file."""
+
+
+class Removed(Refusal):
+    """The refusal of a flag that earlier versions had; `default` is what their own `args.yaml` states."""
+
+    def error(self, name: str) -> InputError:
+        """The error of a command with this flag."""
+        return InputError(f"{flag_of(name)} was removed: {self.reason}")
+
+
+REMOVED: dict[str, Refusal] = {
+    "cache_features": Removed("each epoch computes the features of the anchors; leave it out"),
+}
+REFUSALS = REFUSED | REMOVED

@@ -77,8 +77,6 @@ def open_datasets(recipe: Recipe) -> Datasets:
                 raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")
         if isinstance(train, IterableDataset) and recipe.stitch.focus and not recipe.run.eval:
             raise InputError("--focus holds training images out, which a streamed dataset cannot; leave it out")
-        if isinstance(train, IterableDataset) and recipe.stitch.cache_features and not recipe.run.eval:
-            raise InputError("--cache-features is not for streamed datasets; leave it out")
     validation = open_dataset(source, data.val_split, num_samples=data.val_num_samples)
     if train is None:
         _check_train_folders(validation, recipe)
@@ -257,10 +255,7 @@ def _checked(
     if isinstance(images, IterableDataset):
         return images
     limit, flag = recipe.data.max_unreadable, flag_of("max_unreadable")
-    return CheckedImages(
-        images, num_classes=num_classes, is_training=is_training, limit=limit, flag=flag,
-        is_numbered=is_training and recipe.stitch.cache_features is not None, only=only,
-    )  # fmt: skip
+    return CheckedImages(images, num_classes=num_classes, is_training=is_training, limit=limit, flag=flag, only=only)
 
 
 def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None, **options: Any) -> Loader:

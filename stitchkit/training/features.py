@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from torch import nn
@@ -17,7 +16,6 @@ from stitchkit.networks.anchor import Anchor, HeadSlice
 from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.networks.slices import extract
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.feature_cache import FeatureCache
 
 _JUDGED = 5
 
@@ -38,7 +36,6 @@ class FeatureLoss:
     Attributes:
         bodies: The anchors up to their pooling, or copies of these, which give the targets.
         copies: The same, as a module, if they are copies; None if the anchors are frozen.
-        cache: Keeps the targets of images with numbers; None computes them each time.
 
     Source: final feature matching (Mai et al., CVPR 2026). That the squared error is divided by the target's mean
         square is ours: one learning rate then suits all networks, and its value is the share not reproduced.
@@ -55,34 +52,24 @@ class FeatureLoss:
         self._ends = {cfg_id: numbers[stitch.end] for cfg_id, stitch in model.space.stitches.items()}
         self._places = [anchor.boundaries[-1] for anchor in model.views.values()]
         self.bodies = bodies
-        self.cache: FeatureCache | None = None
         self._distance = settings.feature_distance
         self._shared = settings.sampling == "shared"
         self._images: torch.Tensor | None = None
         self._targets: dict[int, torch.Tensor] = {}
 
-    def ends(self, routes: Iterable[int]) -> dict[int, nn.Module]:
-        """The bodies of the anchors in which some routes end, by number."""
-        return {end: self.bodies[end] for end in sorted({self._ends[cfg_id] for cfg_id in routes})}
-
-    def __call__(
-        self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int, numbers: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int) -> torch.Tensor:
         """The loss, a scalar, of the output of a route's last block.
 
         Args:
             images: `[B, C, H, W]`.
-            numbers: Those of the images, `[B]`, which only a cache needs.
         """
-        error, scale = self.parts(images, feature, cfg_id, numbers)
+        error, scale = self.parts(images, feature, cfg_id)
         if self._shared:  # of the whole batch, so that two ranks are one with twice the batch
             scale = sum_over_ranks(torch.stack([scale, torch.ones_like(scale)]))
             scale = scale[0] / scale[1]
         return error / scale
 
-    def parts(
-        self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int, numbers: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def parts(self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The numerator and the denominator of the loss, each a mean over the images.
 
         Args:
@@ -91,31 +78,22 @@ class FeatureLoss:
         end, head = self._ends[cfg_id], self._heads[cfg_id]
         with without_statistics(head):  # the route's own pass has counted the batch
             feature = head.run_features(feature)
-        feature, target = feature.float(), self._target(images, end, numbers).float()
+        feature, target = feature.float(), self._target(images, end).float()
         if self._distance == "cosine":
             error = 1 - F.cosine_similarity(feature, target, dim=self._places[end].layout.channel_dim).mean()
             return error, torch.ones_like(error)
         return F.mse_loss(feature, target), target.square().mean()
 
-    def _target(self, images: torch.Tensor, end: int, numbers: torch.Tensor | None) -> torch.Tensor:
+    def _target(self, images: torch.Tensor, end: int) -> torch.Tensor:
         """The final feature of an anchor, which all routes of a step share."""
         if images is not self._images:
             self.forget()
             self._images = images
         if end not in self._targets:
-            compute = partial(self._compute, images)
-            if self.cache is None or numbers is None:
-                self._targets[end] = compute(end)
-            else:
-                self._targets[end] = self.cache(numbers, end, compute)
+            with torch.no_grad(), evaluating(self.bodies[end]):
+                # Contiguous, since a mean over another order would differ by a rounding.
+                self._targets[end] = self.bodies[end](images).contiguous()
         return self._targets[end]
-
-    @torch.no_grad()
-    def _compute(self, images: torch.Tensor, end: int) -> torch.Tensor:
-        """Contiguous, as a cache gives it: sums over another order would differ by a rounding."""
-        with evaluating(self.bodies[end]):
-            target: torch.Tensor = self.bodies[end](images)
-        return target.contiguous()
 
     def forget(self) -> None:
         """Forget the targets of the last images."""

@@ -20,8 +20,6 @@ from stitchkit.training.checkpoint import load_run
 from stitchkit.training.data import weights_dtype
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.evaluation import prepare_evaluation
-from stitchkit.training.feature_cache import plan_cache
-from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import freeze, say_frozen
@@ -125,7 +123,6 @@ def _of_training(session: Session) -> Iterator[str]:
             held_out = sum(len(loader.dataset) for loader in session.loaders.held_out)
             said = counted(held_out, "training image")
             yield f"{said} held out, by which routes are dropped every {counted(focus, 'epoch')}"
-        yield from _of_cache(session, session.model)
     batches, accumulated = len(session.loaders.train), recipe.optim.grad_accum_steps
     how = create_optimisation(session.model, recipe, batches=batches, ranks=ranks)
     images = recipe.data.batch_size * ranks
@@ -145,10 +142,3 @@ def _of_evaluation(session: Session) -> Iterator[str]:
             f"two stages: all stitches on {counted(run.eval_images, 'image')}, and on the other {left:,} only those "
             f"within {KEEP_WITHIN if run.keep_within is None else run.keep_within:g} points of the front"
         )
-
-
-def _of_cache(session: Session, model: SNNet) -> Iterator[str]:
-    if session.recipe.stitch.cache_features is not None:
-        files = plan_cache(session, FeatureLoss(model, session.recipe.stitch).ends(model.trainable_stitches()))
-        files.exist()  # or have room
-        yield str(files)

@@ -143,14 +143,14 @@ class StitchTask(Task):
 
         The losses of further stitches, which learn from these logits, are added.
         Labels of images `[B, C, H, W]` are class numbers `[B]`, or from mixup class probabilities `[B, num_classes]`;
-        if the settings do not use them, they may be anything, and with a cache of features are numbers of images `[B]`.
+        if the settings do not use them, they may be anything.
         """
-        logits, taught, losses = self._run(images, labels, cfg_id)
+        logits, taught, losses = self._run(images, cfg_id)
         if self.settings.uses_labels:
             losses.append(self._label_loss(images, labels, cfg_id, logits, taught))
         for other in taught_by_it:
             assert self.sampler is not None, "it drew them"
-            given, _, more = self._run(images, labels, other)
+            given, _, more = self._run(images, other)
             losses += more
             if self.settings.uses_labels:
                 has_copy = self.replay is not None and other in self.replay.anchors
@@ -160,9 +160,7 @@ class StitchTask(Task):
             self.features.forget()
         return {"loss": sum(losses[1:], losses[0]), "output": logits}
 
-    def _run(
-        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None
-    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def _run(self, images: torch.Tensor, cfg_id: int | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """The logits for the labels, those for the teacher, which are others in distilled networks, and the loss of
         the features, if there is one.
         """
@@ -173,7 +171,7 @@ class StitchTask(Task):
             output = self.trainable_module(images, cfg_id)
         else:
             output, feature = self.trainable_module(images, cfg_id, with_feature=True)
-            losses.append(self.features(images, feature, cfg_id, labels))
+            losses.append(self.features(images, feature, cfg_id))
         logits, taught = output if isinstance(output, tuple) else (output, output)
         return logits, taught, losses
 
@@ -195,7 +193,7 @@ class StitchTask(Task):
         """The loss of a stitch by its features, and by labels if these are used."""
         assert self.features is not None
         logits, feature = self.network(images, cfg_id, with_feature=True)
-        loss = self.features(images, feature, cfg_id, labels)
+        loss = self.features(images, feature, cfg_id)
         return loss + self.criterion(logits, labels) if self.settings.uses_labels else loss
 
     def _teacher_loss(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,6 @@ from stitchkit.settings.files import read_settings_file
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.dense.task import create_dense_task
 from stitchkit.training.dense.validation import DenseFigures
-from stitchkit.training.feature_cache import open_cache
 from stitchkit.training.features import FeatureLoss
 from stitchkit.training.focus import focus_after
 from stitchkit.training.network import sampler_of, uncompiled
@@ -145,7 +144,6 @@ def _prepare(
             _logger.info("%s", said)
         if recipe.stitch.uses_features:
             features = FeatureLoss(model, recipe.stitch)
-            features.cache = open_cache(session, features.ends(model.trainable_stitches()))
         if content is None and not recipe.model.initial_checkpoint and recipe.stitch.ls_init:
             _fit(session, model, loader)
         replay = Replay(model) if recipe.stitch.way_to_preserve == "replay" else None

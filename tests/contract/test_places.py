@@ -31,7 +31,7 @@ NAMES = {
     *("wandb_tags", "wandb_resume_id", "experiment", "class_weights"),
 }
 
-WRITTEN = ("output", "cache_features")
+WRITTEN = ("output",)
 """Places where a run writes, which no author of a configuration chooses."""
 
 

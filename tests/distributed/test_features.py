@@ -94,8 +94,6 @@ WAYS = {
     "sandwich": ["--sampler", "sandwich"],
     "best of": ["--sampler", "best_of"],
 }
-CACHED = ["frozen", "lora", "sandwich", "best of"]
-"""Ways in which the features of anchors may be kept."""
 
 
 @pytest.mark.parametrize("way", mostly_full(WAYS, quick=["trained"]))
@@ -175,46 +173,3 @@ def test_ranks_with_stitches_of_their_own_stay_equal(way, images, tmp_path):
     first, last = (weights(tmp_path / f"own/checkpoint-{epoch}.pth.tar") for epoch in (0, 1))
     changed = {name.partition(".")[0] for name, value in last.items() if not torch.equal(value, first[name])}
     assert changed == {"stitch_layers"} | ({"anchors"} if way == "trained" else set())
-
-
-def same_end(folder, one, other):
-    whole, found = (torch.load(folder / name / "last.pth.tar", weights_only=True) for name in (one, other))
-    return all(equal(found.get(part), whole.get(part)) for part in ("state_dict", "state_dict_ema", "optimizer"))
-
-
-@pytest.mark.parametrize("way", mostly_full(CACHED, quick=["frozen"]))
-def test_law_8_a_run_with_kept_features_resumes_like_one_without(way, images, tmp_path):
-    """From within an epoch and from its end; with what is kept, and with nothing, as after the folder was removed."""
-    flags = ["--no-aug", "--drop-path", "0.2", "--model-ema", *WAYS[way], "--checkpoint-interval", "3"]
-    assert main(command(images, tmp_path, "plain", *flags)) == 0
-    assert main(command(images, tmp_path, "whole", *flags, "--cache-features", tmp_path / "kept")) == 0
-    assert same_end(tmp_path, "plain", "whole")
-    for file, place in (("checkpoint-0", "kept"), ("previous", "kept"), ("previous", "new")):
-        start = tmp_path / f"whole/{file}.pth.tar"
-        assert ("within" in torch.load(start, weights_only=True)) == (file == "previous")
-        resumed = command(images, tmp_path, file + place, *flags, "--resume", start)
-        assert main([*resumed, "--cache-features", str(tmp_path / place)]) == 0
-        assert same_end(tmp_path, "plain", file + place)
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("sampling", ["shared", "per_rank"])
-def test_law_9_two_ranks_share_what_is_kept(sampling, images, tmp_path):
-    """The second run finds all of it, and so does one of a single rank."""
-    flags = ["--no-aug", "--sampling", sampling, "--epochs", "3"]
-    keep = ["--cache-features", tmp_path / "kept"]
-    run_on_two_ranks(
-        [
-            command(images, tmp_path, "plain", *flags),
-            command(images, tmp_path, "cached", *flags, *keep),
-            command(images, tmp_path, "again", *flags, *keep),
-        ]
-    )
-    assert same_end(tmp_path, "plain", "cached")
-    assert same_end(tmp_path, "plain", "again")
-    before = {file: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
-    assert all(set(content) == {1} for file, content in before.items() if file.suffix == ".found")
-    assert main(command(images, tmp_path, "one", *flags)) == 0
-    assert main(command(images, tmp_path, "one again", *flags, *keep)) == 0
-    assert same_end(tmp_path, "one", "one again")
-    assert {file: file.read_bytes() for file in (tmp_path / "kept").iterdir()} == before

@@ -222,8 +222,6 @@ def test_streams_have_no_repeated_or_split_images(loaders, tmp_path):
     for name in ("aug_splits", "aug_repeats"):
         with pytest.raises(InputError, match="not for streamed datasets"):
             loaders(**stream, **{name: 2})
-    with pytest.raises(InputError, match="--cache-features is not for streamed datasets; leave it out"):
-        loaders(**stream, cache_features="kept")
     with pytest.raises(InputError, match="--focus holds training images out, which a streamed dataset cannot"):
         loaders(**stream, focus=1)
 

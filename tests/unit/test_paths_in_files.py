@@ -40,7 +40,7 @@ def test_every_setting_that_names_a_file_is_known():
         for kind in kinds for field in dataclasses.fields(kind)
         if "LocalPath" in str(field.type) or "DatasetName" in str(field.type)
     }  # fmt: skip
-    written = {"output", "save_dir", "metrics_output", "cache_features"}
+    written = {"output", "save_dir", "metrics_output"}
     assert named - written - {"train_split", "val_split"} <= {*_FILES, *_FOLDERS, *_DATASETS}
 
 

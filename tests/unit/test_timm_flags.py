@@ -12,7 +12,7 @@ from stitchkit.errors import InputError
 from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.flags import add_flags, resolve
 from stitchkit.settings.recipe import Recipe, flag_of
-from stitchkit.settings.timm_flags import REFUSED
+from stitchkit.settings.timm_flags import REFUSED, REMOVED
 from tests.support import ROOT, write_config
 
 # timm's launcher of old gives the first to each process; the others are of the released command of SN-Netv2.
@@ -48,6 +48,8 @@ def actions():
     """The parser's flags by their spellings with dashes, switches by the one that turns them on."""
     found = {}
     for action in parser()._actions:
+        if action.option_strings and action.option_strings[0] in map(flag_of, REMOVED):
+            continue
         off = {name for name in action.option_strings if isinstance(action, argparse.BooleanOptionalAction)}
         off = {name for name in off if name.startswith("--no-")}
         names = {name.replace("_", "-") for name in action.option_strings} - {name.replace("_", "-") for name in off}
@@ -132,6 +134,18 @@ def test_a_file_with_a_refused_value_ends_with_its_reason(name, tmp_path):
     config = write_config(tmp_path / "pico.json", recipe={name: "something else"})
     with pytest.raises(InputError, match=re.escape(REFUSED[name].reason)):
         parse("data", "--stitch_config", config)
+
+
+@pytest.mark.parametrize("name", REMOVED)
+def test_a_removed_flag_is_refused_and_its_default_in_an_old_file_is_not(name, tmp_path, capsys):
+    assert main(["train", "data", "--model", "x", flag_of(name), "1"]) == 2
+    assert f"stitchkit: error: {flag_of(name)} was removed: {REMOVED[name].reason}\n" in capsys.readouterr().err
+    path = tmp_path / "args.yaml"
+    path.write_text(yaml.safe_dump({name: REMOVED[name].default}))
+    parse("data", "--model", "x", "-c", path)
+    path.write_text(yaml.safe_dump({name: "something else"}))
+    with pytest.raises(InputError, match=f"{flag_of(name)} was removed"):
+        parse("data", "--model", "x", "-c", path)
 
 
 def test_every_setting_can_come_from_a_file(tmp_path):

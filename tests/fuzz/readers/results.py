@@ -30,7 +30,6 @@ from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.recipe import Recipe
 from stitchkit.ship.pick import Budget, pick
 from stitchkit.ship.report import _training, read_ledgers
-from stitchkit.training.feature_cache import CacheFiles
 from stitchkit.training.summary import cut_summaries, read_summary
 from tests.fuzz.inputs import Seed, in_lines, in_yaml
 from tests.fuzz.readers.base import JSON, LINES, ROWS, SETTINGS, Reader, arguments
@@ -115,7 +114,6 @@ def _with_sums(text: bytes) -> bytes:
 
 
 _SUMS: dict[str, object] = {"format": "stitchkit sums 1", "cfg_ids": [0, 3], "task": "segmentation", "num_classes": 2}
-_KEPT: dict[str, object] = {"anchors": {"s": "0"}, "images": {"count": 4}, "precision": ["torch.float32", None]}
 _METADATA = Seed(
     {
         "arch": "a", "adapter": "linear", "first_deleted_block": 1, "last_deleted_block": 1, "num_downsamples": 0,
@@ -197,11 +195,6 @@ READERS = {
         _with_statistics,
     ),
     "sums of images": Reader("fuzzed.sums", [Seed(_SUMS, JSON)], read_sums, _with_sums),
-    "kept features": Reader(
-        "cache.json",
-        [Seed(_KEPT, JSON)],
-        lambda path: CacheFiles(path.parent, {}, {}).make(_KEPT),
-    ),
     "metadata of a job": Reader(
         "job/metadata.yml",
         _beside("result-3.csv", _RESULT.content.decode(), _METADATA),
