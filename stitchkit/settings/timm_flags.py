@@ -105,7 +105,14 @@ class Removed(Refusal):
         return InputError(f"{flag_of(name)} was removed: {self.reason}")
 
 
+_SAMPLERS = "only samplers that studies/samplers has used it; leave it out"
+_FOCUS = "studies/evidence shows no gain by it; leave it out"
+
 REMOVED: dict[str, Refusal] = {
+    "sampler_routes": Removed(_SAMPLERS),
+    "sandwich_divergence": Removed(_SAMPLERS, "kl"),
+    "focus": Removed(_FOCUS, 0),
+    "focus_images": Removed(_FOCUS),
     "cache_features": Removed("each epoch computes the features of the anchors; leave it out"),
 }
 REFUSALS = REFUSED | REMOVED

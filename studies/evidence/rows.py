@@ -7,10 +7,10 @@ every row offers the anchors as they were given, which nobody throws away.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from timm.utils import random_seed
@@ -24,15 +24,17 @@ from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.focus import narrow
 from stitchkit.training.network import sampler_of
 from stitchkit.training.preserve import freeze
-from stitchkit.training.samplers import Sampler, create_sampler
+from stitchkit.training.samplers import SAMPLERS, Sampler
 from studies.evidence.entrants import Entrants, cascade, cost_of, plain, stitches
+from studies.evidence.focus import FocusedBins, narrow
 from studies.evidence.images import Split
 from studies.evidence.networks import SlicedNetwork, create_network, narrowed
 from studies.evidence.study import Study, counting
 from studies.evidence.train import Spent, train
+from studies.samplers.plug_in import plugged_in, task_of
+from studies.samplers.sandwich import Sandwich, SandwichTask
 
 _FITTED, _CHOSEN = 512, 512
 """Training images for the fit of stitching layers, and for KLAS."""
@@ -101,19 +103,19 @@ def _sliced(study: Study, seed: int, spent: Spent) -> Entrants:
     size = study.size
     network = SlicedNetwork(study.anchor(1), size)
     costs = [cost_of(create_network(size, width), size).flops for width in size.widths]
-    settings, numbers = StitchRecipe(sampler="sandwich"), range(len(size.widths))
-    sampler = create_sampler(numbers, costs.__getitem__, settings, seed, (numbers[0], numbers[-1]))
+    settings, numbers = StitchRecipe(), range(len(size.widths))
+    sampler = Sandwich(numbers, costs.__getitem__, settings, seed, (numbers[0], numbers[-1]))
     train(
         network, study.splits["train"], size, budget=size.budget, lr=size.lr_scratch, seed=seed, device=study.device,
-        spent=spent, sampler=sampler, settings=settings,
+        spent=spent, sampler=sampler, settings=settings, kind=SandwichTask,
     )  # fmt: skip
     made = {f"width {width}": network.alone(number, size) for number, width in enumerate(size.widths)}
     return plain({name: one.to(study.device) for name, one in made.items()}, size)
 
 
 def _snnet(
-    study: Study, seed: int, spent: Spent, *, config: StitchConfig | None = None, focus: bool = False,
-    taught: bool = False, **settings: object,
+    study: Study, seed: int, spent: Spent, *, sampler: str = "cost_bins", config: StitchConfig | None = None,
+    focus: bool = False, taught: bool = False, **settings: object,
 ) -> Entrants:  # fmt: skip
     """An SN-Net whose layers are fitted in closed form, then trained with these settings."""
     split = study.splits["train"]
@@ -121,25 +123,27 @@ def _snnet(
     model = create_snnet(config or study.config(rule="proportional")).to(study.device)
     with counting(spent):
         fit_stitching_layers(model, (images for images, _ in _some(study, split, _FITTED, seed)))
-    recipe = make_recipe({**settings, **(_TAUGHT if taught else {}), "seed": seed})
+    recipe = make_recipe({**settings, **(_TAUGHT if taught else {}), "seed": seed, "sampler": sampler})
     freeze(model, recipe.stitch)
-    sampler = sampler_of(model, recipe)
-    for_focus = (_PARTS - 1) * len(held_out) * sum(map(sampler.cost, model.space.ids))
+    with plugged_in(sampler), patch.dict(SAMPLERS, {"cost_bins": FocusedBins} if focus else {}):
+        drawing = sampler_of(model, recipe)
+    for_focus = (_PARTS - 1) * len(held_out) * sum(map(drawing.cost, model.space.ids))
     train(
         model, split, study.size, budget=study.size.budget - spent.flops - for_focus, lr=study.size.lr, seed=seed,
-        device=study.device, spent=spent, sampler=sampler, settings=recipe.stitch,
+        device=study.device, spent=spent, sampler=drawing, settings=recipe.stitch, kind=task_of(sampler),
         teacher=study.anchor(1) if taught else None, parts=_PARTS if focus else 1,
-        between=lambda: _narrow(study, model, sampler, held_out, seed, spent),
+        between=lambda: _narrow(study, model, drawing, held_out, seed, spent),
     )  # fmt: skip
     return stitches(model)
 
 
 def _narrow(study: Study, model: SNNet, sampler: Sampler, held_out: Split, seed: int, spent: Spent) -> None:
-    """Stop training the stitches that are rarely on the front of held-out images, as `--focus` does."""
+    """Stop training the stitches that are rarely on the front of held-out images."""
+    assert isinstance(sampler, FocusedBins), "of a row with a focus"
     rest, first = held_out.split_off(len(held_out) // 4, seed)
     batches = (part.batches(study.size.batch_size, study.device) for part in (first, rest))
     with counting(spent):
-        narrow(model, sampler, *batches, autocast=nullcontext)
+        narrow(model, sampler, *batches)
 
 
 def _klas(study: Study, seed: int, spent: Spent) -> Entrants:
@@ -150,12 +154,12 @@ def _klas(study: Study, seed: int, spent: Spent) -> Entrants:
     found = choose(model, lambda _: images, ["klas"], buckets=_BUCKETS, seed=seed)
     spent.flops += _CHOSEN * sum(cost_of(study.anchor(number), study.size).flops for number in (0, 1))
     chosen = replace(config, joints=tuple(map(str, found.kept)))
-    return _snnet(study, seed, spent, config=chosen, sampler="cost_bins")
+    return _snnet(study, seed, spent, config=chosen)
 
 
 def _two_way(study: Study, seed: int, spent: Spent, *, taught: bool = False) -> Entrants:
     config = study.config(rule="two_way", layer="lowrank", lora_r=study.size.rank)
-    return _snnet(study, seed, spent, config=config, sampler="cost_bins", taught=taught)
+    return _snnet(study, seed, spent, config=config, taught=taught)
 
 
 def _some(study: Study, split: Split, count: int, seed: int) -> list[Batch]:
@@ -170,19 +174,19 @@ ROWS = {
     "sliced": Way("one network of all widths, from the costly anchor", _sliced),
     "cascade": Way("cascade of the two anchors, fine-tuned", _cascade),
     "uniform": Way("SN-Net, uniform", partial(_snnet, sampler="uniform")),
-    "cost_bins": Way("SN-Net, cost bins", partial(_snnet, sampler="cost_bins")),
+    "cost_bins": Way("SN-Net, cost bins", _snnet),
     "two_way": Way("SN-Net, two-way, low rank", _two_way),
     "taught": Way(
-        "SN-Net, cost bins, taught by the costly anchor", partial(_snnet, sampler="cost_bins", taught=True)
+        "SN-Net, cost bins, taught by the costly anchor", partial(_snnet, taught=True)
     ),
     "two_way_taught": Way(
         "SN-Net, two-way, low rank, taught by the costly anchor", partial(_two_way, taught=True)
     ),
     "klas": Way("SN-Net, joints chosen by KLAS", _klas),
     "features": Way(
-        "SN-Net, frozen anchors, feature matching", partial(_snnet, sampler="cost_bins", loss="features")
+        "SN-Net, frozen anchors, feature matching", partial(_snnet, loss="features")
     ),
-    "focus": Way("SN-Net, cost bins, focused", partial(_snnet, sampler="cost_bins", focus=True)),
+    "focus": Way("SN-Net, cost bins, focused", partial(_snnet, focus=True)),
     "best_of": Way("SN-Net, best of 3", partial(_snnet, sampler="best_of")),
     "sandwich": Way("SN-Net, sandwich", partial(_snnet, sampler="sandwich")),
 }  # fmt: skip

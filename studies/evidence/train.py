@@ -57,7 +57,8 @@ class Spent:
 def train(
     network: nn.Module, split: Split, size: Size, *, budget: float, lr: float, seed: int, device: torch.device,
     spent: Spent, sampler: Sampler | None = None, teacher: nn.Module | None = None,
-    settings: StitchRecipe | None = None, parts: int = 1, between: Callable[[], None] = lambda: None,
+    settings: StitchRecipe | None = None, kind: type[StitchTask] = StitchTask, parts: int = 1,
+    between: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Train a network for as many steps as fit a budget, and add up what they cost.
 
@@ -65,6 +66,7 @@ def train(
         budget: Multiply-adds of all steps, with those of teachers.
         sampler: Draws the routes of each step; None for a plain network.
         teacher: Gives half of the loss.
+        kind: The task that runs the steps.
         parts: Equal parts of the steps.
         between: Called after each part but the last; it may change what the sampler draws, so that the last part has
             as many steps as the rest of the budget pays for, but no more than the others.
@@ -73,7 +75,7 @@ def train(
     world, began = World(0, 1, device), time.perf_counter()
     network.to(device)
     features = FeatureLoss(network, settings) if settings.uses_features else None  # type: ignore[arg-type]
-    task = StitchTask(
+    task = kind(
         network, nn.CrossEntropyLoss(label_smoothing=0.1), sampler=sampler, features=features, settings=settings,
         teacher=_teacher(teacher, device), mean=_MEAN, std=_STD, device=device,
     )  # fmt: skip
@@ -144,7 +146,7 @@ def step_cost(task: StitchTask, split: Split, device: torch.device) -> Callable[
         if routes not in known:
             task.train()
             with unfused_attention(task), flop_counter() as counter:
-                loss = task(images, labels, *task.choose(routes, images, labels))["loss"]
+                loss = task(images, labels, *routes)["loss"]
                 loss.backward()
             task.zero_grad(set_to_none=True)
             known[routes] = counter.get_total_flops() / 2 / len(images)

@@ -30,6 +30,8 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.network import sampler_of
 from stitchkit.training.preserve import Replay, freeze
 from stitchkit.training.task import create_task
+from studies.samplers.best_of import BestOfTask
+from studies.samplers.plug_in import plugged_in
 
 Hits = NDArray[np.bool_]
 Figures = NDArray[np.float64]
@@ -92,10 +94,11 @@ def step_flops(sampler: str, way: str) -> float:
     torch.manual_seed(0)
     model = stitchkit.create_snnet(config.with_updates(recipe), checkpoints=False).train()
     freeze(model, recipe.stitch)
-    task = create_task(
-        model, recipe, torch.device("cpu"), sides=model.input_size[1:], mean=(0.5,) * 3, std=(0.5,) * 3,
-        sampler=sampler_of(model, recipe), replay=Replay(model) if way == "replay" else None,
-    )  # fmt: skip
+    with plugged_in(sampler):
+        task = create_task(
+            model, recipe, torch.device("cpu"), sides=model.input_size[1:], mean=(0.5,) * 3, std=(0.5,) * 3,
+            sampler=sampler_of(model, recipe), replay=Replay(model) if way == "replay" else None,
+        )  # fmt: skip
     task.train()
     x, labels = torch.randn(BATCH, *model.input_size), torch.arange(BATCH) % 10
 
@@ -108,14 +111,14 @@ def step_flops(sampler: str, way: str) -> float:
     @cache
     def choosing(drawn: tuple[int, ...]) -> int:
         with FlopCounterMode(display=False) as counter:
-            task.choose(drawn, x, labels)
+            task.best(drawn, x, labels)
         return int(counter.get_total_flops())
 
     total = 0.0
     for step in range(DRAWS):
         drawn = task.draw(step, 0)
         trained: float = sum(map(training, drawn))
-        if sampler == "best_of":  # it trains one of those that it compares; which one is estimated by their mean
+        if isinstance(task, BestOfTask):  # it trains one of those that it compares, whose cost their mean estimates
             trained = trained / len(drawn) + choosing(tuple(sorted(drawn)))
         total += trained
     return total / DRAWS / BATCH
@@ -128,11 +131,12 @@ def train_and_judge(row: tuple[str, str, int, int]) -> str:
     hits = hits_of(*row)
     if hits.exists():
         return hits.stem
-    run = stitchkit.train(
-        DATA, stitch_config=str(config_of(way)), output=str(OUTPUT), experiment=hits.stem, resume="auto", seed=seed,
-        sampler=sampler, preserve=way, epochs=epochs, warmup_epochs=epochs * WARM_UP, batch_size=BATCH,
-        val_interval=epochs,
-    )  # fmt: skip
+    with plugged_in(sampler):
+        run = stitchkit.train(
+            DATA, stitch_config=str(config_of(way)), output=str(OUTPUT), experiment=hits.stem, resume="auto", seed=seed,
+            sampler=sampler, preserve=way, epochs=epochs, warmup_epochs=epochs * WARM_UP, batch_size=BATCH,
+            val_interval=epochs,
+        )  # fmt: skip
     config = StitchConfig.load(config_of(way)).with_updates(make_recipe({"preserve": way}))
     model = stitchkit.create_snnet(config, checkpoints=False).eval()
     stitchkit.load_checkpoint(model, run.checkpoint)
