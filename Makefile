@@ -183,13 +183,13 @@ $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digit
 	@touch $@
 
 $(DATA)/validation: | $(DEMO)
-	$(BIN)/stitchkit demo-data $(DATA)
+	$(BIN)/stitchkit demo-data digits $(DATA)
 
 $(GLYPHS)/validation: | $(DEMO)
-	$(BIN)/stitchkit demo-data $(GLYPHS) --kind glyphs
+	$(BIN)/stitchkit demo-data glyphs $(GLYPHS)
 
 $(SCENES)/validation: | $(DEMO)
-	$(BIN)/stitchkit scenes $(SCENES)
+	$(BIN)/stitchkit demo-data scenes $(SCENES)
 
 .PRECIOUS: outputs/digits_%/trained $(DATA)/validation $(GLYPHS)/validation $(SCENES)/validation
 

@@ -20,7 +20,14 @@ from stitchkit.restarts import LIMIT_IS_NEAR, requeue
 # Libraries that log what no user asked for: each request, and the absence of a compiler.
 _QUIET = ("httpx", "httpx2", "torch.utils.cpp_extension")
 
-_MOVED = {"evidence": "python -m studies.evidence", "glyphs": "python -m studies.typefaces"}
+_RENAMED = {
+    "nodes": "stitchkit profile --nodes MODEL",
+    "sweep-report": "stitchkit sweep --report DIR",
+    "scenes": "stitchkit demo-data scenes DIR",
+    "glyphs": "python -m studies.typefaces DIR, in a clone of the repository",
+    "evidence": "python -m studies.evidence, in a clone of the repository",
+    "compose-study": "python -m studies.stitchnet, in a clone of the repository",
+}
 """Commands of earlier versions, and what runs them now."""
 
 
@@ -38,7 +45,7 @@ def main(arguments: Sequence[str] | None = None, parser: Parser | None = None) -
 
     Args:
         arguments: The command line without the program's name; by default that of the process.
-        parser: The parser of a program beside `stitchkit`; by default that of all registered commands.
+        parser: The parser of a program beside `stitchkit`; by default that of the registered command in use.
 
     Returns:
         The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130, 138 or 143 after a signal on which a run was
@@ -69,10 +76,9 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
     logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     command: Command | None = None
     try:
-        whole, given = program or _parser(), sys.argv[1:] if arguments is None else arguments
+        given = sys.argv[1:] if arguments is None else arguments
         first = given[0].split("=")[0] if given else ""
-        if program is None and first in _MOVED:
-            raise InputError(f"'{first}' left the package; in a clone of its repository, run {_MOVED[first]}")
+        whole = program or _parser(first)
         if first.startswith("-") and first not in whole._option_string_actions:
             raise unknown_flag(whole, first)  # argparse would only miss the command
         flags, rest = whole.parse_known_args(given)
@@ -128,13 +134,19 @@ def _report(error: InputError) -> None:
         print(f"stitchkit: error: {error}", file=sys.stderr)
 
 
-def _parser() -> Parser:
-    """The parser of all registered commands."""
+def _parser(name: str = "") -> Parser:
+    """The parser of the command with this name; of all commands, without their flags, if there is none."""
     about = "Stitch pretrained vision networks: every trade-off between cost and accuracy."
     parser = Parser(prog="stitchkit", description=about, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"stitchkit {__version__}")
-    commands = {entry.name: entry.load() for entry in sorted(entry_points(group="stitchkit.commands"))}
-    if not commands:  # never installed, or installed before commands were registered
+    entries = entry_points(group="stitchkit.commands")
+    if not entries:  # never installed, or installed before commands were registered
         raise InputError("no command is registered; install the project again: pip install -e .")
-    add_commands(parser, commands)
+    if name in entries.names:
+        add_commands(parser, {name: entries[name].load()})
+        return parser
+    if name in _RENAMED:
+        raise InputError(f"'{name}' has a new name; run {_RENAMED[name]}")
+    commands: dict[str, Command] = {entry.name: entry.load() for entry in sorted(entries)}
+    add_commands(parser, {name: command._replace(add_flags=lambda _: None) for name, command in commands.items()})
     return parser

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -63,7 +63,27 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises errors instead of printing them."""
+    """A parser that raises errors instead of printing them.
+
+    Attributes:
+        first_flags: Settings whose flags `--help` shows; all if there are none.
+    """
+
+    first_flags: Sequence[str] = ()
+
+    def format_help(self) -> str:
+        """The help of the first flags and how to see the others, or of all."""
+        if not self.first_flags:
+            return super().format_help()
+        actions = {action.dest: action for action in self._actions}
+        formatter = self._get_formatter()
+        formatter.add_usage(None, [action for action in self._actions if not action.option_strings], [])
+        formatter.add_text(self.description)
+        formatter.start_section("flags that people need")
+        formatter.add_arguments([actions[name] for name in self.first_flags])
+        formatter.end_section()
+        formatter.add_text("--help-all shows all flags, by subject.")
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raise `message` as bad input."""
@@ -86,21 +106,33 @@ class Command(NamedTuple):
         about: Its line in `--help`.
         add_flags: Adds its flags.
         resumes: How to resume after Ctrl-C; empty if the command starts over.
+        first_flags: Settings whose flags `--help` shows, and `--help-all` all; by default `--help` shows all.
     """
 
     run: Callable[[argparse.Namespace], None]
     about: str
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda _: None
     resumes: str = ""
+    first_flags: Sequence[str] = ()
+
+
+class _HelpAll(argparse.Action):
+    """Show the help of all flags."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        assert isinstance(parser, Parser)
+        parser.first_flags = ()
+        parser.print_help()
+        parser.exit()
 
 
 REPEAT = "run the same command again to resume"
 """`Command.resumes` of a command that continues what it finds."""
 
 
-def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command]) -> None:
+def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command], metavar: str = "COMMAND") -> None:
     """Add commands by name to the parser of the program, or of a command."""
-    choices = parser.add_subparsers(required=True, metavar="COMMAND")
+    choices = parser.add_subparsers(required=True, metavar=metavar)
     for name, command in commands.items():
         _set_up(choices.add_parser(name, help=command.about, description=command.about, allow_abbrev=False), command)
 
@@ -115,6 +147,9 @@ def parser_of(prog: str, command: Command) -> Parser:
 def _set_up(parser: argparse.ArgumentParser, command: Command) -> None:
     parser.formatter_class = _Help
     parser.set_defaults(command=command, parser=parser)
+    if command.first_flags and isinstance(parser, Parser):
+        parser.first_flags = command.first_flags
+        parser.add_argument("--help-all", nargs=0, action=_HelpAll, default=argparse.SUPPRESS, help="show all flags")
     command.add_flags(parser)
 
 

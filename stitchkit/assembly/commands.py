@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
 from stitchkit.assembly.config.job_settings import JobSettings
 from stitchkit.assembly.config.settings import Preprocessing, TrainConfig
+from stitchkit.errors import InputError
 from stitchkit.parser import DATA_FLAGS, REPEAT, Command, add_picture_format
 from stitchkit.settings.flags import show_defaults
-
-
-def _add_report_flags(report: argparse.ArgumentParser) -> None:
-    report.add_argument("folder", metavar="DIR", help="output folder of a sweep")
-    add_picture_format(report)
 
 
 def _add_training_flags(parser: argparse.ArgumentParser, *, is_sweep: bool) -> Callable[..., object]:
@@ -46,7 +42,11 @@ def _add_training_flags(parser: argparse.ArgumentParser, *, is_sweep: bool) -> C
 def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     train = _add_training_flags(sweep, is_sweep=True)
     add = sweep.add_argument
-    add("-c", "--config", required=True, metavar="YAML", help="configuration of the sweep")
+    source = sweep.add_mutually_exclusive_group(required=True)
+    source.add_argument("-c", "--config", metavar="YAML", help="configuration of the sweep")
+    about = "run nothing, and collect the results in the output folder of a sweep into tables and pictures"
+    source.add_argument("--report", metavar="DIR", help=about)
+    add_picture_format(sweep)
     train("--trials", dest="run_cap", type=int, metavar="N", help="trials of a search; 10, or a whole grid")
     add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of the jobs")
     about = "run only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"
@@ -169,6 +169,10 @@ def _sweep(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.sweep.settings import Place, Repeats, read_place
 
     settings = vars(flags)
+    folder, picture_format = settings.pop("report"), settings.pop("format")
+    if folder is not None:
+        _report(folder, picture_format, settings)
+        return
     path, output, only, is_dry, is_smoke, retry_failed = (
         settings.pop(key) for key in ("config", "output", "only", "dry_run", "smoke", "retry_failed")
     )
@@ -202,20 +206,24 @@ def _sweep(flags: argparse.Namespace) -> None:
         cluster = enter()
         launch(sweep, Path(output), cluster, only=names, retry_failed=retry_failed)
         if not cluster.is_detached:
-            _print_report(output)
+            _print_report(output, picture_format)
 
 
-def _sweep_report(flags: argparse.Namespace) -> None:
+def _report(folder: str, picture_format: str, settings: Mapping[str, object]) -> None:
+    """Report a sweep that may still run; `settings` are those of the other flags."""
     from stitchkit.assembly.sweep.check import check_folder
 
-    check_folder(flags.folder)  # before torch is loaded
-    _print_report(flags.folder, picture_format=flags.format)
+    if unused := [name for name, value in settings.items() if value and name not in ("output", "cluster")]:
+        flag = "--" + unused[0].replace("_", "-")
+        raise InputError(f"{flag} has no effect on --report, which runs no job; remove one of the two")
+    check_folder(folder)  # before torch is loaded
+    _print_report(folder, picture_format)
 
 
-def _print_report(folder: str, **options: str) -> None:
+def _print_report(folder: str, picture_format: str) -> None:
     from stitchkit.assembly.sweep.report.tables import sweep_report
 
-    for file in sweep_report(folder, **options):
+    for file in sweep_report(folder, picture_format=picture_format):
         print(file)
 
 
@@ -228,9 +236,4 @@ sweep = Command(
     "run all jobs of one file, one for each gap and stitcher, data set, seed or trial, and report the results",
     _add_sweep_flags,
     resumes=REPEAT,
-)
-sweep_report = Command(
-    _sweep_report,
-    "collect the results of sweeps into tables, with accuracies in percent, and draw them",
-    _add_report_flags,
 )

@@ -1,1 +1,1 @@
-"""Which joints are kept before training: scores of joints, and the choice by them."""
+"""Which joints are kept before training: their scores by KLAS, and the choice by these."""

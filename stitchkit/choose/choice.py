@@ -7,11 +7,16 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stitchkit.choose.chooser import joint_routes
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Joint
+
+
+def joint_routes(model: SNNet) -> dict[Joint, int]:
+    """The joints to choose from, each with the `cfg_id` of the stitch that passes through it alone."""
+    stitches = model.space.stitches.items()
+    return {stitch.joints[0]: cfg_id for cfg_id, stitch in stitches if len(stitch.joints) == 1}
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,7 @@ def check_scores(given: Sequence[Candidate], scores: Mapping[Joint, float]) -> N
         score = scores.get(one.joint, math.nan)
         if not 0 <= score < math.inf:
             raise InputError(
-                f"the score of {one.joint} is {score}, not a finite number from 0; check weights and images, or the "
-                "chooser"
+                f"the score of {one.joint} is {score}, not a finite number from 0; check weights and images"
             )
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
 from stitchkit.choose.choice import Candidate, candidates, check_scores, keep, least_scores
-from stitchkit.choose.chooser import Batches
-from stitchkit.choose.choosers import CHOOSERS
-from stitchkit.choose.klas import anchor_thetas
+from stitchkit.choose.klas import Batches, anchor_thetas, klas
 from stitchkit.display import aligned, quantity
-from stitchkit.errors import InputError, unknown
-from stitchkit.files import write_text
+from stitchkit.errors import InputError
+from stitchkit.files import replacing, write_text
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.paths import paths_for_file
@@ -23,6 +22,8 @@ from stitchkit.settings.stitch_config import StitchConfig
 
 _SHOWN = 20
 """Joints in a table."""
+WAYS = ("klas", "klas-label-free")
+"""Scores by name: probes learn the labels, or what their own anchor predicts."""
 
 
 @dataclass(frozen=True)
@@ -31,31 +32,32 @@ class ChosenJoints:
 
     Args:
         candidates: All joints that there were.
-        scores: By the name of the chooser; the first chose.
+        way: One of `WAYS`.
+        scores: Of all of them.
         kept: In the order of the candidates.
     """
 
     candidates: Sequence[Candidate]
-    scores: Mapping[str, Mapping[Joint, float]]
+    way: str
+    scores: Mapping[Joint, float]
     kept: Sequence[Joint]
 
     @property
     def table(self) -> str:
         """The best of the kept joints, with the FLOPs of the stitch through each and how it won its bucket."""
-        decisive = next(iter(self.scores.values()))
-        least = least_scores(self.candidates, decisive)
-        chosen = sorted((one for one in self.candidates if one.joint in self.kept), key=lambda one: decisive[one.joint])
+        scores, least = self.scores, least_scores(self.candidates, self.scores)
+        chosen = sorted((one for one in self.candidates if one.joint in self.kept), key=lambda one: scores[one.joint])
         rivals = [(one.joint.front, one.joint.end, one.bucket) for one in self.candidates]
-        head = ["", "joint", "FLOPs", "bucket", "joints in it", *self.scores, "over the lowest"]
+        head = ["", "joint", "FLOPs", "bucket", "joints in it", self.way, "over the lowest"]
         body = [
             [
-                "*" if decisive[one.joint] == least[one.joint] else "",
+                "*" if scores[one.joint] == least[one.joint] else "",
                 str(one.joint),
                 quantity(one.flops),
                 str(one.bucket),
                 str(rivals.count((one.joint.front, one.joint.end, one.bucket))),
-                *(f"{by[one.joint]:.4g}" for by in self.scores.values()),
-                f"{100 * (decisive[one.joint] / (least[one.joint] or 1) - bool(least[one.joint])):.1f} %",
+                f"{scores[one.joint]:.4g}",
+                f"{100 * (scores[one.joint] / (least[one.joint] or 1) - bool(least[one.joint])):.1f} %",
             ]
             for one in chosen[:_SHOWN]
         ]
@@ -63,47 +65,40 @@ class ChosenJoints:
         return aligned([head, *body], left={0, 1}) + more
 
 
-def check_choosers(names: Sequence[str], *, has_labels: bool) -> None:
-    """Refuse unknown choosers, and those that need labels where there are none."""
-    for name in names:
-        if name not in CHOOSERS:
-            raise unknown("chooser", name, CHOOSERS)
-        if CHOOSERS[name].needs_labels and not has_labels:
-            free = [other for other, chooser in CHOOSERS.items() if not chooser.needs_labels]
-            raise InputError(
-                f"{name} needs labels, which these images do not have: the class folders in 'train' are labels; give "
-                f"DATA with a 'train' split, or choose by {', '.join(free)}"
-            )
+def check_way(way: str, *, has_labels: bool) -> None:
+    """Refuse probes that learn labels where there are none."""
+    if way == "klas" and not has_labels:
+        raise InputError(
+            "klas needs labels, which these images do not have: the class folders in 'train' are labels; give DATA "
+            "with a 'train' split, or choose by klas-label-free"
+        )
 
 
 def choose(
-    model: SNNet, batches: Callable[[str], Batches], by: Sequence[str], *, buckets: int = 20, tau: float = 0.05,
-    seed: int = 0,
-) -> ChosenJoints:  # fmt: skip
+    model: SNNet, batches: Batches, way: str = "klas", *, buckets: int = 20, tau: float = 0.05, seed: int = 0
+) -> ChosenJoints:
     """Score the joints of an SN-Net, and keep the best at every cost.
 
     Args:
-        model: With the weights of its anchors; its stitching layers may be set.
-        batches: The images for the chooser of a name.
-        by: Names of choosers, of which the first chooses.
+        model: With the weights of its anchors.
+        batches: The images to score on.
+        way: One of `WAYS`.
         buckets: Equal parts of the FLOPs between two anchors, in each of which joints compete.
         tau: Keep joints up to this share over the lowest score of a bucket.
-        seed: Decides whatever choosers draw.
+        seed: Decides whatever is drawn.
 
     Raises:
-        InputError: If a chooser is unknown or cannot score these joints.
+        InputError: If there are no joints, or these cannot be scored.
 
     Source: KLAS.
     """
-    check_choosers(by, has_labels=True)
     given = candidates(model, buckets)
     if not given:
         raise InputError("the configuration has no joints to choose from; give one whose anchors are joined")
     with evaluating(model):
-        scores = {name: CHOOSERS[name].score(model, batches(name), seed=seed) for name in by}
-    for values in scores.values():
-        check_scores(given, values)
-    return ChosenJoints(given, scores, keep(given, scores[by[0]], tau))
+        scores = klas(model, batches, seed=seed, from_labels=way == "klas")
+    check_scores(given, scores)
+    return ChosenJoints(given, way, scores, keep(given, scores, tau))
 
 
 def closest_pair(config: StitchConfig, model: SNNet, batches: Batches) -> tuple[StitchConfig, str]:
@@ -136,3 +131,17 @@ def write_config(path: Path, config: StitchConfig, kept: Sequence[Joint]) -> Sti
     content = paths_for_file({**chosen.to_dict(), "recipe": chosen.recipe}, path)
     write_text(path, json.dumps(content, indent=2) + "\n")
     return chosen
+
+
+def scores_file(config: Path) -> Path:
+    """The file of scores beside a chosen configuration."""
+    return config.with_suffix(".scores.csv")
+
+
+def write_scores(path: Path, choice: ChosenJoints) -> None:
+    """Write the scores of all joints, and which of them were kept."""
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["joint", "stitch", "flops", "bucket", "kept", choice.way])
+        for joint, stitch, flops, bucket in ((c.joint, c.stitch, c.flops, c.bucket) for c in choice.candidates):
+            writer.writerow([joint, stitch, flops, bucket, int(joint in choice.kept), choice.scores[joint]])

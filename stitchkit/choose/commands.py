@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from stitchkit.display import aligned, counted
+from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.parser import Command, add_device_flag, add_network_flags, new_file
 from stitchkit.settings.fields import Batch, Count, Seed, Workers
@@ -19,7 +17,6 @@ from stitchkit.settings.schema import Settings, parse
 
 if TYPE_CHECKING:
     from stitchkit.choose.images import SomeImages
-    from stitchkit.measure.ledger import Row
     from stitchkit.settings.stitch_config import StitchConfig
 
 
@@ -40,8 +37,8 @@ def _add_choose_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", nargs="?", metavar="DATA", help=about)
     parser.add_argument("--dataset", default="", metavar="NAME", help="name of the data set, as in stitchkit train")
     add_network_flags(parser)
-    about = "klas, klas-label-free, cka, residual or task-loss; of several (A,B) the first chooses, and all are stored"
-    parser.add_argument("--by", default="klas", metavar="NAME", help=about)
+    about = "what probes learn: the labels, or what their own anchor predicts"
+    parser.add_argument("--by", default="klas", choices=("klas", "klas-label-free"), help=about)
     about = "equal parts of the FLOPs between two anchors, in each of which joints compete"
     parser.add_argument("--buckets", type=int, metavar="N", help=about)
     about = "keep joints with a score up to this share over the lowest of their bucket"
@@ -49,40 +46,18 @@ def _add_choose_flags(parser: argparse.ArgumentParser) -> None:
     about = "first keep only the two anchors whose predictions agree most (Theta of KLAS)"
     parser.add_argument("--pair", action="store_true", help=about)
     parser.add_argument("--images", type=int, metavar="N", help="images to score on, drawn from the training split")
-    parser.add_argument("--seed", type=int, metavar="N", help="decides which images these are, and what choosers draw")
+    parser.add_argument("--seed", type=int, metavar="N", help="decides which images these are, and what probes draw")
     parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images at a time")
     parser.add_argument("-j", "--workers", type=int, metavar="N", help="loader processes, at most one for each core")
     parser.add_argument("--no-pretrained", action="store_true", help="random weights, without any download")
     parser.add_argument("-o", "--output", metavar="FILE", help="configuration to write, e.g. chosen.json")
-    about = "ledger of a trained SN-Net of these anchors: rank correlation of each score with its accuracies"
-    parser.add_argument("--compare", metavar="LEDGER", help=about)
-    about = "with --compare: a .scores.csv of an earlier choice, in place of DATA and a configuration"
-    parser.add_argument("--scores", metavar="FILE", help=about)
     parser.set_defaults(**asdict(ChooseSettings()))
     add_device_flag(parser)
 
 
 def _choose(flags: argparse.Namespace) -> None:
-    from stitchkit.measure.ledger import read_rows
-
-    rows = read_rows(flags.compare) if flags.compare else []
-    if flags.scores:
-        if not flags.compare or flags.data or flags.stitch_config or flags.output:
-            raise InputError("--scores goes with --compare LEDGER alone; leave out DATA, --stitch_config and -o")
-        _compare(Path(flags.scores), rows, flags.compare)
-        return
     if not (flags.data or flags.dataset) or not flags.stitch_config or not flags.output:
-        raise InputError(
-            "give DATA, --stitch_config CONFIG and -o chosen.json, or --compare LEDGER with --scores FILE of a choice"
-        )
-    _write_choice(flags, rows)
-    if flags.compare:
-        from stitchkit.choose.scores_file import scores_file
-
-        _compare(scores_file(Path(flags.output)), rows, flags.compare)
-
-
-def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
+        raise InputError("give DATA, --stitch_config CONFIG and -o chosen.json")
     settings = parse(
         ChooseSettings,
         {field.name: getattr(flags, field.name) for field in fields(ChooseSettings)},
@@ -94,10 +69,8 @@ def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
     config = _read_config(flags.stitch_config)
     import torch
 
-    from stitchkit.choose.choose import check_choosers, choose, closest_pair, write_config
-    from stitchkit.choose.chooser import joint_routes
+    from stitchkit.choose.choose import check_way, choose, closest_pair, scores_file, write_config, write_scores
     from stitchkit.choose.images import SomeImages
-    from stitchkit.choose.scores_file import rows_of, scores_file, write_scores
     from stitchkit.data.open_dataset import open_dataset
     from stitchkit.data.source import Source, is_unlabelled
     from stitchkit.distributed import choose_device
@@ -105,9 +78,9 @@ def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
     from stitchkit.networks.data_config import data_config_of
 
     new_file(str(scores_file(output)))
-    by, device = flags.by.split(","), choose_device(flags.device)
+    device = choose_device(flags.device)
     source = Source(flags.dataset, flags.data, needs_labels=False)
-    check_choosers(by, has_labels=not is_unlabelled(source))
+    check_way(flags.by, has_labels=not is_unlabelled(source))
     options: dict[str, Any] = {"pretrained": not flags.no_pretrained}
     for key in ("num_classes", "img_size"):
         options[key] = config.recipe.get(key) if (given := getattr(flags, key)) is None else given
@@ -125,15 +98,13 @@ def _write_choice(flags: argparse.Namespace, rows: list[Row]) -> None:
         config, table = closest_pair(config, model, batches("anchors"))
         print(f"{table}\nkept: {' and '.join(anchor.label for anchor in config.anchors)}, whose predictions agree most")
         model = create_snnet(config, **options).to(device).eval()
-    if flags.compare:
-        rows_of({model.space[cfg_id].name for cfg_id in joint_routes(model).values()}, rows)  # before all the work
-    choice = choose(model, batches, by, buckets=settings.buckets, tau=settings.tau, seed=settings.seed)
+    choice = choose(model, batches(flags.by), flags.by, buckets=settings.buckets, tau=settings.tau, seed=settings.seed)
     chosen = write_config(output, config, choice.kept)
-    write_scores(scores_file(output), choice.candidates, choice.scores, choice.kept)
+    write_scores(scores_file(output), choice)
     left = len(chosen.space_of([*model.views.values()]))
     print(
         f"{choice.table}\n"
-        f"{len(choice.kept)} of {counted(len(choice.candidates), 'joint')} kept by {by[0]}, and {left} of "
+        f"{len(choice.kept)} of {counted(len(choice.candidates), 'joint')} kept by {flags.by}, and {left} of "
         f"{counted(len(model.space), 'stitch')}; * marks the lowest score of a bucket\n"
         f"the configuration is {output}, all scores are in {scores_file(output)}"
     )
@@ -150,21 +121,6 @@ def _read_config(file: str) -> StitchConfig:
             'configuration of the same anchors without "dense" on images of classes, or train all stitches'
         )
     return config
-
-
-def _compare(scores: Path, rows: list[Row], ledger: str) -> None:
-    from stitchkit.choose.scores_file import correlate, correlations_file, read_scores, write_correlations
-
-    found = correlate(read_scores(scores), rows)
-    write_correlations(correlations_file(scores), found, ledger)
-    head = ["score", "stitches", "Spearman", "in buckets"]
-    body = [[one.score, str(one.stitches), f"{one.spearman:.3f}", f"{one.in_buckets:.3f}"] for one in found]
-    print(aligned([head, *body], left={0}))
-    print(f"rank correlation with acc1 of {ledger}; low scores are good, so -1 is best: {correlations_file(scores)}")
-    if all(math.isnan(one.in_buckets) for one in found):
-        print(
-            "no bucket has three of these stitches that differ, so none has a correlation; choose with fewer --buckets"
-        )
 
 
 choose = Command(_choose, "choose the joints of a configuration before training", _add_choose_flags)

@@ -6,15 +6,17 @@ Source: KLAS (ICLR 2026) for probes, Theta and Gamma; without labels, ours.
 from __future__ import annotations
 
 from collections import defaultdict
-from functools import partial
+from collections.abc import Iterator
 from itertools import combinations
+from typing import Protocol
 
 import torch
 from sklearn.cluster import KMeans
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.choose.chooser import Batches, joint_routes
+from stitchkit.choose.choice import joint_routes
+from stitchkit.data.batches import Batch
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Joint
@@ -30,6 +32,19 @@ _LEAST = 1e-12
 
 Place = tuple[str, int]
 """An anchor's label and the number of a boundary: 0 is before its first block, `j` after block `j - 1`."""
+
+
+class Batches(Protocol):
+    """Images `[B, C, H, W]` on the model's device with labels `[B]`, `NO_CLASS` for images without; read once.
+
+    A list of such pairs will do.
+    """
+
+    def __len__(self) -> int:
+        """Number of batches."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Read them."""
 
 
 def theta(p: torch.Tensor, q: torch.Tensor) -> float:
@@ -54,10 +69,20 @@ def anchor_thetas(model: SNNet, batches: Batches) -> dict[tuple[str, str], float
     return {(front, end): theta(outputs[front], outputs[end]) for front, end in combinations(outputs, 2)}
 
 
-def _klas(model: SNNet, batches: Batches, *, seed: int, from_labels: bool) -> dict[Joint, float]:
+def klas(model: SNNet, batches: Batches, *, seed: int, from_labels: bool = True) -> dict[Joint, float]:
     """Gamma(i, j) = Theta(P_i of the front, P_j of the end) / Theta(P_j, P_j+1 of the end), for block i and before j+1.
 
     A joint is good where both predict alike, and where the block after it changes much.
+
+    Args:
+        model: In evaluation mode.
+        batches: Some images.
+        seed: Decides the order of the images for the probes, and the clusters.
+        from_labels: Probes learn the labels; otherwise the predictions of their own anchor or, where anchors have no
+            classifiers, the cluster of the last anchor's feature.
+
+    Returns:
+        A score for each of `joint_routes(model)`; lower is better, and 0 the best.
     """
     features, outputs, labels = _read(model, batches)
     if len(labels) < 2 * _HELD_OUT:
@@ -71,12 +96,6 @@ def _klas(model: SNNet, batches: Batches, *, seed: int, from_labels: bool) -> di
         apart = theta(predicted[joint.front, joint.front_block + 1], before)
         scores[joint] = apart / max(theta(before, after), _LEAST)
     return scores
-
-
-klas = partial(_klas, from_labels=True)
-"""Probes learn the labels."""
-klas_label_free = partial(_klas, from_labels=False)
-"""Probes learn the predictions of their own anchor; without classifiers, the cluster of the last anchor's feature."""
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The commands about data sets: datasets, demo-data, scenes."""
+"""The commands about data sets: datasets, demo-data."""
 
 from __future__ import annotations
 
@@ -37,18 +37,20 @@ def _add_datasets_commands(parser: argparse.ArgumentParser) -> None:
     add_commands(parser, {"list": named, "prepare": prepared})
 
 
-def _add_demo_data_flags(parser: argparse.ArgumentParser) -> None:
+def _add_folder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder to write, e.g. data/digits")
-    parser.add_argument(
-        "--kind", choices=("digits", "glyphs"), default="digits", help="real scans, or rendered letters"
-    )
 
 
-def _demo_data(flags: argparse.Namespace) -> None:
-    from stitchkit.data.demo import write_demo_glyphs, write_digits
+def _digits(flags: argparse.Namespace) -> None:
+    from stitchkit.data.demo import write_digits
 
-    write = {"digits": write_digits, "glyphs": write_demo_glyphs}[flags.kind]
-    print(write(Path(flags.folder)))
+    print(write_digits(Path(flags.folder)))
+
+
+def _demo_glyphs(flags: argparse.Namespace) -> None:
+    from stitchkit.data.demo import write_demo_glyphs
+
+    print(write_demo_glyphs(Path(flags.folder)))
 
 
 def _add_scenes_flags(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +69,14 @@ def _scenes(flags: argparse.Namespace) -> None:
     print(write_scenes(Path(flags.folder), counts, side=flags.img_size, seed=flags.seed))
 
 
+def _add_demo_data_kinds(parser: argparse.ArgumentParser) -> None:
+    kinds = {
+        "digits": Command(_digits, "scans of handwritten digits", _add_folder),
+        "glyphs": Command(_demo_glyphs, "rendered letters and digits, with and without labels", _add_folder),
+        "scenes": Command(_scenes, "rendered scenes with the class and the depth of every pixel", _add_scenes_flags),
+    }
+    add_commands(parser, kinds, metavar="KIND")
+
+
 datasets = Command(_list, "list the data sets known by name, or prepare a collection", _add_datasets_commands)
-demo_data = Command(_demo_data, "write the images of a demo as a folder", _add_demo_data_flags)
-scenes = Command(_scenes, "render scenes with the class and the depth of every pixel", _add_scenes_flags)
+demo_data = Command(_digits, "write the images of a demo as a folder", _add_demo_data_kinds)

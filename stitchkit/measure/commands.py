@@ -26,9 +26,35 @@ def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
     add_device_flag(parser)
     add_network_flags(parser)
     add_anchors_flag(parser)
+    nodes = parser.add_argument_group("where a model can be cut, without data or weights")
+    nodes.add_argument("--nodes", metavar="MODEL", help="list the nodes of this model instead")
+    about = "with --nodes: library of the model, timm or torchvision (also called pytorch)"
+    nodes.add_argument("--backend", default="timm", help=about)
+    about = "with --nodes: list a block's inner nodes too; may be repeated"
+    nodes.add_argument("--inside", action="append", default=[], metavar="PATH", help=about)
+
+
+def _list_nodes(flags: argparse.Namespace) -> None:
+    from stitchkit.display import aligned
+    from stitchkit.networks.create import bare_model
+    from stitchkit.networks.families import steps_of
+
+    for name in ("stitch_config", "anchors", "num_classes", "img_size", "output", "latency"):
+        if getattr(flags, name):
+            raise InputError(f"--{name.replace('_', '-')} has no effect on --nodes; remove one of the two")
+    model, example = bare_model(flags.nodes, flags.backend)
+    cells = [
+        (f"{'*' if node.is_clean else ' '} {node.name}", node.kind, "x".join(map(str, node.shape or "-")))
+        for node in steps_of(model).nodes(example, inside=flags.inside)
+    ]
+    print(aligned(cells, left={0, 1, 2}))
+    print("* marks clean places: only one tensor passes from there to the rest of the model")
 
 
 def _profile(flags: argparse.Namespace) -> None:
+    if flags.nodes:
+        _list_nodes(flags)
+        return
     import torch
 
     from stitchkit.distributed import choose_device
@@ -41,7 +67,9 @@ def _profile(flags: argparse.Namespace) -> None:
         raise InputError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     output = new_file(flags.output) if flags.output else None
     if bool(flags.stitch_config) == bool(flags.anchors):
-        raise InputError("give either --stitch_config FILE or --anchors A,B")
+        raise InputError("give either --stitch_config FILE or --anchors A,B; or --nodes MODEL, to see where to cut it")
+    if flags.inside or flags.backend != "timm":
+        raise InputError("--backend and --inside are for --nodes MODEL; add it, or leave them out")
     overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}
     # Costs need no memory for weights, which giants would fill; latencies do.
     with nullcontext() if flags.latency else torch.device("meta"):

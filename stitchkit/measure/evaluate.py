@@ -39,7 +39,6 @@ class Score(NamedTuple):
     Args:
         class_hits: Correctly predicted images of each class; empty if classes were not counted.
         class_images: Images of each class.
-        is_part: Whether a first stage put the network off the front, so that it was not judged on the other images.
     """
 
     acc1: float
@@ -48,7 +47,6 @@ class Score(NamedTuple):
     images: int
     class_hits: tuple[int, ...] = ()
     class_images: tuple[int, ...] = ()
-    is_part: bool = False
 
     @property
     def class_acc1(self) -> list[float | None]:
@@ -61,8 +59,7 @@ class Score(NamedTuple):
         """The figures of a row in a ledger; balanced accuracy is the mean over the classes that have images."""
         found = [share for share in self.class_acc1 if share is not None]
         balanced = {"balanced_acc1": sum(found) / len(found)} if found else {}
-        part = {"part": True} if self.is_part else {}
-        return {"acc1": self.acc1, **balanced, "acc5": self.acc5, "loss": self.loss, "images": self.images, **part}
+        return {"acc1": self.acc1, **balanced, "acc5": self.acc5, "loss": self.loss, "images": self.images}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,20 +88,6 @@ class Answers:
         """Those of the same networks to these images and to others."""
         right = torch.cat([self.right, others.right], dim=1)
         return Answers(self.sums + others.sums, right, torch.cat([self.labels, others.labels]))
-
-    def beside(self, others: Answers, numbers: Sequence[int]) -> Answers:
-        """Those of these networks and then of others to the same images, which have these numbers in the set."""
-        if differ := (self.labels != others.labels).nonzero().flatten().tolist():
-            raise InputError(
-                f"image {numbers[differ[0]]} of the set, counted from 0, could be read by one pass and not by another; "
-                "check the disk and evaluate again"
-            )
-        sums, right = torch.cat([self.sums, others.sums]), torch.cat([self.right, others.right])
-        return Answers(sums, right, self.labels)
-
-    def of(self, networks: Sequence[int]) -> Answers:
-        """Those of some networks, in this order."""
-        return Answers(self.sums[[*networks]], self.right[[*networks]], self.labels)
 
     def in_order(self, numbers: Sequence[int]) -> Answers:
         """The same in the order of the numbers of the images."""
@@ -137,7 +120,7 @@ def _unpacked(packed: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, 
 
 
 class PartialAnswers:
-    """A small file with the answers to finished batches, or of finished networks; it is always complete or absent.
+    """A small file with the answers to finished batches; it is always complete or absent.
 
     Args:
         path: The file; each rank has its own.
@@ -148,23 +131,21 @@ class PartialAnswers:
         self.path = path
         self._of = json.loads(json.dumps(of))  # as it is read back, with lists for tuples
 
-    def restore(self, num_classes: int, networks: int | None = None) -> tuple[Answers, list[int]] | None:
-        """The saved answers, on the CPU, and what is done; None if there are none.
+    def restore(self, num_classes: int, networks: int) -> tuple[Answers, int] | None:
+        """The saved answers of so many networks, on the CPU, and the number of batches; None if there are none.
 
-        Args:
-            num_classes: Number of classes that are counted separately.
-            networks: Number of networks; by default one for each entry of what is done.
+        `num_classes` is the number of classes that are counted separately.
         """
         try:
             check_regular(self.path)
             with safe_open(self.path, framework="pt") as file:
                 about = json.loads(file.metadata()["about"], object_pairs_hook=unique_keys)
                 sums, right, labels = (file.get_tensor(name) for name in ("sums", "right", "labels"))
-            of, done = about["of"], [*map(int, about["done"])]
+            of, done = about["of"], about["done"]
             answers = Answers(sums, *_unpacked((right, labels)))
             known = (labels >= 0).sum().expand(len(sums))
             counts = torch.stack([answers.right.sum(1), known], dim=1)
-            is_whole = bool(done) and sums.shape == (networks or len(done), 4 + 2 * num_classes)
+            is_whole = type(done) is int and done > 0 and sums.shape == (networks, 4 + 2 * num_classes)
             is_whole &= right.shape[1] == -(-len(labels) // 8)  # NumPy makes up the bits of missing bytes
             is_whole &= (sums.dtype, labels.dtype, labels.ndim) == (torch.float64, torch.int64, 1)
             is_whole &= torch.equal(sums[:, [1, 3]], counts.double())
@@ -172,10 +153,10 @@ class PartialAnswers:
             return None
         return (answers, done) if of == self._of and is_whole else None
 
-    def save(self, answers: Answers, done: Sequence[int]) -> None:
-        """Save answers and what is done, such as a number of batches, replacing earlier ones."""
+    def save(self, answers: Answers, done: int) -> None:
+        """Save the answers to so many batches, replacing earlier ones."""
         bits, labels = _packed(answers)
-        about = json.dumps({"of": self._of, "done": [*done]})
+        about = json.dumps({"of": self._of, "done": done})
         with replacing(self.path) as draft:
             draft.write_bytes(save({"sums": answers.sums, "right": bits, "labels": labels}, metadata={"about": about}))
 
@@ -229,7 +210,7 @@ def evaluate(
     # They stay on the device until they are saved: reading one makes the host wait.
     answers, done, next_save = Answers.none(count, num_classes, device), 0, 0.0
     if restored := partial and partial.restore(num_classes, count):
-        saved, (done, *_) = restored
+        saved, done = restored
         answers += Answers(saved.sums.to(device), saved.right.to(device), saved.labels.to(device))
     with evaluating(model):
         for number, (images, labels) in enumerate(batches):
@@ -240,7 +221,7 @@ def evaluate(
             sums, right = zip(*(judge(output, labels) for output in outputs), strict=True)
             answers += Answers(torch.stack(sums), torch.stack(right), labels)
             if partial and time.monotonic() >= next_save:
-                partial.save(answers, [number + 1])
+                partial.save(answers, number + 1)
                 next_save = time.monotonic() + SAVE_EVERY
     return answers
 

@@ -42,9 +42,7 @@ def add_intervals(rows: Sequence[Row], known: ByImage | None, cost: str = "flops
 
     Rows get `acc1_low` and `acc1_high` if they have hits or say on how many images they were measured, and those of the
     figure of a dense task if they have sums; those that have hits or sums on all images that any such row has seen also
-    get `p_front` and `tied_with` (`cfg_id`s), by this cost, among each other. Rows that an evaluation in two stages
-    dropped after a part of the images get neither: that part may be easier than the whole, and they were put off the
-    front by it.
+    get `p_front` and `tied_with` (`cfg_id`s), by this cost, among each other.
 
     Raises:
         InputError: If the hits or sums are of another evaluation.

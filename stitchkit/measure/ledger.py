@@ -43,7 +43,7 @@ _TEXTS = ("stitch", "latency_device", "latency_precision", "bn")
 _TYPES: dict[str, tuple[str, set[type]]] = {
     **dict.fromkeys(_TEXTS, ("text", {str})),
     **dict.fromkeys(_NUMBERS, ("a number", {int, float})),
-    **dict.fromkeys(("latency_reliable", "part"), ("true or false", {bool})),
+    "latency_reliable": ("true or false", {bool}),
     "tied_with": ("a list of cfg_ids", {list}),
 }
 
@@ -89,6 +89,8 @@ def fault_of(row: Row) -> str:
             return f"{key} {row[key]}, which is negative"
     if not all(type(cfg_id) is int and cfg_id >= 0 for cfg_id in row.get("tied_with", [])):
         return f"tied_with {row['tied_with']!r}, which is not a list of cfg_ids"
+    if row.get("part"):
+        return "part true: --eval-images of an earlier version measured it on a part of the images"
     for figure in WITH_INTERVALS:
         if (f"{figure}_low" in row) != (f"{figure}_high" in row):
             return f"one end of the interval of {figure} without the other"

@@ -8,7 +8,6 @@ from pathlib import Path
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.measure.recalibrate import PORTION
-from stitchkit.measure.two_stage import KEEP_WITHIN
 from stitchkit.settings.files import read_settings_file, settings_text
 from stitchkit.settings.recipe import Recipe
 
@@ -28,7 +27,7 @@ _SETTINGS = (
         "fast_norm",
         "model_dtype",
     ),
-    *("eval_images", "task", "window_stride", "max_depth"),
+    *("task", "window_stride", "max_depth"),
 )
 
 # Settings that change the statistics of batch norms of single routes.
@@ -46,9 +45,6 @@ def origin_of(recipe: Recipe, weights_sha256: str) -> dict[str, object]:
     if recipe.run.recalibrate_bn != 0:
         # Statistics of before there was a fixed portion were those of batches.
         origin |= {key: settings[key] for key in _CALIBRATION} | {"bn_portion": PORTION}
-    if recipe.run.eval_images:
-        within = KEEP_WITHIN if recipe.run.keep_within is None else recipe.run.keep_within
-        origin |= {"keep_within": within, "seed": recipe.run.seed}
     return origin
 
 

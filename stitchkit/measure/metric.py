@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from stitchkit.display import counted, listed
+from stitchkit.display import listed
 from stitchkit.errors import InputError, unknown
 from stitchkit.measure.ledger import Row
 from stitchkit.routes import Stitch
@@ -59,24 +59,13 @@ def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
 def compared(rows: Sequence[Row], metric: str) -> list[Row]:
     """The rows that a metric compares.
 
-    Those that the first of two stages put off the front have seen a part of the images and are left out. By agreement,
-    only those are compared that end in the same anchor as the costliest row: every anchor agrees with itself, so the
-    cheapest one would be the best of all.
+    By agreement, these are the rows that end in the same anchor as the costliest one: every anchor agrees with itself,
+    so the cheapest one would be the best of all.
     """
-    if rows and all(row.get("part") for row in rows):
-        raise InputError(
-            "all rows of the ledger were measured on a part of the images, so none can be compared; evaluate again "
-            "without --eval-images"
-        )
-    rows = [row for row in rows if not row.get("part")]
     if metric not in _AGREEMENTS or not rows:
-        return rows
+        return [*rows]
     end = _end(max(rows, key=lambda row: row["flops"]))
     return [row for row in rows if _end(row) == end]
-
-
-def _most_images(rows: Sequence[Row]) -> int:
-    return max((row["images"] for row in rows if "images" in row), default=0)
 
 
 def _end(row: Row) -> str:
@@ -88,9 +77,6 @@ def compared_note(rows: Sequence[Row], metric: str) -> str:
     few = compared(rows, metric)
     if len(few) == len(rows):
         return ""
-    if metric not in _AGREEMENTS:
-        which = f"evaluated on all {counted(_most_images(rows), 'image')}"
-        return f"only the {len(few)} of {len(rows)} that were {which} are compared; the others were dropped after fewer"
     those = f"the {len(few)} of {len(rows)} that end in {_end(few[0])}"
     return f"by {in_sentence(metric)}, only {those} are compared, since every anchor agrees with itself"
 

@@ -1,4 +1,4 @@
-"""Two-stage evaluation: all networks on a part of the images, and on the others only those that may be on the front."""
+"""A part of the images by the class shares of all, and the networks that it leaves on the front: for `--focus`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 
 import numpy as np
-
-KEEP_WITHIN = 0.2
-"""Points of top-1 accuracy by which a network may be behind, unless `--keep-within` says otherwise."""
 
 
 def stratified_part(labels: Sequence[int], count: int, seed: int) -> list[int]:

@@ -27,10 +27,7 @@ _NEEDED = {
     "layer_decay": ("layer_decay_no_opt_scale",),
     "torchcompile": ("torchcompile_mode",),
     "resume": ("wandb_resume_id",),
-    "eval": (
-        *("eval_stitches", "eval_images", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),
-    ),
-    "eval_images": ("keep_within",),
+    "eval": (*("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),),
 }
 
 ALTERNATIVES = (
@@ -62,7 +59,7 @@ _OF_LABELS = {
 _OF_IMAGES = (
     *("loss", "distillation_type", "class_weights", "jsd_loss", "bce_loss", "class_map"),
     *("mixup", "cutmix", "cutmix_minmax", "aa", "reprob", "vflip", "aug_splits", "aug_repeats", "train_crop_mode"),
-    *("grayscale_prob", "gaussian_blur_prob", "eval_images", "bank_images", "self_stitch"),
+    *("grayscale_prob", "gaussian_blur_prob", "bank_images", "self_stitch"),
     *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),
     *("crop_pct", "interpolation", "train_interpolation", "color_jitter_prob", "gp", "eval_metric", "eval_memory"),
 )
@@ -119,8 +116,6 @@ def _check_network(recipe: Recipe) -> None:
         )
     if model.model and recipe.run.latency:
         raise InputError("--latency is for the stitches of an SN-Net and goes into their ledger; leave it out")
-    if model.model and recipe.run.eval_images:
-        raise InputError("--eval-images chooses among the stitches of an SN-Net; leave it out for a --model")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
         raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
     if model.model and recipe.stitch.preserve not in (None, "none"):

@@ -296,16 +296,6 @@ class RunRecipe(Settings):
     dry_run: bool = flag(False, "open the data and build the network, print what would be done, and write nothing")
     resume: LocalPath | None = flag(None, "checkpoint to resume or evaluate; auto is the newest good one of the run")
     eval_stitches: str | None = flag(None, "with --eval: cfg_id of the stitches, such as 3,5,10-20; by default all")
-    eval_images: Count | None = flag(
-        None,
-        "with --eval: N images, drawn from all classes, for all stitches, and the others for those that may be on the "
-        "front; by default all for all",
-    )
-    keep_within: NonNegative | None = flag(
-        None,
-        "with --eval-images: points by which a stitch may trail a cheaper one and still be evaluated on all images; by "
-        "default 0.2",
-    )
     eval_memory: Count | None = flag(
         None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU"
     )

@@ -24,7 +24,6 @@ from stitchkit.parser import (
     new_file,
 )
 from stitchkit.settings.fields import Batch, Count, Workers
-from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import Settings, parse
 
 if TYPE_CHECKING:
@@ -253,6 +252,8 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(flags: argparse.Namespace) -> None:
+    from stitchkit.settings.recipe import flag_of
+
     options = {field.name: getattr(flags, field.name) for field in fields(PredictSettings)}
     settings = parse(PredictSettings, options, name=flag_of)
     if (flags.exported is None) == (flags.cfg_id is None):

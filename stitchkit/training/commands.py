@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 
 from stitchkit.parser import Command
-from stitchkit.settings.flags import add_flags
+
+_FIRST_FLAGS = (
+    *("data", "config", "stitch_config", "anchors", "model", "epochs", "batch_size", "lr", "img_size", "num_classes"),
+    *("workers", "device", "amp", "loss", "task", "output", "experiment", "resume", "eval", "latency", "dry_run"),
+)
+"""The data and the twenty flags that people need."""
+
+
+def _add_train_flags(parser: argparse.ArgumentParser) -> None:
+    from stitchkit.settings.flags import add_flags  # only now: the recipe takes a while to import
+
+    add_flags(parser)
 
 
 def _train(flags: argparse.Namespace) -> None:
@@ -18,6 +29,7 @@ def _train(flags: argparse.Namespace) -> None:
 
 
 train = Command(
-    _train, "train an SN-Net or a model, or evaluate it with --eval", add_flags,
+    _train, "train an SN-Net or a model, or evaluate it with --eval", _add_train_flags,
     resumes="continue a training from its newest checkpoint with --resume auto, an evaluation by the same command",
+    first_flags=_FIRST_FLAGS,
 )  # fmt: skip

@@ -184,16 +184,6 @@ def create_loaders(
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]), tuple(held_out))
 
 
-def create_part_loader(
-    judged: CheckedImages, numbers: Sequence[int], recipe: Recipe, world: World, *, input_size: tuple[int, ...],
-    model_config: Mapping[str, object],
-) -> Loader:  # fmt: skip
-    """Some of the images of `Loaders.validation`, by their numbers."""
-    with _by_timm():
-        for_evaluation = _for_evaluation(recipe, preparation(recipe, input_size, model_config))
-        return _create_loader(Subset(judged, numbers), recipe, world, **for_evaluation)
-
-
 def create_bank_loader(
     recipe: Recipe, world: World, *, input_size: tuple[int, ...], model_config: Mapping[str, object]
 ) -> Loader:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
-
-from torch.utils.data import IterableDataset
 
 from stitchkit.data.identity import images_digest
 from stitchkit.data.labelled_images import numbered
@@ -40,7 +37,7 @@ from stitchkit.measure.self_stitch import add_self_stitch, ends_in_ledger
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
-from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.settings.recipe import flag_of
 from stitchkit.training.answering import Answering, check_hits_beside, remove_progress
 from stitchkit.training.checkpoint import freezes_anchors, load_weights
 from stitchkit.training.dense.evaluation import DenseEvaluation, DenseFigure, check_sums_beside
@@ -55,7 +52,7 @@ _logger = logging.getLogger(__name__)
 _Scores = Mapping[int, Score | AnswerAgreement | FeatureScore | DenseFigure]
 """What stitches are worth, by `cfg_id`."""
 _MOVE = "choose another --experiment or move the file away"
-_UNSAID = ("acc5", "loss", "images", "part", "sure_images")
+_UNSAID = ("acc5", "loss", "images", "sure_images")
 # Settings that choose a plain model and its weights without --resume; a ledger knows its network by the stitches.
 _OF_A_MODEL = ("model", "model_kwargs", "pretrained_path", "initial_checkpoint")
 
@@ -120,7 +117,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
     recipe, model, ledgers = session.recipe, session.model, list[Ledger]()
     content, digest = load_weights(session, ema=recipe.optim.model_ema) if recipe.run.resume else ({}, "")
     _check_images(session)
-    origin, wanted = origin_of(_as_measured(session), digest), list[int]()
+    origin, wanted = origin_of(recipe, digest), list[int]()
     if isinstance(model, SNNet):
         if not model.num_classes:
             origin |= of_the_bank(recipe)
@@ -153,26 +150,12 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
 
 def _check_images(session: Session) -> None:
     """Refuse settings that do not fit the images, or what stitches are judged by: labels, or features."""
-    if session.recipe.run.eval_images and session.by_agreement:
-        raise InputError("--eval-images draws images by their labels, which do not judge here; remove it")
-    if session.recipe.run.eval_images and not as_timm(session.model).num_classes:
-        raise InputError("--eval-images is for networks with classes, and these give features; leave it out")
-    if session.recipe.run.eval_images and isinstance(session.loaders.validation.dataset, IterableDataset):
-        raise InputError("--eval-images draws some of the images, and streamed ones come in one order; leave it out")
     for name in ("bank_images", "self_stitch") if as_timm(session.model).num_classes else ():
         if getattr(session.recipe.run, name):
             raise InputError(
                 f"{flag_of(name)} is for networks without classes, whose features are judged; leave it out, or add "
                 "--num-classes 0"
             )
-
-
-def _as_measured(session: Session) -> Recipe:
-    """The recipe, without two stages if the first has all images."""
-    recipe, images = session.recipe, session.loaders.validation.dataset
-    if not recipe.run.eval_images or recipe.run.eval_images < len(images):
-        return recipe
-    return replace(recipe, run=replace(recipe.run, eval_images=None, keep_within=None))
 
 
 def _result(session: Session) -> Path:
@@ -195,8 +178,7 @@ def _record(session: Session, ledger: Ledger, scores: _Scores, norms: Mapping[in
 
     `norms` is what rows say of batch-norm statistics.
     """
-    # The table of classes is for the same images, so those that have seen a part are not in it.
-    columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score) and not score.is_part}
+    columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score)}
     if columns:
         write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
     for cfg_id, score in scores.items():

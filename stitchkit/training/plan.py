@@ -9,7 +9,6 @@ import torch
 
 from stitchkit.display import counted, quantity
 from stitchkit.measure.profile import Profiler, measure
-from stitchkit.measure.two_stage import KEEP_WITHIN
 from stitchkit.model.anchor_sources import anchor_source
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.plan import Plan, plan_anchors
@@ -62,7 +61,7 @@ def show_plan(session: Session) -> None:
                 session.classes,
             )  # fmt: skip
     show_network(session)
-    for line in [*_of_data(session), *_of_dense(session), *_of_training(session), *_of_evaluation(session)]:
+    for line in [*_of_data(session), *_of_dense(session), *_of_training(session)]:
         _logger.info("%s", line)
     _logger.info(
         "this was a dry run: nothing was computed, written or downloaded; the folder would be %s", session.folder
@@ -129,12 +128,3 @@ def _of_training(session: Session) -> Iterator[str]:
     number = recipe.schedule.warmup_epochs
     warm_up = f", {number:g} epoch{'' if number == 1 else 's'} of warm-up" if recipe.schedule.sched != "none" else ""
     yield f"learning rate: {how.rate:.3g} by {recipe.optim.opt}, schedule {recipe.schedule.sched}{warm_up}"
-
-
-def _of_evaluation(session: Session) -> Iterator[str]:
-    run = session.recipe.run
-    if run.eval and run.eval_images and (left := len(session.loaders.validation.dataset) - run.eval_images) > 0:
-        yield (
-            f"two stages: all stitches on {counted(run.eval_images, 'image')}, and on the other {left:,} only those "
-            f"within {KEEP_WITHIN if run.keep_within is None else run.keep_within:g} points of the front"
-        )

@@ -151,7 +151,7 @@ def _klas(study: Study, seed: int, spent: Spent) -> Entrants:
     config = study.config(stitch_kernel_size=_KERNEL)
     model = create_snnet(config).to(study.device)
     images = _some(study, study.splits["train"], _CHOSEN, seed)
-    found = choose(model, lambda _: images, ["klas"], buckets=_BUCKETS, seed=seed)
+    found = choose(model, images, buckets=_BUCKETS, seed=seed)
     spent.flops += _CHOSEN * sum(cost_of(study.anchor(number), study.size).flops for number in (0, 1))
     chosen = replace(config, joints=tuple(map(str, found.kept)))
     return _snnet(study, seed, spent, config=chosen)

@@ -22,7 +22,8 @@ def test_commands_in_pages_have_the_flags_they_use():
     for page in PAGES:
         for words in commands(page.read_text()):
             if words[0] in ("stitchkit", "torchrun"):
-                _, rest = _parser().parse_known_args(words[words.index("stitchkit") + 1 :])
+                given = words[words.index("stitchkit") + 1 :]
+                _, rest = _parser(given[0]).parse_known_args(given)
                 wrong += [f"{page.name}: {words}: {rest}"] if rest else []
             elif words[:2] == ["python", "-m"]:
                 wrong += [] if find_spec(words[2]) else [f"{page}: {words}"]

@@ -196,7 +196,7 @@ def job(folder, request):
 def sweep_report(folder, request):
     for name in ("one", "two"):
         write_result(folder, name, about(1, 1, "linear_no_downsample", 10), [0.5, 0.6], seed=1)
-    return ["sweep-report", folder]
+    return ["sweep", "--report", folder]
 
 
 def profile(folder, request):
@@ -245,7 +245,7 @@ def compose_study(folder, request):
 
 
 def demo_data(folder, request):
-    return ["demo-data", folder / "digits"]
+    return ["demo-data", "digits", folder / "digits"]
 
 
 COMMANDS = {
@@ -253,7 +253,7 @@ COMMANDS = {
     "train --resume auto": go_on,
     "train --eval": evaluate,
     "job": job,
-    "sweep-report": sweep_report,
+    "sweep --report": sweep_report,
     "profile": profile,
     "convert": convert,
     "pareto": pareto,
@@ -287,7 +287,7 @@ LEAST = {
         *("stitches_res.txt.tmp", "stitches_res.txt.part0.tmp", "stitches_res.hits", "per_class.csv"),
     },
     "job": {"config.yml", "metadata.yml", "result.pkl", "result.csv", "checkpoint.pth", "result.pkl.tmp"},
-    "sweep-report": {"results.csv", "results.parquet", "summary.csv"},
+    "sweep --report": {"results.csv", "results.parquet", "summary.csv"},
     "demo-data": {"digits", "digits.unfinished"},
 }
 
@@ -297,7 +297,7 @@ LINKS = [(name, where) for name in COMMANDS for where in WHERE]
 # Each way of writing once; other formats of an export, and compositions, take seconds.
 QUICK = [
     *(("train", "to a file"), ("train --resume auto", "to nothing"), ("train --eval", "to nothing")),
-    *((name, "to a file") for name in ("job", "sweep-report", "profile", "convert", "demo-data")),
+    *((name, "to a file") for name in ("job", "sweep --report", "profile", "convert", "demo-data")),
     *((name, "to nothing") for name in ("pareto", "report", "export .safetensors")),
 ]
 
@@ -383,7 +383,7 @@ def test_the_names_of_pictures_are_not_paths(tmp_path, capsys):
     """What a folder says of a job begins them."""
     (tmp_path / "out").mkdir()
     write_result(tmp_path / "out", "one", about(1, 1, "finetune", 10) | {"arch": "../evil"}, [0.5])
-    assert main(["sweep-report", str(tmp_path / "out")]) == 2
+    assert main(["sweep", "--report", str(tmp_path / "out")]) == 2
     assert "has arch '../evil'; it must be a name without '/'" in capsys.readouterr().err
     assert not list(tmp_path.glob("evil*"))
 

@@ -235,11 +235,11 @@ def test_hostile_files_of_a_sweep(images, made, tmp_path, capsys):
     result = about.with_name("result-3.csv")
     for content in (pickle.dumps(Hostile(made)), b""):
         result.write_bytes(content)
-        assert main(["sweep-report", str(tmp_path / "out")]) == 2
+        assert main(["sweep", "--report", str(tmp_path / "out")]) == 2
         assert "is not a table of results" in capsys.readouterr().err
     result.write_text("Epoch,Overall/digits/Test Accuracy\n0,0.5\n")
     result.with_suffix(".pkl").write_bytes(pickle.dumps(Hostile(made)))
-    assert main(["sweep-report", str(tmp_path / "out")]) == 0
+    assert main(["sweep", "--report", str(tmp_path / "out")]) == 0
 
 
 def test_hostile_files_of_a_composed_network(made, tmp_path):
@@ -382,7 +382,7 @@ READERS = {
 
 
 def read_part(path):
-    assert PartialAnswers(path, {}).restore(3) is None
+    assert PartialAnswers(path, {}).restore(3, 1) is None
     raise InputError(f"'{path}' is not a file")
 
 

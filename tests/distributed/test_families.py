@@ -16,7 +16,7 @@ CONFIGS = mostly_full(["digits_swin", "digits_resnet", "digits_resnet_swin", "di
 def digits(tmp_path_factory):
     """The digits folder, with a part of its images so that every family takes seconds."""
     whole = tmp_path_factory.mktemp("data") / "digits"
-    assert main(["demo-data", str(whole)]) == 0
+    assert main(["demo-data", "digits", str(whole)]) == 0
     folder = whole.with_name("some")
     for split, count in (("train", 16), ("validation", 5)):
         for label in sorted((whole / split).iterdir()):

@@ -285,7 +285,7 @@ def test_folders_that_cannot_be_written(capsys, images, config, tmp_path):
     assert "check the path" in refused(
         capsys, "profile", "--stitch_config", config, "--output", tmp_path / "file/x.txt"
     )
-    assert "check the path" in refused(capsys, "demo-data", tmp_path / "file/digits")
+    assert "check the path" in refused(capsys, "demo-data", "digits", tmp_path / "file/digits")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -303,7 +303,7 @@ def test_pareto_of_costs_alone(capsys, config, tmp_path):
 
 def test_demo_data_does_not_touch_a_folder_of_others(capsys, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    assert "not empty" in refused(capsys, "demo-data", tmp_path)
+    assert "not empty" in refused(capsys, "demo-data", "digits", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

@@ -363,7 +363,7 @@ def test_heads_of_both_kinds_on_the_encoders_of_both(data, tmp_path):
     sweep = load_sweep(path, pretrained=False)
     for each in write_folders(sweep.jobs, tmp_path / "cross", sweep.seeds):
         each._run(is_primary=True)
-    assert main(["sweep-report", str(tmp_path / "cross")]) == 0
+    assert main(["sweep", "--report", str(tmp_path / "cross")]) == 0
     assert (tmp_path / "cross/cross-heatmap.png").stat().st_size > 10_000
     assert not [*(tmp_path / "cross").glob("*curves*")], "nothing was trained"
     table = pd.read_csv(tmp_path / "cross/summary.csv")

@@ -44,7 +44,7 @@ def rows(folder, name):
 
 def batches_in(part):
     with safe_open(part, framework="pt") as file:
-        return json.loads(file.metadata()["about"])["done"][0]
+        return json.loads(file.metadata()["about"])["done"]
 
 
 def hits(folder, name):
@@ -141,7 +141,7 @@ def test_a_resumed_pass_computes_only_what_is_missing(trained, monkeypatch):
     folder, evaluate = trained
     saved = []
     save = PartialAnswers.save
-    monkeypatch.setattr(PartialAnswers, "save", lambda self, found, n: saved.append(*n) or save(self, found, n))
+    monkeypatch.setattr(PartialAnswers, "save", lambda self, found, n: saved.append(n) or save(self, found, n))
     monkeypatch.setattr(PartialAnswers, "remove", lambda self: None)
     monkeypatch.setattr("stitchkit.training.evaluation.remove_progress", lambda folder: None)
     assert main(["train", *evaluate, "first"]) == 0
@@ -160,7 +160,7 @@ def test_sums_of_other_weights_are_not_taken_up(trained, tmp_path):
     whole = rows(folder, "whole")
     (tmp_path / "fresh").mkdir()
     other = PartialAnswers(tmp_path / "fresh/stitches_res.txt.part0", {"weights_sha256": "of others"})
-    other.save(Answers.none(len(whole), 4), [5])
+    other.save(Answers.none(len(whole), 4), 5)
     assert main(["train", *evaluate, "fresh", "--output", str(tmp_path)]) == 0
     assert rows(tmp_path, "fresh") == whole
 

@@ -73,7 +73,7 @@ def test_a_job_that_fails_is_listed_with_its_reason(images, tmp_path, caplog, ca
 
 def test_the_report(swept, capsys):
     folder, _ = swept
-    assert main(["sweep-report", str(folder)]) == 0
+    assert main(["sweep", "--report", str(folder)]) == 0
     table = pd.read_parquet(folder / "results.parquet")
     assert set(table["job"]) == {STITCHED, "test-pico-uncut-source"}
     assert capsys.readouterr().out.splitlines()[-1] == str(folder / "pico-curves.png")

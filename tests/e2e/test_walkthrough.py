@@ -28,7 +28,7 @@ def run(*arguments):
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data") / "digits"
-    run("demo-data", folder)
+    run("demo-data", "digits", folder)
     return folder
 
 
@@ -53,7 +53,7 @@ def test_the_digits_are_real_complete_and_disjoint(digits, capsys):
         share = [sum(1 for _ in (digits / split / str(digit)).iterdir()) for split in ("train", "validation")]
         assert share[1] == pytest.approx(sum(share) * 600 / 1797, abs=1)
     before = [path.stat().st_mtime_ns for path in paths]
-    run("demo-data", digits)
+    run("demo-data", "digits", digits)
     assert "already exists" in capsys.readouterr().out
     assert [path.stat().st_mtime_ns for path in paths] == before
 
@@ -141,7 +141,7 @@ def test_every_command_in_the_documents_is_one():
             resolve(given)
         else:
             assert words[0] in ("source", "stitchkit", "cp", "cd", "git", "python3"), words
-            assert words[0] != "stitchkit" or not _parser().parse_known_args(words[1:])[1], words
+            assert words[0] != "stitchkit" or not _parser(words[1]).parse_known_args(words[1:])[1], words
 
 
 @pytest.mark.full

@@ -4,6 +4,10 @@ import argparse
 import errno
 import os
 import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from itertools import chain
 
 import pytest
 
@@ -23,7 +27,7 @@ def runs(monkeypatch):
 
         parser = Parser(prog="stitchkit")
         add_commands(parser, {"fail": Command(fail, "fail", **options)})
-        monkeypatch.setattr(cli, "_parser", lambda: parser)
+        monkeypatch.setattr(cli, "_parser", lambda _: parser)
 
     return one
 
@@ -65,8 +69,11 @@ def test_after_ctrl_c_the_advice_is_that_of_the_command(resumes, says, runs, cap
     assert capsys.readouterr().err == f"stitchkit: stopped{says}\n"
 
 
+COMMANDS = sorted(entry_points(group="stitchkit.commands").names)
+
+
 def commands_of(parser):
-    """The parsers of all commands and subcommands."""
+    """The parsers of its commands and their subcommands."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for own in action.choices.values():
@@ -76,7 +83,8 @@ def commands_of(parser):
 
 def test_the_help_of_each_flag_says_its_default_once():
     wrong = []
-    for parser in commands_of(cli._parser()):
+    for parser in chain.from_iterable(commands_of(cli._parser(name)) for name in COMMANDS):
+        parser.first_flags = ()  # so that the help shows all
         entries = [" ".join(entry.split()) for entry in re.split(r"\n  (?=-)", parser.format_help())[1:]]
         for action in parser._actions:
             is_unsaid = action.nargs == 0 or action.default in (None, "", [], argparse.SUPPRESS)
@@ -99,8 +107,55 @@ def test_the_help_of_each_flag_says_its_default_once():
 )
 def test_the_help_says_defaults_that_files_may_replace(command, line, capsys):
     with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
+        main([command, "--help-all" if command == "train" else "--help"])
     assert line in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_of_train_begins_with_twenty_flags_and_says_how_to_see_all(capsys):
+    helps = []
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit, match="0"):
+            main(["train", flag])
+        helps.append(capsys.readouterr().out)
+    short, whole = ({*re.findall(r"^  (?:-\w.*, )?(--[\w-]+)", text, re.M)} for text in helps)
+    assert len(short) == 20
+    assert short < whole
+    assert "--help-all shows all flags" in helps[0]
+    assert len(whole) > 150
+
+
+def test_only_the_command_in_use_is_built():
+    """Without torch and timm, which take seconds to import."""
+    for words, lines in ((["pick", "--help"], 1), (["--help"], len(COMMANDS))):
+        code = (
+            "import sys\nfrom stitchkit import cli\n"
+            f"try: cli.main({words})\nexcept SystemExit: pass\n"
+            "print(*({'torch', 'timm'} & {*sys.modules}), file=sys.stderr)"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert run.stderr == "\n", "nothing of them is loaded"
+        assert len([*cli._parser(words[0])._subparsers._group_actions[0].choices]) == lines
+    assert [action.dest for action in next(commands_of(cli._parser()))._actions] == ["help"], "no flags without a name"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("nodes", "stitchkit profile --nodes MODEL"),
+        ("sweep-report", "stitchkit sweep --report DIR"),
+        ("scenes", "stitchkit demo-data scenes DIR"),
+    ],
+)
+def test_an_old_name_of_a_command_is_answered_by_the_new_one(old, new, capsys):
+    assert refused(capsys, old, "x") == f"stitchkit: error: '{old}' has a new name; run {new}"
+    assert "unknown kind 'data/digits'; did you mean 'digits'" in refused(capsys, "demo-data", "data/digits")
+
+
+def test_what_profile_and_sweep_do_instead_takes_no_other_flags(capsys):
+    assert "--latency has no effect on --nodes" in refused(capsys, "profile", "--nodes", "resnet18", "--latency")
+    assert "--backend and --inside are for --nodes" in refused(capsys, "profile", "--anchors", "a,b", "--inside", "x")
+    assert "--jobs has no effect on --report" in refused(capsys, "sweep", "--report", "x", "--jobs", "2")
+    assert "one of the arguments -c/--config --report is required" in refused(capsys, "sweep")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_images_are_always_the_same_and_in_no_two_parts():
 
 def test_the_folder_has_labels_where_it_says(tmp_path, capsys):
     folder = tmp_path / "glyphs"
-    assert main(["demo-data", str(folder), "--kind", "glyphs"]) == 0
+    assert main(["demo-data", "glyphs", str(folder)]) == 0
     assert capsys.readouterr().out == (
         f"2200 training and 880 validation images of 44 glyphs, and 4400 without labels, are in {folder}\n"
     )
@@ -53,14 +53,14 @@ def test_the_folder_has_labels_where_it_says(tmp_path, capsys):
     assert is_unlabelled(source, "train")
     assert len(open_dataset(source, "train")) == 4400 * 19 // 20
     assert not any(name_of(glyph) in path.stem for glyph in GLYPHS for path in (folder / "unlabelled").iterdir())
-    assert main(["demo-data", str(folder), "--kind", "glyphs"]) == 0
+    assert main(["demo-data", "glyphs", str(folder)]) == 0
     assert "already exists" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["digits", "glyphs"])
 def test_a_folder_of_something_else_stays(kind, tmp_path, capsys):
     (tmp_path / "mine.txt").touch()
-    assert main(["demo-data", str(tmp_path), "--kind", kind]) == 2
+    assert main(["demo-data", kind, str(tmp_path)]) == 2
     assert "is not empty; choose a new folder" in capsys.readouterr().err
-    assert main(["demo-data", str(tmp_path / "mine.txt"), "--kind", kind]) == 2
+    assert main(["demo-data", kind, str(tmp_path / "mine.txt")]) == 2
     assert "mine.txt' is a file; choose a new folder" in capsys.readouterr().err

@@ -44,23 +44,6 @@ def test_by_agreement_only_one_end_is_compared(tmp_path, capsys):
     assert "only the 3 of 5 that end in b are compared" in (tmp_path / "r.html").read_text()
 
 
-def test_stitches_that_the_first_of_two_stages_put_off_the_front_are_not_compared(tmp_path, capsys):
-    """Few images may flatter a stitch: of those that others have not seen, nothing is known."""
-    figures = [(10, 70.0, 1000), (20, 79.0, 200), (25, 74.0, 1000), (30, 75.0, 1000)]
-    rows = [{"cfg_id": n, "flops": flops, "acc1": a, "images": i} for n, (flops, a, i) in enumerate(figures)]
-    rows[1]["part"] = True
-    assert [row["cfg_id"] for row in pareto_front(rows)] == [0, 2, 3]
-    assert pick_one(rows, Budget(max_flops=25))["cfg_id"] == 2
-    assert compared(rows[:1], "acc1") == rows[:1]
-    assert compared([{"cfg_id": 0}, *rows], "acc1") == [{"cfg_id": 0}, rows[0], *rows[2:]]
-    note = "only the 3 of 4 that were evaluated on all 1,000 images are compared; the others were dropped after fewer"
-    assert compared_note(rows, "acc1") == note
-    assert compared_note([rows[0], *rows[2:]], "acc1") == ""
-    write_rows(tmp_path / "l.txt", rows)
-    assert main(["pareto", str(tmp_path / "l.txt"), "--plot", str(tmp_path / "p.png")]) == 0
-    assert note in capsys.readouterr().out.splitlines()
-
-
 def test_a_stitch_that_missed_an_unreadable_image_is_compared():
     figures = [(10, 70.0, 50_000), (20, 75.0, 49_999), (30, 80.0, 50_000)]
     rows = [{"cfg_id": n, "flops": flops, "acc1": a, "images": i} for n, (flops, a, i) in enumerate(figures)]

@@ -54,7 +54,7 @@ def test_a_node_that_gives_several_tensors_is_not_clean():
 
 
 def test_the_command_lists_them(capsys):
-    assert main(["nodes", "resnet18", "--inside", "layer3.0"]) == 0
+    assert main(["profile", "--nodes", "resnet18", "--inside", "layer3.0"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["*", "x", "input", "1x3x224x224"]
     assert ["*", "layer3.0.add", "function", "1x256x14x14"] in [line.split() for line in lines]
@@ -66,10 +66,10 @@ def test_the_command_lists_them(capsys):
     ("name", "backend"), [("swin_t", "torchvision"), ("regnet_x_400mf", "torchvision"), ("swin_t", "pytorch")]
 )
 def test_the_command_lists_those_of_torchvision_models(name, backend, capsys):
-    assert main(["nodes", name, "--backend", backend]) == 0
+    assert main(["profile", "--nodes", name, "--backend", backend]) == 0
     listed = capsys.readouterr().out
     assert "1x3x224x224" in listed
-    assert main(["nodes", f"torchvision/{name}"]) == 0
+    assert main(["profile", "--nodes", f"torchvision/{name}"]) == 0
     assert capsys.readouterr().out == listed
 
 
@@ -86,7 +86,7 @@ def test_the_command_lists_those_of_torchvision_models(name, backend, capsys):
     ],
 )
 def test_the_command_says_what_is_wrong(arguments, message, capsys):
-    assert main(["nodes", *arguments]) == 2
+    assert main(["profile", "--nodes", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"stitchkit: error: {message}")
     assert error.count("\n") == 1

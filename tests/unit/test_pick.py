@@ -50,12 +50,6 @@ def test_there_are_ledgers_of_every_family():
     assert {path.stem for path in OURS} >= {"digits_swin", "digits_levit", "digits_resnet", "digits_resnet_swin"}
 
 
-def test_rows_that_are_all_of_a_part_of_the_images_are_refused_in_one_line():
-    rows = [{"cfg_id": number, "flops": 5, "acc1": 70.0, "part": True} for number in range(2)]
-    with pytest.raises(stitchkit.InputError, match="all rows of the ledger were measured on a part of the images"):
-        pick(rows, Budget(max_flops=9))
-
-
 def test_an_accuracy_alone_asks_for_the_cheapest_that_has_it():
     rows = [
         {"cfg_id": 0, "flops": 5, "acc1": 70.0},

@@ -1,4 +1,4 @@
-"""The rendered scenes of `stitchkit scenes`, against a renderer that knows only what is inside a shape."""
+"""The rendered scenes of `stitchkit demo-data scenes`, against a renderer that knows only what is inside a shape."""
 
 import json
 import math
@@ -187,9 +187,9 @@ def test_the_command_writes_and_says_what_is_wrong(tmp_path, capsys):
         (["--train", "0"], "it must be at least 1"),
         (["--seed", "-1"], "it must be at least 0"),
     ):
-        assert message in refused(capsys, "scenes", folder, *flags)
+        assert message in refused(capsys, "demo-data", "scenes", folder, *flags)
     assert not folder.exists()
-    assert main(["scenes", str(folder), "--img-size", "32", "--seed", "3", *few]) == 0
+    assert main(["demo-data", "scenes", str(folder), "--img-size", "32", "--seed", "3", *few]) == 0
     assert capsys.readouterr().out == f"2 train, 1 validation, 1 test scenes of 10 classes are in {folder}\n"
     mask = np.asarray(Image.open(folder / "train/masks/0001.png"))
     assert np.array_equal(mask, render_scene("train", 1, side=32, seed=3).mask)
@@ -197,7 +197,7 @@ def test_the_command_writes_and_says_what_is_wrong(tmp_path, capsys):
 
 def test_the_help_of_the_command(capsys):
     with pytest.raises(SystemExit):
-        main(["scenes", "--help"])
+        main(["demo-data", "scenes", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     for words in ("number of training scenes (800)", "number of validation scenes (200)", "random seed (0)"):
         assert words in said

@@ -177,7 +177,7 @@ from stitchkit.cli import main
 sys.stderr = sys.stdout
 for flags in {[*commands]}:
     assert main(["sweep", *flags]) == 2
-assert main(["sweep-report", "nowhere"]) == 2
+assert main(["sweep", "--report", "nowhere"]) == 2
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

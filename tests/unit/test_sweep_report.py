@@ -226,7 +226,7 @@ def test_each_figure_of_merit_has_learning_curves(tmp_path, figures):
 
 
 def test_pictures_in_a_vector_format(swept):
-    assert main(["sweep-report", str(swept), "--format", "svg"]) == 0
+    assert main(["sweep", "--report", str(swept), "--format", "svg"]) == 0
     assert ">gap (slices left out)</text>" in (swept / "a-b-heatmap.svg").read_text()
     assert not list(swept.glob("*.png"))
 

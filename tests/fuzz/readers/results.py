@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save
 
 from stitchkit.assembly.sweep.report.tables import collect
-from stitchkit.choose.scores_file import read_scores
 from stitchkit.display import count
 from stitchkit.measure.evaluate import PartialAnswers, Score
 from stitchkit.measure.hits import read_hits
@@ -173,15 +172,10 @@ READERS = {
     "other models": Reader(
         "fuzzed.csv", [Seed(b'model,top1,infer_gmacs,param_count\na.x,80.1,4.5,5.7\nb,70,,"1,014.45"\n')], _read_overlay
     ),
-    "scores of joints": Reader(
-        "fuzzed.scores.csv",
-        [Seed(b"joint,stitch,flops,bucket,kept,cka\n" + b"ti[0] > s[1],ti[0:1] > s[1:3],20,0,1,0.5\n" * 2)],
-        lambda path: read_scores(path),
-    ),
     "per_class.csv": Reader("per_class.csv", [Seed(b"class,images,0\na,1,50.0\nb,1,50.0\n")], _continue_per_class),
     "answers so far": Reader(
         "fuzzed.part0",
-        [Seed({"of": {"a": 1}, "done": [3]}, JSON)],
+        [Seed({"of": {"a": 1}, "done": 3}, JSON)],
         lambda path: PartialAnswers(path, {"a": 1}).restore(0, 2),
         _with_answers,
     ),
