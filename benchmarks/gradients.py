@@ -43,7 +43,7 @@ def measure(rank: int, options: argparse.Namespace, folder: str) -> None:
     sent, agree = [], True
     for step in range(options.steps + 1):
         x = torch.randn(options.batch, *ours.input_size)
-        (cfg_id,) = sampler.draw(step, rank)
+        cfg_id = sampler.draw(step, rank)
         for way in sorted(ways, reverse=bool(step % 2)):  # take turns: the second finds warm caches
             network, reduce = ways[way]
             network.zero_grad()

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.frame import Options, Seconds
-from stitchkit.evidence.train import flop_counter
+from studies.evidence.train import flop_counter
 
 # Rows and columns of activations, columns of the result: square ones, and the two of a ViT's MLP.
 _SHAPES = {

@@ -53,26 +53,6 @@ def _demo_glyphs(flags: argparse.Namespace) -> None:
     print(write_demo_glyphs(Path(flags.folder)))
 
 
-def _add_glyphs_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="folder to write, e.g. data/typefaces")
-    about = "folders with fonts, at any depth; by default the system's, the user's and matplotlib's"
-    parser.add_argument("--fonts", nargs="+", metavar="DIR", help=about)
-    parser.add_argument("--img-size", type=int, default=32, metavar="N", help="side of the images, 32 to 64")
-    for split, count in (("train", 400), ("validation", 100), ("test", 100)):
-        about = f"{split} images of each class"
-        parser.add_argument(f"--{split}", type=at_least(1), default=count, metavar="N", help=about)
-    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the split and of the images")
-
-
-def _glyphs(flags: argparse.Namespace) -> None:
-    from stitchkit.data.demo import write_glyphs
-    from stitchkit.data.typefaces import default_folders
-
-    fonts = [Path(folder) for folder in flags.fonts or ()] or default_folders()
-    per_class = {"train": flags.train, "validation": flags.validation, "test": flags.test}
-    print(write_glyphs(Path(flags.folder), fonts, per_class=per_class, side=flags.img_size, seed=flags.seed))
-
-
 def _add_scenes_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder to write, e.g. data/scenes")
     parser.add_argument("--img-size", type=int, default=64, metavar="N", help="side of the images, 32 to 256")
@@ -100,4 +80,3 @@ def _add_demo_data_kinds(parser: argparse.ArgumentParser) -> None:
 
 datasets = Command(_list, "list the data sets known by name, or prepare a collection", _add_datasets_commands)
 demo_data = Command(_digits, "write the images of a demo as a folder", _add_demo_data_kinds)
-glyphs = Command(_glyphs, "write rendered letters and digits, split by typeface", _add_glyphs_flags)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import unicodedata
 from collections.abc import Iterator
@@ -9,8 +10,6 @@ from functools import cache
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
-
-from stitchkit.data.glyphs import SCALE, moved
 
 GLYPHS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" + "ΓΔΘΛΞΠΣΦΨΩ" + "23456789"
 """Those that no other one resembles: no small letters, and neither 0 nor 1."""
@@ -23,6 +22,8 @@ _FONTS = (
 _COUNTS = {"train": 50, "validation": 20, "unlabelled": 100}
 """Images of each glyph."""
 _SIDE = 32
+SCALE = 3
+"""Glyphs are drawn larger and made smaller at the end, so that their edges are smooth."""
 
 
 def name_of(glyph: str) -> str:
@@ -52,6 +53,18 @@ def _render(glyph: str, chance: random.Random) -> Image.Image:
     image = Image.new("L", (drawn, drawn))
     ImageDraw.Draw(image).text((centre, centre), glyph, fill=255, font=font, anchor="mm")
     return moved(image, chance).resize((_SIDE, _SIDE), Image.Resampling.BILINEAR)
+
+
+def moved(image: Image.Image, chance: random.Random, scale: float = 1.0) -> Image.Image:
+    """A drawn glyph, turned, slanted and shifted by chance, and made smaller by `scale`."""
+    centre, most = image.width / 2, image.width / 16
+    angle, slant = math.radians(chance.uniform(-15, 15)), chance.uniform(-0.15, 0.15)
+    right, down = chance.uniform(-most, most), chance.uniform(-most, most)
+    # Where the pixel at (x, y) comes from: a + bx + cy, about the centre.
+    rows = ((math.cos(angle), math.sin(angle) + slant, right), (-math.sin(angle), math.cos(angle), down))
+    terms = [(b * scale, c * scale, shift) for b, c, shift in rows]
+    affine = [term for b, c, shift in terms for term in (b, c, centre + shift - (b + c) * centre)]
+    return image.transform(image.size, Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,13 +40,11 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         is_training: Replace bad images.
         limit: Largest share of bad images; a few are always allowed, unless it is 0.
         flag: The flag that sets the limit; empty if there is none.
-        only: Numbers of the images to have; by default all.
     """
 
     def __init__(
-        self, dataset: LabelledImages, *, num_classes: int, is_training: bool, limit: float = 0.01, flag: str = "",
-        only: Sequence[int] | None = None,
-    ):  # fmt: skip
+        self, dataset: LabelledImages, *, num_classes: int, is_training: bool, limit: float = 0.01, flag: str = ""
+    ):
         self.dataset = dataset
         self.classes = tuple(dataset.classes)
         self.split: str = dataset.split
@@ -55,16 +53,15 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         self._num_classes = num_classes if self._is_labelled else 0
         self._limit = limit
         self._flag = flag
-        self._numbers = range(len(dataset)) if only is None else only
         self._replaces = is_training or not self._is_labelled
         # Loader processes write to it, each its own bytes, so no lock is needed.
-        self._bad = torch.zeros(len(self._numbers), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
-        self._changes = Changes(len(self._numbers))
+        self._bad = torch.zeros(len(dataset), dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        self._changes = Changes(len(dataset))
         self._reported = 0
         self._cause = ""
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if not -len(self) <= index < len(self):
@@ -79,7 +76,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
 
     def _read(self, index: int) -> tuple[Any, int] | None:
         try:
-            source, label = self.dataset.samples[self._numbers[index]]
+            source, label = self.dataset.samples[index]
             image, self._changes[index] = self.dataset.decoding.read(source)
             x = image if self.transform is None else self.transform(image)
             label = NO_CLASS if label is None else label
@@ -110,12 +107,12 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         return listed([self._name(index) for index in found[: _SHOWN + 1]], most=_SHOWN)
 
     def _name(self, index: int) -> str:
-        reader, number = getattr(self.dataset, "reader", None), self._numbers[index]
+        reader = getattr(self.dataset, "reader", None)
         try:
-            name = None if reader is None else reader.filename(number)
+            name = None if reader is None else reader.filename(index)
         except (AssertionError, NotImplementedError):  # readers of records have no file names
             name = None
-        return f"number {number}" if name is None else repr(name)
+        return f"number {index}" if name is None else repr(name)
 
     def report(self) -> None:
         """Log the skipped images if there are more than in the last report, and once those that decoding changed.

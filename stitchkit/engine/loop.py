@@ -235,24 +235,22 @@ class Trainer:
             # Gradients add up over the batches, so DistributedDataParallel needs to exchange them only with the last.
             with nullcontext() if number == accumulate else self.task.no_sync():
                 with self.autocast():
-                    routes = self.task.choose(routes, images, labels) if number == 1 else routes
                     loss = self.task(images, labels, *routes)["loss"] / accumulate
                 scaled = loss if self.scaler is None else self.scaler.scale(loss)
                 torch.autograd.backward(scaled)
             total += loss.detach()
-        self._update(step)
+        self._update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.settings.synchronize_step:
             wait_for(self.world.device)
         return total, images, routes
 
-    def _update(self, step: int) -> None:
+    def _update(self) -> None:
         """Exchange gradients, clip them, and move the parameters by them."""
         if self.reducer is not None:
             self.reducer.reduce()
         if self.scaler is not None:
-            self.scaler.unscale_(self.optimizer)  # neither the task nor the limit is for the scaled gradients
-        self.task.observe(step, self.world.size)
+            self.scaler.unscale_(self.optimizer)  # the limit is not for the scaled gradients
         if self.settings.clip_grad is not None:
             # timm's agc leaves out the last two parameters, which are the head of a plain model, but not of a network
             # with routes.

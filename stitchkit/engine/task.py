@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from timm.task import ClassificationTask
@@ -33,22 +32,11 @@ class Task(ClassificationTask):  # type: ignore[misc]
         return average
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:  # noqa: ARG002
-        """The routes of a step on a rank, a pure function of both and of `kept`; none if there is no choice."""
-        return ()
-
-    def choose(self, routes: tuple[int, ...], images: torch.Tensor, labels: Any) -> tuple[int, ...]:  # noqa: ARG002
-        """Which of the routes drawn are trained, now that the first batch of the step is known.
+        """The routes of a step on a rank, a pure function of both; none if there is no choice.
 
         If it is one, the loss of the step is recorded as its loss.
         """
-        return routes
-
-    def observe(self, step: int, ranks: int) -> None:
-        """Look at the gradients of a step, exchanged among the `ranks`, before they move the weights."""
-
-    def kept(self) -> Mapping[str, torch.Tensor]:
-        """Tensors on the CPU, by name, that change in place, alike on all ranks; checkpoints hold them."""
-        return {}
+        return ()
 
     def counters(self) -> Mapping[str, torch.Tensor]:
         """Tensors, by name, that the steps of an epoch change in place on each rank separately."""

@@ -20,7 +20,7 @@ from stitchkit.networks.weights import load_content
 _SCALER = "amp_scaler"
 """Key of the loss scaler in checkpoints, as timm has it."""
 _KEPT = "task"
-"""Key of what the task keeps."""
+"""Key of what tasks of earlier versions kept."""
 MOST_EPOCHS = 10**6
 _CYCLES = ("OneCycleLR", "CyclicLR")
 """Schedules of torch that also change momentum and betas."""
@@ -34,8 +34,6 @@ def training_state(trainer: Trainer) -> dict[str, object]:
         state["state_dict_ema"] = task.average.state_dict()
     if scaler is not None:
         state[_SCALER] = scaler.state_dict()
-    if kept := task.kept():
-        state[_KEPT] = {name: value.clone() for name, value in kept.items()}
     return state
 
 
@@ -88,10 +86,6 @@ def restore(content: Mapping[str, object], trainer: Trainer, path: str | Path, *
             rules.check(saved, scaler.state_dict(), _SCALER)
             assert isinstance(saved, dict), "it was checked"
             scaler.load_state_dict(saved)
-        rules.check(kept := content.get(_KEPT, {}), trainer.task.kept(), _KEPT)
-        assert isinstance(kept, Mapping), "it was checked"
-        for name, value in trainer.task.kept().items():
-            value.copy_(kept[name])
     except InputError as error:
         raise InputError(
             f"checkpoint '{path}' does not fit this run: {error}; use the same settings, or {otherwise}"

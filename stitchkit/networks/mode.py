@@ -42,20 +42,6 @@ def without_statistics(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def judging(module: nn.Module) -> Iterator[bool]:
-    """Put a module into evaluation mode for a while, except for batch norms that learn, and leave no trace in it.
-
-    They use the statistics of the batch, as in training. Gives whether there are any: the routes of an SN-Net must then
-    run one by one, since each has statistics of its own.
-    """
-    learning = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
-    with evaluating(module), without_statistics(module):
-        for norm in learning:
-            norm.train()
-        yield bool(learning)
-
-
-@contextmanager
 def unfused_attention(module: nn.Module) -> Iterator[None]:
     """Compute timm's attention by single operators for a while, without the fused kernel."""
     fused = unfuse_attention(module)

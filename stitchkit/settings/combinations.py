@@ -27,7 +27,6 @@ _NEEDED = {
     "layer_decay": ("layer_decay_no_opt_scale",),
     "torchcompile": ("torchcompile_mode",),
     "resume": ("wandb_resume_id",),
-    "focus": ("focus_images",),
     "eval": (*("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),),
 }
 
@@ -53,13 +52,12 @@ _EXCLUDES = (
 _OF_LABELS = {
     "mixup": "--mixup 0", "cutmix": "--cutmix 0", "cutmix_minmax": "", "jsd_loss": "--no-jsd-loss",
     "bce_loss": "--no-bce-loss", "class_weights": "", "distillation_type": "--distillation-type none",
-    "sandwich_divergence": "--sandwich-divergence kl",
 }  # fmt: skip
 
 
 # Settings of images with one label, which images with a target for each pixel do not have.
 _OF_IMAGES = (
-    *("loss", "distillation_type", "focus", "class_weights", "jsd_loss", "bce_loss", "class_map"),
+    *("loss", "distillation_type", "class_weights", "jsd_loss", "bce_loss", "class_map"),
     *("mixup", "cutmix", "cutmix_minmax", "aa", "reprob", "vflip", "aug_splits", "aug_repeats", "train_crop_mode"),
     *("grayscale_prob", "gaussian_blur_prob", "bank_images", "self_stitch"),
     *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),
@@ -86,7 +84,6 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
         _check_subject,
         _check_network,
         _check_features,
-        _check_focus,
         _check_dense,
         _check_schedule,
         _check_batches,
@@ -165,33 +162,12 @@ def _check_features(recipe: Recipe) -> None:
             f"--loss {stitch.loss} already teaches each route, also an anchor, by copies of the anchors; leave "
             "--preserve replay out, or give --preserve none to train the anchors too"
         )
-    given = [name for name in _OF_LABELS if settings[name] not in (None, False, 0, "none", "kl")]
+    given = [name for name in _OF_LABELS if settings[name] not in (None, False, 0, "none")]
     if given and not stitch.uses_labels and not recipe.run.eval:
         undone = " ".join(filter(None, map(_OF_LABELS.__getitem__, given)))
         raise InputError(
             f"--loss features uses no labels, without which {', '.join(map(flag_of, given))} would have no effect; "
             f"leave it out{f' ({undone})' if undone else ''}, or give --loss features+task"
-        )
-
-
-def _check_focus(recipe: Recipe) -> None:
-    """Refuse --focus where there are no stitches or no labels, or where it has no time or no choice left to act."""
-    stitch, epochs = recipe.stitch, recipe.schedule.epochs
-    if not stitch.focus or recipe.run.eval:
-        return
-    if recipe.model.model:
-        raise InputError("--focus chooses among the stitches of an SN-Net; a --model has none: leave it out")
-    if not stitch.uses_labels:
-        raise InputError(
-            "--focus judges stitches by labels, and --loss features uses none; leave it out, or give --loss "
-            "features+task"
-        )
-    if stitch.budgets is not None:
-        raise InputError("--focus and --budgets both say which stitches are worth training; leave one out")
-    if stitch.focus >= epochs:
-        raise InputError(
-            f"--focus {stitch.focus} judges stitches every {counted(stitch.focus, 'epoch')} before the last, and the "
-            f"training has {epochs}; lower it, or leave it out"
         )
 
 
@@ -226,9 +202,8 @@ def _check_dense(recipe: Recipe) -> None:
                 f"{flag_of(name)} {settings[name]} is a column of a data set of Hugging Face, and '"
                 f"{recipe.data.dataset or recipe.data.data_dir}' is a folder; leave it out, or give --dataset hfds/NAME"
             )
-    if recipe.stitch.way_to_preserve == "replay" or recipe.stitch.sampler == "sandwich":
-        which = "--preserve replay" if recipe.stitch.sampler != "sandwich" else "--sampler sandwich"
-        raise InputError(f"{which} teaches by the classes of images; leave it out with --task {dense.task}")
+    if recipe.stitch.way_to_preserve == "replay":
+        raise InputError(f"--preserve replay teaches by the classes of images; leave it out with --task {dense.task}")
     if dense.zoom[0] > dense.zoom[1]:
         raise InputError(f"--zoom is {dense.zoom}; give the smallest scale first")
 

@@ -10,17 +10,11 @@ from stitchkit.settings.fields import (
     AtLeastBillionth,
     AtLeastThousandth,
     Batch,
-    Count,
-    Natural,
     NonNegative,
     Share,
-    Times,
     flag,
 )
 from stitchkit.settings.schema import Budgets, LocalPath, Settings
-
-FOCUS_IMAGES = 2_000
-"""Training images that `--focus` holds out, unless `--focus-images` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +23,7 @@ class StitchRecipe(Settings):
 
     sampler: str = flag(
         "cost_bins",
-        "which stitches a step trains: uniform (published for the first SN-Net), cost_bins, sandwich, best_of or "
-        "importance; docs/samplers.md compares them",
+        "how to pick the stitch of a step: uniform (published for the first SN-Net), or cost_bins, uniform over cost",
     )
     sampling: Literal["per_rank", "shared"] = flag(
         "per_rank", "draw of each step's stitch: by each rank (published), or one for all"
@@ -43,20 +36,6 @@ class StitchRecipe(Settings):
     )
     budgets: Budgets | None = flag(
         None, "train for these FLOPs, such as 2G,5G: a bin for each, of the costliest stitches within it"
-    )
-    sampler_routes: Times | None = flag(
-        None, "random stitches of a step; by default 2 for --sampler sandwich, beside the two ends, and 3 for best_of"
-    )
-    sandwich_divergence: Literal["kl", "adaptive"] = flag(
-        "kl", "loss of the stitches that --sampler sandwich teaches: Kullback-Leibler's, or AlphaNet's adaptive one"
-    )
-    focus: Natural = flag(
-        0,
-        "every so many epochs, stop training stitches that are hardly ever on the Pareto front of held-out training "
-        "images; 0 is never",
-    )
-    focus_images: Count | None = flag(
-        None, "with --focus: training images that are held out, at most a tenth of the split; by default 2,000"
     )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
     ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(
@@ -102,11 +81,6 @@ class StitchRecipe(Settings):
     def way_to_preserve(self) -> Literal["none", "frozen", "lora", "replay"]:
         """How anchors are kept, whether it was chosen or not."""
         return self.preserve or ("frozen" if self.uses_features else "none")
-
-    @property
-    def held_out_images(self) -> int:
-        """The most training images that are held out to judge stitches by."""
-        return (self.focus_images or FOCUS_IMAGES) if self.focus else 0
 
     @property
     def freezes_anchors(self) -> bool:

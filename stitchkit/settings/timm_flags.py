@@ -105,8 +105,15 @@ class Removed(Refusal):
         return InputError(f"{flag_of(name)} was removed: {self.reason}")
 
 
+_SAMPLERS = "only samplers that studies/samplers has used it; leave it out"
+_FOCUS = "studies/evidence shows no gain by it; leave it out"
 _ONE_STAGE = Removed("an evaluation judges every stitch on all images; leave it out, or choose --eval-stitches")
+
 REMOVED: dict[str, Refusal] = {
+    "sampler_routes": Removed(_SAMPLERS),
+    "sandwich_divergence": Removed(_SAMPLERS, "kl"),
+    "focus": Removed(_FOCUS, 0),
+    "focus_images": Removed(_FOCUS),
     "cache_features": Removed("each epoch computes the features of the anchors; leave it out"),
     "eval_images": _ONE_STAGE,
     "keep_within": _ONE_STAGE,

@@ -24,6 +24,7 @@ from stitchkit.networks.weights import load_content
 from stitchkit.settings.fields import MOST_CLASSES
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.training.samplers import is_removed
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ FORMAT = "stitchkit 1"
 """Format in every checkpoint of ours."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
 _ONCE = {
-    "sampler": "uniform", "loss": "task", "feature_distance": "mse", "preserve": "none", "focus": 0, "focus_images": 0,
+    "sampler": "uniform", "loss": "task", "feature_distance": "mse", "preserve": "none",
 }  # fmt: skip
 """What runs did before there was a choice."""
 _START_ANEW = "start from its weights with --initial-checkpoint"
@@ -147,7 +148,7 @@ def _of_stitching(recipe: Recipe) -> dict[str, object]:
     stitch = recipe.stitch
     return {
         "sampler": stitch.sampler, "loss": stitch.loss, "feature_distance": stitch.feature_distance,
-        "preserve": stitch.way_to_preserve, "focus": stitch.focus, "focus_images": stitch.held_out_images,
+        "preserve": stitch.way_to_preserve,
     }  # fmt: skip
 
 
@@ -177,7 +178,7 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
             "num_classes": rules.whole(0, MOST_CLASSES), "input_size": rules.image_size, "image": _IMAGE_RULES,
             "model_kwargs": rules.table(rules.text, rules.plain),
             "sampler": rules.text, "loss": rules.text, "feature_distance": rules.text, "preserve": rules.text,
-            "focus": rules.whole(0), "focus_images": rules.whole(0), 
+            "focus": rules.whole(0), "focus_images": rules.whole(0),  # of earlier versions
             "frozen_anchors": rules.rule("true or false", lambda value: type(value) is bool),
             "alone": rules.table(rules.text, rules.number()), "copies": rules.table(rules.text, rules.anything),
         }  # fmt: skip
@@ -298,6 +299,12 @@ def load_run(session: Session) -> dict[str, Any]:
         return content
     if content.get("format") != FORMAT:
         raise InputError(f"checkpoint '{path}' contains weights but no state of a run of this trainer; {_START_ANEW}")
+    sampler, focus = content.get("sampler"), content.get("focus")
+    if focus or is_removed(sampler):
+        which, study = (f"--focus {focus}", "evidence") if focus else (f"--sampler {sampler}", "samplers")
+        raise InputError(
+            f"checkpoint '{path}' was trained with {which}, which was removed (studies/{study} has it); {_START_ANEW}"
+        )
     ours = {"opt": recipe.optim.opt, **(_of_stitching(recipe) if session.config else {})}
     for name, here in ours.items():
         if (trained := content.get(name, _ONCE.get(name))) != here:

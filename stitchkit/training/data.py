@@ -17,23 +17,20 @@ from stitchkit.classes import same_text
 from stitchkit.data.batches import DirectLoader, Loader
 from stitchkit.data.decoding import Decoding
 from stitchkit.data.folders import FolderReader, find_split
-from stitchkit.data.labelled_images import Images, image_labels
+from stitchkit.data.labelled_images import Images
 from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.data.open_dataset import agreed_classes, check_folders, open_dataset
 from stitchkit.data.source import is_list, is_unlabelled
 from stitchkit.data.unreadable import CheckedImages
-from stitchkit.display import counted
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.measure.recalibrate import PORTION, num_images
-from stitchkit.measure.two_stage import stratified_part
 from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config, timm_config
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.inputs import source_of
 
 BANK_IMAGES = 50_000
 """Labelled images with which features are compared, unless `--bank-images` says otherwise."""
-_FEWEST_FOR_FOCUS = 4
 FOR_CALIBRATION = "batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "
 
 
@@ -75,8 +72,6 @@ def open_datasets(recipe: Recipe) -> Datasets:
         for name in ("aug_repeats", "aug_splits"):
             if isinstance(train, IterableDataset) and getattr(recipe.augment, name):
                 raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")
-        if isinstance(train, IterableDataset) and recipe.stitch.focus and not recipe.run.eval:
-            raise InputError("--focus holds training images out, which a streamed dataset cannot; leave it out")
     validation = open_dataset(source, data.val_split, num_samples=data.val_num_samples)
     if train is None:
         _check_train_folders(validation, recipe)
@@ -150,8 +145,7 @@ class Loaders:
             same on all ranks and prepared as for evaluation.
         validation: Prepared validation batches; iterate through `without_padding`.
         mean: Mean of each channel, with which images are normalised, and in the same way `std`.
-        held_out: Other training images, prepared as for evaluation: those on which `--focus` judges stitches, in two
-            parts; or those on which an evaluation judges batch-norm statistics.
+        held_out: Other training images, by which an evaluation judges batch-norm statistics.
     """
 
     train: Loader | None
@@ -177,14 +171,7 @@ def create_loaders(
         judged = _checked(datasets.validation, recipe, num_classes, is_training=False)
         validation = _create_loader(judged, recipe, world, **for_evaluation)
         if datasets.train is not None:
-            only = None
-            if recipe.stitch.focus and not recipe.run.eval:
-                only, *parts = _hold_out(datasets.train, recipe)
-                judging = (
-                    _checked(datasets.train, recipe, num_classes, is_training=False, only=part) for part in parts
-                )
-                held_out = tuple(_create_loader(part, recipe, world, **for_evaluation) for part in judging)
-            trained = _checked(datasets.train, recipe, num_classes, is_training=True, only=only)
+            trained = _checked(datasets.train, recipe, num_classes, is_training=True)
             if recipe.run.eval:
                 train, *held_out = _calibration_loaders(trained, recipe, world, for_evaluation)
             else:
@@ -195,22 +182,6 @@ def create_loaders(
             f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
         )
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]), tuple(held_out))
-
-
-def _hold_out(images: Images, recipe: Recipe) -> tuple[list[int], list[int], list[int]]:
-    """The numbers of the images to train on, and of those on which `--focus` judges all stitches, then the best."""
-    count = min(recipe.stitch.held_out_images, len(images) // 10)
-    if count < _FEWEST_FOR_FOCUS:
-        raise InputError(
-            f"--focus would hold {counted(count, 'image')} out, of {counted(len(images), 'training image')} and "
-            f"--focus-images {recipe.stitch.held_out_images}; it needs {_FEWEST_FOR_FOCUS}, and at most a tenth of all "
-            "are held out: raise --focus-images, or leave --focus out"
-        )
-    labels = image_labels(images) or [0] * len(images)
-    judging = stratified_part(labels, count, recipe.run.seed)
-    first = {judging[place] for place in stratified_part([labels[n] for n in judging], count // 4, recipe.run.seed)}
-    trained = sorted({*range(len(images))} - {*judging})
-    return trained, sorted(first), [number for number in judging if number not in first]
 
 
 def create_bank_loader(
@@ -238,14 +209,12 @@ def _for_evaluation(recipe: Recipe, prepared: DataConfig) -> dict[str, Any]:
     return {**timm_config(prepared), "batch_size": recipe.data.validation_batch_size or recipe.data.batch_size}
 
 
-def _checked(
-    images: Images, recipe: Recipe, num_classes: int, *, is_training: bool, only: Sequence[int] | None = None
-) -> Images | CheckedImages:
-    """A split, or `only` some of its images, without the unreadable ones; readers of streams skip them themselves."""
+def _checked(images: Images, recipe: Recipe, num_classes: int, *, is_training: bool) -> Images | CheckedImages:
+    """A split without the unreadable images; readers of streams skip them themselves."""
     if isinstance(images, IterableDataset):
         return images
     limit, flag = recipe.data.max_unreadable, flag_of("max_unreadable")
-    return CheckedImages(images, num_classes=num_classes, is_training=is_training, limit=limit, flag=flag, only=only)
+    return CheckedImages(images, num_classes=num_classes, is_training=is_training, limit=limit, flag=flag)
 
 
 def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None, **options: Any) -> Loader:

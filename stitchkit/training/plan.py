@@ -118,10 +118,6 @@ def _of_training(session: Session) -> Iterator[str]:
             f"routes are drawn by --sampler {recipe.stitch.sampler}, and learn by --loss {recipe.stitch.loss} with "
             f"--preserve {recipe.stitch.way_to_preserve}"
         )
-        if focus := recipe.stitch.focus:
-            held_out = sum(len(loader.dataset) for loader in session.loaders.held_out)
-            said = counted(held_out, "training image")
-            yield f"{said} held out, by which routes are dropped every {counted(focus, 'epoch')}"
     batches, accumulated = len(session.loaders.train), recipe.optim.grad_accum_steps
     how = create_optimisation(session.model, recipe, batches=batches, ranks=ranks)
     images = recipe.data.batch_size * ranks

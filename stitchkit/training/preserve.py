@@ -91,15 +91,13 @@ class Replay(nn.Module):
         self.anchors = {cfg_id: numbers[model.space[cfg_id].segments[0].anchor] for cfg_id in uncut}
         self.copies = nn.ModuleList(extract(anchor) for anchor in model.anchors).eval().requires_grad_(False)
 
-    def draw(self, draw: Callable[[int, int], tuple[int, ...]], step: int, rank: int) -> tuple[int, ...]:
-        """The routes of a step, given the draws of a sampler: the first of two, or the anchors of the second.
+    def draw(self, draw: Callable[[int, int], int], step: int, rank: int) -> int:
+        """The route of a step, given the draws of a sampler: the first of two, or the second if only that is an anchor.
 
-        These only if the first has none. A share p of draws with anchors becomes 2p - p * p, whatever the sampler, and
-        stays a function of the step.
+        A share p of draws of anchors becomes 2p - p * p, whatever the sampler, and stays a function of the step.
         """
         first, second = draw(step, rank), draw(step + _SECOND, rank)
-        anchors = tuple(cfg_id for cfg_id in second if cfg_id in self.anchors)
-        return first if not anchors or not self.anchors.keys().isdisjoint(first) else anchors
+        return second if second in self.anchors and first not in self.anchors else first
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor, cfg_id: int) -> torch.Tensor:

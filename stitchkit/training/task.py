@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from timm.data.loader import adapt_to_chs
@@ -13,14 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.classes import check_classes
-from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
-from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model
 from stitchkit.networks.hub_weights import published_config
-from stitchkit.networks.mode import judging
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.trained_with import noted
 from stitchkit.settings.recipe import Recipe
@@ -39,7 +36,7 @@ class StitchTask(Task):
     Args:
         model: An SN-Net, or any model of images to logits.
         criterion: Loss function of logits and labels.
-        sampler: Draws the stitches of a step; None trains a plain model.
+        sampler: Draws the stitch of a step; None trains a plain model.
         teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
         replay: Draws anchors more often, and teaches them in place of the teacher.
         features: Gives the loss of the final features of every route, beside or in place of the others.
@@ -77,56 +74,11 @@ class StitchTask(Task):
                 self.register_buffer(f"student_{name}", buffer, persistent=False)
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
-        """Each `cfg_id` that the sampler draws; none for a plain model."""
+        """The `cfg_id` that the sampler draws; none for a plain model."""
         if self.sampler is None:
             return ()
-        return self.replay.draw(self.sampler.draw, step, rank) if self.replay else self.sampler.draw(step, rank)
-
-    def choose(self, routes: tuple[int, ...], images: torch.Tensor, labels: torch.Tensor) -> tuple[int, ...]:
-        """What the sampler takes of them; ranks that share a draw agree."""
-        if self.sampler is None:
-            return routes
-        return self.sampler.choose(routes, lambda chosen: self.losses(chosen, images, labels))
-
-    @torch.no_grad()
-    def losses(self, routes: Sequence[int], images: torch.Tensor, labels: torch.Tensor) -> list[float]:
-        """The loss of each of some stitches, without that of a teacher and without a trace in the network.
-
-        Dropout and stochastic depth are off: they would compare luck. Batch norms that learn use the statistics of the
-        batch, as in training; the stitches then run one by one, as for features, otherwise in one pass.
-        """
-        network = self.network
-        assert isinstance(network, SNNet), "it has routes"
-        with judging(network) as by_batch:
-            if self.features is not None:
-                losses = [self._loss_alone(images, labels, cfg_id) for cfg_id in routes]
-            else:
-                if by_batch:
-                    logits = {cfg_id: network(images, cfg_id) for cfg_id in routes}
-                else:
-                    logits = OnePass(network, routes).at_once(images)
-                losses = [self.criterion(logits[cfg_id], labels) for cfg_id in routes]
-            found = torch.stack([loss.float() for loss in losses])
-        assert self.sampler is not None
-        return (sum_over_ranks(found) if self.sampler.shared else found).tolist()
-
-    def observe(self, step: int, ranks: int) -> None:
-        """Show the sampler the gradients."""
-        if self.sampler is not None:
-            self.sampler.observe((self.draw(step, rank)[0] for rank in range(ranks)), self._sensitivity)
-
-    def _sensitivity(self, cfg_id: int) -> torch.Tensor:
-        network = self.network
-        assert isinstance(network, SNNet), "it has routes"
-        modules = (network.module_of(step) for step in network.steps(cfg_id))
-        weights = dict.fromkeys(weight for module in modules for weight in module.parameters())
-        pairs = [(weight.detach(), weight.grad) for weight in weights if weight.grad is not None]
-        total = torch.stack([(weight * gradient).abs().sum() for weight, gradient in pairs]).sum()
-        return total / sum(weight.numel() for weight, _ in pairs)
-
-    def kept(self) -> Mapping[str, torch.Tensor]:
-        """What the sampler keeps."""
-        return self.sampler.kept() if self.sampler else {}
+        draw = self.sampler.draw
+        return (self.replay.draw(draw, step, rank) if self.replay else draw(step, rank),)
 
     def train(self, mode: bool = True) -> StitchTask:
         """Set the mode; teachers stay in evaluation mode."""
@@ -136,33 +88,11 @@ class StitchTask(Task):
                 teacher.eval()
         return self
 
-    def forward(
-        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None, *taught_by_it: int
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
         """`loss` and `output`, logits `[B, num_classes]`, of one stitch, or with None of a plain model.
 
-        The losses of further stitches, which learn from these logits, are added.
         Labels of images `[B, C, H, W]` are class numbers `[B]`, or from mixup class probabilities `[B, num_classes]`;
         if the settings do not use them, they may be anything.
-        """
-        logits, taught, losses = self._run(images, cfg_id)
-        if self.settings.uses_labels:
-            losses.append(self._label_loss(images, labels, cfg_id, logits, taught))
-        for other in taught_by_it:
-            assert self.sampler is not None, "it drew them"
-            given, _, more = self._run(images, other)
-            losses += more
-            if self.settings.uses_labels:
-                has_copy = self.replay is not None and other in self.replay.anchors
-                wanted = self.replay(images, other) if self.replay and has_copy else logits.detach()
-                losses.append(self.sampler.divergence(given, wanted))
-        if self.features is not None:
-            self.features.forget()
-        return {"loss": sum(losses[1:], losses[0]), "output": logits}
-
-    def _run(self, images: torch.Tensor, cfg_id: int | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """The logits for the labels, those for the teacher, which are others in distilled networks, and the loss of
-        the features, if there is one.
         """
         losses = []
         if cfg_id is None:
@@ -172,8 +102,12 @@ class StitchTask(Task):
         else:
             output, feature = self.trainable_module(images, cfg_id, with_feature=True)
             losses.append(self.features(images, feature, cfg_id))
+            self.features.forget()
+        # Distilled networks have a second classifier, for the teacher.
         logits, taught = output if isinstance(output, tuple) else (output, output)
-        return logits, taught, losses
+        if self.settings.uses_labels:
+            losses.append(self._label_loss(images, labels, cfg_id, logits, taught))
+        return {"loss": sum(losses[1:], losses[0]), "output": logits}
 
     def _label_loss(
         self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None, logits: torch.Tensor, taught: torch.Tensor
@@ -188,13 +122,6 @@ class StitchTask(Task):
         if self.teacher is not None:
             return (1 - alpha) * loss + alpha * self._teacher_loss(images, taught)
         return loss
-
-    def _loss_alone(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int) -> torch.Tensor:
-        """The loss of a stitch by its features, and by labels if these are used."""
-        assert self.features is not None
-        logits, feature = self.network(images, cfg_id, with_feature=True)
-        loss = self.features(images, feature, cfg_id)
-        return loss + self.criterion(logits, labels) if self.settings.uses_labels else loss
 
     def _teacher_loss(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         assert self.teacher is not None

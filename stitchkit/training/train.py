@@ -32,7 +32,6 @@ from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.dense.task import create_dense_task
 from stitchkit.training.dense.validation import DenseFigures
 from stitchkit.training.features import FeatureLoss
-from stitchkit.training.focus import focus_after
 from stitchkit.training.network import sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, say_frozen
@@ -76,11 +75,10 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
         if found.words:
             _logger.info("epoch %d/%d  %s", epoch + 1, epochs.stop, found.words)
         check_finite(trainer, epoch, found.losses)
-        focus_after(session, trainer, epoch, epochs.stop, trained.after_batch)
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
             write_summary(folder, epoch, loss=loss, rate=trained.position.rate, columns=found.columns)
-            if isinstance(session.model, SNNet) and stitches:  # no step of several routes tells the loss of one
+            if isinstance(session.model, SNNet):
                 write_losses(folder, epoch, session.model.space, stitches)
             checkpoints.save(training_state(trainer) | more, epoch=epoch, metric=found.metric)
         figures = {"train_loss": loss, "lr": trained.position.rate, **found.figures}
@@ -176,8 +174,6 @@ def _prepare(
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:
         start, position = restore(content, recipe, trainer)
-        if sampler is not None and not sampler.cfg_ids:
-            raise InputError(f"checkpoint '{resume}' is damaged: it leaves no stitch to train")
         untouched.restore(content, resume)
         checkpoints.resumed(resume, content)
     else:
@@ -197,10 +193,8 @@ def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None) -> 
     """Keep the network equal on all ranks, in the way that is faster according to benchmarks/gradients.py."""
     model, broadcast = session.model, not session.recipe.distributed.no_ddp_bb
     is_stitched = isinstance(model, SNNet)
-    # One route has a third of the bytes. If a step trains several, torch's wrapper would take each for the whole step,
-    # and without labels it would wait for the gradients of heads.
-    needs_reducer = sampler is not None and (sampler.shared or sampler.trains_several)
-    if needs_reducer or not session.recipe.stitch.uses_labels:
+    # One route has a third of the bytes. Without labels, torch's wrapper would wait for the gradients of heads.
+    if (sampler is not None and sampler.shared) or not session.recipe.stitch.uses_labels:
         trainer.reducer = GradientReducer(model, buffers=broadcast) if trainer.world.size > 1 else None
     else:
         # A step uses only the parameters of its route. If each rank draws its own, most parameters have a gradient on

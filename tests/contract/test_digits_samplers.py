@@ -1,4 +1,4 @@
-"""results/digits_samplers: its table is the measured one, and the study that writes it works."""
+"""studies/samplers: its table is the measured one, and the study that writes it works."""
 
 import csv
 import importlib.util
@@ -14,7 +14,7 @@ import torch
 from stitchkit.measure.profile import Profiler
 from tests.support import ROOT, demo_folder
 
-FOLDER = ROOT / "results/digits_samplers"
+FOLDER = ROOT / "studies/samplers"
 
 
 @pytest.fixture

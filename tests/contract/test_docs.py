@@ -1,6 +1,7 @@
 """The pages in docs/: their commands are commands, their files are there, their example builds."""
 
 import re
+from importlib.util import find_spec
 
 import torch
 import yaml
@@ -12,7 +13,7 @@ from stitchkit.model.snnet import SNNet
 from tests.pages import commands
 from tests.support import ROOT
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "studies").rglob("*.md")])
 
 
 def test_commands_in_pages_have_the_flags_they_use():
@@ -24,6 +25,8 @@ def test_commands_in_pages_have_the_flags_they_use():
                 given = words[words.index("stitchkit") + 1 :]
                 _, rest = _parser(given[0]).parse_known_args(given)
                 wrong += [f"{page.name}: {words}: {rest}"] if rest else []
+            elif words[:2] == ["python", "-m"]:
+                wrong += [] if find_spec(words[2]) else [f"{page}: {words}"]
     assert not wrong, "\n".join(wrong)
 
 
@@ -33,7 +36,7 @@ def test_pages_name_files_that_are_there():
         text = page.read_text()
         prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
         named += [page.parent / link for link in re.findall(r"\]\(([^)#]+)", prose) if "://" not in link]
-        named += [ROOT / path for path in re.findall(r"(?<!\w/)\b(?:configs|results)/[\w/.-]+\.\w+", text)]
+        named += [ROOT / path for path in re.findall(r"(?<!\w/)\b(?:configs|results|studies)/[\w/.-]+\.\w+", text)]
     assert not [path for path in named if not path.exists()]
 
 

@@ -1,13 +1,14 @@
-"""docs/evidence.md: its table is that of the committed records, and each of these is one row and seed of one study."""
+"""studies/evidence: its page has the table of the committed records, each of one row and seed of one study."""
 
 import pytest
 
-from stitchkit.evidence.rows import ROWS
-from stitchkit.evidence.run import read_study
-from stitchkit.evidence.table import table
+from studies.evidence.rows import ROWS
+from studies.evidence.run import read_study
+from studies.evidence.table import table
 from tests.support import ROOT
 
-FOLDERS = [ROOT / "results/evidence", ROOT / "results/evidence_taught"]
+STUDY = ROOT / "studies/evidence"
+FOLDERS = [STUDY / "records", STUDY / "records_taught"]
 TAUGHT = {"taught", "two_way_taught"}
 SEEDS = [0, 1, 2]
 
@@ -25,7 +26,7 @@ def test_every_row_is_measured_with_three_seeds():
 
 
 def test_the_page_has_the_measured_table(records):
-    page = (ROOT / "docs/evidence.md").read_text()
+    page = (STUDY / "README.md").read_text()
     assert " ".join(table(records).split()) in " ".join(page.split()), "apart from where its lines end"
 
 
@@ -37,4 +38,4 @@ def test_all_rows_spent_one_budget_on_the_same_images_and_networks(records):
         # The focus was measured before its last part of the steps was cut to the budget; the page says so.
         most = 1.1 if record.about["row"] == "focus" else 1.01
         assert 0.97 < record.spent.flops / limit < most, record.about["row"]
-        assert record.validation[:2] == every[0].validation[:2], "the given anchors"
+        assert record.networks[:2] == every[0].networks[:2], "the given anchors"

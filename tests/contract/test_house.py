@@ -1,11 +1,14 @@
 """Law 11, the house law: imports point one way, files and functions stay small."""
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from importlib.metadata import entry_points
+
+from setuptools import find_packages
 
 from stitchkit.parser import Command
 from tests.source_code import FAMILIES, FILES, PACKAGES, imports
@@ -38,7 +41,6 @@ FLOORS = {
     "stitchkit/engine": 6,
     "stitchkit/training": 7,
     "stitchkit/ship": 8,
-    "stitchkit/evidence": 8,
     "stitchkit/assembly/__init__.py": 9,
     "stitchkit/assembly/parts": 9,
     "stitchkit/assembly/config": 10,
@@ -47,6 +49,7 @@ FLOORS = {
     "stitchkit/assembly/commands.py": 13,
     "stitchnet": 9,
     "benchmarks": 14,
+    "studies": 14,
 }
 
 
@@ -108,6 +111,15 @@ def test_law_11_every_command_and_schema_is_declared_in_its_wing_and_registered(
             declared |= {(module, name) for name in names}
     assert declared == {(entry.module, entry.attr) for entry in registered if entry.group == "stitchkit.commands"}
     assert len(declared) > 15
+
+
+def test_law_11_the_wheel_neither_has_studies_nor_needs_them():
+    text = (ROOT / "pyproject.toml").read_text()
+    (include,) = re.findall(r"^\[tool.setuptools.packages.find\]\ninclude = (.*)", text, re.MULTILINE)
+    wheel = {name.split(".")[0] for name in find_packages(str(ROOT), include=json.loads(include))}
+    assert wheel == {"stitchkit", "stitchnet", *FAMILIES}
+    needed = [(here, there) for here, there in arrows() if here.split("/")[0] in wheel and there.startswith("studies/")]
+    assert not needed, needed
 
 
 def test_law_11_no_files_import_each_other_in_a_circle():

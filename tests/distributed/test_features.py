@@ -91,8 +91,6 @@ WAYS = {
     "trained": ["--preserve", "none"],
     "lora": ["--preserve", "lora", "--feature-distance", "cosine"],
     "with labels": ["--loss", "features+task"],
-    "sandwich": ["--sampler", "sandwich"],
-    "best of": ["--sampler", "best_of"],
 }
 
 

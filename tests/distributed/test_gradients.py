@@ -131,7 +131,7 @@ def overflow_on_one_rank(rank, folder):
     for cfg_id, factor in ((4, 1.0), (2, float("inf") if rank else 1.0), (5, 1.0)):
         optimizer.zero_grad()
         scaler.scale(factor * task(pico_images(), torch.tensor([0, 3]), cfg_id)["loss"]).backward()
-        trainer._update(0)
+        trainer._update()
         weights = torch.cat([parameter.detach().reshape(-1).clone() for parameter in model.parameters()])
         found.append((weights, scaler.state_dict()["scale"]))
     torch.save(found, f"{folder}/{rank}.pt")

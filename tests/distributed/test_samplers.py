@@ -1,4 +1,4 @@
-"""Laws 8 and 9 for each sampler: what a step draws, chooses, trains and remembers."""
+"""Laws 8 and 9 for each sampler."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from tests.support import FLAGS, mostly_full, pico_snnet, write_config
 STEPS = (3, 7)
 WIDE = 1e-4
 """GFLOPs of a bin, which then has several of the pico routes to choose from."""
-STATES = ("state_dict", "state_dict_ema", "optimizer", "task", "epoch")
+STATES = ("state_dict", "state_dict_ema", "optimizer", "epoch")
 
 
 def content(folder):
@@ -31,13 +31,7 @@ def assert_same_end(one, other):
     for name in STATES:
         assert (name in first) == (name in second), name
         assert name not in first or equal(first[name], second[name]), name
-    assert route_losses(one) == route_losses(other)
-
-
-def route_losses(folder):
-    """The losses of the routes that were trained alone in a step, if there are any."""
-    path = folder / "losses.csv"
-    return path.read_text() if path.exists() else None
+    assert (one / "losses.csv").read_text() == (other / "losses.csv").read_text()
 
 
 def command(images, folder, name, *flags):
@@ -47,20 +41,17 @@ def command(images, folder, name, *flags):
     return ["train", *map(str, [*common, *flags])]
 
 
-@pytest.mark.parametrize("name", mostly_full(SAMPLERS, quick=["importance"]))
+@pytest.mark.parametrize("name", mostly_full(SAMPLERS, quick=["cost_bins"]))
 def test_law_8_each_sampler_resumes(name, images, tmp_path):
-    """From the end of an epoch and from within one; what importance remembers comes from the checkpoint."""
+    """From the end of an epoch and from within one."""
     busy = [*BUSY, "--checkpoint-interval", "3", "--log-interval", "3"]
     assert main([*command(images, tmp_path, name, *busy), "--experiment", "whole"]) == 0
-    assert ("task" in content(tmp_path / "whole")) == bool(make_task(name).kept())
-    assert (route_losses(tmp_path / "whole") is None) == SAMPLERS[name].trains_several
     within = torch.load(tmp_path / "whole/previous.pth.tar", weights_only=True)
     assert within["within"]["ranks"][0]["position"]["done"] == 6
     for file in ("checkpoint-0", "previous"):
         resume = ["--experiment", file, "--resume", str(tmp_path / f"whole/{file}.pth.tar")]
         assert main([*command(images, tmp_path, name, *busy), *resume]) == 0
         assert equal(content(tmp_path / "whole")["state_dict"], content(tmp_path / file)["state_dict"])
-        assert equal(content(tmp_path / "whole").get("task"), content(tmp_path / file).get("task"))
 
 
 @pytest.mark.full
@@ -81,8 +72,33 @@ def test_a_checkpoint_of_another_sampler_is_named(images, tmp_path, capsys):
     assert main([*command(images, tmp_path, "cost_bins"), "--epochs", "1"]) == 0
     capsys.readouterr()
     resume = ["--resume", str(tmp_path / "pico/last.pth.tar"), "--epochs", "2"]
-    assert main([*command(images, tmp_path, "importance"), *resume]) == 2
-    assert "was trained with --sampler cost_bins, not importance; use the same, or" in capsys.readouterr().err
+    assert main([*command(images, tmp_path, "uniform"), *resume]) == 2
+    assert "was trained with --sampler cost_bins, not uniform; use the same, or" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (
+            {"sampler": "sandwich"},
+            "with --sampler sandwich, which was removed (studies/samplers has it); start",
+        ),
+        (
+            {"focus": 2, "focus_images": 40},
+            "with --focus 2, which was removed (studies/evidence has it); start",
+        ),
+    ],
+)
+def test_a_checkpoint_of_what_was_removed_is_evaluated_but_not_resumed(header, said, images, tmp_path, capsys):
+    assert main([*command(images, tmp_path, "cost_bins"), "--epochs", "1"]) == 0
+    last = tmp_path / "pico/last.pth.tar"
+    old = {**torch.load(last, weights_only=True), **header, "task": {"left": torch.ones(3, dtype=torch.bool)}}
+    torch.save(old, last)
+    capsys.readouterr()
+    resume = [*command(images, tmp_path, "cost_bins"), "--resume", str(last)]
+    assert main([*resume, "--epochs", "2"]) == 2
+    assert said in capsys.readouterr().err
+    assert main([*resume, "--eval", "--eval-stitches", "0"]) == 0
 
 
 @pytest.mark.full
@@ -94,8 +110,6 @@ def test_law_9_two_ranks_equal_one_with_twice_the_batch(name, images, tmp_path):
     one, two = (content(tmp_path / count) for count in ("one", "two"))
     for key, value in one["state_dict"].items():
         torch.testing.assert_close(value, two["state_dict"][key], rtol=1e-4, atol=1e-5)
-    for key, value in one.get("task", {}).items():
-        torch.testing.assert_close(value, two["task"][key], rtol=1e-3, atol=1e-9)
 
 
 def make_task(name, way="per_rank"):
@@ -109,16 +123,15 @@ def make_task(name, way="per_rank"):
 
 
 def one_step(task, step, rank, reducer=None):
-    """The routes and gradients of a step on the images of a rank."""
+    """The route and the gradients of a step on the images of a rank."""
     task.zero_grad()
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(10 * step + rank))
     labels = torch.tensor([0, 3])
-    routes = task.choose(task.draw(step, rank), x, labels)
-    task(x, labels, *routes)["loss"].backward()
+    (route,) = task.draw(step, rank)
+    task(x, labels, route)["loss"].backward()
     if reducer is not None:
         reducer.reduce()
-        task.observe(step, 2)
-    return routes, {name: weight.grad for name, weight in task.network.named_parameters()}
+    return route, {name: weight.grad for name, weight in task.network.named_parameters()}
 
 
 def one_of_two(rank, folder):
@@ -128,29 +141,21 @@ def one_of_two(rank, folder):
         for way in ("per_rank", "shared"):
             task = make_task(name, way)
             reducer = GradientReducer(task.network)
-            steps = [one_step(task, step, rank, reducer) for step in STEPS]
-            found[name, way] = steps, {key: value.clone() for key, value in task.kept().items()}
+            found[name, way] = [one_step(task, step, rank, reducer) for step in STEPS]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_law_9_two_ranks_take_the_mean_gradient(tmp_path):
-    """Whatever each rank trains; and they remember the same."""
+    """Whatever each rank trains."""
     in_two_processes(one_of_two, str(tmp_path))
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert one.keys() == other.keys()
-    for (name, way), (steps, kept) in one.items():
-        assert equal(kept, other[name, way][1]), (name, way)
-        pairs = zip(steps, other[name, way][0], strict=True)
-        trained = sum(len({routes[0], theirs[0]}) for (routes, _), (theirs, _) in pairs)
-        assert "counts" not in kept or kept["counts"].sum() == trained
+    for (name, way), steps in one.items():
         alone = make_task(name, way)
-        for step, (routes, gradients), (theirs, others) in zip(STEPS, steps, other[name, way][0], strict=True):
-            assert way != "shared" or routes == theirs, "the ranks agree"
-            parts = []
-            for rank, chosen in enumerate((routes, theirs)):
-                alone.choose = lambda *_, chosen=chosen: chosen
-                parts.append(one_step(alone, step, rank)[1])
+        for step, (route, gradients), (theirs, others) in zip(STEPS, steps, other[name, way], strict=True):
+            assert way != "shared" or route == theirs, "the ranks agree"
+            parts = [one_step(alone, step, rank)[1] for rank in (0, 1)]
             for key, gradient in gradients.items():
                 used = [part[key] for part in parts if part[key] is not None]
                 assert (gradient is None) == (not used), key

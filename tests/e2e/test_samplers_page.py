@@ -5,9 +5,8 @@ import re
 
 import pytest
 
-from stitchkit.settings.stitch_recipe import FOCUS_IMAGES, StitchRecipe
-from stitchkit.training import focus
-from stitchkit.training.samplers import SAMPLERS, best_of, cost_bins, importance, sandwich
+from stitchkit.settings.stitch_recipe import StitchRecipe
+from stitchkit.training.samplers import SAMPLERS, cost_bins
 from tests.support import ROOT, demo_folder
 
 TEXT = (ROOT / "docs/samplers.md").read_text()
@@ -18,15 +17,8 @@ def test_the_page_names_every_sampler_and_its_numbers():
     assert re.findall(r"^\| `(\w+)`", TEXT, re.M) == [*SAMPLERS]
     help_text = StitchRecipe.__pydantic_fields__["sampler"].description
     assert all(name in help_text for name in SAMPLERS)
-    text = " ".join(TEXT.split())
-    for said in (
-        f"The default is `{StitchRecipe().sampler}`.", f"the cheapest route and {sandwich._RANDOM} random ones",
-        f"of {best_of._ROUTES} routes of a bin", f"{cost_bins._PARTS}th of the difference",
-        f"clipped at {sandwich._CLIP:g}", f"moving average ({importance._DECAY})",
-        f"{importance._UNIFORM:.0%} are uniform", f"in less than {focus._LEAST:.0%} of a thousand sets",
-        f"{FOCUS_IMAGES:,} of them, or `--focus-images`",
-    ):  # fmt: skip
-        assert said.replace("%", " %") in text, said
+    assert f"The default is `{StitchRecipe().sampler}`." in TEXT
+    assert f"{cost_bins._PARTS}th of the difference" in TEXT
 
 
 @pytest.mark.full

@@ -222,8 +222,6 @@ def test_streams_have_no_repeated_or_split_images(loaders, tmp_path):
     for name in ("aug_splits", "aug_repeats"):
         with pytest.raises(InputError, match="not for streamed datasets"):
             loaders(**stream, **{name: 2})
-    with pytest.raises(InputError, match="--focus holds training images out, which a streamed dataset cannot"):
-        loaders(**stream, focus=1)
 
 
 def test_training_on_a_stream_needs_the_number_of_its_classes(world, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +12,19 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stitchkit.cli import main
 from stitchkit.errors import InputError
-from stitchkit.evidence.curve import by_typeface, lines
-from stitchkit.evidence.entrants import cascade, plain
-from stitchkit.evidence.images import Split, TrainingBatches, normalised
-from stitchkit.evidence.networks import SlicedNetwork, create_network, narrowed
-from stitchkit.evidence.record import budgets, chosen, judge
-from stitchkit.evidence.rows import ROWS, run_row
-from stitchkit.evidence.run import read_study, run_study
-from stitchkit.evidence.size import Size
-from stitchkit.evidence.study import Study
-from stitchkit.evidence.table import table
-from stitchkit.evidence.train import flop_counter, steps_within
+from studies.evidence.__main__ import main
+from studies.evidence.curve import by_typeface, lines
+from studies.evidence.entrants import cascade, plain
+from studies.evidence.images import Split, TrainingBatches, normalised
+from studies.evidence.networks import SlicedNetwork, create_network, narrowed
+from studies.evidence.record import budgets, chosen, judge
+from studies.evidence.rows import ROWS, run_row
+from studies.evidence.run import read_study, run_study
+from studies.evidence.size import Size
+from studies.evidence.study import Study
+from studies.evidence.table import table
+from studies.evidence.train import flop_counter, steps_within
 
 PICO = Size(
     widths=(8, 12, 16), depths=(1, 2, 2, 1), side=32, images={"train": 4, "validation": 1, "test": 2}, pretraining=1,
@@ -51,7 +52,7 @@ def _weights(study: Study, number: int) -> torch.Tensor:
     return torch.cat([weight.flatten() for weight in study.anchor(number).state_dict().values()])
 
 
-_QUICK = ("anchors", "cascade", "cost_bins", "sliced")
+_QUICK = ("cost_bins",)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +63,21 @@ def test_a_row_spends_its_budget_and_offers_networks_between_the_anchors(study: 
     entrants, spent = run_row(name, study, 0)
     # Less than a step of each training is left.
     assert 0.7 * PICO.budget < spent.flops <= 1.01 * PICO.budget
-    rows, hits = judge(entrants, range(len(entrants.names)), study.splits["validation"], CPU)
+    rows, right = judge(entrants, range(len(entrants.names)), study.splits["validation"], CPU)
     cheap, costly = (row["flops"] for row in rows[:2])
     assert [row["name"] for row in rows[:2]] == ["cheap anchor, as given", "costly anchor, as given"]
     assert len(rows) > 2
     assert all(cheap <= row["flops"] <= 1.2 * (cheap + costly) for row in rows)
-    assert [row["acc1"] for row in rows] == pytest.approx(100 * hits.right.mean(1))
+    assert [row["acc1"] for row in rows] == pytest.approx(100 * right.mean(1))
     assert all(torch.equal(was, _weights(study, number)) for number, was in enumerate(before)), (
         "all rows are given them"
     )
 
 
+@pytest.mark.full
 def test_a_seed_gives_the_same_row_again(study: Study) -> None:
     pair = [run_row("cost_bins", study, 1)[0] for _ in range(2)]
-    answers = [judge(one, range(len(one.names)), study.splits["test"], CPU)[1].right for one in pair]
+    answers = [judge(one, range(len(one.names)), study.splits["test"], CPU)[1] for one in pair]
     assert np.array_equal(*answers)
 
 
@@ -166,10 +168,10 @@ def test_a_record_holds_what_its_networks_answer(study: Study, output: Path) -> 
     records = read_study(output)
     assert [(name, len(found)) for name, found in records.items()] == [("anchors", 2), ("cost_bins", 2)]
     record = records["cost_bins"][0]
-    assert {row["cfg_id"] for row in record.test} == {0, 1, *record.chosen(), *record.chosen("worst_flops")}, (
+    assert {row["cfg_id"] for row in record.tested} == {0, 1, *record.chosen(), *record.chosen("worst_flops")}, (
         "others have not seen the test images"
     )
-    accuracies = {row["cfg_id"]: row["acc1"] for row in record.test}
+    accuracies = {row["cfg_id"]: 100 * sum(row["right"]) / len(study.splits["test"]) for row in record.tested}
     found = by_typeface(record)
     counts = np.bincount(study.splits["test"].typefaces.numpy())
     assert found @ counts / counts.sum() == pytest.approx([accuracies[cfg_id] for cfg_id in record.chosen()])
@@ -182,26 +184,30 @@ def test_a_folder_says_of_which_typefaces_it_is(output: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content"),
+    ("key", "content"),
     [
-        ("validation.txt", ""),
-        ("validation.txt", '{"cfg_id": 0, "flops": 1, "acc1": 2.0}\n{"cfg_id": 1, "flops": 2, "acc1": 2.0}\n'),
-        ("test.txt", ""),
-        ("test.hits", "no hits"),
-        ("about.json", "{}"),
-        ("about.json", '{"spent": {"flops": "many"}, "size": {"budget": 1}, "seed": 0, "images": "", "machine": ""}'),
+        ("networks", []),
+        ("networks", [{"cfg_id": number, "flops": 1, "acc1": 2.0} for number in (0, 1)]),
+        ("networks", "none"),
+        ("tested", []),
+        ("tested", [{"cfg_id": 0, "flops": 1, "right": ["many"]}]),
+        ("test_images", [1]),
+        ("spent", {"flops": "many"}),
+        ("seed", None),
     ],
 )
-def test_a_damaged_record_is_named(file: str, content: str, output: Path, tmp_path: Path) -> None:
-    shutil.copytree(output / "cost_bins/seed0", tmp_path / "cost_bins/seed0")
-    (tmp_path / "cost_bins/seed0" / file).write_text(content)
-    with pytest.raises(InputError, match=r"cost_bins/seed0' cannot be read: .*; remove the folder to measure its row"):
+def test_a_damaged_record_is_named(key: str, content: object, output: Path, tmp_path: Path) -> None:
+    record = json.loads((output / "cost_bins/seed0.json").read_text())
+    (tmp_path / "cost_bins").mkdir()
+    (tmp_path / "cost_bins/seed0.json").write_text(json.dumps({**record, key: content}))
+    with pytest.raises(InputError, match=r"cost_bins/seed0\.json' cannot be read: .*; remove it to measure its row"):
         table(read_study(tmp_path))
 
 
+@pytest.mark.full
 def test_an_sn_net_may_be_taught_as_distilled_networks_are(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("stitchkit.evidence.rows.train", lambda *_, **options: seen.append(options))
+    monkeypatch.setattr("studies.evidence.rows.train", lambda *_, **options: seen.append(options))
     for name in ("taught", "two_way_taught", "distilled", "cost_bins"):
         run_row(name, study, 0)
     taught = [options for options in seen if options.get("teacher") is not None]
@@ -210,6 +216,7 @@ def test_an_sn_net_may_be_taught_as_distilled_networks_are(study: Study, monkeyp
     assert kinds == {("soft", 2.0)}
 
 
+@pytest.mark.full
 def test_the_worst_case_of_a_cascade_is_both_networks(study: Study) -> None:
     entrants, _ = run_row("cascade", study, 0)
     rows, _ = judge(entrants, range(len(entrants.names)), study.splits["validation"], CPU)
@@ -224,7 +231,7 @@ def test_the_worst_case_of_a_cascade_is_both_networks(study: Study) -> None:
 
 def test_finished_rows_are_not_run_again(study: Study, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    monkeypatch.setattr("stitchkit.evidence.run.run_row", None)
+    monkeypatch.setattr("studies.evidence.run.run_row", None)
     run_study(study, output, rows=["anchors", "cost_bins"], seeds=[0, 1])
     assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
@@ -261,7 +268,7 @@ def test_lines_agree_with_the_records(output: Path) -> None:
     line = found["anchors"]
     accuracies = []
     for record in records["anchors"]:
-        alone = {row["cfg_id"]: row["acc1"] for row in record.test}
+        alone = {row["cfg_id"]: 100 * sum(row["right"]) / sum(record.test_images) for row in record.tested}
         accuracies.append(np.mean([alone[cfg_id] for cfg_id in record.chosen()]))
     assert line.seeds == pytest.approx(accuracies)
     assert line.accuracy == pytest.approx(np.mean(accuracies))
@@ -278,7 +285,7 @@ def test_the_table_marks_what_is_not_measured(output: Path, tmp_path: Path) -> N
     assert "Not measured: `distilled`, " in text
     assert " `best_of`, `sandwich`." in text
     assert f"{lines(read_study(output), 'cost_bins')['anchors'].accuracy:.2f}" in text
-    with pytest.raises(InputError, match="has no records of the study; run stitchkit evidence, or check -o"):
+    with pytest.raises(InputError, match="has no records of the study; measure some rows first, or check -o"):
         table(read_study(tmp_path))
 
 
@@ -296,7 +303,7 @@ def test_a_table_has_the_seeds_of_all_rows(output: Path) -> None:
 
 def test_records_of_two_studies_are_not_one(output: Path, tmp_path: Path) -> None:
     shutil.copytree(output / "anchors", tmp_path / "anchors")
-    about = tmp_path / "anchors/seed0/about.json"
+    about = tmp_path / "anchors/seed0.json"
     about.write_text(about.read_text().replace('"images": "', '"images": "other '))
     with pytest.raises(InputError, match="2 sizes or sets of images"):
         read_study(tmp_path)
@@ -312,18 +319,18 @@ def test_records_of_two_studies_are_not_one(output: Path, tmp_path: Path) -> Non
         (["--seeds", "99999999999999999999"], "give numbers from 0, below 2147483648"),
         (["--table", "--seeds", "0"], "--table shows all that is measured in -o; leave --seeds out"),
         (["--table", "--fonts", "."], "--table shows all that is measured in -o; leave --fonts out"),
-        (["--table"], "has no records of the study; run stitchkit evidence, or check -o"),
+        (["--table"], "has no records of the study; measure some rows first, or check -o"),
         (["--fonts", "no/such/folder"], "no/such/folder"),
     ],
 )
 def test_a_bad_request_is_one_line(
     flags: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evidence", "-o", str(tmp_path), *flags]) == 2
+    assert main(["-o", str(tmp_path), *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
 
 
 def test_the_table_of_what_is_measured_is_printed(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evidence", "-o", str(output), "--table"]) == 0
+    assert main(["-o", str(output), "--table"]) == 0
     assert capsys.readouterr().out == table(read_study(output)) + "\n"

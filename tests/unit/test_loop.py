@@ -151,7 +151,7 @@ def test_every_batch_of_an_epoch_is_used(batches, monkeypatch):
         routes.append((images, labels, route))
         return {"loss": found[-1]}
 
-    def update(step):
+    def update():
         task, gradients = subject.task, [p.grad.clone() for p in subject.task.parameters() if p.grad is not None]
         weights = [p for p in task.parameters() if p.grad is not None]
         mean = sum(compute(images, labels, *route)["loss"] for images, labels, route in routes) / len(routes)
@@ -159,7 +159,7 @@ def test_every_batch_of_an_epoch_is_used(batches, monkeypatch):
             torch.testing.assert_close(one, other)
         means.append(mean.item())
         routes.clear()
-        inner(step)
+        inner()
 
     monkeypatch.setattr(subject.task, "forward", forward)
     monkeypatch.setattr(subject, "_update", update)

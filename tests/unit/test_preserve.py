@@ -14,7 +14,6 @@ from stitchkit.settings.flags import resolve
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
-from stitchkit.training.samplers import create_sampler
 from stitchkit.training.samplers.uniform import Uniform
 from stitchkit.training.session import engine_settings
 from stitchkit.training.task import create_task
@@ -60,23 +59,13 @@ def test_anchors_are_drawn_almost_twice_as_often():
     model = pico_snnet()
     sampler, replay = Uniform(model.space.ids, lambda _: 0, StitchRecipe(), 3, ()), Replay(model)
     steps = range(4000)
-    drawn = [cfg_id for step in steps for cfg_id in replay.draw(sampler.draw, step, 1)]
-    assert drawn == [replay.draw(sampler.draw, step, 1)[0] for step in steps], "a pure function of the step"
+    drawn = [replay.draw(sampler.draw, step, 1) for step in steps]
+    assert drawn == [replay.draw(sampler.draw, step, 1) for step in steps], "a pure function of the step"
     share = len(model.views) / len(model.space)
     found = sum(cfg_id in replay.anchors for cfg_id in drawn) / len(steps)
     assert found == pytest.approx(2 * share - share**2, abs=0.03)
     assert 1.5 * share < found
     assert {*drawn} == {*model.space.ids}
-
-
-def test_an_anchor_drawn_again_is_trained_whatever_the_sampler_would_choose():
-    """`best_of` takes the route of the lowest loss, which need not be the anchor."""
-    model = pico_snnet()
-    replay, anchor = Replay(model), 1
-    drawn = {True: (7, 8), False: (6, anchor, 5)}
-    assert replay.draw(lambda step, _: drawn[step < 100], 3, 0) == (anchor,)
-    assert replay.draw(lambda *_: drawn[True], 3, 0) == (7, 8)
-    assert replay.draw(lambda *_: drawn[False], 3, 0) == (6, anchor, 5), "it had its turn"
 
 
 def test_an_anchor_learns_from_its_copy_and_a_stitch_does_not():
@@ -102,23 +91,6 @@ def test_an_anchor_learns_from_its_copy_and_a_stitch_does_not():
     task(x, LABELS, 0)["loss"].backward()
     assert all(weight.grad is None for weight in replay.parameters())
     assert not any("copies" in name for name in task.trainable_module.state_dict())
-
-
-def test_an_anchor_that_a_sandwich_teaches_learns_from_its_copy_too():
-    model = pico_snnet()
-    recipe, replay = settings(preserve="replay", sampler="sandwich"), Replay(model)
-    sampler = create_sampler(model.space.ids, lambda cfg_id: cfg_id, recipe.stitch, 0, ())
-    task = create_task(
-        model, recipe, torch.device("cpu"), sides=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3,
-        sampler=sampler, replay=replay,
-    )  # fmt: skip
-    x, copy = pico_images(), model.views["ti"].model(pico_images()).detach()
-    randomize(model)
-    task.train()
-    logits = [model(x, cfg_id) for cfg_id in (5, 0, 6)]
-    parts = [sampler.divergence(logits[1], copy), sampler.divergence(logits[2], logits[0].detach())]
-    expected = F.cross_entropy(logits[0], LABELS) + sum(parts)
-    torch.testing.assert_close(task(x, LABELS, 5, 0, 6)["loss"], expected)
 
 
 def test_copies_come_back_from_a_checkpoint():

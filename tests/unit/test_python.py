@@ -95,7 +95,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "already contains a run": [],
         "belongs to another configuration: stitch_kernel_size": ["--resume", last, "--stitch_config", other],
         "was trained with --opt adamw, not sgd": ["--resume", last, "--opt", "sgd"],
-        "was trained with --sampler cost_bins, not sandwich; use": ["--resume", last, "--sampler", "sandwich"],
+        "was trained with --sampler cost_bins, not uniform; use": ["--resume", last, "--sampler", "uniform"],
         "was trained with --preserve none, not frozen; use": ["--resume", last, "--preserve", "frozen"],
         "--class-weights: '1,2' is not for 4 classes": ["--experiment", "new", "--class-weights", "1,2"],
         "teacher: unknown timm model": ["--teacher-model", "dei_tiny", "--distillation-type", "hard"],

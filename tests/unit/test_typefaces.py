@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from matplotlib import get_data_path
 
-from stitchkit.cli import main
-from stitchkit.data.demo import TYPEFACES, write_glyphs
-from stitchkit.data.glyphs import class_name, render_split
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
-from stitchkit.data.typefaces import (
+from stitchkit.errors import InputError
+from studies.typefaces.__main__ import main
+from studies.typefaces.folder import TYPEFACES, write_glyphs
+from studies.typefaces.fonts import (
     CHARACTERS,
     SHARES,
     Typeface,
@@ -24,7 +24,7 @@ from stitchkit.data.typefaces import (
     find_typefaces,
     split_typefaces,
 )
-from stitchkit.errors import InputError
+from studies.typefaces.glyphs import class_name, render_split
 
 FONTS = Path(get_data_path(), "fonts/ttf")
 FEW = {"train": 2, "validation": 1, "test": 1}
@@ -189,7 +189,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
         (["--img-size", "16"], "--img-size is 16; it must be 32 to 64"),
         (["--train", "0"], "it must be at least 1"),
     ):
-        assert main(["glyphs", folder, *flags]) == 2
+        assert main([folder, *flags]) == 2
         assert message in capsys.readouterr().err
     assert not Path(folder).exists()
 
@@ -204,7 +204,7 @@ def test_the_command_says_what_is_wrong(tmp_path, capsys):
 )
 def test_a_folder_that_cannot_be_made_is_refused_before_fonts_are_read(place, said, tmp_path, capsys):
     (tmp_path / "mine.txt").touch()
-    assert main(["glyphs", str(tmp_path / place), "--fonts", str(FONTS)]) == 2
+    assert main([str(tmp_path / place), "--fonts", str(FONTS)]) == 2
     err = capsys.readouterr().err
     assert said in err
     assert "reading the fonts" not in err

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from stitchkit.distributed import sum_over_ranks
 from stitchkit.model.dense import DenseSNNet
-from stitchkit.networks.mode import judging
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import weights_dtype
@@ -24,38 +20,19 @@ class DenseTask(StitchTask):
     _is_warm = False
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
-        """Each `cfg_id` that the sampler draws; the step also says which loss its batches have."""
+        """The `cfg_id` that the sampler draws; the step also says which loss its batches have."""
         self._is_warm = step < self.criterion.warm_steps
         return super().draw(step, rank)
 
-    def forward(
-        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None, *further: int
-    ) -> dict[str, torch.Tensor]:
-        """`loss`, the sum over stitches, and `output`, that of the first, `[B, num_classes, h, w]`.
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
+        """`loss` and `output`, `[B, num_classes, h, w]`, of one stitch.
 
         Args:
             images: `[B, C, H, W]`.
             labels: Class numbers or depths, `[B, H, W]`.
-            cfg_id: The first stitch.
-            further: Others, which learn the same.
         """
-        outputs = [self.trainable_module(images, route) for route in (cfg_id, *further)]
-        losses = [self.criterion(output, labels, warm=self._is_warm) for output in outputs]
-        return {"loss": sum(losses[1:], losses[0]), "output": outputs[0][0]}
-
-    @torch.no_grad()
-    def losses(self, routes: Sequence[int], images: torch.Tensor, labels: torch.Tensor) -> list[float]:
-        """As in `StitchTask`, stitch by stitch and without auxiliary heads."""
-        network, found = self.network, []
-        assert isinstance(network, DenseSNNet), "it is for dense prediction"
-        with judging(network):
-            for cfg_id in routes:
-                output = network(images, cfg_id)
-                assert isinstance(output, torch.Tensor), "only training has auxiliary outputs"
-                found.append(self.criterion([output], labels, warm=self._is_warm).float())
-        assert self.sampler is not None, "it drew them"
-        losses = torch.stack(found)
-        return (sum_over_ranks(losses) if self.sampler.shared else losses).tolist()
+        outputs = self.trainable_module(images, cfg_id)
+        return {"loss": self.criterion(outputs, labels, warm=self._is_warm), "output": outputs[0]}
 
 
 def create_dense_task(model: DenseSNNet, recipe: Recipe, device: torch.device, sampler: Sampler | None) -> DenseTask:

@@ -1,4 +1,4 @@
-"""Samplers: which routes each step of a training trains. docs/samplers.md compares them and shows how to write one."""
+"""Samplers: which route each step of a training trains. docs/samplers.md compares them and shows how to write one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from collections.abc import Callable, Collection, Sequence
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.samplers.best_of import BestOf
 from stitchkit.training.samplers.cost_bins import CostBins
-from stitchkit.training.samplers.importance import Importance
 from stitchkit.training.samplers.sampler import Sampler
-from stitchkit.training.samplers.sandwich import Sandwich
 from stitchkit.training.samplers.uniform import Uniform
 
 __all__ = ["SAMPLERS", "Sampler", "check_sampler", "create_sampler"]
@@ -22,18 +19,27 @@ _logger = logging.getLogger(__name__)
 SAMPLERS: dict[str, type[Sampler]] = {
     "uniform": Uniform,
     "cost_bins": CostBins,
-    "sandwich": Sandwich,
-    "best_of": BestOf,
-    "importance": Importance,
 }
 """The samplers by the name that the setting `sampler` gives them; one of your own is added here."""
+_REMOVED = ("sandwich", "best_of", "importance")
+"""Samplers of earlier versions, which checkpoints and settings files may name."""
 _IN_PUBLISHED_FILES = ("flops_gap", "flops_sampling_k")
 """Options that a file may have although the command line chooses another sampler."""
+
+
+def is_removed(name: object) -> bool:
+    """Whether earlier versions had the sampler, and nothing has put it back."""
+    return name in _REMOVED and name not in SAMPLERS
 
 
 def check_sampler(settings: StitchRecipe) -> None:
     """Refuse an unknown sampler, and settings that it does not have."""
     name, default = settings.sampler, StitchRecipe()
+    if is_removed(name):
+        raise InputError(
+            f"--sampler {name} was removed, since no table shows that it pays (studies/samplers has it); choose from "
+            f"{', '.join(SAMPLERS)}"
+        )
     if name not in SAMPLERS:
         raise unknown("value of --sampler", name, SAMPLERS)
     for option in sorted(set().union(*(sampler.options for sampler in SAMPLERS.values())) - SAMPLERS[name].options):

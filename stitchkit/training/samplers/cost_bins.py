@@ -124,17 +124,11 @@ class CostBins(Sampler):
         kind = "cost bins" if settings.budgets is None else "bins at the budgets"
         _logger.info("%s: %d, of %s each", kind, len(sizes), span)
 
-    def draw(self, step: int, rank: int) -> tuple[int, ...]:
-        """One route."""
+    def draw(self, step: int, rank: int) -> int:
+        """A route of a bin."""
         random = self.random(step, rank)
-        return (int(random.choice(self.bin(random))),)
+        return int(random.choice(self.bin(random)))
 
     def bin(self, random: np.random.Generator) -> tuple[int, ...]:
-        """The routes that are left in a bin, drawn by `shares` of those that have some."""
-        bins, shares = self.bins, self.shares
-        routes = {*self.cfg_ids}
-        if len(routes) < len(self.costs):
-            bins = [tuple(cfg_id for cfg_id in members if cfg_id in routes) for members in bins]
-            shares = shares * [bool(members) for members in bins]
-            shares = shares / shares.sum()
-        return bins[int(random.choice(len(bins), p=shares))]
+        """The routes of a bin, drawn by `shares`."""
+        return self.bins[int(random.choice(len(self.bins), p=self.shares))]

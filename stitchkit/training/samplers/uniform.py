@@ -11,7 +11,6 @@ class Uniform(Sampler):
     Source: SN-Net, section 3.3 and algorithm 1.
     """
 
-    def draw(self, step: int, rank: int) -> tuple[int, ...]:
-        """One route."""
-        routes = self.cfg_ids
-        return (routes[int(self.random(step, rank).integers(len(routes)))],)
+    def draw(self, step: int, rank: int) -> int:
+        """Any route."""
+        return self.cfg_ids[int(self.random(step, rank).integers(len(self.cfg_ids)))]

@@ -1,1 +1,0 @@
-"""Evidence: does stitching pay, against distillation, slimming and cascades at equal training FLOPs?"""

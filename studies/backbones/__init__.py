@@ -1,0 +1,1 @@
+"""Two small backbones and what lies between them, without labels."""

@@ -1,0 +1,1 @@
+"""Does stitching pay, against distillation, slimming and cascades at equal training FLOPs?"""

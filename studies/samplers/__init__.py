@@ -1,0 +1,1 @@
+"""Samplers, and ways to keep the anchors, on digits."""

@@ -1,0 +1,1 @@
+"""Letters and digits rendered from the fonts of a machine, split by typeface."""
