@@ -20,6 +20,9 @@ from stitchkit.restarts import LIMIT_IS_NEAR, requeue
 # Libraries that log what no user asked for: each request, and the absence of a compiler.
 _QUIET = ("httpx", "httpx2", "torch.utils.cpp_extension")
 
+_MOVED = {"evidence": "python -m studies.evidence", "glyphs": "python -m studies.typefaces"}
+"""Commands of earlier versions, and what runs them now."""
+
 
 class _Lines(logging.StreamHandler[TextIO]):
     """Log lines on the output; a closed pipe ends the command instead of printing a traceback for each line."""
@@ -30,11 +33,12 @@ class _Lines(logging.StreamHandler[TextIO]):
         super().handleError(record)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, parser: Parser | None = None) -> int:
     """Run a command.
 
     Args:
         arguments: The command line without the program's name; by default that of the process.
+        parser: The parser of a program beside `stitchkit`; by default that of all registered commands.
 
     Returns:
         The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130, 138 or 143 after a signal on which a run was
@@ -42,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            return _run(arguments)
+            return _run(arguments, parser)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -51,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE  # as in shells
 
 
-def _run(arguments: Sequence[str] | None) -> int:
+def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
     """Run a command, or report in one line why it cannot run."""
     # Threads of a small network's step meet every few microseconds. Unless set before torch is loaded, OpenMP lets them
     # spin while they wait, and one thread without a core of its own stalls all others: minutes instead of seconds.
@@ -65,8 +69,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     command: Command | None = None
     try:
-        whole, given = _parser(), sys.argv[1:] if arguments is None else arguments
+        whole, given = program or _parser(), sys.argv[1:] if arguments is None else arguments
         first = given[0].split("=")[0] if given else ""
+        if program is None and first in _MOVED:
+            raise InputError(f"'{first}' left the package; in a clone of its repository, run {_MOVED[first]}")
         if first.startswith("-") and first not in whole._option_string_actions:
             raise unknown_flag(whole, first)  # argparse would only miss the command
         flags, rest = whole.parse_known_args(given)

@@ -102,10 +102,20 @@ def add_commands(parser: argparse.ArgumentParser, commands: Mapping[str, Command
     """Add commands by name to the parser of the program, or of a command."""
     choices = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in commands.items():
-        own = choices.add_parser(name, help=command.about, description=command.about, allow_abbrev=False)
-        own.formatter_class = _Help
-        own.set_defaults(command=command, parser=own)
-        command.add_flags(own)
+        _set_up(choices.add_parser(name, help=command.about, description=command.about, allow_abbrev=False), command)
+
+
+def parser_of(prog: str, command: Command) -> Parser:
+    """The parser of a program with a single command."""
+    parser = Parser(prog=prog, description=command.about, allow_abbrev=False)
+    _set_up(parser, command)
+    return parser
+
+
+def _set_up(parser: argparse.ArgumentParser, command: Command) -> None:
+    parser.formatter_class = _Help
+    parser.set_defaults(command=command, parser=parser)
+    command.add_flags(parser)
 
 
 def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False, config: str = "") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support import ROOT
 
 FAMILIES = ("stitching_deit", "stitching_levit", "stitching_resnet_swin", "stitching_swin")
-PACKAGES = ("stitchkit", *FAMILIES, "stitchnet", "benchmarks")
+PACKAGES = ("stitchkit", *FAMILIES, "stitchnet", "benchmarks", "studies")
 FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 

@@ -47,6 +47,7 @@ FLOORS = {
     "stitchkit/assembly/commands.py": 13,
     "stitchnet": 9,
     "benchmarks": 14,
+    "studies": 14,
 }
 
 

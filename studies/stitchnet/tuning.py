@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
@@ -26,11 +27,13 @@ from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.training_state import restore, training_state
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.weights import load_content, read_checkpoint
+from stitchkit.settings.fields import Count, flag
 from stitchkit.training.task import StitchTask
 from stitchnet.data import Examples, LabelledPairs
-from stitchnet.head import replace_head, training_only
+from stitchnet.head import head_of, replace_head
 from stitchnet.net import Net
 from stitchnet.output_map import OutputMap
+from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
 
 EPOCHS = 8
@@ -40,6 +43,19 @@ _SCHEMA = fields(
     {"state_dict": _ANYTHING, "optimizer": _ANYTHING, "network": text, "epoch": whole(0), "recorded": whole(0)},
     {"within": _ANYTHING},
 )
+
+
+@dataclass(frozen=True)
+class TuningSettings(ComposeSettings):
+    """Settings of the experiment `finetune`."""
+
+    head: Literal["own", "new"] | None = flag(
+        None,
+        "finetune: train the network's own head or a new one; by default own if it has one output for each class",
+        strict=None,
+    )
+    trains: Literal["all", "head"] = flag("all", "finetune: what is trained")
+    eval_every: Count | None = flag(None, "finetune: steps between two accuracies; by default those of an epoch")
 
 
 class Measured(NamedTuple):
@@ -193,6 +209,21 @@ def train_and_record(
         epoch, position = _resume(trainer, net, files, num_recorded)
         measure(epoch * steps + (position.done if position else 0))
         train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish, after_step=measure)
+
+
+@contextmanager
+def training_only(net: Net, part: str) -> Iterator[None]:
+    """Let training change `all` of a network, or only its `head`, for a while; later, all of it again."""
+    if part == "head":
+        head = head_of(net)[1]
+        net.requires_grad_(False)
+        head.requires_grad_()
+        vars(net)["train"] = lambda _mode=True: Net.train(net, False)  # norms keep their statistics
+    try:
+        yield
+    finally:
+        vars(net).pop("train", None)
+        net.requires_grad_()
 
 
 @contextmanager

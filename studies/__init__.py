@@ -1,0 +1,1 @@
+"""Experiments, one folder a study. They are not in the wheel."""
