@@ -20,8 +20,8 @@ from stitchkit.measure.ledger import Row, write_rows
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchnet.composition import Composition
-from stitchnet.contact_sheet import write_contact_sheet
 from stitchnet.data import stitching_images
+from stitchnet.drawing import write_contact_sheet
 from stitchnet.journal import Journal
 from stitchnet.net import ABOUT, WEIGHTS
 from stitchnet.networks import specified

@@ -12,8 +12,7 @@ import yaml
 
 from stitchkit.assembly.sweep import launch as launching
 from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
-from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
 from stitchkit.assembly.sweep.launch import launch, run_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError, Stopped

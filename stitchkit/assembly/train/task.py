@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from stitchkit.assembly.train.columns import loss_names
 from stitchkit.assembly.train.optim import Loss
+from stitchkit.assembly.train.result import loss_names
 from stitchkit.display import counted
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task

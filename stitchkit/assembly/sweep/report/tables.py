@@ -65,9 +65,7 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
 
 
 def _write_report(place: Path, picture_format: str) -> list[Path]:
-    from stitchkit.assembly.sweep.report.draw import draw, draw_jobs
-    from stitchkit.assembly.sweep.report.heat_map import draw_cross
-    from stitchkit.assembly.sweep.report.summary import spread, summarise
+    from stitchkit.assembly.sweep.report.draw import draw, draw_cross, draw_jobs, spread, summarise
 
     table = collect(place)
     measured = table[(table["state"] == "done") & table["epoch"].notna()].astype({"epoch": int})
