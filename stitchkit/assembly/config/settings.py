@@ -184,6 +184,7 @@ class SharedByTasks(Settings):
             three batches before training.
         max_depth: With `task: depth`, the largest depth in metres that counts.
         max_batches: Number of random batches of the data used for training and for tests.
+        sampler: Training draws each image once an epoch, which is the only way; saved settings have it.
         data_augmentation: As in `Preprocessing`, if that has none.
     """
 
@@ -200,6 +201,7 @@ class SharedByTasks(Settings):
     loss_scale: AtLeastBillionth | None = None
     max_depth: AtLeastMillionth = 10.0
     max_batches: Count | None = None
+    sampler: Literal["shuffle"] = "shuffle"
     data_augmentation: Augmentation = None
 
 
