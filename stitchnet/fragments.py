@@ -77,7 +77,6 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
     """The fragments of a network in the order in which they run: a start, middles, an end.
 
     Args:
-        label: Label of the network.
         model: Any module that torch.fx can trace between its blocks.
         example: Images `[B, C, H, W]`.
 

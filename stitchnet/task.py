@@ -101,9 +101,6 @@ def judged(
     not finite is left out, and counted as skipped.
 
     Args:
-        search: The search that found the compositions.
-        compositions: The compositions in the order of the rows.
-        task: The images and the kind of classifier.
         journal: Its rows are yielded without a network. A new row is added to it when the next one is requested, that
             is, after the caller has written all files of the row.
         is_written: Whether all files of the row of a `cfg_id` exist; if not, its network is evaluated again.

@@ -163,8 +163,8 @@ def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folder
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 5}, "train_config.epochs 2, not 5; the sweeps in a folder share their settings"),
-        ({"pretrained": False}, "pretrained True, not False"),
+        ({"epochs": 5}, "other settings (train_config.epochs 2 -> 5); the sweeps in a folder share their settings"),
+        ({"pretrained": False}, "other settings (pretrained True -> False)"),
         ({"workers": 3, "data_path": "x", "seed": 4, "device": "cpu"}, None),
     ],
 )

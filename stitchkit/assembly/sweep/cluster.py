@@ -53,13 +53,7 @@ class _Slot:
 
 @dataclass(frozen=True)
 class LocalPool:
-    """Jobs on this machine, each in its own process.
-
-    Args:
-        limit: Number of jobs at a time.
-        gpus: Numbers of the GPUs of this machine; jobs share them if there are too few.
-        num_gpus: GPUs per job.
-    """
+    """Jobs on this machine, each in its own process; they share its GPUs if there are too few."""
 
     on_nodes: ClassVar[bool] = False
     is_detached: ClassVar[bool] = False
@@ -138,12 +132,7 @@ class LocalPool:
 class Slurm:
     """One job array on a Slurm cluster. Its jobs survive this process; the next one finds them in the queue.
 
-    Args:
-        folder: Folder for submitit's files, visible to all nodes.
-        parameters: Options that submitit passes to Slurm, e.g. `partition`.
-        poll_s: Seconds between two looks at the queue.
-        limit: Number of jobs at a time; None for as many as there is room for.
-        is_detached: Only submit the jobs.
+    All nodes see `folder`, where submitit keeps its files.
     """
 
     on_nodes: ClassVar[bool] = True

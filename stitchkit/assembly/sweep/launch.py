@@ -62,15 +62,7 @@ def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], folder: Path, cluste
 def launch(
     sweep: Sweep, folder: Path, cluster: LocalPool | Slurm, *, only: Collection[str] | None, retry_failed: bool
 ) -> None:
-    """Run the jobs of a sweep, round by round; a search continues without its failed trials.
-
-    Args:
-        only: Names of the jobs to run; None for all.
-
-    Raises:
-        InputError: If jobs failed or were interrupted; they are listed.
-        Stopped: If a signal stops the sweep.
-    """
+    """Run the jobs of a sweep, round by round; a search continues without its failed trials."""
     failures = []
     cluster.check()
     rounds = sweep.rounds(folder, cluster.limit) if isinstance(sweep, HyperSearch) else [sweep.jobs]
@@ -120,20 +112,15 @@ def _check_settings(job: SweepJob, config: JobConfig) -> None:
             f"'{job.path}' holds a result or checkpoints, but no config.yml that says of what settings; put it back, "
             "choose another -o, or remove the folder"
         )
-    if difference := next(JobConfig.load(settings).differences(config), None):
+    if changes := JobConfig.load(settings).changes(config):
         raise InputError(
-            f"'{job.path}' was trained with {difference}; the sweeps in a folder share their settings, so use the "
-            "same, choose another -o, or remove the folder"
+            f"'{job.path}' was trained with other settings ({changes}); the sweeps in a folder share their settings, "
+            "so use the same, choose another -o, or remove the folder"
         )
 
 
 def run_sweep(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_failed: bool = False) -> None:
-    """Run all jobs that have no result; those that failed before are only listed, unless `retry_failed`.
-
-    Raises:
-        InputError: If jobs failed, now or earlier, or were killed; each is listed with its reason and its log.
-        Stopped: If a signal stops the sweep.
-    """
+    """Run all jobs that have no result; those that failed before are only listed, unless `retry_failed`."""
     if retry_failed:
         for job in jobs:
             job.failure.unlink(missing_ok=True)
@@ -187,11 +174,7 @@ def _duration(seconds: float) -> str:
 
 
 def smoke(plan: Sequence[PlannedJob]) -> None:
-    """Train and test every job for one step in this process, in a folder that is removed.
-
-    Raises:
-        InputError: If jobs fail; each is listed with its reason.
-    """
+    """Train and test every job for one step in this process, in a folder that is removed."""
     num_failed = 0
     for number, job in enumerate(plan, 1):
         reason = _first_step(job)
@@ -257,8 +240,7 @@ _SLICE = ("block_input", "block_output")
 def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
     """Open the data and load the weights of jobs, each once; what is missing is reported before anything is computed.
 
-    Args:
-        on_nodes: The jobs run on other machines, so that missing data are only a warning.
+    On other machines' nodes, missing data are only a warning.
     """
     configs = [job.parsed for job in jobs]
     try:

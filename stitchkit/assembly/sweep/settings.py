@@ -77,13 +77,17 @@ def read_place(flags: Mapping[str, object], resources: Resources | None = None) 
 
 
 def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise InputError(f"it has {value} twice; remove one of the two")
+    names = [str(value) for value in values]
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        raise InputError(f"it has {twice} twice; remove one of the two")
     return values
 
 
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), AfterValidator(_check_different)]
+Different = AfterValidator(_check_different)
+"""Refuses a list with two values of one name, whose jobs would share a folder."""
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), Different]
 
 
 @schema(frozen=True)

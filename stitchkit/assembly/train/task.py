@@ -62,9 +62,6 @@ class WeightedLoss(NamedTuple):
 class PixelLoss:
     """The loss of a dense task, as losses of classes are called.
 
-    Args:
-        loss: Of outputs `[B, channels, h, w]` and targets `[B, H, W]`.
-
     Attributes:
         is_warm: Whether the step is one of the first, which some losses treat otherwise.
     """
@@ -120,8 +117,6 @@ class JobTask(Task):
     Args:
         network: Images `[B, C, H, W]` to an output, or to a list with that of each task: logits `[B, num_classes]`, of
             a dense task `[B, channels, h, w]`.
-        losses: Loss of each task.
-        device: The device of the sums.
     """
 
     def __init__(self, network: nn.Module, losses: Sequence[TaskLoss], *, device: torch.device):

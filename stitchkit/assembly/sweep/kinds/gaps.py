@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torch
@@ -22,7 +22,7 @@ from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.kinds.shapes import SweepSlice, find_shapes, without_sizes
 from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS, DoesNotApply
 from stitchkit.assembly.sweep.plan import JobSweepFile, PlannedJob, Sweep, all_seeds
-from stitchkit.assembly.sweep.settings import Resources
+from stitchkit.assembly.sweep.settings import Different, Resources
 from stitchkit.assembly.train.check import check_training
 from stitchkit.display import quantity
 from stitchkit.errors import InputError, unknown
@@ -77,8 +77,8 @@ class GapFile(JobSweepFile):
     stages: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
     src_stages: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
     dest_stages: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
-    gaps: tuple[Gap, ...] | None = Field(default=None, min_length=1)
-    stitchers: tuple[StrictStr, ...] | None = Field(default=None, min_length=1)
+    gaps: Annotated[tuple[Gap, ...], Field(min_length=1), Different] | None = None
+    stitchers: Annotated[tuple[StrictStr, ...], Field(min_length=1), Different] | None = None
 
 
 REPLACED = ("model", "assembly")
@@ -156,13 +156,6 @@ class GapSweep:
                     f"gaps[{number}]: [{gap}] leaves no slice of a network; the source has slices 0 to {last[0]}, the "
                     f"destination 0 to {last[1]}"
                 )
-        # Jobs of duplicates would share a folder.
-        for key, names in (("gaps", [f"[{gap}]" for gap in self.gaps]), ("stitchers", [*self.stitchers])):
-            for number, name in enumerate(names):
-                if name in names[:number]:
-                    raise InputError(
-                        f"{key}[{number}]: {name} is the same as {key}[{names.index(name)}]; remove one of the two"
-                    )
 
 
 UNCUT = ("source", "destination")
@@ -208,11 +201,7 @@ def _metadata(config: GapSweep, gap: Gap | None = None, stitcher: str = "", uncu
 
 
 def _finetuned(config: GapSweep, gap: Gap) -> list[SweepSlice]:
-    """The rest of the networks and the down-sampling slices inside the gap.
-
-    Raises:
-        DoesNotApply: If a slice does not accept the output of the previous one.
-    """
+    """The rest of the networks and the down-sampling slices inside the gap."""
     kept = list(config.source[: gap.first])
     for number, part in enumerate(config.destination):
         # Slices alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.

@@ -55,9 +55,6 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     `results.csv` and `results.parquet` have a row for each epoch of each seed, `summary.csv` one for each job. This and
     the pictures show only jobs that are done and have their figures; titles say if some are not done. A sweep has no
     pictures until a job has a figure of merit. Returns the files.
-
-    Raises:
-        InputError: If another process writes a report there.
     """
     place = check_folder(folder)
     with locked(place / ".report.lock"):  # two sweeps may share the folder, and end together
