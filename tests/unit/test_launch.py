@@ -237,7 +237,7 @@ def test_a_job_that_is_starting_is_waited_for(folders, sweep, tmp_path):
         (here / f"{process.pid}_submitted.pkl").touch()
         assert states(folders) == ["running", "waiting", "waiting"]
         assert SweepJob(folders[0].path, 4).state == "waiting"  # a run with another seed
-        with pytest.raises(InputError, match=r"train_config\.epochs 2, not 5"):
+        with pytest.raises(InputError, match=r"train_config\.epochs 2 -> 5"):
             sweep_jobs(sweep, tmp_path / "out", epochs=5)
         process.kill()
     assert states(folders) == ["waiting"] * 3

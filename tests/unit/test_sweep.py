@@ -11,8 +11,7 @@ import yaml
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.kinds.gaps import DEFAULT_GAPS, Gap, GapSweep, plan_gaps
-from stitchkit.assembly.sweep.kinds.shapes import find_shapes
+from stitchkit.assembly.sweep.kinds.gaps import DEFAULT_GAPS, Gap, GapSweep, find_shapes, plan_gaps
 from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.plan import choose, table
 from stitchkit.assembly.sweep.worker import SweepJob

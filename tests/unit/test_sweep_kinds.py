@@ -16,8 +16,9 @@ from stitchkit.assembly.sweep.kinds import by_dataset
 from stitchkit.assembly.sweep.report.tables import sweep_report
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.checkpoint import JobCheckpoints
+from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.job import job_paths, open_job
-from stitchkit.assembly.train.result import planned_columns, read_metadata, update_metadata
+from stitchkit.assembly.train.result import read_metadata, update_metadata
 from stitchkit.assembly.train.run import _begin, run_job
 from stitchkit.cli import main
 from stitchkit.distributed import World

@@ -62,16 +62,9 @@ class LocalPool:
     gpus: Sequence[int] = ()
     num_gpus: int = 0
 
-    def check(self) -> None:
-        """Jobs always run here."""
-
     def when_stopped(self, _: Iterable[SweepJob]) -> str:
         """What becomes of the jobs when the sweep is stopped, in words."""
         return "jobs that were running save their state and end"
-
-    def script(self, _: int) -> str:
-        """The script that submits a number of jobs, of which this machine needs none."""
-        return ""
 
     def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
         """Run jobs, and yield each when it has ended, with or without a result.

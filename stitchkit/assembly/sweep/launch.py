@@ -55,7 +55,7 @@ def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], folder: Path, cluste
             seeds = f": {len(names)} with each of the seeds {', '.join(map(str, several))}"
     done = f"; {num_done} done already in '{folder}'" if num_done else ""
     print(f"{counted(num_jobs, 'job')}{seeds}; {counted(len(jobs) - len(names), 'combination')} left out{done}")
-    if cluster is not None and num_done < num_jobs:
+    if isinstance(cluster, Slurm) and num_done < num_jobs:
         print(f"\n{cluster.script(num_jobs - num_done)}")
 
 
@@ -64,7 +64,8 @@ def launch(
 ) -> None:
     """Run the jobs of a sweep, round by round; a search continues without its failed trials."""
     failures = []
-    cluster.check()
+    if isinstance(cluster, Slurm):
+        cluster.check()
     rounds = sweep.rounds(folder, cluster.limit) if isinstance(sweep, HyperSearch) else [sweep.jobs]
     with _logged():
         for jobs in rounds:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from stitchkit.assembly.train.columns import loss_names
 from stitchkit.assembly.train.optim import Loss
-from stitchkit.assembly.train.result import loss_names
 from stitchkit.display import counted
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.engine.task import Task
@@ -235,23 +235,16 @@ class Expected(NamedTuple):
         return torch.zeros(2, *(() if self.kind == "classification" else sides), dtype=torch.long, device=device)
 
     def check(self, output: torch.Tensor) -> None:
-        """Refuse the output of a network that is not for these data."""
-        shape = list(output.shape)
-        has, head = f"data set '{self.name}' has {self.num_classes} classes", "SegmentationHead"
-        if self.kind == "depth":
-            has, head = f"'{self.name}' needs one depth at each position", "DepthHead"
-        if self.kind != "classification":
-            if len(shape) != 4 or shape[1] != self.num_classes:
-                raise InputError(f"the network returns {shape[1:]} per image, but {has}; end it with a {head}")
-            if self.kind == "depth" and (least := output.min().item()) < 0:  # the loss takes their logarithm
-                raise InputError(
-                    f"the network returns depths down to {least:.3g} m, but '{self.name}' needs positive ones; end it "
-                    f"with a {head}"
-                )
-        elif len(shape) != 2 or shape[1] < max(self.num_classes, 1):
+        """Refuse what the check of the network, which knows shapes only and asks for enough channels, lets pass."""
+        is_depth, shape = self.kind == "depth", list(output.shape[1:])
+        if self.kind != "classification" and shape[0] != self.num_classes:
+            has = f"data set '{self.name}' has {self.num_classes} classes; end it with a SegmentationHead"
+            needs = f"'{self.name}' needs one depth at each position; end it with a DepthHead"
+            raise InputError(f"the network returns {shape} per image, but {needs if is_depth else has}")
+        if is_depth and (least := output.min().item()) < 0:  # the loss takes their logarithm
             raise InputError(
-                f"the network returns {shape[1:]} per image, but {has}; end it with a part that returns one value per "
-                "class, such as head: {ClassifierHead: {}}"
+                f"the network returns depths down to {least:.3g} m, but '{self.name}' needs positive ones; end it with "
+                "a DepthHead"
             )
 
 

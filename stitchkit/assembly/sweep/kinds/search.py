@@ -19,7 +19,7 @@ from stitchkit.assembly.sweep.kinds.search_file import SearchFile, Value
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.check import check_training
-from stitchkit.assembly.train.result import planned_columns
+from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.engine.lock import locked
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, refuse_link, replacing
