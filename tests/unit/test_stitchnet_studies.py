@@ -19,14 +19,14 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import generate, image_folder, stitching_images
-from stitchnet.data import LabelledPairs, in_memory
+from stitchnet.data import in_memory
 from stitchnet.head import head_of, replace_head
 from stitchnet.journal import Journal
 from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
 from studies.stitchnet import experiments, tuning
 from studies.stitchnet.__main__ import main as study_main
-from studies.stitchnet.tuning import checkpoints
+from studies.stitchnet.tuning import LabelledPairs, checkpoints
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
 from tests.support import LOADER_DIES, ROOT, mostly_full
 

@@ -149,10 +149,6 @@ class GapFile(JobSweepFile):
     stitchers: Annotated[tuple[StrictStr, ...], Field(min_length=1), Different] | None = None
 
 
-REPLACED = ("model", "assembly")
-"""Keys of a job in whose place a sweep has slices."""
-
-
 DEFAULT_GAPS = tuple(
     Gap((first, last), num_downsamples)
     for first, last, num_downsamples in (
@@ -171,11 +167,7 @@ class GapSweep:
         source: Slices of the network with the first blocks: a stem, the rest of its stage, then alternately a
             down-sampling slice and the rest of its stage.
         destination: Slices of the network with the last blocks, in the same order.
-        gaps: The slices to leave out.
-        stitchers: The stitchers to try in each gap.
         job: All other keys of the file, for every job.
-        seeds: The seeds of each job.
-        resources: The resources of each job with `--cluster slurm`.
     """
 
     name: str
@@ -197,7 +189,7 @@ class GapSweep:
             if keys not in (["stages"], ["src_stages", "dest_stages"]):
                 raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
             file = parse(GapFile, content)
-            if wrong := next((key for key in REPLACED if key in content), None):
+            if wrong := next((key for key in ("model", "assembly") if key in content), None):
                 raise InputError(f"{wrong}: a sweep has slices in place of a network; remove it")
             networks = [
                 [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(getattr(file, key))]
