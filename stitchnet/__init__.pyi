@@ -7,6 +7,5 @@ from .networks import get_cache_folder as get_cache_folder
 from .pool import set_device as set_device
 from .scores import Scores as Scores
 from .search import Search as Search, generate as generate
-from .tuning import finetune as finetune
 
 __version__: str

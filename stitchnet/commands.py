@@ -1,4 +1,4 @@
-"""The commands that compose networks: `stitchkit compose`, and experiments with what it composes."""
+"""The command that composes networks: `stitchkit compose`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from stitchkit.errors import InputError
-from stitchkit.parser import REPEAT, Command, add_picture_format
+from stitchkit.parser import REPEAT, Command
 from stitchkit.settings.schema import parse
-from stitchnet.settings import ComposeSettings, TuningSettings, add_flags, flag_of
+from stitchnet.settings import ComposeSettings, add_flags, flag_of
 
 if TYPE_CHECKING:
     from stitchnet.journal import Journal
@@ -23,49 +22,27 @@ _logger = logging.getLogger(__name__)
 
 Kind = TypeVar("Kind", bound=ComposeSettings)
 
-_EXPERIMENTS = ("samples", "front", "ensembles", "finetune")
-
 
 def _add_compose_flags(command: argparse.ArgumentParser) -> None:
     add_flags(command, ComposeSettings)
-    _add_output(command)
+    add_output_flags(command)
 
 
-def _add_output(command: argparse.ArgumentParser) -> None:
+def add_output_flags(command: argparse.ArgumentParser) -> None:
+    """Add the flags that are no settings of a composition."""
     command.add_argument("--download", action="store_true", help="download a missing data set")
     command.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write")
-
-
-def _add_study_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "experiment", choices=_EXPERIMENTS, help="the experiment; writes DIR/EXPERIMENT.csv and a picture"
-    )
-    add_picture_format(command)
-    add_flags(command, TuningSettings, top=10)
-    _add_output(command)
 
 
 def _compose(flags: argparse.Namespace) -> None:
     from stitchnet.compose import LEDGER, SHEET, compose
 
-    with _begun("compose", flags, ComposeSettings, LEDGER, SHEET) as (task, settings, journal):
+    with begun("compose", flags, ComposeSettings, LEDGER, SHEET) as (task, settings, journal):
         compose(task, settings, journal)
 
 
-def _study(flags: argparse.Namespace) -> None:
-    from stitchnet.experiments import study
-
-    given = vars(flags)
-    name, picture = given.pop("experiment"), f".{given.pop('format')}"
-    if name != "finetune" and (own := sorted(given.keys() & {"head", "trains", "eval_every"})):
-        raise InputError(f"{flag_of(own[0])} is for the experiment finetune, not {name}; leave it out")
-    kind = TuningSettings if name == "finetune" else ComposeSettings
-    with _begun(name, flags, kind, f"{name}.csv", name + picture) as (task, settings, journal):
-        study(name, task, settings, journal, picture=picture)
-
-
 @contextmanager
-def _begun(
+def begun(
     name: str, flags: argparse.Namespace, kind: type[Kind], *results: str
 ) -> Iterator[tuple[CompositionTask, Kind, Journal]]:
     """The task of a command, its settings, and the journal in its folder, from which it resumes."""
@@ -108,9 +85,3 @@ compose = Command(
     _compose, "compose networks from fragments of pretrained ones, without training", _add_compose_flags,
     resumes=REPEAT,
 )  # fmt: skip
-compose_study = Command(
-    _study,
-    "experiments of the StitchNet paper: stitching images, accuracy over MACs, ensembles, fine-tuning",
-    _add_study_flags,
-    resumes=REPEAT,
-)

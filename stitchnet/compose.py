@@ -20,8 +20,8 @@ from stitchkit.measure.ledger import Row, write_rows
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchnet.composition import Composition
-from stitchnet.contact_sheet import write_contact_sheet
 from stitchnet.data import stitching_images
+from stitchnet.drawing import write_contact_sheet
 from stitchnet.journal import Journal
 from stitchnet.net import ABOUT, WEIGHTS
 from stitchnet.networks import specified
@@ -35,13 +35,6 @@ LEDGER, SHEET = "stitches_res.txt", "networks.html"
 _SETTINGS = "compose.yaml"
 """The settings of a composition, for people and for the report."""
 _DRAWING = "net.svg"
-_CLASSIFIERS = {
-    "knn": "the five nearest neighbours of their outputs among the training images",
-    "linear": "logistic regression on their outputs for the training images",
-    "max": "the highest of the outputs in the map",
-    "sum": "the summed probabilities of the outputs in the map",
-    "argmax": "the highest of all outputs, by the map",
-}
 _SEARCH = ("threshold", "total_threshold", "max_depth", "width", "order", "max_macs", "max_params", "pretrained")
 """Settings that are arguments of `Search`."""
 
@@ -111,7 +104,7 @@ def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
     write_contact_sheet(rows, [folder(row["cfg_id"]) / _DRAWING for row in rows], output / SHEET)
     print(f"compositions: {search.counts}")
     print(against_parents(rows))
-    print(f"all are evaluated by {_CLASSIFIERS[settings.classifier]}; * marks the parents")
+    print(f"all are evaluated by --classifier {settings.classifier}; * marks the parents")
     print(f"the ledger is {output / LEDGER}; beside it, for each cfg_id, a folder with the network and its drawing")
     print(f"{output / SHEET} shows all of them; open it in a browser")
 

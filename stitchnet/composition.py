@@ -15,7 +15,6 @@ class Composition:
     """A sequence of fragments, from a start to an end or on the way there.
 
     Args:
-        fragment: The last fragment.
         score: Product of the scores of all joints.
         own_score: Score of the joint before the last fragment; 1 for a start.
         parent: The composition without the last fragment; None for a start.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
 import numpy as np
 import torch
 from timm.data import create_transform
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 from torchvision.transforms import Compose
 from typing_extensions import TypeIs
 
@@ -253,19 +253,19 @@ def stitching_images(dataset: Examples | Stream, count: int = 32, *, seed: int =
         count: Number of images; all if there are fewer.
         seed: Seed of the draw.
     """
-    rows = _rows(dataset)
+    rows = rows_of(dataset)
     if not is_sized(rows):
-        return torch.stack([_image_of(row) for row in islice(rows, count)])
+        return torch.stack([image_of(row) for row in islice(rows, count)])
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:count]
-    return torch.stack([_image_of(rows[int(index)]) for index in order])
+    return torch.stack([image_of(rows[int(index)]) for index in order])
 
 
 def batches(dataset: Examples | Stream, label_column: str | None = None) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
     """Images `[B, 3, H, W]` and labels `[B]` of a dataset as for `Net.fit`, without those that have no class (-1)."""
-    rows, is_empty = _rows(dataset), True
+    rows, is_empty = rows_of(dataset), True
     each = iter(map(rows.__getitem__, range(len(rows))) if is_sized(rows) else rows)
     while some := list(islice(each, _BATCH)):
-        pairs = [(_image_of(row), label) for row in some if (label := _label_of(row, label_column)) != NO_CLASS]
+        pairs = [(image_of(row), label) for row in some if (label := label_of(row, label_column)) != NO_CLASS]
         if pairs:
             is_empty = False
             yield torch.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
@@ -274,48 +274,12 @@ def batches(dataset: Examples | Stream, label_column: str | None = None) -> Iter
         raise InputError("no image of the dataset has a class; at least one is needed, and classes are numbered from 0")
 
 
-class LabelledPairs(Dataset[tuple[torch.Tensor, int]]):
-    """The images `[3, H, W]` and labels of a dataset as for `Net.fit`, read one at a time, for torch's loaders.
-
-    Attributes:
-        dataset: The dataset, or the pairs of two arrays.
-    """
-
-    def __init__(self, dataset: Examples | Stream, label_column: str | None = None):
-        rows = _rows(dataset)
-        if not is_sized(rows):
-            raise InputError("a streamed dataset cannot be shuffled for training; load it without streaming")
-        self.dataset, self._label_column = rows, label_column
-
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether reading a pair takes no time."""
-        return isinstance(self.dataset, list)
-
-    @property
-    def num_classes(self) -> int:
-        """The number of classes, by the highest label if they have no names; a column of labels has no images."""
-        dataset: Any = self.dataset
-        column = self._label_column
-        if column not in getattr(dataset, "features", ()):
-            return 1 + max(int(labels.max()) for _, labels in batches(self))
-        labels = dataset.with_format(None).select_columns(column)
-        return getattr(labels.features[column], "num_classes", 0) or 1 + max(_label_of(row, column) for row in labels)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        row = self.dataset[index]
-        return _image_of(row), _label_of(row, self._label_column)
-
-
 def is_sized(dataset: Examples | Stream) -> TypeIs[Examples]:
     """Whether the images of a dataset have numbers; those of a streamed one have none."""
     return isinstance(dataset, Sized)
 
 
-def _rows(dataset: Examples | Stream) -> Examples | Stream:
+def rows_of(dataset: Examples | Stream) -> Examples | Stream:
     """The pairs of two arrays; other datasets are returned unchanged."""
     if not isinstance(dataset, tuple | list) or len(dataset) != 2 or not hasattr(dataset[0], "shape"):
         return dataset
@@ -325,7 +289,8 @@ def _rows(dataset: Examples | Stream) -> Examples | Stream:
     return list(zip(images, labels, strict=True))
 
 
-def _image_of(row: object) -> torch.Tensor:
+def image_of(row: object) -> torch.Tensor:
+    """The image `[3, H, W]` of a row of a dataset."""
     if isinstance(row, tuple | list):
         return torch.as_tensor(row[0]).float()
     assert isinstance(row, Mapping), "a row of a library"
@@ -334,7 +299,8 @@ def _image_of(row: object) -> torch.Tensor:
     return torch.as_tensor(np.asarray(row[PIXELS])).float().squeeze(0)
 
 
-def _label_of(row: object, label_column: str | None) -> int:
+def label_of(row: object, label_column: str | None) -> int:
+    """The label of a row of a dataset."""
     if isinstance(row, tuple | list):
         label = row[1]
     else:

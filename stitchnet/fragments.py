@@ -12,7 +12,7 @@ from timm.layers import Conv2dSame, Linear
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, prefixed
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.slices import Boundary, Slice
 from stitchkit.networks.steps import Steps
@@ -77,16 +77,13 @@ def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragm
     """The fragments of a network in the order in which they run: a start, middles, an end.
 
     Args:
-        label: Label of the network.
         model: Any module that torch.fx can trace between its blocks.
         example: Images `[B, C, H, W]`.
 
     Source: StitchNet, section 3.1; released code.
     """
-    try:
+    with prefixed(f"network '{label}': "):
         cuts = places(model, example[:1])
-    except InputError as error:
-        raise InputError(f"network '{label}': {error}") from error
     if not cuts:
         raise InputError(f"network '{label}' has no place where only one tensor crosses; use another network")
     ends = enumerate(pairwise([None, *cuts, None]))

@@ -1,9 +1,6 @@
-"""The head of a composed network, its last linear layer: it can be replaced, and trained alone."""
+"""The head of a composed network, its last linear layer: it can be replaced."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -40,17 +37,3 @@ def replace_head(net: Net, num_classes: int, *, seed: int = 0) -> None:
         net.set_submodule(name, old)
         raise InputError(f"'{net}' does not end in one linear layer, so it gets no new head; use other networks")
     net.classifier, net.num_classes = None, num_classes
-
-
-@contextmanager
-def training_only(net: Net, part: str) -> Iterator[None]:
-    """Let training change `all` of a network, or only its `head`, for a while; later, all of it again."""
-    try:
-        net.is_frozen = part == "head"
-        net.requires_grad_(not net.is_frozen)
-        if net.is_frozen:
-            head_of(net)[1].requires_grad_()
-        yield
-    finally:
-        net.is_frozen = False
-        net.requires_grad_()

@@ -57,7 +57,6 @@ class Net(nn.Module):
 
     Attributes:
         num_classes: Number of classes of a new head; None for the head of the last fragment's network.
-        is_frozen: Whether training leaves it in evaluation mode, in which norms keep their statistics.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Net(nn.Module):
         self.layers = nn.ModuleList(layers)
         self.classifier: Classifier | OutputMap | None = None
         self.num_classes: int | None = None
-        self.is_frozen = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images `[B, C, H, W]` to the logits of the last fragment's network."""
@@ -86,10 +84,6 @@ class Net(nn.Module):
 
     def __str__(self) -> str:
         return self.name
-
-    def train(self, mode: bool = True) -> Net:
-        """Set the mode, unless the network is frozen."""
-        return super().train(mode and not self.is_frozen)
 
     @property
     def num_outputs(self) -> int:

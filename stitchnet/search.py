@@ -16,13 +16,12 @@ from typing_extensions import TypedDict
 
 from stitchkit.errors import InputError, unknown
 from stitchnet.composition import Composition
-from stitchnet.costs import Costs
 from stitchnet.fragments import Fragment
 from stitchnet.joint import layer
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.networks import Nets
-from stitchnet.outputs import Outputs
+from stitchnet.outputs import Costs, Outputs
 from stitchnet.pool import Pool
 from stitchnet.scores import Scores
 

@@ -77,19 +77,6 @@ class ComposeSettings(Settings):
         return {flag_of(name): value for name, value in asdict(self).items()}
 
 
-@dataclass(frozen=True)
-class TuningSettings(ComposeSettings):
-    """Settings of the experiment `finetune`."""
-
-    head: Literal["own", "new"] | None = flag(
-        None,
-        "finetune: train the network's own head or a new one; by default own if it has one output for each class",
-        strict=None,
-    )
-    trains: Literal["all", "head"] = flag("all", "finetune: what is trained")
-    eval_every: Count | None = flag(None, "finetune: steps between two accuracies; by default those of an epoch")
-
-
 def flag_of(name: str) -> str:
     """The flag of a setting."""
     return "-k" if name == "width" else recipe.flag_of(name)

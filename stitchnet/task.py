@@ -20,7 +20,7 @@ from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import is_anchor
 from stitchnet.classifier import KINDS as FITTED
 from stitchnet.composition import Composition, uncut
-from stitchnet.data import LabelledPairs, batches, in_memory, open_split
+from stitchnet.data import Examples, batches, in_memory, open_split
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.output_map import OutputMap
@@ -41,8 +41,8 @@ class JudgedNetwork(TypedDict):
 class CompositionTask:
     """Images to fit classifiers of a kind to the outputs of networks, or a map of outputs; and others to evaluate."""
 
-    train: LabelledPairs
-    validation: LabelledPairs
+    train: Examples
+    validation: Examples
     classifier: str | OutputMap = "knn"
     classes: Sequence[str] = ()
 
@@ -64,13 +64,7 @@ class CompositionTask:
         train, validation = (open_split(data, split, img_size, download=download) for split in ("train", "validation"))
         classes = agreed_classes(train.dataset, validation.dataset)
         mapped = None if output_map is None else OutputMap.read(output_map, classifier, classes)
-        pairs = LabelledPairs(in_memory(train)), LabelledPairs(in_memory(validation))
-        return cls(*pairs, mapped or classifier, classes)
-
-    @cached_property
-    def num_classes(self) -> int:
-        """The number of classes, by the highest label if they have no names."""
-        return len(self.classes) or max(self.train.num_classes, self.validation.num_classes)
+        return cls(in_memory(train), in_memory(validation), mapped or classifier, classes)
 
     @cached_property
     def digest(self) -> str:
@@ -101,9 +95,6 @@ def judged(
     not finite is left out, and counted as skipped.
 
     Args:
-        search: The search that found the compositions.
-        compositions: The compositions in the order of the rows.
-        task: The images and the kind of classifier.
         journal: Its rows are yielded without a network. A new row is added to it when the next one is requested, that
             is, after the caller has written all files of the row.
         is_written: Whether all files of the row of a `cfg_id` exist; if not, its network is evaluated again.

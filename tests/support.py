@@ -19,8 +19,7 @@ import yaml
 from PIL import Image
 
 import stitchkit
-from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.data.demo import write_digits

@@ -239,11 +239,6 @@ def compose(folder, request):
     return ["compose", "--data", images, "--nets", nets, *COMPOSING, "--top", "1", "-o", folder / "composed"]
 
 
-def compose_study(folder, request):
-    images, nets = request.getfixturevalue("colours")
-    return ["compose-study", "front", "--data", images, "--nets", nets, *COMPOSING, "--top", "1", "-o", folder]
-
-
 def demo_data(folder, request):
     return ["demo-data", "digits", folder / "digits"]
 
@@ -262,7 +257,6 @@ COMMANDS = {
     "export .onnx": exporting(".onnx"),
     "export .pt2": exporting(".pt2"),
     "compose": compose,
-    "compose-study": compose_study,
     "demo-data": demo_data,
 }
 

@@ -26,8 +26,9 @@ _SERVER.set_forkserver_preload([__name__, *_COMMANDS, "stitchkit.training.run", 
 
 
 def start(
-    command: Sequence[object], *, ranks: int = 1, first: Callable[[int], None] | None = None, said: Path | None = None
-) -> list[ForkServerProcess]:
+    command: Sequence[object], *, ranks: int = 1, first: Callable[[int], None] | None = None, said: Path | None = None,
+    program: Callable[[Sequence[str]], int] = main,
+) -> list[ForkServerProcess]:  # fmt: skip
     """Start a `stitchkit` command; the process of each rank.
 
     Args:
@@ -36,6 +37,7 @@ def start(
         first: Called in each of them, with the rank, before the command; what it changes is changed there alone.
             A function of a module, or a `partial` of one.
         said: The file that takes what they print.
+        program: The program in place of `stitchkit`, such as that of a study.
     """
     with socket.socket() as place:
         place.bind(("localhost", 0))
@@ -46,7 +48,7 @@ def start(
         if ranks > 1:
             environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
             environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        process = _SERVER.Process(target=_run, args=([*map(str, command)], environment, rank, first, said))
+        process = _SERVER.Process(target=_run, args=([*map(str, command)], environment, rank, first, said, program))
         process.start()
         processes.append(process)
     return processes
@@ -58,6 +60,7 @@ def _run(
     rank: int,
     first: Callable[[int], None] | None,
     said: Path | None,
+    program: Callable[[Sequence[str]], int],
 ) -> None:
     settle(environment)
     if said is not None:
@@ -66,7 +69,7 @@ def _run(
             os.dup2(file, stream.fileno())
     if first is not None:
         first(rank)
-    sys.exit(main(command))
+    sys.exit(program(command))
 
 
 def settle(environment: Mapping[str, str]) -> None:

@@ -21,19 +21,26 @@ import stitchkit.files as files
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
-from stitchnet import compose, experiments, outputs, task, tuning
+from stitchnet import compose, outputs, task
 from stitchnet.journal import Journal, resumable
 from stitchnet.search import Search
+from studies.stitchnet import experiments, tuning
+from studies.stitchnet.__main__ import main as study
 from tests.composing import FLAGS, write_colours, write_pico_nets
-from tests.distributed.forks import end, start
+from tests.distributed.forks import end, start as start_program
 
 COMPOSE = ["compose", "--top", 3]
 STUDIES = {
-    "samples": ["compose-study", "samples", "--top", 1],
-    "front": ["compose-study", "front", "--top", 2],
-    "ensembles": ["compose-study", "ensembles", "--top", 2],
-    "finetune": ["compose-study", "finetune", "--top", 1, "--eval-every", 2],
+    "samples": ["samples", "--top", 1],
+    "front": ["front", "--top", 2],
+    "ensembles": ["ensembles", "--top", 2],
+    "finetune": ["finetune", "--top", 1, "--eval-every", 2],
 }
+
+
+def start(command: list[Any], **options: Any) -> list[Any]:
+    """Start `stitchkit compose`, or an experiment."""
+    return start_program(command, **options | ({"program": study} if command[0] in STUDIES else {}))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,7 @@ def whole(common, tmp_path_factory) -> Callable[[list[object]], Path]:
     done: dict[str, Path] = {}
 
     def run(command: list[object]) -> Path:
-        name = str(command[1])
+        name = str(command[0])
         if name not in done:
             done[name] = tmp_path_factory.mktemp("whole") / "out"
             assert end(start([*command, *common, "-o", done[name]], first=small)) == [0]

@@ -625,7 +625,7 @@ def test_an_epoch_of_an_infinite_validation_loss_is_not_saved(subject, trained, 
     assert trained("infinite", "--epochs", "1") == 0
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "_score", lambda *sums: inner(*sums)._replace(loss=torch.inf))
-        patch.setattr(ImageTest, "_means", lambda evaluator, *_: [torch.inf] * len(evaluator._measures))
+        patch.setattr(ImageTest, "measure", lambda evaluator, *_: ([torch.inf] * len(evaluator.columns), [torch.inf]))
         assert trained("infinite", "--resume", "auto", "--epochs", "2") == 2
     assert "validation loss are not finite after epoch 2; stopped." in capsys.readouterr().err
     assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"

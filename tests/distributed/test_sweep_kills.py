@@ -160,7 +160,7 @@ def test_a_folder_of_other_settings_is_refused_and_left_alone(sweep, tmp_path, c
     capsys.readouterr()
     assert main([*quick, "-m", "2"]) == 2
     assert capsys.readouterr().err == (
-        f"stitchkit: error: '{place}' was trained with train_config.max_batches unset, not 2; the sweeps in a folder "
-        "share their settings, so use the same, choose another -o, or remove the folder\n"
+        f"stitchkit: error: '{place}' was trained with other settings (train_config.max_batches unset -> 2); the "
+        "sweeps in a folder share their settings, so use the same, choose another -o, or remove the folder\n"
     )
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before

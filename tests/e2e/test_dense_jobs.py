@@ -232,7 +232,6 @@ def test_one_head_and_one_dense_data_set(data, tmp_path):
         ({"task": "pose"}, "tasks[0].task"),
         ({"loss_scale": 0}, "tasks[0].loss_scale"),
         ({"class_weights": "balanced"}, "tasks[0].class_weights is for classification; segmentation has a loss of its"),
-        ({"sampler": "balanced"}, "tasks[0].sampler is balanced, which draws by the class of an image"),
         ({"loss_fn": "nll_loss"}, "tasks[0].loss_fn is for classification; segmentation has a loss of its own"),
         ({"metrics": [{"metric_fn": "mIoU"}]}, "metrics[0].metric_fn: unknown metric of segmentation 'mIoU'; did you"),
         ({"metrics": [{"metric_fn": "rmse"}]}, "unknown metric of segmentation 'rmse'"),

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import sys
-from collections import Counter
 
 import pandas as pd
 import pytest
@@ -13,11 +12,9 @@ import torch
 import yaml
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils.data import TensorDataset
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.part import Assembly
-from stitchkit.assembly.train.balanced_sampler import BalancedSampler
 from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.assembly.train.run import run_job
 from stitchkit.assembly.train.task import Captured, JobTask, TaskLoss, WeightedLoss, scale_losses
@@ -333,31 +330,6 @@ def test_max_batches_takes_a_random_part_of_both_splits(images):
     assert open_data(other, CPU)[0].train.dataset.indices != indices
 
 
-def test_a_balanced_sampler_draws_every_class_alike_on_any_number_of_ranks():
-    labels = [0] * 900 + [1] * 90 + [2] * 9
-    images = TensorDataset(torch.arange(len(labels)))
-    alone, *pair = [
-        BalancedSampler(images, labels, World(rank, size, torch.device("cpu")), seed=1)
-        for size, rank in ((1, 0), (2, 0), (2, 1))
-    ]
-    drawn = [*alone]
-    counts = Counter(labels[place] for place in drawn)
-    assert len(drawn) == len(labels)
-    assert all(250 < counts[label] < 420 for label in (0, 1, 2)), "a third each, give or take five deviations"
-    assert [place for both in zip(*pair, strict=True) for place in both][: len(drawn)] == drawn
-    assert [*alone] == drawn
-    alone.set_epoch(1)
-    assert [*alone] != drawn
-
-
-def test_a_balanced_task_draws_from_its_part_of_the_images(images):
-    config = JobConfig.parse(job_config(images, max_batches=1, sampler="balanced"))
-    [data] = open_data(config, CPU)
-    assert {*data.train.sampler} <= {*range(16)}
-    assert isinstance(data.train.sampler, BalancedSampler)
-    assert not isinstance(data.test.sampler, BalancedSampler)
-
-
 def test_max_steps_ends_within_an_epoch(trained, tmp_path):
     assert list(run(trained[0], tmp_path / "out", "--max-steps", "6")["Step"]) == [0, 4, 6]
 
@@ -469,7 +441,7 @@ def two_tasks(images, **train):
     """A job of two tasks with a head each, of which the first has an auxiliary loss."""
     aux = {"output": "parts.2.parts.1", "loss_fn": "multi_margin_loss", "weight": 0.5}
     tasks = [
-        {"dataset": str(images), "max_batches": 3, "aux_losses": [aux], "sampler": "balanced"},
+        {"dataset": str(images), "max_batches": 3, "aux_losses": [aux]},
         {"dataset": "digits", "max_batches": 2, "batch_size": 8},
     ]
     config = job_config(images, tasks=tasks, **train)

@@ -342,8 +342,6 @@ def test_a_job_takes_streamed_data(tmp_path):
     assert sum(len(labels) for _, labels in without_padding(data.test, CPU)) == 3
     [data] = data_of_job("wds/images", tmp_path, num_classes=2, max_batches=1)
     assert (len(data.train), len(list(data.train)), len(list(data.test))) == (1, 1, 1)
-    with pytest.raises(InputError, match=r"train_config\.sampler is balanced, which needs classes that are known"):
-        data_of_job("wds/images", tmp_path, num_classes=2, sampler="balanced")
 
 
 def test_the_shards_of_the_page_are_read(tmp_path, monkeypatch):

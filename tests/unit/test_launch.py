@@ -12,8 +12,7 @@ import yaml
 
 from stitchkit.assembly.sweep import launch as launching
 from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
-from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
 from stitchkit.assembly.sweep.launch import launch, run_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError, Stopped
@@ -164,8 +163,8 @@ def test_checkpoints_that_a_killed_sweep_left_beside_a_result_are_removed(folder
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 5}, "train_config.epochs 2, not 5; the sweeps in a folder share their settings"),
-        ({"pretrained": False}, "pretrained True, not False"),
+        ({"epochs": 5}, "other settings (train_config.epochs 2 -> 5); the sweeps in a folder share their settings"),
+        ({"pretrained": False}, "other settings (pretrained True -> False)"),
         ({"workers": 3, "data_path": "x", "seed": 4, "device": "cpu"}, None),
     ],
 )
@@ -238,7 +237,7 @@ def test_a_job_that_is_starting_is_waited_for(folders, sweep, tmp_path):
         (here / f"{process.pid}_submitted.pkl").touch()
         assert states(folders) == ["running", "waiting", "waiting"]
         assert SweepJob(folders[0].path, 4).state == "waiting"  # a run with another seed
-        with pytest.raises(InputError, match=r"train_config\.epochs 2, not 5"):
+        with pytest.raises(InputError, match=r"train_config\.epochs 2 -> 5"):
             sweep_jobs(sweep, tmp_path / "out", epochs=5)
         process.kill()
     assert states(folders) == ["waiting"] * 3

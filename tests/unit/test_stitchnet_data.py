@@ -34,10 +34,11 @@ from stitchnet import (
     set_device,
     stitching_images,
 )
-from stitchnet.data import LabelledPairs, batches, in_memory, read_image
+from stitchnet.data import batches, in_memory, read_image
 from stitchnet.networks import create
 from stitchnet.pool import Pool
 from stitchnet.task import CompositionTask, against_parents, judged
+from studies.stitchnet.tuning import LabelledPairs
 from tests.composing import FLAGS, RESNET, VIT, convnet, write_colours, write_pico_nets
 from tests.support import ROOT, mostly_full
 

@@ -118,7 +118,7 @@ def test_the_command_evaluates_parents_and_composed_networks_by_a_map(tmp_path, 
         assert words in capsys.readouterr().err
     flags += ["--classifier", "max", "--output-map", tmp_path / "map.json"]
     assert main([*map(str, flags)]) == 0
-    assert "all are evaluated by the highest of the outputs in the map" in capsys.readouterr().out
+    assert "all are evaluated by --classifier max" in capsys.readouterr().out
     rows = read_rows(tmp_path / "out/stitches_res.txt")
     for row in rows:
         net = stitchnet.load(tmp_path / f"out/{row['cfg_id']:03d}")

@@ -18,13 +18,15 @@ import stitchnet
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
-from stitchnet import experiments, generate, image_folder, stitching_images, tuning
-from stitchnet.data import LabelledPairs, in_memory
+from stitchnet import generate, image_folder, stitching_images
+from stitchnet.data import in_memory
 from stitchnet.head import head_of, replace_head
 from stitchnet.journal import Journal
 from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
-from stitchnet.tuning import checkpoints
+from studies.stitchnet import experiments, tuning
+from studies.stitchnet.__main__ import main as study_main
+from studies.stitchnet.tuning import LabelledPairs, checkpoints
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
 from tests.support import LOADER_DIES, ROOT, mostly_full
 
@@ -43,7 +45,7 @@ def config(tmp_path_factory):
 
 
 def study(name, beans, config, output, *flags):
-    return main(["compose-study", *map(str, (name, "--data", beans, "--nets", config, *FLAGS, "-o", output, *flags))])
+    return study_main([*map(str, (name, "--data", beans, "--nets", config, *FLAGS, "-o", output, *flags))])
 
 
 def compose(beans, config, output, *flags):
@@ -70,7 +72,9 @@ def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, sma
     assert study(name, beans, config, tmp_path, "--top", 3, "--format", "pdf") == 0
     assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     rows = table(tmp_path / f"{name}.csv")
-    committed = (ROOT / f"results/stitchnet/{name}.csv").read_text().partition("\n")[0]
+    committed = (
+        (ROOT / f"{'results' if name == 'front' else 'studies'}/stitchnet/{name}.csv").read_text().partition("\n")[0]
+    )
     assert ",".join(rows[0]) == committed
     assert b"\r" not in (tmp_path / f"{name}.csv").read_bytes()
     assert len(rows) == {"samples": 2 * 2 * 5, "front": 5, "ensembles": 3 + 3 + 3 + 1, "finetune": 5 * 3}[name]
@@ -145,7 +149,7 @@ def test_a_number_of_images_with_which_nothing_is_found_is_reported_and_skipped(
 
 def test_flags_of_fine_tuning_are_for_that_alone(beans, config, tmp_path, capsys):
     assert study("front", beans, config, tmp_path / "out", "--head", "new") == 2
-    assert "--head is for the experiment finetune, not front; leave it out" in capsys.readouterr().err
+    assert "--head is only for the experiment finetune; remove it for front" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -331,7 +335,7 @@ def test_a_new_head_learns_the_classes_of_the_images(beans, tmp_path, monkeypatc
     folder = in_memory(image_folder(beans / "train", 32))
     net, nets = drawn_net(folder, 1000)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    found = stitchnet.finetune(net, folder, folder, trains=trains)
+    found = tuning.finetune(net, folder, folder, trains=trains)
     assert [one.samples for one in found] == [21 * epoch for epoch in range(tuning.EPOCHS + 1)]
     assert found[-1].acc1 > found[0].acc1
     assert net.num_outputs == net.num_classes == 3
@@ -343,7 +347,7 @@ def test_a_new_head_learns_the_classes_of_the_images(beans, tmp_path, monkeypatc
     assert stitchnet.load(net.save(tmp_path / "net"), nets).evaluate_dataset(folder) == net.evaluate_dataset(folder)
     for wrong, words in (({"head": "old"}, "unknown head 'old'"), ({"every": 0}, "every is 0; it must be at least")):
         with pytest.raises(InputError, match=words):
-            stitchnet.finetune(net, folder, folder, **wrong)
+            tuning.finetune(net, folder, folder, **wrong)
 
 
 def test_accuracies_are_measured_every_few_steps_of_any_number_of_loader_processes(beans, tmp_path, monkeypatch):
@@ -397,11 +401,11 @@ def test_a_number_that_is_too_small_names_its_flag(beans, config, tmp_path, caps
     assert capsys.readouterr().err == f"stitchkit: error: {words}\n"
 
 
-@pytest.mark.parametrize(("command", "top"), [("compose", 20), ("compose-study", 10)])
-def test_help_names_each_default(command, top, capsys, monkeypatch):
+@pytest.mark.parametrize(("program", "arguments", "top"), [(main, ["compose"], 20), (study_main, [], 10)])
+def test_help_names_each_default(program, arguments, top, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit):
-        main([command, "--help"])
+        program([*arguments, "--help"])
     lines = re.sub(r"\n {10,}", " ", capsys.readouterr().out)
     for flag, default in {
         "--threshold FLOAT": 0.8, "--total-threshold FLOAT": 0.8, "--max-depth INT": 10, "-k INT": 2, "--top INT": top,

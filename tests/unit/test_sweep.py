@@ -11,9 +11,7 @@ import yaml
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.kinds.gaps import DEFAULT_GAPS, Gap, GapSweep
-from stitchkit.assembly.sweep.kinds.shapes import find_shapes
+from stitchkit.assembly.sweep.kinds.gaps import DEFAULT_GAPS, Gap, GapSweep, find_shapes, plan_gaps
 from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.plan import choose, table
 from stitchkit.assembly.sweep.worker import SweepJob
@@ -242,9 +240,9 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
         ({"gaps": [{"blocks_to_drop": [1, 1]}]}, "gaps[0].num_downsamples is missing"),
         (
             {"gaps": [{"blocks_to_drop": [1, 1], "num_downsamples": count} for count in (0, 1)]},
-            "gaps[1]: [1,1] is the same as gaps[0]; remove one of the two",
+            "gaps: it has 1,1 twice; remove one of the two",
         ),
-        ({"stitchers": ["finetune", "finetune"]}, "stitchers[1]: finetune is the same as stitchers[0]"),
+        ({"stitchers": ["finetune", "finetune"]}, "stitchers: it has finetune twice; remove one of the two"),
         ({"dest_stages": []}, "either stages, or src_stages and dest_stages"),
         (
             {"stages": [{"Subnet": {}, "Net": {}}]},

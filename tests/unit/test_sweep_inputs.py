@@ -8,13 +8,11 @@ import timm
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.sweep import inputs
+from stitchkit.assembly.sweep import launch as inputs
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.inputs import check_inputs
-from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep
-from stitchkit.assembly.sweep.launch import launch
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
+from stitchkit.assembly.sweep.launch import check_inputs, launch
 from stitchkit.assembly.train.run import run_job
 from stitchkit.cli import main
 from tests.clusters import ScriptedSlurm

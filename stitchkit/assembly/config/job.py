@@ -115,19 +115,10 @@ class JobConfig(JobSettings):
         pieces = [start.get("encoder"), start.get("head")] if isinstance(start, dict) else [start]
         return [file for file in (*pieces, self.resume_from) if file]
 
-    def differences(self, other: JobConfig) -> Iterator[str]:
-        """Differences from another job in settings that affect results, each as `KEY OURS, not THEIRS`."""
-        for place, old, new in self._changes(other):
-            yield f"{place} {said(old)}, not {said(new)}"
-
     def changes(self, later: JobConfig) -> str:
-        """The same differences in one line, `KEY OLD -> NEW`, for a job that resumes as a later one."""
-        return ", ".join(f"{place} {said(old)} -> {said(new)}" for place, old, new in self._changes(later))
-
-    def _changes(self, other: JobConfig) -> Iterator[tuple[str, object, object]]:
-        for place, old, new in differences(self.to_dict(), other.to_dict()):
-            if place not in _MAY_DIFFER:
-                yield place, old, new
+        """Settings that affect results and differ in a later job, in one line: `KEY OLD -> NEW, ...`."""
+        each = (change for change in differences(self.to_dict(), later.to_dict()) if change[0] not in _MAY_DIFFER)
+        return ", ".join(f"{place} {said(old)} -> {said(new)}" for place, old, new in each)
 
     def to_dict(self) -> dict[str, object]:
         """All settings as plain data, as in a file for `load`."""

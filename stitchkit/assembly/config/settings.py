@@ -184,8 +184,7 @@ class SharedByTasks(Settings):
             three batches before training.
         max_depth: With `task: depth`, the largest depth in metres that counts.
         max_batches: Number of random batches of the data used for training and for tests.
-        sampler: How training images are drawn: each once an epoch (`shuffle`), or with replacement, so that every class
-            is equally likely (`balanced`).
+        sampler: Training draws each image once an epoch, which is the only way; saved settings have it.
         data_augmentation: As in `Preprocessing`, if that has none.
     """
 
@@ -202,7 +201,7 @@ class SharedByTasks(Settings):
     loss_scale: AtLeastBillionth | None = None
     max_depth: AtLeastMillionth = 10.0
     max_batches: Count | None = None
-    sampler: Literal["shuffle", "balanced"] = "shuffle"
+    sampler: Literal["shuffle"] = "shuffle"
     data_augmentation: Augmentation = None
 
 
@@ -279,11 +278,6 @@ class TaskConfig(SharedByTasks):
                         f"{where}.{key} is for classification; {self.task} has a loss of its own; set it only in the "
                         "tasks that it is for"
                     )
-        if self.sampler != "shuffle":
-            raise InputError(
-                f"{place}.sampler is {self.sampler}, which draws by the class of an image, but {self.task} has "
-                "targets of pixels; write shuffle"
-            )
         if isinstance(self.augmentation, tuple):
             raise InputError(
                 f"{place}.data_augmentation is a list, whose transforms would not change {self.task} with the image; "

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from stitchkit.assembly.parts.part import Conversion, Part
 from stitchkit.engine.checkpoint_schema import in_short
-from stitchkit.errors import InputError, one_line
+from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.networks.layout import Layout, convert
 from stitchkit.networks.mode import evaluating
 
@@ -78,10 +78,8 @@ def enter(
             )
         source = target.bare
     entry = partial(convert, source=source, target=target, class_token=class_token)
-    try:
+    with prefixed(f"it gets {flow}, but accepts {target}: "):
         x = entry(x)
-    except InputError as error:
-        raise InputError(f"it gets {flow}, but accepts {target}: {error}") from error
     # A later run may have images of another size than declared, so this conversion stays.
     fits_always = source.bare == target.bare and target.positions is None
     return nn.Identity() if fits_always else entry, PassingTensor(x, target.bare)

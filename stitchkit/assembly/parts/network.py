@@ -14,8 +14,7 @@ import torch
 from torch import nn
 
 from stitchkit.assembly.parts.flow import PassingTensor, enter, leave, run
-from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, combine
-from stitchkit.assembly.parts.pixel_heads import SegmentationHead
+from stitchkit.assembly.parts.part import Assembly, Conversion, ParallelPart, Part, SegmentationHead, combine
 from stitchkit.assembly.parts.pretrained import CONVNET, Pretrained, WholeNetwork
 from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted, class_token_of

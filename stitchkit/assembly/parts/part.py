@@ -1,4 +1,4 @@
-"""Parts: their common base, the small ones, and those that consist of other parts."""
+"""Parts: their common base, heads and other small ones, and those that consist of other parts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.errors import unknown
+from stitchkit.model.heads.head import MIN_DEPTH
 from stitchkit.networks.layout import NAMES, Layout
 from stitchkit.settings.fields import Classes, Side, Width
 
@@ -229,3 +230,52 @@ def combine(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Tens
     if agg == "avg":
         return torch.stack(outputs).mean(dim=0)
     return torch.cat(outputs, dim=1 if agg == "concat_sequence" else layout.channel_dim)
+
+
+class SegmentationHead(Part):
+    """A linear classifier of each position, which is a 1x1 convolution.
+
+    Args:
+        num_classes: Number of logits at a position.
+        in_channels: Channels of the input map.
+    """
+
+    inferred = ("num_classes", "in_channels")
+    in_format = Layout("NCHW")
+    out_format = Layout("NCHW")
+
+    def __init__(self, *, num_classes: Classes, in_channels: Width):
+        super().__init__()
+        self.in_format = Layout("NCHW", in_channels)
+        self.conv = nn.Conv2d(in_channels, num_classes, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, in_channels, H, W]` to logits `[B, num_classes, H, W]`."""
+        x = self.conv(x)
+        return x
+
+
+class DepthHead(Part):
+    """A depth at each position: a 1x1 convolution, a ReLU, and the smallest depth.
+
+    Args:
+        in_channels: Channels of the input map.
+
+    Source: as in `stitchkit.model.heads.head`, from which the smallest depth and the first bias are.
+    """
+
+    inferred = ("in_channels",)
+    in_format = Layout("NCHW")
+    out_format = Layout("NCHW")
+
+    def __init__(self, *, in_channels: Width):
+        super().__init__()
+        self.in_format = Layout("NCHW", in_channels)
+        self.conv = nn.Conv2d(in_channels, 1, kernel_size=1)
+        assert self.conv.bias is not None
+        nn.init.ones_(self.conv.bias)  # a ReLU that begins with zeros everywhere never learns
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, in_channels, H, W]` to metres `[B, 1, H, W]`."""
+        depth: torch.Tensor = self.conv(x).relu() + MIN_DEPTH
+        return depth

@@ -13,8 +13,17 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from stitchkit.assembly.parts import adapters
-from stitchkit.assembly.parts.part import Assembly, BaseBlock, ClassifierHead, Format, Function, ParallelPart, Part
-from stitchkit.assembly.parts.pixel_heads import DepthHead, SegmentationHead
+from stitchkit.assembly.parts.part import (
+    Assembly,
+    BaseBlock,
+    ClassifierHead,
+    DepthHead,
+    Format,
+    Function,
+    ParallelPart,
+    Part,
+    SegmentationHead,
+)
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError

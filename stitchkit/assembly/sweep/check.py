@@ -9,8 +9,8 @@ from typing import ClassVar
 from pydantic.dataclasses import dataclass
 
 from stitchkit.assembly.config.job_settings import PARTS, STAND_IN, SWEEP_KEYS, JobSettings, override, refuse_misplaced
-from stitchkit.assembly.sweep.kinds.cross_file import CrossFile
 from stitchkit.assembly.sweep.kinds.search_file import SearchFile
+from stitchkit.assembly.sweep.settings import CrossFile
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.kinds import kind_of

@@ -53,13 +53,7 @@ class _Slot:
 
 @dataclass(frozen=True)
 class LocalPool:
-    """Jobs on this machine, each in its own process.
-
-    Args:
-        limit: Number of jobs at a time.
-        gpus: Numbers of the GPUs of this machine; jobs share them if there are too few.
-        num_gpus: GPUs per job.
-    """
+    """Jobs on this machine, each in its own process; they share its GPUs if there are too few."""
 
     on_nodes: ClassVar[bool] = False
     is_detached: ClassVar[bool] = False
@@ -68,16 +62,9 @@ class LocalPool:
     gpus: Sequence[int] = ()
     num_gpus: int = 0
 
-    def check(self) -> None:
-        """Jobs always run here."""
-
     def when_stopped(self, _: Iterable[SweepJob]) -> str:
         """What becomes of the jobs when the sweep is stopped, in words."""
         return "jobs that were running save their state and end"
-
-    def script(self, _: int) -> str:
-        """The script that submits a number of jobs, of which this machine needs none."""
-        return ""
 
     def run(self, jobs: Sequence[SweepJob]) -> Generator[SweepJob, None, None]:
         """Run jobs, and yield each when it has ended, with or without a result.
@@ -138,12 +125,7 @@ class LocalPool:
 class Slurm:
     """One job array on a Slurm cluster. Its jobs survive this process; the next one finds them in the queue.
 
-    Args:
-        folder: Folder for submitit's files, visible to all nodes.
-        parameters: Options that submitit passes to Slurm, e.g. `partition`.
-        poll_s: Seconds between two looks at the queue.
-        limit: Number of jobs at a time; None for as many as there is room for.
-        is_detached: Only submit the jobs.
+    All nodes see `folder`, where submitit keeps its files.
     """
 
     on_nodes: ClassVar[bool] = True

@@ -8,12 +8,11 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.assembly.sweep.kinds.by_dataset import DatasetsFile, plan_datasets
 from stitchkit.assembly.sweep.kinds.cross import plan_cross
-from stitchkit.assembly.sweep.kinds.cross_file import CrossFile
-from stitchkit.assembly.sweep.kinds.gap_jobs import plan_gaps
-from stitchkit.assembly.sweep.kinds.gaps import GapFile, GapSweep
+from stitchkit.assembly.sweep.kinds.gaps import GapFile, GapSweep, plan_gaps
 from stitchkit.assembly.sweep.kinds.search import plan_search
 from stitchkit.assembly.sweep.kinds.search_file import SearchFile
 from stitchkit.assembly.sweep.plan import Sweep
+from stitchkit.assembly.sweep.settings import CrossFile
 from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.schema import json_schema

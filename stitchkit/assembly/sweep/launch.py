@@ -6,9 +6,10 @@ import logging
 import signal
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn, get_args
@@ -17,12 +18,18 @@ import torch
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import override
+from stitchkit.assembly.parts.network import own_arguments
+from stitchkit.assembly.parts.part import Part
+from stitchkit.assembly.parts.pretrained import Pretrained
+from stitchkit.assembly.parts.registry import PARTS
+from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, states
-from stitchkit.assembly.sweep.inputs import check_inputs
 from stitchkit.assembly.sweep.kinds.search import HyperSearch
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, table
 from stitchkit.assembly.sweep.worker import State, SweepJob
+from stitchkit.assembly.train.data import open_data
 from stitchkit.assembly.train.run import run_job
+from stitchkit.data.source import MissingData
 from stitchkit.display import counted
 from stitchkit.distributed import World
 from stitchkit.engine.run_log import begin_log, collected
@@ -48,24 +55,17 @@ def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], folder: Path, cluste
             seeds = f": {len(names)} with each of the seeds {', '.join(map(str, several))}"
     done = f"; {num_done} done already in '{folder}'" if num_done else ""
     print(f"{counted(num_jobs, 'job')}{seeds}; {counted(len(jobs) - len(names), 'combination')} left out{done}")
-    if cluster is not None and num_done < num_jobs:
+    if isinstance(cluster, Slurm) and num_done < num_jobs:
         print(f"\n{cluster.script(num_jobs - num_done)}")
 
 
 def launch(
     sweep: Sweep, folder: Path, cluster: LocalPool | Slurm, *, only: Collection[str] | None, retry_failed: bool
 ) -> None:
-    """Run the jobs of a sweep, round by round; a search continues without its failed trials.
-
-    Args:
-        only: Names of the jobs to run; None for all.
-
-    Raises:
-        InputError: If jobs failed or were interrupted; they are listed.
-        Stopped: If a signal stops the sweep.
-    """
+    """Run the jobs of a sweep, round by round; a search continues without its failed trials."""
     failures = []
-    cluster.check()
+    if isinstance(cluster, Slurm):
+        cluster.check()
     rounds = sweep.rounds(folder, cluster.limit) if isinstance(sweep, HyperSearch) else [sweep.jobs]
     with _logged():
         for jobs in rounds:
@@ -113,20 +113,15 @@ def _check_settings(job: SweepJob, config: JobConfig) -> None:
             f"'{job.path}' holds a result or checkpoints, but no config.yml that says of what settings; put it back, "
             "choose another -o, or remove the folder"
         )
-    if difference := next(JobConfig.load(settings).differences(config), None):
+    if changes := JobConfig.load(settings).changes(config):
         raise InputError(
-            f"'{job.path}' was trained with {difference}; the sweeps in a folder share their settings, so use the "
-            "same, choose another -o, or remove the folder"
+            f"'{job.path}' was trained with other settings ({changes}); the sweeps in a folder share their settings, "
+            "so use the same, choose another -o, or remove the folder"
         )
 
 
 def run_sweep(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_failed: bool = False) -> None:
-    """Run all jobs that have no result; those that failed before are only listed, unless `retry_failed`.
-
-    Raises:
-        InputError: If jobs failed, now or earlier, or were killed; each is listed with its reason and its log.
-        Stopped: If a signal stops the sweep.
-    """
+    """Run all jobs that have no result; those that failed before are only listed, unless `retry_failed`."""
     if retry_failed:
         for job in jobs:
             job.failure.unlink(missing_ok=True)
@@ -180,11 +175,7 @@ def _duration(seconds: float) -> str:
 
 
 def smoke(plan: Sequence[PlannedJob]) -> None:
-    """Train and test every job for one step in this process, in a folder that is removed.
-
-    Raises:
-        InputError: If jobs fail; each is listed with its reason.
-    """
+    """Train and test every job for one step in this process, in a folder that is removed."""
     num_failed = 0
     for number, job in enumerate(plan, 1):
         reason = _first_step(job)
@@ -239,3 +230,61 @@ def _list_unfinished(jobs: Sequence[SweepJob], *, interrupted: Sequence[SweepJob
         raise InputError(
             f"{counted(len(interrupted), 'job')} interrupted, listed above with the logs; repeat the command to resume"
         )
+
+
+_logger = logging.getLogger(__name__)
+
+_SLICE = ("block_input", "block_output")
+"""Arguments that say which slice of a model a part is."""
+
+
+def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
+    """Open the data and load the weights of jobs, each once; what is missing is reported before anything is computed.
+
+    On other machines' nodes, missing data are only a warning.
+    """
+    configs = [job.parsed for job in jobs]
+    try:
+        _open_data(configs)
+    except MissingData as error:
+        if not on_nodes:
+            raise
+        _logger.warning("%s; the jobs fail unless the nodes have it", error)
+    # The nodes may have no network, and jobs that start together would download the same files.
+    parts = {repr(part): part for config in configs for part in _pretrained_parts(config)}
+    if parts:
+        _logger.info("loading the weights of %s", counted(len(parts), "part"))
+    for build in parts.values():
+        build()
+
+
+def _open_data(configs: Iterable[JobConfig]) -> None:
+    # Jobs that prepare the images in other ways read the same files.
+    different = {
+        (config.data_path, *((task.dataset, task.val_split) for task in config.train_config.resolved_tasks)): config
+        for config in configs
+    }
+    for config in different.values():
+        open_data(config, World(0, 1, torch.device("cpu")))
+
+
+def _pretrained_parts(config: JobConfig) -> Iterator[Callable[[], Part]]:
+    """What builds each part of a job that reads weights."""
+    network = config.network
+    for spec in network.parts if network.head is None else (*network.parts, network.head):
+        for part in _with_inner(spec):
+            if issubclass(kind := PARTS[part.name], Pretrained):
+                given = own_arguments(part, pretrained=config.pretrained, replaced=config.replaces_weights)
+                if given.get("ckp_path") is None:  # all slices of a model are of the same download
+                    given = {key: value for key, value in given.items() if key not in _SLICE}
+                if given.get("pretrained", True) or given.get("ckp_path"):
+                    yield partial(kind, **given)
+
+
+def _with_inner(spec: PartSpec) -> Iterator[PartSpec]:
+    """A part and those inside it."""
+    yield spec
+    inner = [*spec.arguments.get("parts", ()), spec.arguments.get("head")]
+    for value in inner:
+        if value is not None:
+            yield from _with_inner(PartSpec.parse(value, spec.place))

@@ -81,7 +81,6 @@ class Sweep:
     """The jobs that one file describes.
 
     Args:
-        jobs: The jobs.
         seeds: The seeds that each job runs with, which are part of the names of its results; None is a job's own.
         resources: The resources of each job with `--cluster slurm`.
     """

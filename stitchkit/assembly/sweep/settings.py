@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, StrictBool, StrictStr
 from pydantic.dataclasses import dataclass as schema
 
+from stitchkit.assembly.config.settings import Metric
 from stitchkit.errors import InputError
-from stitchkit.settings.fields import Copies, Count, Seed, Times
+from stitchkit.settings.fields import Copies, Count, Seed, Times, Workers
 from stitchkit.settings.recipe import flag_of
-from stitchkit.settings.schema import Settings, parse
+from stitchkit.settings.schema import LocalPath, Settings, parse
 
 
 def _check_name(value: str) -> str:
@@ -77,13 +78,17 @@ def read_place(flags: Mapping[str, object], resources: Resources | None = None) 
 
 
 def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
-    for number, value in enumerate(values):
-        if value in values[:number]:
-            raise InputError(f"it has {value} twice; remove one of the two")
+    names = [str(value) for value in values]
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        raise InputError(f"it has {twice} twice; remove one of the two")
     return values
 
 
-Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), AfterValidator(_check_different)]
+Different = AfterValidator(_check_different)
+"""Refuses a list with two values of one name, whose jobs would share a folder."""
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), Different]
 
 
 @schema(frozen=True)
@@ -97,3 +102,30 @@ class Repeats(Settings):
 
     seeds: Seeds | None = None
     run_cap: Count | None = None
+
+
+@schema(frozen=True, kw_only=True)
+class CrossFile(Settings):
+    """A sweep of heads by encoders: the fine-tuned jobs, and settings of their tests in place of their own.
+
+    Args:
+        ft_configs: The settings files of the jobs, each beside its checkpoint.
+        seed: Seed of the images that `max_batches` chooses.
+        data_path: Folder of the data sets.
+        max_batches: Number of random batches of the data used for tests.
+        metrics: Figures of merit.
+        device: `cpu`, `cuda` or `cuda:N`.
+        workers: Loader processes of each rank, at most one per core.
+        deterministic: Use only deterministic algorithms.
+        slurm: The resources of each job with `--cluster slurm`, unless flags say otherwise.
+    """
+
+    ft_configs: tuple[LocalPath, ...] = Field(min_length=1)
+    seed: Seed | None = None
+    data_path: LocalPath | None = None
+    max_batches: Count | None = None
+    metrics: tuple[Metric, ...] | None = None
+    device: StrictStr | None = None
+    workers: Workers | None = None
+    deterministic: StrictBool | None = None
+    slurm: Resources = Field(default_factory=Resources)

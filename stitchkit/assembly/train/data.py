@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.settings import TaskConfig
-from stitchkit.assembly.train.balanced_sampler import BalancedSampler
 from stitchkit.assembly.train.dense import open_task_pairs, outputs_of
 from stitchkit.assembly.train.preprocessing import create_transform, data_config
 from stitchkit.assembly.train.task import Labels
 from stitchkit.data.batches import Batch, DirectLoader
 from stitchkit.data.decoding import Decoding
 from stitchkit.data.dense.pairs import ImagePairs
-from stitchkit.data.labelled_images import Images, image_labels, numbered
+from stitchkit.data.labelled_images import numbered
 from stitchkit.data.loader_processes import usable_cores, workers_for
 from stitchkit.data.open_dataset import agreed_classes, download, open_dataset
 from stitchkit.data.source import Source
@@ -94,8 +93,7 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
         if not isinstance(opened, IterableDataset):
             images = CheckedImages(opened, num_classes=len(classes), is_training=training)
         images.transform = create_transform(task, place, training=training)
-        labels = _labels(opened, place) if training and task.sampler == "balanced" else None
-        loaders.append(_loader(images, config, task, world, training=training, labels=labels))
+        loaders.append(_loader(images, config, task, world, training=training))
     return TaskData(task, classes, loaders[0], loaders[1], weights)
 
 
@@ -117,21 +115,8 @@ def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str,
     return known or numbered(task.num_classes or 0)
 
 
-def _labels(images: Images, place: str) -> list[int]:
-    """The labels of images whose classes are drawn equally often."""
-    if (labels := image_labels(images)) is None:
-        raise InputError(
-            f"{place}.sampler is balanced, which needs classes that are known without reading the images, as in image "
-            "folders; write shuffle"
-        )
-    return labels
-
-
-def _loader(
-    dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, training: bool,
-    labels: Sequence[int] | None = None,
-) -> DirectLoader:  # fmt: skip
-    """The loader of a split; training images whose `labels` are given are drawn by these."""
+def _loader(dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, training: bool) -> DirectLoader:
+    """The loader of a split."""
     settings, most = config.train_config, None
     workers = workers_for(dataset, min(config.workers, usable_cores()), world)
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": world.device.type == "cuda"}
@@ -143,9 +128,6 @@ def _loader(
         sampler: DistributedSampler[Any] = DistributedSampler(
             images, world.size, world.rank, shuffle=training, seed=settings.seed
         )
-        if labels is not None:
-            kept = images.indices if isinstance(images, Subset) else range(len(labels))
-            sampler = BalancedSampler(images, [labels[place] for place in kept], world, settings.seed)
         # Batch norms reject a batch of one image, which has no statistics.
         lone = len(sampler) > task.batch_size and len(sampler) % task.batch_size == 1
         dataset, options = images, {**options, "sampler": sampler, "drop_last": training and lone}

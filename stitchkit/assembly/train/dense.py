@@ -35,13 +35,7 @@ def _settings(task: TaskConfig) -> DenseRecipe:
 
 
 def open_task_pairs(task: TaskConfig, root: Path | None, *, download: bool = False) -> tuple[ImagePairs, ImagePairs]:
-    """The images of a dense task with their masks or depth maps, to train and to test.
-
-    Args:
-        task: The task.
-        root: Folder of the data sets.
-        download: Download missing files of a Hugging Face data set.
-    """
+    """The images of a dense task with their masks or depth maps, to train and to test."""
     is_folder = not task.dataset.lower().startswith("hfds/")
     place = Path(root or "", task.dataset).expanduser() if is_folder else task.dataset
     count = (task.num_classes or 0) if task.task == "segmentation" else 0
@@ -71,15 +65,7 @@ def outputs_of(pairs: ImagePairs) -> tuple[str, ...]:
 
 
 class PixelTest:
-    """Tests a network on the images of a dense task, each at its own size, in windows of the size of its input.
-
-    Args:
-        task: The task.
-        loader: Its test images.
-        num_classes: Number of classes; 1 for depth.
-        figures: What is measured, by column.
-        autocast: Makes the context in which networks run.
-    """
+    """Tests a network on the images of a dense task, each at its own size, in windows of the size of its input."""
 
     def __init__(
         self, task: TaskConfig, loader: PairLoader, num_classes: int, figures: Mapping[Column, str], autocast: Autocast
@@ -98,13 +84,7 @@ class PixelTest:
         run: Callable[[torch.Tensor], Mapping[str | None, torch.Tensor]],
         after_batch: Callable[[], None],
     ) -> tuple[list[float], list[float]]:
-        """The figures in the order of the columns, and no losses, over the images of all ranks.
-
-        Args:
-            network: The network.
-            run: Images to the outputs for this task, by name.
-            after_batch: Called after each batch, equally often on all ranks.
-        """
+        """The figures in the order of the columns, and no losses, over the images of all ranks."""
 
         def outputs(portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
             found = [run(part) for part in portions]

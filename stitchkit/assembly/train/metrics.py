@@ -18,21 +18,12 @@ Measure: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Outputs `[B, num_classes]` and labels `[B]` to the sum of a figure over the images."""
 _Figure = TypeVar("_Figure")
 
-_OF_NUMBERS: dict[str, Callable[..., torch.Tensor]] = {
-    "cross_entropy": F.cross_entropy,
-    "nll_loss": F.nll_loss,
-    "multi_margin_loss": F.multi_margin_loss,
-}
+_OF_NUMBERS = ("cross_entropy", "nll_loss", "multi_margin_loss")
 """Functions that take the numbers of classes."""
-_OF_VECTORS: dict[str, Callable[..., torch.Tensor]] = {
-    "binary_cross_entropy_with_logits": F.binary_cross_entropy_with_logits,
-    "multilabel_soft_margin_loss": F.multilabel_soft_margin_loss,
-    "mse_loss": F.mse_loss,
-    "l1_loss": F.l1_loss,
-    "smooth_l1_loss": F.smooth_l1_loss,
-    "huber_loss": F.huber_loss,
-    "cosine_similarity": F.cosine_similarity,
-}
+_OF_VECTORS = (
+    "binary_cross_entropy_with_logits", "multilabel_soft_margin_loss", "mse_loss", "l1_loss", "smooth_l1_loss",
+    "huber_loss", "cosine_similarity",
+)  # fmt: skip
 """Functions for which a label is a vector with a 1 at its class; those that want -1 elsewhere would mean nothing."""
 
 
@@ -103,11 +94,11 @@ def create_measures(metric: Metric, place: str) -> dict[str, Measure]:
             f"{place}.metric_fn is {metric.metric_fn}, a figure of {task}; list it in the metrics of a task of this "
             f"kind, train_config.tasks[N].metrics"
         )
-    known = _OF_NUMBERS | _OF_VECTORS
-    name = named("metric", metric.metric_fn, ["accuracy", "topk_accuracy", *known], f"{place}.metric_fn")
+    known = ("accuracy", "topk_accuracy", *_OF_NUMBERS, *_OF_VECTORS)
+    name = named("metric", metric.metric_fn, known, f"{place}.metric_fn")
     if "reduction" in metric.metric_fn_args:
         raise InputError(f"{place}.metric_fn_args.reduction: a figure is a mean over images; remove it")
-    measure = partial(_total, partial(known[name], **metric.metric_fn_args), is_of_numbers=name in _OF_NUMBERS)
+    measure = partial(_total, partial(getattr(F, name), **metric.metric_fn_args), is_of_numbers=name in _OF_NUMBERS)
     try:
         measure(torch.zeros(2, 3), torch.tensor([0, 1]))
     except Exception as error:  # torch raises many types

@@ -34,18 +34,15 @@ _PREFIXES = {
     "schedule": ("torch.optim.lr_scheduler.", "optim.lr_scheduler.", "lr_scheduler."),
 }
 
-# torch's own names, not a fixed list, so that a job can use those of a newer torch.
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    name: kind
-    for name, kind in vars(torch.optim).items()
-    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and name not in ("Optimizer", *_REFUSED)
-}
-SCHEDULERS: dict[str, Callable[..., schedulers.LRScheduler]] = {
-    name: kind
-    for name, kind in vars(schedulers).items()
-    if isinstance(kind, type) and issubclass(kind, schedulers.LRScheduler) and kind is not schedulers.LRScheduler
-    and not name.startswith("_")
-}  # fmt: skip
+
+def _subclasses(module: types.ModuleType, base: type) -> dict[str, Callable[..., Any]]:
+    """A module's classes by name: torch's own names, not a fixed list, so that a job can use those of a newer torch."""
+    kinds = {name: kind for name, kind in vars(module).items() if isinstance(kind, type) and issubclass(kind, base)}
+    return {name: kind for name, kind in kinds.items() if kind is not base and name not in _REFUSED and name[0] != "_"}
+
+
+OPTIMIZERS = _subclasses(torch.optim, torch.optim.Optimizer)
+SCHEDULERS = _subclasses(schedulers, schedulers.LRScheduler)
 # A loss compares with a target; the rest of torch.nn.functional has no such argument.
 LOSSES = {
     name: function
@@ -98,11 +95,12 @@ def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> 
         flag = f", or {flag_of(stray)}" if stray in OPTIMIZER_FLAGS else ""
         raise InputError(f"{place}_args.{stray}{flag}: {unknown(f'argument of {name}', stray, known)}")
     try:
-        return OPTIMIZERS[name](parameters, **train.optimizer_args)
+        optimizer: torch.optim.Optimizer = OPTIMIZERS[name](parameters, **train.optimizer_args)
     except Exception as error:  # optimizers raise many types
         raise InputError(
             f"{place}_args: {name} rejects them: {one_line(error)}; torch.optim.{name} documents what it takes"
         ) from error
+    return optimizer
 
 
 class JobSchedule:
@@ -173,11 +171,12 @@ def _create(
     if parts is not None:
         arguments["schedulers"] = _create_parts(parts, optimizer, f"{place}.schedulers")
     try:
-        return SCHEDULERS[name](optimizer=optimizer, **arguments)
+        schedule: schedulers.LRScheduler = SCHEDULERS[name](optimizer=optimizer, **arguments)
     except Exception as error:  # schedules raise many types
         raise InputError(
             f"{place}: {name} rejects them: {one_line(error)}; torch.optim.lr_scheduler.{name} documents what it takes"
         ) from error
+    return schedule
 
 
 def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -> list[schedulers.LRScheduler]:

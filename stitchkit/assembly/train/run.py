@@ -97,7 +97,7 @@ def _is_done(config: JobConfig, paths: JobPaths, files: JobCheckpoints) -> bool:
     if not (paths.result.exists() and paths.settings.exists()):
         return False
     before = replace(JobConfig.load(paths.settings), load_from=None)  # `resume_from` takes its place
-    return next(before.differences(config), None) is None
+    return not before.changes(config)
 
 
 def _find_resume(config: JobConfig, files: JobCheckpoints, result: Path, world: World) -> JobConfig:

@@ -62,9 +62,6 @@ class WeightedLoss(NamedTuple):
 class PixelLoss:
     """The loss of a dense task, as losses of classes are called.
 
-    Args:
-        loss: Of outputs `[B, channels, h, w]` and targets `[B, H, W]`.
-
     Attributes:
         is_warm: Whether the step is one of the first, which some losses treat otherwise.
     """
@@ -120,8 +117,6 @@ class JobTask(Task):
     Args:
         network: Images `[B, C, H, W]` to an output, or to a list with that of each task: logits `[B, num_classes]`, of
             a dense task `[B, channels, h, w]`.
-        losses: Loss of each task.
-        device: The device of the sums.
     """
 
     def __init__(self, network: nn.Module, losses: Sequence[TaskLoss], *, device: torch.device):
@@ -240,23 +235,16 @@ class Expected(NamedTuple):
         return torch.zeros(2, *(() if self.kind == "classification" else sides), dtype=torch.long, device=device)
 
     def check(self, output: torch.Tensor) -> None:
-        """Refuse the output of a network that is not for these data."""
-        shape = list(output.shape)
-        has, head = f"data set '{self.name}' has {self.num_classes} classes", "SegmentationHead"
-        if self.kind == "depth":
-            has, head = f"'{self.name}' needs one depth at each position", "DepthHead"
-        if self.kind != "classification":
-            if len(shape) != 4 or shape[1] != self.num_classes:
-                raise InputError(f"the network returns {shape[1:]} per image, but {has}; end it with a {head}")
-            if self.kind == "depth" and (least := output.min().item()) < 0:  # the loss takes their logarithm
-                raise InputError(
-                    f"the network returns depths down to {least:.3g} m, but '{self.name}' needs positive ones; end it "
-                    f"with a {head}"
-                )
-        elif len(shape) != 2 or shape[1] < max(self.num_classes, 1):
+        """Refuse what the check of the network, which knows shapes only and asks for enough channels, lets pass."""
+        is_depth, shape = self.kind == "depth", list(output.shape[1:])
+        if self.kind != "classification" and shape[0] != self.num_classes:
+            has = f"data set '{self.name}' has {self.num_classes} classes; end it with a SegmentationHead"
+            needs = f"'{self.name}' needs one depth at each position; end it with a DepthHead"
+            raise InputError(f"the network returns {shape} per image, but {needs if is_depth else has}")
+        if is_depth and (least := output.min().item()) < 0:  # the loss takes their logarithm
             raise InputError(
-                f"the network returns {shape[1:]} per image, but {has}; end it with a part that returns one value per "
-                "class, such as head: {ClassifierHead: {}}"
+                f"the network returns depths down to {least:.3g} m, but '{self.name}' needs positive ones; end it with "
+                "a DepthHead"
             )
 
 

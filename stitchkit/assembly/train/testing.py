@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -31,17 +30,6 @@ _Run = Callable[[torch.Tensor], Mapping[str | None, torch.Tensor]]
 """Images to the outputs for a task, by name."""
 
 
-class TaskTest(Protocol):
-    """The test of a network on the images of a task."""
-
-    columns: list[Column]
-
-    def measure(
-        self, network: nn.Module, run: _Run, after_batch: Callable[[], None]
-    ) -> tuple[list[float], list[float]]:
-        """The figures in the order of the columns, and the losses, over the images of all ranks."""
-
-
 class Evaluator:
     """Tests the network, and its moving average if it has one, on the test images of every task.
 
@@ -63,7 +51,7 @@ class Evaluator:
         self._networks = [(prefix, network, _outputs(network, places)) for prefix, network in networks.items()]
         self._tests = [self._test(number, data) for number, data in enumerate(job.data)]
 
-    def _test(self, number: int, data: TaskData) -> TaskTest:
+    def _test(self, number: int, data: TaskData) -> ImageTest | PixelTest:
         metrics, place = metrics_of(self._job.config, number)
         if isinstance(data.test, PairLoader):
             figures = dense_figures(data.config.task, metrics, place)
@@ -103,13 +91,7 @@ class Evaluator:
 
 
 class ImageTest:
-    """Tests a network on the images of a task of classification, each once over all ranks.
-
-    Args:
-        data: The task.
-        figures: What is measured, by column.
-        world: The ranks.
-    """
+    """Tests a network on the images of a task of classification, each once over all ranks."""
 
     def __init__(self, data: TaskData, figures: Mapping[Column, Measure], world: World):
         self.columns = [*figures]
@@ -122,19 +104,13 @@ class ImageTest:
             *((output, measure) for (output, _), measure in figures.items()),
         ]
 
+    @torch.no_grad()
     def measure(
         self, network: nn.Module, run: _Run, after_batch: Callable[[], None]
     ) -> tuple[list[float], list[float]]:
-        """Every measure from one pass over the images, since the pass is what takes time."""
+        """The figures in the order of the columns, and the losses, from one pass over the images of all ranks."""
         assert not isinstance(self._data.test, PairLoader), "it is of classification"
         batches = batches_of(self._data.test, self._world, self._data.config.name, after_batch)
-        means = self._means(network, run, batches)
-        return means[self._num_losses :], means[: self._num_losses]
-
-    @torch.no_grad()
-    def _means(
-        self, network: nn.Module, run: _Run, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]
-    ) -> list[float]:
         sums = torch.zeros(len(self._measures) + 1, dtype=torch.float64, device=self._world.device)
         with evaluating(network):
             for images, labels in batches:
@@ -147,7 +123,8 @@ class ImageTest:
         *totals, count = sum_over_ranks(sums).tolist()
         if not count:
             raise InputError("there is no image to evaluate on; check the validation set")
-        return [total / count for total in totals]
+        means = [total / count for total in totals]
+        return means[self._num_losses :], means[: self._num_losses]
 
 
 def _outputs(network: nn.Module, places: Mapping[str | None, str]) -> _Outputs:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import WRITTEN, override
-from stitchkit.assembly.sweep.kinds.cross_file import CrossFile
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
+from stitchkit.assembly.sweep.settings import CrossFile
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.schema import parse

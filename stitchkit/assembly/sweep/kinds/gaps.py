@@ -6,26 +6,97 @@ Source: the "across scales" sweeps of "Bridging Large Gaps in Neural Network Rep
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import timm
+import torch
 from pydantic import Field, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.job_settings import SWEEP_KEYS, read_job
-from stitchkit.assembly.parts.registry import WrittenPart
-from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.kinds.shapes import SweepSlice, find_shapes
-from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS
-from stitchkit.assembly.sweep.plan import JobSweepFile, all_seeds
-from stitchkit.assembly.sweep.settings import Resources
+from stitchkit.assembly.config.job_settings import SWEEP_KEYS, override, read_job
+from stitchkit.assembly.parts.network import check_network
+from stitchkit.assembly.parts.registry import COMMON, PARTS, WrittenPart
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
+from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS, DoesNotApply
+from stitchkit.assembly.sweep.plan import JobSweepFile, PlannedJob, Sweep, all_seeds
+from stitchkit.assembly.sweep.settings import Different, Resources
 from stitchkit.assembly.train.check import check_training
-from stitchkit.errors import InputError, unknown
+from stitchkit.display import quantity
+from stitchkit.errors import InputError, prefixed, unknown
+from stitchkit.networks.layout import Layout
 from stitchkit.settings.fields import Natural
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import Settings, parse
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SweepSlice(PartSpec):
+    """A slice of a network of a sweep, which is a part of a job, with its shapes.
+
+    Args:
+        takes: The full layout of its input.
+        gives: The full layout of its output; without sizes for the last slice, which returns logits.
+    """
+
+    takes: Layout
+    gives: Layout
+
+
+def find_shapes(parts: Sequence[PartSpec], image_size: tuple[int, int]) -> tuple[SweepSlice, ...]:
+    """The slices of a network with their shapes for images of this side, found without weights and memory."""
+    # Without declared sizes nothing is resized, so each slice shows its own shapes; only images may be resized.
+    first = without_sizes(parts[0], "out_format")
+    bare = (first, *(without_sizes(part, "in_format", "out_format") for part in parts[1:]))
+    size = (3, *image_size)
+    # On the meta device nothing is computed: twelve published sweeps are planned in seconds, without weights.
+    network, _ = check_network(NetworkSpec(bare), num_classes=1, input_size=size, replaced=True)
+    network.eval()
+    x, layout = torch.empty(2, *size, device="meta"), Layout("NCHW")
+    slices = []
+    with torch.no_grad():
+        for part, enter, module in zip(parts, network.entries, network.parts, strict=True):
+            x = enter(x)
+            takes = _shape(x, part, "in_format", _declared(part, "in_format") or layout)
+            x = module(x)
+            layout = Layout("vector")
+            if part is not parts[-1]:
+                declared = _declared(part, "out_format")
+                if declared is None:
+                    raise InputError(f"{part.place} has no out_format, which a sweep needs; declare img, token or bert")
+                layout = _shape(x, part, "out_format", declared)
+            slices.append(SweepSlice(part.name, part.arguments, part.place, takes=takes, gives=layout))
+    return tuple(slices)
+
+
+def without_sizes(part: PartSpec, *keys: str) -> PartSpec:
+    """A slice whose formats under these keys are declared by name only, without sizes."""
+    names = {key: found.name for key in keys if (found := _declared(part, key))}
+    return replace(part, arguments={**part.arguments, **names})
+
+
+def _declared(part: PartSpec, key: str) -> Layout | None:
+    value = part.arguments.get(key)
+    with prefixed(f"{part.place}.{part.name}.{key}: "):
+        return None if value is None else Layout.parse(value)
+
+
+def _shape(x: torch.Tensor, part: PartSpec, key: str, layout: Layout) -> Layout:
+    """The full layout of a slice's input or output, whose declared sizes must be those of the tensor."""
+    with prefixed(f"{part.place}.{part.name}.{key}: "):
+        shape = layout.sized(x)
+        if not shape.positions:
+            raise InputError(f"it is {layout}, which has no positions; only the last slice may return that")
+        height, width = shape.grid
+        if height != width:
+            raise InputError(f"{shape} is not square; sweeps need square images")
+        if layout.channels not in (None, shape.channels) or layout.positions not in (None, shape.positions):
+            does = "takes" if key == "in_format" else "returns"
+            raise InputError(f"it is {layout}, but the slice {does} {shape}; correct one of them")
+    return shape
 
 
 @dataclass(frozen=True)
@@ -74,12 +145,8 @@ class GapFile(JobSweepFile):
     stages: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
     src_stages: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
     dest_stages: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
-    gaps: tuple[Gap, ...] | None = Field(default=None, min_length=1)
-    stitchers: tuple[StrictStr, ...] | None = Field(default=None, min_length=1)
-
-
-REPLACED = ("model", "assembly")
-"""Keys of a job in whose place a sweep has slices."""
+    gaps: Annotated[tuple[Gap, ...], Field(min_length=1), Different] | None = None
+    stitchers: Annotated[tuple[StrictStr, ...], Field(min_length=1), Different] | None = None
 
 
 DEFAULT_GAPS = tuple(
@@ -100,11 +167,7 @@ class GapSweep:
         source: Slices of the network with the first blocks: a stem, the rest of its stage, then alternately a
             down-sampling slice and the rest of its stage.
         destination: Slices of the network with the last blocks, in the same order.
-        gaps: The slices to leave out.
-        stitchers: The stitchers to try in each gap.
         job: All other keys of the file, for every job.
-        seeds: The seeds of each job.
-        resources: The resources of each job with `--cluster slurm`.
     """
 
     name: str
@@ -126,7 +189,7 @@ class GapSweep:
             if keys not in (["stages"], ["src_stages", "dest_stages"]):
                 raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
             file = parse(GapFile, content)
-            if wrong := next((key for key in REPLACED if key in content), None):
+            if wrong := next((key for key in ("model", "assembly") if key in content), None):
                 raise InputError(f"{wrong}: a sweep has slices in place of a network; remove it")
             networks = [
                 [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(getattr(file, key))]
@@ -153,10 +216,96 @@ class GapSweep:
                     f"gaps[{number}]: [{gap}] leaves no slice of a network; the source has slices 0 to {last[0]}, the "
                     f"destination 0 to {last[1]}"
                 )
-        # Jobs of duplicates would share a folder.
-        for key, names in (("gaps", [f"[{gap}]" for gap in self.gaps]), ("stitchers", [*self.stitchers])):
-            for number, name in enumerate(names):
-                if name in names[:number]:
-                    raise InputError(
-                        f"{key}[{number}]: {name} is the same as {key}[{names.index(name)}]; remove one of the two"
-                    )
+
+
+UNCUT = ("source", "destination")
+"""The two networks of a sweep, which it also evaluates uncut, as a reference."""
+
+
+def plan_gaps(config: GapSweep) -> Sweep:
+    """The uncut networks, and every gap with every stitcher, in the order of the file."""
+    stitched = [_planned(config, gap, stitcher) for gap in config.gaps for stitcher in config.stitchers]
+    return Sweep([*_uncut(config), *stitched], config.seeds, config.resources)
+
+
+def _planned(config: GapSweep, gap: Gap, stitcher: str) -> PlannedJob:
+    name = f"train-{config.name}-gap-{gap}-adapter-{stitcher}"
+    metadata = _metadata(config, gap, stitcher)
+    columns = {"gap": f"{gap}", "down": f"{gap.num_downsamples}", "stitcher": stitcher}
+    before, after = config.source[: gap.first], config.destination[gap.last + 1 :]
+    try:
+        if stitcher == FINETUNE:
+            kept = _assembly(_finetuned(config, gap), frozen=False)
+            return PlannedJob(name, metadata, {"assembly": kept, **config.job}, columns, "everything trains")
+        adapter = STITCHERS[stitcher].parts(before[-1].gives, after[0].takes, gap.num_downsamples)
+    except DoesNotApply as reason:
+        return PlannedJob(name, metadata, {}, columns, str(reason))
+    # An assembly resizes to declared sizes; without them, later slices run at the source's size.
+    loosened = ("in_format", "out_format") if STITCHERS[stitcher].resize == "never" else ()
+    rest = [without_sizes(part, *loosened) for part in after]
+    assembly = _assembly(before, frozen=True) + _assembly(adapter, frozen=False) + _assembly(rest, frozen=True)
+    columns |= {"adapter params": quantity(sum(map(_num_params, adapter)))}
+    return PlannedJob(name, metadata, {"assembly": assembly, **config.job}, columns)
+
+
+def _metadata(config: GapSweep, gap: Gap | None = None, stitcher: str = "", uncut: str = "") -> dict[str, object]:
+    """The facts about a job; the published scripts need the same keys in all of them, and no value that is none."""
+    return {
+        "arch": config.name,
+        "first_deleted_block": -1 if gap is None else gap.first,
+        "last_deleted_block": -1 if gap is None else gap.last,
+        "num_downsamples": 0 if gap is None else gap.num_downsamples,
+        "adapter": stitcher,
+        "uncut": uncut,
+    }
+
+
+def _finetuned(config: GapSweep, gap: Gap) -> list[SweepSlice]:
+    """The rest of the networks and the down-sampling slices inside the gap."""
+    kept = list(config.source[: gap.first])
+    for number, part in enumerate(config.destination):
+        # Slices alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
+        if number > gap.last or (number >= gap.first and number % 2 == 0):
+            given = kept[-1].gives
+            if given.converted_to(part.takes) != part.takes:
+                raise DoesNotApply(f"slice {number} takes {part.takes}, but the previous slice returns {given}")
+            kept.append(part)
+    return kept
+
+
+def _uncut(config: GapSweep) -> list[PlannedJob]:
+    """Jobs that test the two networks uncut: one if they are the same, none if their weights are random."""
+    if not config.job.get("pretrained", True):  # random networks only guess
+        return []
+    jobs = []
+    for name in UNCUT[:1] if config.source == config.destination else UNCUT:
+        network = config.source if name == "source" else config.destination
+        # In a stitched network only the source sees images, so the destination's own normalisation shows only here.
+        settings = override(config.job, {"test_only": True, **_own_normalisation(config, network[0])})
+        content = {"assembly": _assembly(network, frozen=True), **settings}
+        metadata, columns = _metadata(config, uncut=name), {"gap": "-", "down": "-", "stitcher": f"uncut {name}"}
+        jobs.append(PlannedJob(f"test-{config.name}-uncut-{name}", metadata, content, columns))
+    return jobs
+
+
+def _own_normalisation(config: GapSweep, stem: PartSpec) -> dict[str, object]:
+    """Settings that normalise a network's images as timm documents, unless the file says how."""
+    images = config.job["train_config"].get("data_preprocessing") or {}
+    known = timm.get_pretrained_cfg(str(stem.arguments.get("model_name")), allow_unregistered=True)
+    if stem.arguments.get("backend", "timm") != "timm" or known is None or "mean" in images or "std" in images:
+        return {}
+    return {"data_preprocessing": {**images, "mean": list(known.mean), "std": list(known.std)}}
+
+
+def _assembly(parts: Sequence[PartSpec], *, frozen: bool) -> list[dict[str, object]]:
+    def how(part: PartSpec) -> object:  # the file may say `statistics`
+        return frozen and (part.arguments.get("frozen") or True)
+
+    return [{part.name: {**part.arguments, "frozen": how(part)}} for part in parts]
+
+
+def _num_params(part: PartSpec) -> int:
+    own = {key: value for key, value in part.arguments.items() if key not in COMMON}
+    # Built rather than computed, because the blocks are torchvision's and timm's.
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in PARTS[part.name](**own).parameters())

@@ -93,14 +93,7 @@ def _chosen(metric: str, columns: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class HyperSearch(Sweep):
-    """Trials of the jobs of a file, of which later ones may depend on the results of earlier ones.
-
-    Args:
-        jobs: Those of the first trials: of all, unless they depend on results.
-        path: Its file.
-        file: What is in it.
-        base: The jobs, of which each trial runs all with its own values; their network is checked already.
-    """
+    """Trials of the jobs of a file, of which later ones may depend on the results of earlier ones."""
 
     jobs: Sequence[PlannedJob] = field(init=False)
     path: Path
@@ -120,10 +113,6 @@ class HyperSearch(Sweep):
         """The jobs of the trials that have no result, and when these have ended, those of the next trials.
 
         Trials that failed before are in the first round, where they are listed, or run again on request.
-
-        Args:
-            folder: The folder of the search, where later rounds find the results of earlier ones.
-            at_once: Number of jobs at a time; None for as many as there is room for.
         """
         if self.file.method == "bayes" and at_once is None:
             _logger.info("bayes runs one trial at a time; --jobs N runs N")

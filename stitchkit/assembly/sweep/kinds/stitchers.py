@@ -39,9 +39,6 @@ class Stitcher:
             source: Full layout of the output of the last slice before the gap.
             destination: Full layout of the input of the first slice after the gap.
             num_downsamples: Number of times that the gap halves the map, and of units in the chain, at least one.
-
-        Raises:
-            DoesNotApply: If this stitcher has no unit for such shapes.
         """
         image_like = source.is_map or destination.is_map
         needs = _NEEDS_MAP.get(self.unit) or ("a stride" if self.resize == "stride" else None)

@@ -56,9 +56,6 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     `results.csv` and `results.parquet` have a row for each epoch of each seed, `summary.csv` one for each job. This and
     the pictures show only jobs that are done and have their figures; titles say if some are not done. A sweep has no
     pictures until a job has a figure of merit. Returns the files.
-
-    Raises:
-        InputError: If another process writes a report there.
     """
     place = check_folder(folder)
     with locked(place / ".report.lock"):  # two sweeps may share the folder, and end together
@@ -66,9 +63,7 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
 
 
 def _write_report(place: Path, picture_format: str) -> list[Path]:
-    from stitchkit.assembly.sweep.report.draw import draw, draw_jobs
-    from stitchkit.assembly.sweep.report.heat_map import draw_cross
-    from stitchkit.assembly.sweep.report.summary import spread, summarise
+    from stitchkit.assembly.sweep.report.draw import draw, draw_cross, draw_jobs, spread, summarise
 
     table = collect(place)
     measured = table[(table["state"] == "done") & table["epoch"].notna()].astype({"epoch": int})

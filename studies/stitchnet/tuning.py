@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from pydantic.dataclasses import dataclass
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from stitchkit.data.batches import DirectLoader
 from stitchkit.data.loader_processes import explained, usable_cores
@@ -26,11 +27,13 @@ from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.training_state import restore, training_state
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.weights import load_content, read_checkpoint
+from stitchkit.settings.fields import Count, flag
 from stitchkit.training.task import StitchTask
-from stitchnet.data import Examples, LabelledPairs
-from stitchnet.head import replace_head, training_only
+from stitchnet.data import Examples, Stream, batches, image_of, is_sized, label_of, rows_of
+from stitchnet.head import head_of, replace_head
 from stitchnet.net import Net
 from stitchnet.output_map import OutputMap
+from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask
 
 EPOCHS = 8
@@ -42,6 +45,19 @@ _SCHEMA = fields(
 )
 
 
+@dataclass(frozen=True)
+class TuningSettings(ComposeSettings):
+    """Settings of the experiment `finetune`."""
+
+    head: Literal["own", "new"] | None = flag(
+        None,
+        "finetune: train the network's own head or a new one; by default own if it has one output for each class",
+        strict=None,
+    )
+    trains: Literal["all", "head"] = flag("all", "finetune: what is trained")
+    eval_every: Count | None = flag(None, "finetune: steps between two accuracies; by default those of an epoch")
+
+
 class Measured(NamedTuple):
     """An accuracy in percent during fine-tuning: its number, and the epochs and images trained before it."""
 
@@ -49,6 +65,42 @@ class Measured(NamedTuple):
     epoch: int
     samples: int
     acc1: float
+
+
+class LabelledPairs(Dataset[tuple[torch.Tensor, int]]):
+    """The images `[3, H, W]` and labels of a dataset as for `Net.fit`, read one at a time, for torch's loaders.
+
+    Attributes:
+        dataset: The dataset, or the pairs of two arrays.
+    """
+
+    def __init__(self, dataset: Examples | Stream, label_column: str | None = None):
+        rows = rows_of(dataset)
+        if not is_sized(rows):
+            raise InputError("a streamed dataset cannot be shuffled for training; load it without streaming")
+        self.dataset, self._label_column = rows, label_column
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether reading a pair takes no time."""
+        return isinstance(self.dataset, list)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, by the highest label if they have no names; a column of labels has no images."""
+        dataset: Any = self.dataset
+        column = self._label_column
+        if column not in getattr(dataset, "features", ()):
+            return 1 + max(int(labels.max()) for _, labels in batches(self))
+        labels = dataset.with_format(None).select_columns(column)
+        return getattr(labels.features[column], "num_classes", 0) or 1 + max(label_of(row, column) for row in labels)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        row = self.dataset[index]
+        return image_of(row), label_of(row, self._label_column)
 
 
 class TuningOrder(Sampler[int]):
@@ -145,7 +197,7 @@ def finetune(
     with TemporaryDirectory() as folder:
         files = checkpoints(Path(folder))
         train_and_record(net, task, found.append, seed=seed, files=files, head=head, trains=trains, every=every)
-    net.classifier = OutputMap("max", tuple((number,) for number in range(task.num_classes)))
+    net.classifier = OutputMap("max", tuple((number,) for number in range(_num_classes(task))))
     return found
 
 
@@ -166,10 +218,11 @@ def train_and_record(
         trains: `all` or `head`.
         every: Number of steps between accuracies, by default those of an epoch; the last one is at the end.
     """
-    if head == "new" or (head is None and net.num_outputs != task.num_classes):
-        replace_head(net, task.num_classes, seed=seed % 2**63)
+    num_classes = 0 if head == "own" else _num_classes(task)
+    if num_classes and (head == "new" or net.num_outputs != num_classes):
+        replace_head(net, num_classes, seed=seed % 2**63)
     with _advising(net), training_only(net, trains):
-        trainer = _trainer(net, task.train, seed, files.folder)
+        trainer = _trainer(net, _pairs(task.train), seed, files.folder)
         steps = len(trainer.loader)
         every, num_images = every or steps, len(trainer.loader.sampler)
 
@@ -193,6 +246,30 @@ def train_and_record(
         epoch, position = _resume(trainer, net, files, num_recorded)
         measure(epoch * steps + (position.done if position else 0))
         train_epochs(trainer, range(epoch, EPOCHS), position, save=save, finish=finish, after_step=measure)
+
+
+def _pairs(images: Examples) -> LabelledPairs:
+    return images if isinstance(images, LabelledPairs) else LabelledPairs(images)
+
+
+def _num_classes(task: CompositionTask) -> int:
+    """The number of classes, by the highest label if they have no names."""
+    return len(task.classes) or max(_pairs(split).num_classes for split in (task.train, task.validation))
+
+
+@contextmanager
+def training_only(net: Net, part: str) -> Iterator[None]:
+    """Let training change `all` of a network, or only its `head`, for a while; later, all of it again."""
+    if part == "head":
+        head = head_of(net)[1]
+        net.requires_grad_(False)
+        head.requires_grad_()
+        vars(net)["train"] = lambda _mode=True: Net.train(net, False)  # norms keep their statistics
+    try:
+        yield
+    finally:
+        vars(net).pop("train", None)
+        net.requires_grad_()
 
 
 @contextmanager

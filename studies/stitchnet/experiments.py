@@ -29,14 +29,15 @@ from stitchkit.files import opened
 from stitchkit.measure.figure import BLUE, RED, new_figure, save_figure, side_by_side
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import plot
-from stitchnet import tuning
 from stitchnet.compose import begin_search, find_best
 from stitchnet.composition import uncut
 from stitchnet.data import batches
 from stitchnet.journal import Journal
 from stitchnet.net import Net
-from stitchnet.settings import ComposeSettings, TuningSettings
+from stitchnet.settings import ComposeSettings
 from stitchnet.task import CompositionTask, judged
+from studies.stitchnet import tuning
+from studies.stitchnet.tuning import TuningSettings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,7 +79,7 @@ def study(
     name: str, task: CompositionTask, settings: ComposeSettings, journal: Journal, *, picture: str = ".png"
 ) -> None:
     """Run an experiment; write `NAME.csv` row by row, and finally its picture with this suffix, beside the journal."""
-    experiment = _EXPERIMENTS[name]
+    experiment = EXPERIMENTS[name]
     table, drawing = journal.path.with_suffix(".csv"), journal.path.with_suffix(picture)
     rows = tqdm(experiment.run(task, settings, journal), desc=name, unit=" rows", leave=False, disable=None)
     with logging_redirect_tqdm():
@@ -284,7 +285,7 @@ def _drawing(path: Path, x: str, title: str) -> Iterator[Axes]:
 
 _JUDGED = ("cfg_id", "stitch", "flops", "params", "score", "acc1", "parents_acc1")
 _TOGETHER = ("kind", "size", "members", "flops", "acc1", "mean_acc1", "best_acc1")
-_EXPERIMENTS = {
+EXPERIMENTS = {
     "samples": Experiment(samples, draw_samples, ("images", "seed", *_JUDGED)),
     "front": Experiment(front, draw_front, _JUDGED),
     "ensembles": Experiment(ensembles, draw_ensembles, _TOGETHER),
