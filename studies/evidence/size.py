@@ -59,4 +59,4 @@ SIZES = {
         lr_scratch=3e-3, rank=32, amp=True,
     ),
 }  # fmt: skip
-"""By name: a row of one seed trains for 70 to 200 s on one core (`studies/evidence/records`); on a GPU it was not measured."""
+"""By name: a row of one seed trains for 70 to 200 s on one core (see `records`); on a GPU it was not measured."""
