@@ -25,7 +25,7 @@ class FakeCluster:
     """Jobs that end as a test says."""
 
     on_nodes = is_detached = False
-    check, when_stopped = LocalPool.check, LocalPool.when_stopped
+    when_stopped = LocalPool.when_stopped
 
     def __init__(self, ends, limit=1):
         self.ends, self.limit, self.started, self.is_closed = ends, limit, [], False
