@@ -516,7 +516,7 @@ WRITES = {
     "stitchnet/compose.py net.save": "our own",
 }
 
-PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] != "benchmarks"]
+PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("benchmarks", "studies")]
 
 
 def mode_of(call, place):
