@@ -508,7 +508,6 @@ WRITES = {
     "stitchkit/data/demo.py image.save": "into a fresh folder",
     "stitchkit/data/demo.py ?.write_text": "into a fresh folder",
     "stitchkit/ship/predict_maps.py ?.save": "into a fresh folder",
-    "stitchkit/training/answering.py progress.save": "our own",
     "stitchkit/measure/evaluate.py partial.save": "our own",
     "stitchkit/training/train.py checkpoints.save": "our own",
     "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is not a link; names contain the time",
