@@ -502,7 +502,6 @@ WRITES = {
     "stitchkit/data/demo.py image.save": "into a fresh folder",
     "stitchkit/data/demo.py ?.write_text": "into a fresh folder",
     "stitchkit/ship/predict_maps.py ?.save": "into a fresh folder",
-    "stitchkit/training/answering.py progress.save": "our own",
     "stitchkit/measure/evaluate.py partial.save": "our own",
     "stitchkit/training/train.py checkpoints.save": "our own",
     "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is not a link; names contain the time",
@@ -510,7 +509,7 @@ WRITES = {
     "stitchnet/compose.py net.save": "our own",
 }
 
-PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] != "benchmarks"]
+PRODUCT = [path for path in FILES if path.relative_to(ROOT).parts[0] not in ("benchmarks", "studies")]
 
 
 def mode_of(call, place):

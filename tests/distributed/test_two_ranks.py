@@ -250,7 +250,7 @@ def test_law_9_each_image_of_a_stream_is_read_by_one_rank(tmp_path):
 
 
 @pytest.mark.full
-def test_streamed_datasets_are_shared_out(images, config, folder, tmp_path, capsys):
+def test_streamed_datasets_are_shared_out(images, config, folder, tmp_path):
     """Web datasets: ranks get different shards, of different lengths, and every image counts once."""
     for split, lengths in (("train", (16, 16, 16, 16)), ("validation", (2, 11, 1, 6))):
         paths = sorted((images / split).rglob("*.png"))

@@ -310,7 +310,7 @@ def test_demo_data_does_not_touch_a_folder_of_others(capsys, tmp_path):
 PIPE = """
 import logging, sys
 from stitchkit import cli
-def run(_):
+def run(*_):
     logging.basicConfig(level=logging.INFO, handlers=[cli._Lines(sys.stdout)])
     logging.getLogger().info('a line')
     return 0
