@@ -43,7 +43,7 @@ def _shard_fault(name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Split(Settings):
+class _ShardIndex(Settings):
     """The shards of a split, as braces or `_info.json` give them."""
 
     num_samples: Annotated[int, Field(strict=True, ge=0, le=10**15)]
@@ -158,8 +158,8 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
         del schemes[scheme]
     # timm prepends the folder to the name of a shard, and a path that begins with a slash has no scheme.
     dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
-    given = {key: getattr(dataset.reader.split_info, key) for key in _Split.__pydantic_fields__}
-    shards = [Path(dataset.reader.root, shard) for shard in parse(_Split, given, f"split '{split}'").filenames]
+    given = {key: getattr(dataset.reader.split_info, key) for key in _ShardIndex.__pydantic_fields__}
+    shards = [Path(dataset.reader.root, shard) for shard in parse(_ShardIndex, given, f"split '{split}'").filenames]
     if missing := [shard for shard in shards if not shard.is_file()]:  # timm would skip them with a warning
         raise MissingData(
             f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}; check the folder, and "

@@ -146,6 +146,7 @@ def test_law_7_every_stitch_is_judged_as_one_by_one(trained, scenes, caplog):
 def load(folder, way):
     saved = content(folder / "trained")
     model = stitchkit.create_snnet(saved["stitch_config"], num_classes=len(saved["classes"]) or None)
+    model.keeps_statistics = True  # as in the evaluation by --recalibrate-bn 0
     model.load_state_dict(saved["state_dict"])
     return model.eval()
 

@@ -63,11 +63,11 @@ def test_classes_that_the_checkpoint_does_not_know(capsys, images, config, train
     assert "the first that differs was 'class0' and is 'class1'" in line
 
 
-def test_a_class_that_validation_lacks_is_missed_in_evaluation_too(capsys, config, tmp_path):
+def test_a_class_that_validation_lacks_is_missed_in_evaluation_too(capsys, config, trained, tmp_path):
     data = write_images(tmp_path / "data")
     shutil.rmtree(data / "validation/class2")
-    flags = ["--stitch_config", config, "--eval", "--resume", config, "--device", "cpu"]
-    assert "lacks 1 class folder: class2" in refused(capsys, "train", data, *flags)
+    line = refused(capsys, *evaluate(data, config, trained / "last.pth.tar", tmp_path / "x"))
+    assert "lacks 1 class folder: class2" in line
 
 
 def test_less_than_a_batch(capsys, config, images, tmp_path):

@@ -141,7 +141,7 @@ def test_every_command_in_the_documents_is_one():
             begun[f"outputs/{given.get('experiment')}"] = flags
             resolve(given)
         else:
-            assert words[0] in ("source", "stitchkit", "cp", "cd", "git", "python3"), words
+            assert words[0] in ("source", "stitchkit", "cp", "cd", "git", "python", "python3"), words
             assert words[0] != "stitchkit" or not _parser(words[1]).parse_known_args(words[1:])[1], words
 
 
