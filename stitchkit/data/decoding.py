@@ -36,8 +36,7 @@ _LONGEST_SIDE = 100
 UPRIGHT = 1
 """The EXIF orientation of most images."""
 _EXIF_IN_PNG = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
-_DEEP = ("I", "F")
-"""How the modes begin whose values are not 0 to 255."""
+_DEEP = ("I", "F")  # how the modes begin whose values are not 0 to 255
 _MOST_FLOAT, _MOST_WHOLE = (1, 255, 65_535), (255, 65_535, 2**31 - 1)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
@@ -220,7 +219,6 @@ def _tag(image: Image.Image, number: int) -> Any:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A grey image of more than 8 bits, or signed, as one of 8, with transparency if it has some."""
     values = np.asarray(image).view(np.int8) if image.mode == "L" else np.asarray(image)
     shades = _scaled(values, _white(image, values))
     # Pillow inverts only up to 8 bits.
@@ -232,7 +230,6 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
-    """Values from 0 to white as 0 to 255."""
     shades: NDArray[np.uint8] = np.rint(values.astype(np.float64).clip(0, white) * (255 / white)).astype(np.uint8)
     return shades
 

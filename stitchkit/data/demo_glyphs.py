@@ -19,8 +19,7 @@ _FONTS = (
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 )
 """Of the fonts that come with matplotlib."""
-_COUNTS = {"train": 50, "validation": 20, "unlabelled": 100}
-"""Images of each glyph."""
+_COUNTS = {"train": 50, "validation": 20, "unlabelled": 100}  # images of each glyph
 _SIDE = 32
 SCALE = 3
 """Glyphs are drawn larger and made smaller at the end, so that their edges are smooth."""
@@ -37,9 +36,6 @@ def read_demo_glyphs(part: str) -> Iterator[tuple[str, int, Image.Image]]:
 
     Font, size, position, angle and slant are random. Each image has its own seed, so they are always the same, and
     those of different parts are different.
-
-    Args:
-        part: `train`, `validation` or `unlabelled`.
     """
     for glyph in GLYPHS:
         for number in range(_COUNTS[part]):
@@ -47,7 +43,6 @@ def read_demo_glyphs(part: str) -> Iterator[tuple[str, int, Image.Image]]:
 
 
 def _render(glyph: str, chance: random.Random) -> Image.Image:
-    """A white glyph on black."""
     drawn = _SIDE * SCALE
     font, centre = _font(chance.choice(_FONTS), chance.randint(60, 84)), drawn / 2
     image = Image.new("L", (drawn, drawn))

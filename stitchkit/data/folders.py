@@ -61,7 +61,6 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
     """The images of a split's folder, with their classes numbered in the order of `stitchkit.classes`.
 
     Args:
-        folder: The split.
         class_map: File that maps class names to numbers; images of other folders are left out, and counted in `notes`.
         suffixes: Suffixes of the images; by default those of all formats that Pillow decodes.
     """

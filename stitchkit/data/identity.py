@@ -26,8 +26,7 @@ from stitchkit.files import check_regular
 
 _MOST_READ = 200
 _MOST_BYTES = 2**20
-_AT_ONCE = 16
-"""Questions to a disk at a time: one over a network answers as many as fast as one."""
+_AT_ONCE = 16  # questions to a disk at a time: one over a network answers as many as fast as one
 
 
 def images_digest(images: CheckedImages | ImagePairs | IterableDataset[Any]) -> str:

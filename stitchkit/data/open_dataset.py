@@ -49,8 +49,6 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
     """Open one split of a data set, by the rule of `split_rule`.
 
     Args:
-        source: The data set.
-        split: The requested name.
         is_training: Shuffle streamed data, and do not log the split as the one for evaluation.
         options: Further arguments of timm's readers for this split.
 
@@ -75,7 +73,6 @@ def download(source: Source) -> None:
 
 
 def _contents(images: Images) -> str:
-    """The number of images and classes of a split, and what of its folder is not used, in words."""
     reader, number = getattr(images, "reader", None), counted(len(images), "image")
     if isinstance(reader, UnlabelledReader):
         return f"{images.split}: {number} without labels{reader.notes}"
@@ -157,7 +154,6 @@ def _open_folder(source: Source, folder: Path, split: str, options: dict[str, ob
 
 
 def _suffixes(options: Mapping[str, object]) -> frozenset[str]:
-    """The suffixes of images that the options ask for; none for the usual ones."""
     return frozenset(str(options.get("input_key") or "").lower().split(";")) - {""}
 
 
@@ -211,7 +207,6 @@ def _check_no_map(source: Source) -> None:
 
 @contextmanager
 def _explained(source: Source, split: str) -> Iterator[None]:
-    """Raise the errors of a reader as an `InputError`."""
     try:
         yield
     except InputError:

@@ -100,11 +100,6 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
     """Write the data sets of a collection, each as `root/NAME/`; existing ones are only checked.
 
     Downloads, and folders that the user fills, are in `root/sources/`.
-
-    Args:
-        collection: A name or file for `read_collection`.
-        root: The folder to write to.
-        only: Names of the data sets to write; by default all.
     """
     tasks = read_collection(collection)
     if wrong := [name for name in only if name not in tasks]:
@@ -171,7 +166,6 @@ def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
 
 
 def _open_folder(folder: Path, task: CollectionTask) -> LabelledImages:
-    """A folder of classes that the user has filled."""
     if not is_split(folder):
         raise InputError(
             f"it cannot be downloaded: {task.by_hand}, so that its {task.classes} class folders, with {task.images:,} "
@@ -182,7 +176,6 @@ def _open_folder(folder: Path, task: CollectionTask) -> LabelledImages:
 
 
 def _draw(part: Part, share: float) -> tuple[Part, Part]:
-    """The rest of a part, and a share of each class."""
     return divide(part, [label for _, _, label in part], share)
 
 
@@ -202,7 +195,6 @@ def _write(source: ImageSource, stem: Path) -> None:
 
 
 def _check(folder: Path, task: CollectionTask) -> str:
-    """Count the images and classes of a written data set."""
     counts = {}
     for split in SPLITS:
         written = open_images(folder / split)

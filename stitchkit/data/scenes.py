@@ -33,10 +33,8 @@ _COLOURS = (
 )
 """What viewers show for the values of masks."""
 _SIDES = range(32, 257)
-_FINE = 3
-"""Rays along each side of a pixel. Their colours are averaged; class and depth are those of the middle one."""
-_AMBIENT = 0.45
-"""The light in a shadow."""
+_FINE = 3  # rays along each side of a pixel: colours are their mean, class and depth those of the middle one
+_AMBIENT = 0.45  # the light in a shadow
 
 
 class Scene(NamedTuple):
@@ -54,12 +52,7 @@ class Scene(NamedTuple):
 
 
 class Thing(NamedTuple):
-    """An object on the ground.
-
-    Args:
-        label: The place of its class among `CLASSES`.
-        solids: Its parts, with the paint of each.
-    """
+    """An object on the ground."""
 
     label: int
     solids: tuple[tuple[Solid, Paint], ...]
@@ -74,7 +67,6 @@ class Arrangement(NamedTuple):
         focal: The focal length, in sides of the image.
         horizon: Where it is, from the upper side (0) to the lower one (1).
         light: The direction from which it comes, of length 1.
-        ground: The paint of the ground.
         wall: The paint of what is behind everything.
     """
 
@@ -92,12 +84,6 @@ def render_scene(split: str, number: int, *, side: int = 64, seed: int = 0) -> S
 
     Shapes, sizes, places, patterns, colours, light and noise are random; no class has a pattern or a colour of its own.
     Other sides give the same scene in another resolution.
-
-    Args:
-        split: `train`, `validation` or `test`.
-        number: Of the scene within its split.
-        side: Of the image, in pixels.
-        seed: Another one gives other scenes.
     """
     chance = random.Random(f"{seed} {split} {number}")
     scene = render(arrange(chance), side)
@@ -163,12 +149,6 @@ def write_scenes(folder: Path, counts: Mapping[str, int], side: int = 64, seed: 
     Masks are palette images whose values are classes; `classes.txt` names these, one on each line. Depths are 16-bit
     images in millimetres. `scenes.json` says what was rendered. Returns what the folder has, in words.
 
-    Args:
-        folder: To write.
-        counts: The number of scenes of each split.
-        side: Of the images, in pixels: 32 to 256.
-        seed: Of the scenes.
-
     Raises:
         InputError: The side is another one, or the folder has something else.
     """
@@ -190,7 +170,6 @@ def write_scenes(folder: Path, counts: Mapping[str, int], side: int = 64, seed: 
 
 
 def _as_images(scene: Scene) -> dict[str, Image]:
-    """What is written of a scene, by the names of the folders."""
     mask = fromarray(scene.mask)
     mask.putpalette([value for colour in _COLOURS for value in colour])
     millimetres = np.asarray((scene.depth * 1000).round(), dtype=np.uint16)
@@ -215,7 +194,6 @@ def _thing(label: int, base: tuple[float, float, float], size: tuple[float, floa
 def _surroundings(
     arrangement: Arrangement, rays: np.ndarray, eye: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth, class and colour of the ground and of what is behind it."""
     with np.errstate(divide="ignore"):
         down = np.where(rays[1] < 0, -arrangement.height / rays[1], np.inf)
     depth = np.minimum(down, FARTHEST)
@@ -236,7 +214,6 @@ def _surroundings(
 
 
 def _window(arrangement: Arrangement, solid: Solid, size: int) -> tuple[slice, slice]:
-    """The rows and columns in which a solid is."""
     x, y, z = solid.corners()
     columns = (0.5 + arrangement.focal * x / z) * size
     rows = (arrangement.horizon - arrangement.focal * (y - arrangement.height) / z) * size

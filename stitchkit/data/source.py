@@ -31,13 +31,9 @@ class VisionSet(NamedTuple):
     """One of torchvision's data sets.
 
     Args:
-        reader: Name of its class.
         argument: The argument that chooses a split; None if no split is published, so that we make one.
         train: Its values for all images that are not for testing.
         test: Its value for the images that are; `val` if only that has labels.
-        needs: The contents of its folder.
-        by_hand: Whether the user must download it.
-        options: Further arguments of its class.
         num_classes: The number of its classes, if its class does not name them.
     """
 
@@ -109,8 +105,6 @@ class Source:
         name: Empty for the image folder `root`; a folder, by itself or under `root`; a torchvision class such as
             `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`; or `digits`. For
             `imagenet` the `root` itself may have `train/` and `val/`.
-        root: The folder of its files.
-        download: Download missing files if the reader can.
         class_map: File that maps names of class folders to numbers.
         options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
         advice: What to do if missing files are not downloaded.
@@ -150,7 +144,6 @@ def check_no_pairs(root: Path, *splits: str) -> None:
     """Refuse images with masks or depth maps, whose folders would pass for classes: in splits, or around them.
 
     Args:
-        root: The folder of the data set.
         splits: Names of splits beside the usual ones.
     """
     names = dict.fromkeys([*splits, *names_of("train"), *names_of("validation")])

@@ -56,10 +56,8 @@ def open_timm(name: str, *, root: str | None, split: str, keys_advice: str = "",
 
     Args:
         name: Such as `wds/x` or `hfds/timm/resisc45`; empty for an image folder.
-        root: The folder of its files.
         split: A split; for `wds/`, the names of its shards.
         keys_advice: What to do if a Hugging Face data set has columns of other names.
-        options: Further arguments of `timm.data.create_dataset`.
 
     Raises:
         Exception: Anything that timm's readers raise.
@@ -138,7 +136,6 @@ def _open_hub(name: str, root: str | None, split: str, options: Mapping[str, obj
 
 
 def _check_columns(name: str, features: Mapping[str, object], keys: Sequence[str], advice: str) -> None:
-    """Refuse keys of columns that a Hugging Face data set does not have."""
     if missing := [key for key in keys if key and not has_field(features, key)]:
         columns = " and ".join(filter(None, [", ".join([*features][:-1]), [*features][-1]]))
         raise InputError(f"data set '{name}' has no column {missing[0]!r}; its columns are {columns}; {advice}")

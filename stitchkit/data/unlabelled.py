@@ -33,8 +33,6 @@ class UnlabelledReader(ReaderImageFolder):  # type: ignore[misc] # timm has no t
     """Image files, whose labels are None.
 
     Args:
-        root: Their folder, to which names in messages are relative.
-        paths: The files.
         notes: What a user should know of them, to follow their number in the log.
     """
 
@@ -53,8 +51,6 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
     """A split of images without labels: a folder of the data set, or the part that is trained on or held out.
 
     Args:
-        source: One of which `is_unlabelled` holds.
-        split: Any usual name of a split.
         suffixes: Suffixes of the images; by default those of all formats that Pillow decodes, and of a list all.
     """
     place = Path(source.root or "")
@@ -76,7 +72,6 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
 
 
 def _opened(root: Path, paths: Sequence[str], notes: str, name: str = "") -> LabelledImages:
-    """Images of a folder, as the split of a name; by default that of the folder."""
     return LabelledImages(UnlabelledReader(str(root), paths, notes), (), name or root.name)
 
 

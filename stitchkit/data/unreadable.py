@@ -35,9 +35,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     counts twice. Where no image has a label, it cannot be told apart, so it also replaces a bad one in an evaluation.
 
     Args:
-        dataset: Images and labels by number.
         num_classes: Labels must be smaller; with 0, any will do.
-        is_training: Replace bad images.
         limit: Largest share of bad images; a few are always allowed, unless it is 0.
         flag: The flag that sets the limit; empty if there is none.
     """

@@ -40,7 +40,6 @@ class AnswerAgreement(NamedTuple):
         agree: Images to which both give the same answer, in percent.
         agree_sure: The same of the images of which the anchor is sure; None if there are none.
         kl: Mean Kullback-Leibler divergence of the stitch's probabilities from the anchor's.
-        images: Number of images.
         sure_images: Number of those of which the anchor is sure.
     """
 

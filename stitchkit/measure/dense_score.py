@@ -16,8 +16,7 @@ import numpy.typing as npt
 from stitchkit.errors import InputError, unknown
 from stitchkit.measure.formulas import Floats
 
-_MOST_CLASSES = 255
-"""The class 255 of a mask is a pixel that does not count."""
+_MOST_CLASSES = 255  # the class 255 of a mask is a pixel that does not count
 
 
 class DenseScore(Protocol):
@@ -51,9 +50,6 @@ class SegmentationScore:
 
     The sums of an image are its pixels found, predicted and true, each of all classes. The mean IoU is over the classes
     that occur in truth or prediction.
-
-    Args:
-        num_classes: Number of classes.
     """
 
     num_classes: int

@@ -20,7 +20,6 @@ def segmentation_sums(predictions: torch.Tensor, masks: torch.Tensor, num_classe
     Args:
         predictions: Classes `[B, H, W]`, or logits `[B, num_classes, H, W]`.
         masks: True classes `[B, H, W]`; 255 is a pixel that does not count.
-        num_classes: Number of classes.
 
     Returns:
         For each image the pixels found, then those predicted, then the true ones, each of all classes, int64
@@ -58,8 +57,6 @@ def depth_sums(
     Args:
         depth: Predictions `[B, H, W]` in metres.
         truth: `[B, H, W]` in metres; a pixel counts if min_depth < depth <= max_depth.
-        max_depth: Upper limit in metres.
-        min_depth: Lower limit in metres.
 
     Returns:
         For each image the mean of |p - t| / t, the root of the mean of (p - t)^2 in metres, the share of pixels with

@@ -77,8 +77,6 @@ def collect(
 
     Args:
         run: Images `[B, C, H, W]` to the feature `[B, width]` of each network.
-        batches: Images and labels.
-        autocast: Makes the context in which the networks run.
     """
     parts, labels = defaultdict[Key, list[Halved]](list), [torch.empty(0, dtype=torch.long)]
     for images, numbers in batches:
@@ -107,11 +105,7 @@ def judge(
     Images with label -1 are not counted, unless no image has a label.
 
     Args:
-        feature: `[B, C]`.
         target: The feature of the anchor with which it should agree, `[B, C]`.
-        labels: Classes `[B]`.
-        bank: Features `[N, C]` of the network on labelled images.
-        bank_labels: Their classes `[N]`.
     """
     known = labels >= 0
     if known.any():
@@ -134,8 +128,6 @@ def judge_in_turns(
         keys: The networks; their features are freed as they are judged.
         judged: Their features on the images on which they are judged.
         targets: For each network, the feature with which it should agree on this rank's images, None without images.
-        bank: Their features on labelled images, if there are any.
-        world: The ranks.
     """
     labels = in_order(gather_objects(judged.labels)).to(world.device)
     if not len(labels):

@@ -13,8 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 NORMAL_95 = 1.959963984540054
 """A normal variable lies within this many standard deviations in 95 % of cases."""
-_SETS_AT_ONCE = 50
-"""At 50,000 images, 20 MB of counts."""
+_SETS_AT_ONCE = 50  # at 50,000 images, 20 MB of counts
 
 
 def accuracy_interval(right: float, images: float) -> tuple[float, float]:

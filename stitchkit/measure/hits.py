@@ -22,7 +22,6 @@ class Hits(Beside):
     """The answers of networks to the images of a set, in its order.
 
     Args:
-        cfg_ids: The networks.
         right: Whether a network's answer is the label, `[networks, images]`.
         seen: Whether it was asked, `[networks, images]`; where it was not, `right` is False.
         labels: `[images]`; -1 is an image that does not count, which no network has seen.

@@ -66,8 +66,6 @@ class ImageSums(Beside):
     """The sums of networks on the images of a set, in its order.
 
     Args:
-        cfg_ids: The networks.
-        score: What is summed.
         rows: For each network the sums of every image that depend on it, `[images, score.own]`; an image without any
             is one that it has not seen.
         truth: The sums that do not, `[images, score.truth]`; zeros are an image that does not count, as it could not be
@@ -92,14 +90,7 @@ class ImageSums(Beside):
     def from_sums(
         cls, cfg_ids: Sequence[int], score: DenseScore, sums: npt.NDArray[Any], names: Sequence[str] = ()
     ) -> ImageSums:
-        """The sums of some networks on some images.
-
-        Args:
-            cfg_ids: The networks.
-            score: What is summed.
-            sums: The sums of each image, `[networks, images, score.own + score.truth]`.
-            names: The names of the images.
-        """
+        """The sums of some networks on some images."""
         own, truth = sums[..., : score.own], sums[..., score.own :]
         assert (truth == truth[:1]).all(), "all networks judge the same images"
         rows = tuple(SparseRows.of(each, score.kind) for each in own)

@@ -84,7 +84,6 @@ def check_by_image(rows: Sequence[Row], known: ByImage) -> None:
 
 
 def _add_comparisons(rows: Sequence[Row], known: ByImage, cost: str) -> None:
-    """Compare the rows that have seen all images that any of them has; what is known is in the order of the rows."""
     counts = known.seen.any(axis=0)
     whole = [rows[place] for place in np.flatnonzero(known.seen[:, counts].all(axis=1)).tolist()]
     if not whole:

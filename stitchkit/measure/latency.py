@@ -22,19 +22,15 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
 
-_ROUNDS = 7
-"""Smallest number of rounds, for quartiles that mean something."""
-_SECONDS = 1.0
-"""Minimum duration: bursts of other programs are shorter."""
-_LIMIT_SECONDS = 60.0
-"""Duration after which no further round begins, if all had their smallest number."""
+_ROUNDS = 7  # smallest number of rounds, for quartiles that mean something
+_SECONDS = 1.0  # minimum duration: bursts of other programs are shorter
+_LIMIT_SECONDS = 60.0  # duration after which no further round begins, if all had their smallest number
 
 
 class Latency(NamedTuple):
     """The latency of a network.
 
     Args:
-        ms: Median milliseconds of a forward pass.
         interval_percent: Half the 95 % interval of the median, in percent of it.
         drift_percent: The difference between the medians of the first and the second half of the measurement, too.
     """
@@ -112,9 +108,6 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     """Add the latency of a batch to the rows of a ledger, with the conditions under which it was measured.
 
     Stitches are measured as a whole: on a CPU, sums over the steps of configs/digits_vit.json were 12 to 18 % lower.
-
-    Returns:
-        The conditions and the verdict in words.
     """
     weights = next(model.parameters())
     images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)

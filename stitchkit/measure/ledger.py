@@ -145,11 +145,6 @@ def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
 class Ledger:
     """A ledger that a run appends to and that a rerun resumes.
 
-    Args:
-        path: The file; it need not exist yet.
-        space: The stitches of the ledger.
-        cost: FLOPs and parameters of a `cfg_id`.
-
     Raises:
         InputError: If the file has rows of another configuration, or is a symbolic link; it is not changed.
     """

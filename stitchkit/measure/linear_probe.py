@@ -14,14 +14,6 @@ def linear_probe(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor
     It is multinomial logistic regression on features standardised by the bank, with a penalty of half the weights'
     squared norm divided by N (scikit-learn's default, C = 1), fitted by at most 100 steps of L-BFGS from zeros. It
     depends on no seed.
-
-    Args:
-        bank: Features `[N, C]` of labelled images.
-        labels: Their classes `[N]`, from 0.
-        queries: Features `[B, C]`.
-
-    Returns:
-        Classes `[B]`.
     """
     mean, deviation = bank.mean(0), bank.std(0, correction=0)
     deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, deviation.max().clamp_min(1e-12))

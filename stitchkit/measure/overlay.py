@@ -38,10 +38,8 @@ _LARGE = {
     1e6: "give millions, or name the column 'params' if it counts single parameters",
 }
 """The same for columns that count billions or millions, by the unit."""
-_MOST = 1e5
-"""No model has more billions of multiply-adds, or millions of parameters."""
-_SAME = 1.01
-"""Costs up to this ratio are the same: published tables are rounded to three digits and less."""
+_MOST = 1e5  # no model has more billions of multiply-adds, or millions of parameters
+_SAME = 1.01  # costs up to this ratio are the same: published tables are rounded to three digits and less
 
 
 class Overlay(NamedTuple):
@@ -137,12 +135,10 @@ def _found(columns: Sequence[str] | Mapping[str, object]) -> str:
 
 
 def _column(table: Mapping[str, object], figure: str) -> str:
-    """The column that holds a figure; empty if there is none."""
     return next((name for name in _COLUMNS[figure] if name in table), "")
 
 
 def _lines(place: Path, table: Mapping[str, Sequence[str]]) -> Iterator[_Line]:
-    """The lines of a table that name a model, with the figures that they have."""
     columns = {figure: name for figure in _COLUMNS if (name := _column(table, figure))}
     values = {figure: _values(place, figure, name, table[name]) for figure, name in columns.items()}
     names = next(table[name] for name in _NAMES if name in table)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LOWS = {f"{figure}_low": figure for figure in WITH_INTERVALS}
-"""The lower ends of intervals, and what they are of."""
+_LOWS = {f"{figure}_low": figure for figure in WITH_INTERVALS}  # the lower ends of intervals, and what they are of
 _FIGURES = {
     **{"latency_ms": 2, "images_per_s": 1},
     **{key: 2 for metric in METRICS for key in (metric, f"{metric}_low") if key in METRICS or key in _LOWS},

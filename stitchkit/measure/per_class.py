@@ -35,7 +35,6 @@ def write_per_class(
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """The columns of an earlier file; none of one that cannot be read."""
     try:
         return read_table(path)
     except InputError:

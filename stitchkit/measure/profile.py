@@ -96,7 +96,6 @@ class Profiler:
         return self._known[key]
 
     def _input_of(self, step: Step) -> torch.Tensor:
-        """The input of a step, for a blank image."""
         anchor = self._model.views[step.anchor]
         images = anchor.blank_image()
         if step.kind == "stem" or isinstance(self._model.module_of(step), DenseHead):

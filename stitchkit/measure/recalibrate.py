@@ -34,10 +34,8 @@ GIVEN, BLENDED, RENEWED = "given", "blended", "renewed"
 LOSS, AGREEMENT = "bn_loss", "bn_agreement"
 FIGURES = frozenset(["bn", "recalibrate_bn", LOSS, AGREEMENT])
 """What a row of a ledger says of its statistics."""
-_FEWEST = 2
-"""Images without which a batch norm after pooling has no variance."""
-_SHARE = 0.5
-"""Share of the renewed statistics in blended ones."""
+_FEWEST = 2  # images without which a batch norm after pooling has no variance
+_SHARE = 0.5  # share of the renewed statistics in blended ones
 
 Candidates = Mapping[int, Mapping[str, Statistics]]
 """Statistics of each stitch by `cfg_id` and kind."""
@@ -100,7 +98,6 @@ def num_images(total: int, portions: int | None, size: int = PORTION) -> tuple[i
 
     Args:
         portions: Portions that renew statistics, which are then not judged; None for the default number.
-        size: Images in a portion.
 
     Raises:
         InputError: If they are too few.
@@ -270,7 +267,6 @@ def recalibrate(
     Args:
         model: An SN-Net; its `statistics` are replaced, its weights stay.
         images: Prepared training images `[N, C, H, W]`, or batches of them; 640 are enough, and of more some are drawn.
-        labels: Their classes `[N]`.
 
     Returns:
         What each stitch with batch norms that it shares runs with now: `given`, `blended` or `renewed`, by `cfg_id`.

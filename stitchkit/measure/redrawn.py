@@ -12,10 +12,8 @@ from stitchkit.measure.by_image import OfNetworks
 from stitchkit.measure.formulas import Bits, Floats, draw_sets, on_front
 from stitchkit.measure.image_sums import ImageSums
 
-_ENDS = (2.5, 97.5)
-"""Percentiles, between which are 95 % of all sets."""
-_ROUNDED = 0.005
-"""Half of the last digit in which a figure is shown, in points."""
+_ENDS = (2.5, 97.5)  # percentiles, between which are 95 % of all sets
+_ROUNDED = 0.005  # half of the last digit in which a figure is shown, in points
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +21,6 @@ class Redrawn(OfNetworks):
     """The figures of networks in the same sets of images.
 
     Args:
-        cfg_ids: The networks.
-        metric: The name of the figure.
         figures: The figure of each network on the images themselves, `[networks]`.
         values: The figures in each set, `[sets, networks]`.
         seen: Which images that count a network has judged, `[networks, images]`.
@@ -56,9 +52,6 @@ class Redrawn(OfNetworks):
 
         What is hard in a set is hard for both, so these are much narrower than those of two figures suggest.
 
-        Returns:
-            Lowest and highest differences, of the row's network minus the column's, `[networks, networks]`.
-
         Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile intervals).
         """
         ends = np.zeros((2, len(self.cfg_ids), len(self.cfg_ids)))
@@ -83,13 +76,7 @@ class Redrawn(OfNetworks):
 
 
 def redraw(sums: ImageSums, *, samples: int = 1000, seed: int = 0) -> Redrawn:
-    """The figures by which the networks are compared, in sets of the images that any of them has judged.
-
-    Args:
-        sums: The sums of each image.
-        samples: Number of sets.
-        seed: Draws the sets.
-    """
+    """The figures by which the networks are compared, in sets of the images that any of them has judged."""
     seen, score = sums.seen, sums.score
     counting = seen.any(axis=0)
     # In float64: a sum of pixels has more digits than float32. For 2,000 images, 16 MB.

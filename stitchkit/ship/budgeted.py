@@ -72,11 +72,7 @@ class BudgetedModel(nn.Module):
         pick(self.rows, Budget())  # checks that every row has the needed figures, now instead of in the first call
 
     def measure(self, batch_size: int = 1) -> str:
-        """Measure the latency of each stitch on the model's device, for budgets in milliseconds.
-
-        Returns:
-            The conditions and the verdict in words.
-        """
+        """Measure the latency of each stitch on the model's device, for budgets in milliseconds."""
         self._chosen.clear()
         return add_latencies(self.rows, self.model, batch_size=batch_size)
 

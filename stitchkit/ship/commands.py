@@ -31,10 +31,8 @@ if TYPE_CHECKING:
     from stitchkit.ship.predictors import MapPredictor, Predictor
     from stitchkit.ship.trained_snnet import Trained
 
-_IMAGES = 64
-"""Number of images on which an export is checked."""
-_CALIBRATION = 128
-"""Number of training images that set the ranges of an export in int8."""
+_IMAGES = 64  # number of images on which an export is checked
+_CALIBRATION = 128  # number of training images that set the ranges of an export in int8
 
 
 def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
@@ -284,7 +282,6 @@ def _predict(flags: argparse.Namespace) -> None:
 
 
 def _predictor(flags: argparse.Namespace) -> Predictor | MapPredictor:
-    """The network of `--exported`, or the stitch of an SN-Net."""
     from stitchkit.ship.description import no_classes
     from stitchkit.ship.predictors import MapPredictor, Predictor, open_predictor
     from stitchkit.ship.trained_snnet import calibrate

@@ -31,8 +31,7 @@ INT8_AGREEMENT = 0.9
 Both limits for int8 are chosen to refuse files that are broken; nothing measured decides them.
 """
 
-_SECONDS = 1.0
-"""Longest time to measure latencies, which are only printed."""
+_SECONDS = 1.0  # longest time to measure latencies, which are only printed
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,6 @@ class Report:
 
     Args:
         differences: By the names of the outputs: `logits`, or `pooled` and `tokens`, or `depth`.
-        same_top1: Images on which both predict the same class; None for features and dense predictions.
-        snnet_bytes: All weights of the SN-Net.
-        snnet_latency: Of the stitch inside the SN-Net.
         reader: Of an ONNX file, its opset and the oldest ONNX Runtime that reads it, in words.
     """
 
@@ -89,11 +85,7 @@ def export(
     """Write one stitch to a file, which appears only if it agrees with the SN-Net.
 
     Args:
-        model: The SN-Net, on the CPU.
-        stitch: The `cfg_id`.
         path: The file; its suffix, `.safetensors`, `.onnx` or `.pt2`, selects the format.
-        images: Prepared images `[B, C, H, W]` to compare on.
-        about: Its description, from `stitchkit.ship.trained_snnet.describe`.
         calibration: Other prepared images, with whose activations an `.onnx` file is quantised to int8.
         opset: Of an `.onnx` file, the set of operators, for an older reader; by default torch's own.
     """

@@ -86,7 +86,6 @@ class HubSNNet(
     folder's own files are downloaded.
 
     Args:
-        stitch_config: The content of a stitch configuration, or its path.
         num_classes: Number of logits, or 0 for features; by default that of the models.
         img_size: Side of an input image, or height and width; by default that of the models.
         in_chans: Channels of an input image; by default 3.

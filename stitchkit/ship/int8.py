@@ -14,8 +14,6 @@ _BATCH = 16
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc] # onnxruntime is untyped
-    """Images for a session, batch by batch."""
-
     def __init__(self, images: torch.Tensor):
         self._batches = iter(torch.split(images, _BATCH))
 

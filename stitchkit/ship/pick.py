@@ -85,10 +85,7 @@ class Choice(NamedTuple):
     """The stitches that fit a budget.
 
     Args:
-        runners_up: The next best rows.
-        fitting: Number of stitches that fit.
         nearest_miss: If none fits, the row whose worst miss is smallest.
-        metric: The figure by which stitches were compared.
         most_accurate: With `confident`, the row from which the best is not distinguishable.
         difference: Then the metric of the best minus that of the most accurate one, on the images that both have
             seen, and its paired 95 % interval, in points.

@@ -87,11 +87,7 @@ def predict(
     predictor: Predictor, folder: str | Path, paths: Sequence[str], output: Path, *, device: torch.device,
     top: int = 5, batch_size: int = 32, workers: int = 0,
 ) -> int:  # fmt: skip
-    """Write the likeliest classes of images in a folder as CSV, one line for each; unreadable ones have no class.
-
-    Returns:
-        The number of images that cannot be read, which are logged.
-    """
+    """Write the likeliest classes of images in a folder as CSV, one line for each; unreadable ones have no class."""
     network = predictor.network.to(device).eval()
     count = network(torch.zeros(1, *predictor.data_config["input_size"], device=device)).shape[1]
     names, places = described_classes(predictor.classes, count), range(2, min(top, count) + 1)

@@ -24,8 +24,7 @@ from stitchkit.ship.predictors import MapPredictor
 from stitchkit.training.dense.examples import class_colours, predicted_map
 from stitchkit.training.dense.windows import Windows
 
-_MILLIMETRES = 65_535
-"""The largest number in a PNG of 16 bits; 0 is an unknown depth."""
+_MILLIMETRES = 65_535  # the largest number in a PNG of 16 bits; 0 is an unknown depth
 
 
 class _Photos(Dataset[tuple[int, torch.Tensor, int, str]]):
@@ -74,12 +73,6 @@ def predict_maps(
 
     Classes are the values of a palette, as masks have them; depths are millimetres in 16 bits.
 
-    Args:
-        batch_size: Windows at a time.
-
-    Returns:
-        The number of images that cannot be read, which are logged.
-
     Raises:
         InputError: If two images would have one map, or an output is not finite; there is no folder then.
     """
@@ -110,7 +103,6 @@ def predict_maps(
 
 
 def _picture(output: torch.Tensor, task: str) -> Image.Image:
-    """The map of outputs `[K, H, W]`, as training reads masks and depth maps."""
     found = predicted_map(output, task)
     if task == "depth":
         return Image.fromarray((1000 * found).round().clip(1, _MILLIMETRES).astype(np.uint16))

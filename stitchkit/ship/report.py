@@ -68,8 +68,7 @@ class Content(TypedDict):
 
 _Network = tuple[StitchSpace, Callable[[], Profiler]]
 _RUN = "stitches_res"
-_OURS = b'<meta name="generator" content="stitchkit report">'
-"""What the head of every report has."""
+_OURS = b'<meta name="generator" content="stitchkit report">'  # what the head of every report has
 _MOST_BLOCKS = 1000
 
 
@@ -184,7 +183,6 @@ def _text(value: object) -> str:
 
 
 def _training(folder: Path) -> dict[str, object]:
-    """The curves of the run in a folder; empty without any. Epochs count from 1 for people, in the files from 0."""
     found: dict[str, object] = {}
     if curves := _columns(folder / "summary.csv", ["epoch"]):
         figures = {key: [*map(_number, column)] for key, column in curves.items()}
@@ -220,7 +218,6 @@ def _from_1(epochs: Sequence[float | None]) -> list[float | None]:
 
 
 def _number(text: str) -> float | None:
-    """A finite number, or None."""
     try:
         value = float(text)
     except ValueError:

@@ -27,10 +27,8 @@ from stitchkit.ship.predictors import Transform
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrate, needs_calibration
 
-_CLASSES = 5
-"""Number of classes in a prediction."""
-_SECONDS = 0.5
-"""Longest time to measure a latency while somebody waits for the page."""
+_CLASSES = 5  # number of classes in a prediction
+_SECONDS = 0.5  # longest time to measure a latency while somebody waits for the page
 _HOST = "127.0.0.1"
 _GRADIO = ("gradio", "serve", "the page")
 
@@ -107,7 +105,6 @@ class Demonstration:
         return f'<p class="stitch">{escape(stitch.name)}</p>{route}<dl class="stitch-figures">{listed}</dl>'
 
     def _measure_latency(self, cfg_id: int) -> Latency:
-        """The latency of a stitch for one image."""
         image = torch.zeros(1, *self._model.input_size, device=self._device)
         return latencies([self._model.extract(cfg_id)], image, limit_s=_SECONDS)[0]
 

@@ -123,8 +123,7 @@ def write_safetensors(net: nn.Module, about: About, draft: Path) -> None:
     draft.write_bytes(save(weights, metadata={"format": "pt", _KEY: json.dumps(about)}))
 
 
-_BATCH = ({0: torch.export.Dim("batch", min=1)},)
-"""Batches of any size."""
+_BATCH = ({0: torch.export.Dim("batch", min=1)},)  # batches of any size
 
 
 def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:

@@ -152,7 +152,6 @@ def _portions_of(ledger: Path) -> object:
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
-    """Whether the image size is that of the stitch configuration, not of a settings file."""
     return all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
 
 
@@ -215,7 +214,6 @@ def calibrate(trained: Trained, stitch: int) -> None:
 
 
 def _create_loaders(trained: Trained, world: World, *, by_agreement: bool) -> Loaders:
-    """The loaders of an evaluation."""
     recipe, model = trained.recipe, trained.model
     if recipe.dense.is_dense:
         return create_pair_loaders(

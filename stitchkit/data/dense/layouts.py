@@ -43,8 +43,7 @@ from stitchkit.errors import InputError
 NOUNS = {"segmentation": "mask", "depth": "depth map"}
 """The tasks, and what each needs for an image."""
 _SUFFIXES = {"segmentation": frozenset({".png"}), "depth": frozenset({".png", ".npy"})}
-_RELEASES = {"2014": True, "2017": False}
-"""COCO-Stuff's years, and whether 0 is ignored."""
+_RELEASES = {"2014": True, "2017": False}  # COCO-Stuff's years, and whether 0 is ignored
 _LARGEST_TEXT = 100_000_000
 
 
@@ -55,10 +54,7 @@ class PairFiles:
     Args:
         split: Its name in the folder.
         names: The images, relative to the folder of the split.
-        images: Their files.
-        targets: The files of their masks or depth maps.
         classes: Class names in the order of their numbers; empty if they are unknown.
-        num_classes: Number of classes; 0 if it is unknown.
         skips_zero: Whether classes are numbered from 1 in the files.
         notes: What is not used, in words.
         named_in: The file whose lines are the classes; empty if the layout has a fixed number of them.
@@ -84,13 +80,7 @@ class PairFiles:
 
 
 def find_pairs(root: Path, split: str, task: str) -> PairFiles:
-    """The files of a split.
-
-    Args:
-        root: The folder of the data set.
-        split: The requested name.
-        task: `segmentation` or `depth`.
-    """
+    """The files of a split."""
     check_pair_folder(root, split, task)
     for layout in _LAYOUTS[task]:
         if (files := layout(root, split, task)) is not None:
@@ -204,7 +194,6 @@ def read_classes(root: Path, count: int = 0) -> tuple[str, ...]:
     """The class names in `classes.txt` of a data folder; empty if there is no such file.
 
     Args:
-        root: The data folder.
         count: The number of names that it must have; 0 for any.
     """
     path = root / "classes.txt"
@@ -258,7 +247,6 @@ def _nyu(root: Path, split: str, task: str) -> PairFiles | None:
 
 
 def _row(path: Path, number: int, line: str) -> tuple[str, str]:
-    """The image and the depth map in a line of a list, relative to the folder of the list."""
     words = line.split()
     if len(words) not in (2, 3):
         raise InputError(f"line {number} of '{path}' is {line!r}; it needs an image, a depth map and a focal length")

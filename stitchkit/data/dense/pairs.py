@@ -38,8 +38,7 @@ from stitchkit.paths import check_local
 
 _MOST_HEADERS = 10_000
 _MOST_MASKS = 2_000
-_MOST_PIXELS = 1_000_000_000
-"""Of the masks whose values are checked before a run: two or three seconds of decoding."""
+_MOST_PIXELS = 1_000_000_000  # of the masks whose values are checked before a run: two or three seconds of decoding
 _logger = logging.getLogger(__name__)
 
 
@@ -48,11 +47,6 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
 
     Item `i` is an RGB image and its target: class numbers `[H, W]` as `uint8`, where 255 is ignored; or metres `[H, W]`
     as `float32`, where 0 is unknown. Both have the same size. Reading a damaged file raises an `InputError`.
-
-    Args:
-        source: The files or rows of the split.
-        task: `segmentation` or `depth`.
-        num_classes: Number of classes; 0 for depth.
     """
 
     def __init__(self, source: PairFiles | PairRows, task: str, num_classes: int = 0):
@@ -158,14 +152,11 @@ def open_pairs(
     Args:
         root: A folder in one of the layouts of `stitchkit.data.dense.layouts`, or `hfds/` and a Hugging Face data set.
         split: The requested name, looked up by `stitchkit.data.split_rule`.
-        task: `segmentation` or `depth`.
         num_classes: Number of classes, where the data set does not say it; with 0, the masks of the training split are
             read to find the largest class number.
         given_in: The settings file that gives `num_classes`, for messages; a flag of a command overrules it.
-        input_key: Column of images, of a Hugging Face data set.
         target_key: Column of masks or depth maps; empty for the first of `mask`, `annotation`, `label` and
             `segmentation`, or of `depth_map` and `depth`.
-        download: Download missing files of a Hugging Face data set.
     """
     if task not in NOUNS:
         raise unknown("task", task, NOUNS)
@@ -188,7 +179,6 @@ def open_pairs(
 
 @contextmanager
 def _readable(root: str | Path) -> Iterator[None]:
-    """Raise what hinders the listing of a folder as an `InputError`."""
     try:
         yield
     except OSError as error:
@@ -247,7 +237,6 @@ def _count_classes(source: PairFiles | PairRows, found: Callable[[str], PairFile
 
 
 def _contents(pairs: ImagePairs, notes: str) -> str:
-    """The number of images and classes of a split, and what is not used, in words."""
     known = f"{pairs.split}: {counted(len(pairs), 'image')} with {plural(NOUNS[pairs.task])}"
     if pairs.task == "segmentation":
         names = f" ({listed(pairs.classes)})" if pairs.classes else ""

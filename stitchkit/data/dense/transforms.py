@@ -32,17 +32,7 @@ _MOST_OF_ONE_CLASS, _CROPS = 0.75, 10
 
 @dataclass(frozen=True)
 class TrainingPairs:
-    """The `PairTransform` of training: scale, crop, flip, distort the colours, normalise and pad.
-
-    Args:
-        task: `segmentation` or `depth`.
-        size: Height and width of the crop.
-        mean: Of the channels, for images in 0 to 1.
-        std: As `mean`.
-        scale: Range of the scale; None for none.
-        hflip: Share of images that are flipped.
-        distort: Changes the colours of an image; None for no change.
-    """
+    """The `PairTransform` of training: scale, crop, flip, distort the colours, normalise and pad."""
 
     task: str
     size: tuple[int, int]
@@ -149,13 +139,8 @@ def training_transform(
     by torchvision's jitter in place of a gamma, and there are no rotations by up to 2.5 degrees.
 
     Args:
-        task: `segmentation` or `depth`.
-        size: Height and width of the crop.
         mean: Of the channels, for images in 0 to 1.
-        std: As `mean`.
         scale: Range of the random factor; not used for depth.
-        hflip: Share of images that are flipped.
-        color_jitter: Change the colours.
     """
     _check(task, mean, std)
     if min(size) < 1:
@@ -172,7 +157,6 @@ def training_transform(
 
 
 def _distortion(task: str) -> v2.Transform:
-    """The change of colours, of the strength of the task's published recipe."""
     if task == "depth":
         return v2.RandomApply([v2.ColorJitter(brightness=0.25, contrast=0.1, saturation=0.1)], p=0.5)
     steps: list[dict[str, float]] = [{"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.1}]
@@ -180,13 +164,7 @@ def _distortion(task: str) -> v2.Transform:
 
 
 def evaluation_transform(task: str, *, mean: Sequence[float], std: Sequence[float]) -> PairTransform:
-    """Normalise images, at their own size.
-
-    Args:
-        task: `segmentation` or `depth`.
-        mean: Of the channels, for images in 0 to 1.
-        std: As `mean`.
-    """
+    """Normalise images, at their own size."""
     _check(task, mean, std)
     return EvaluatedPairs(task, tuple(mean), tuple(std))
 
