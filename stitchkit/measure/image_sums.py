@@ -14,51 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array, vstack
 
 from stitchkit.measure.by_image import Beside, opened
 from stitchkit.measure.dense_score import DenseScore, about, score_of
 from stitchkit.measure.formulas import Bits, Floats
-
-_MOST = np.iinfo(np.uint16).max
-
-
-@dataclass(frozen=True, eq=False)
-class SparseRows:
-    """Rows of numbers that are mostly 0: of 150 classes, an image has about ten.
-
-    Args:
-        counts: How many numbers of each row are not 0, `[rows]`.
-        columns: Where they are, row by row, `[numbers]`.
-        values: What they are, `[numbers]`.
-    """
-
-    counts: npt.NDArray[np.uint16]
-    columns: npt.NDArray[np.uint16]
-    values: npt.NDArray[Any]
-
-    @classmethod
-    def of(cls, rows: npt.NDArray[Any], kind: type[np.generic]) -> SparseRows:
-        """Sparse rows of a table `[rows, columns]`, with values of a kind."""
-        places, columns = rows.nonzero()
-        values = rows[places, columns].astype(kind)
-        assert rows.shape[1] <= _MOST, "columns fit"
-        assert np.array_equal(values, rows[places, columns]), "numbers fit"
-        counts = np.bincount(places, minlength=len(rows))
-        return cls(counts.astype(np.uint16), columns.astype(np.uint16), values)
-
-    def dense(self, columns: int) -> Floats:
-        """The rows `[rows, columns]`."""
-        rows = np.zeros((len(self.counts), columns))
-        rows[np.repeat(np.arange(len(rows)), self.counts), self.columns] = self.values
-        return rows
-
-    @classmethod
-    def joined(cls, parts: Sequence[SparseRows]) -> SparseRows:
-        """The rows of all parts, one part after the other."""
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in _PARTS))
-
-
-_PARTS = ("counts", "columns", "values")
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +26,8 @@ class ImageSums(Beside):
     """The sums of networks on the images of a set, in its order.
 
     Args:
-        rows: For each network the sums of every image that depend on it, `[images, score.own]`; an image without any
-            is one that it has not seen.
+        rows: For each network the sums of every image that depend on it, `[images, score.own]`, sparse: of 150 classes,
+            an image has about ten. An image without any is one that it has not seen.
         truth: The sums that do not, `[images, score.truth]`; zeros are an image that does not count, as it could not be
             read, or has no known pixel.
         names: The names of the images; empty if the data set has none.
@@ -75,7 +35,7 @@ class ImageSums(Beside):
 
     cfg_ids: tuple[int, ...]
     score: DenseScore
-    rows: tuple[SparseRows, ...]
+    rows: tuple[csr_array, ...]
     truth: npt.NDArray[np.int32]
     names: tuple[str, ...] = ()
     kind: ClassVar[str] = "sums"
@@ -83,7 +43,7 @@ class ImageSums(Beside):
     def __post_init__(self) -> None:
         assert len(self.rows) == len(self.cfg_ids), "rows for each network"
         assert self.truth.shape == (len(self.truth), self.score.truth), "the truth of each image"
-        assert all(len(rows.counts) == len(self.truth) for rows in self.rows), "a row for each image"
+        assert all(rows.shape == (len(self.truth), self.score.own) for rows in self.rows), "a row for each image"
         assert len(self.names) in (0, len(self.truth)), "all images have names, or none"
 
     @classmethod
@@ -93,7 +53,9 @@ class ImageSums(Beside):
         """The sums of some networks on some images."""
         own, truth = sums[..., : score.own], sums[..., score.own :]
         assert (truth == truth[:1]).all(), "all networks judge the same images"
-        rows = tuple(SparseRows.of(each, score.kind) for each in own)
+        values = own.astype(score.kind)
+        assert np.array_equal(values, own), "numbers fit"
+        rows = tuple(map(csr_array, values))
         return cls(tuple(cfg_ids), score, rows, truth[0].astype(np.int32), tuple(names))
 
     @classmethod
@@ -101,14 +63,14 @@ class ImageSums(Beside):
         """The sums of the same networks on the images of all parts, one part after the other."""
         first = parts[0]
         assert all((part.cfg_ids, part.score) == (first.cfg_ids, first.score) for part in parts), "the same networks"
-        rows = tuple(SparseRows.joined(each) for each in zip(*(part.rows for part in parts), strict=True))
+        rows = tuple(vstack(each, format="csr") for each in zip(*(part.rows for part in parts), strict=True))
         names = tuple(name for part in parts for name in part.names)
         return replace(first, rows=rows, truth=np.concatenate([part.truth for part in parts]), names=names)
 
     def in_order(self, numbers: Sequence[int], names: Sequence[str]) -> ImageSums:
         """The same, of images with these numbers in a set, in the order of the set, with the names of its images."""
         order = np.argsort(numbers)
-        rows = tuple(SparseRows.of(each.dense(self.score.own)[order], self.score.kind) for each in self.rows)
+        rows = tuple(each[order] for each in self.rows)
         return replace(self, rows=rows, truth=self.truth[order], names=tuple(names))
 
     @property
@@ -119,13 +81,13 @@ class ImageSums(Beside):
     @property
     def seen(self) -> Bits:
         """Whether a network has judged an image that counts, `[networks, images]`."""
-        judged = np.array([rows.counts > 0 for rows in self.rows], bool).reshape(len(self.rows), len(self.truth))
+        judged = np.array([_counts(rows) > 0 for rows in self.rows], bool).reshape(len(self.rows), len(self.truth))
         return judged & self.truth.any(axis=1)
 
     def sums_of(self, cfg_id: int) -> Floats:
         """The sums of a network on each image, `[images, own + truth]`; zeros for an image that it has not seen."""
         rows = self.rows[self.places([cfg_id])[0]]
-        return np.hstack([rows.dense(self.score.own), self.truth * (rows.counts > 0)[:, None]])
+        return np.hstack([rows.toarray().astype(float), self.truth * (_counts(rows) > 0)[:, None]])
 
     def figures(self, cfg_id: int) -> dict[str, float]:
         """The figures of a network for its row in a ledger, and on how many images it was judged."""
@@ -151,6 +113,11 @@ class ImageSums(Beside):
         return f"image {int(differs.argmax()):,} has another truth than in the earlier one" if differs.any() else ""
 
 
+def _counts(rows: csr_array) -> npt.NDArray[np.uint16]:
+    counts: npt.NDArray[np.uint16] = np.diff(rows.indptr).astype(np.uint16)
+    return counts
+
+
 def sums_file(ledger: str | Path) -> Path:
     """The file beside a ledger."""
     return Path(ledger).with_suffix(".sums")
@@ -159,9 +126,9 @@ def sums_file(ledger: str | Path) -> Path:
 def write_sums(path: Path, sums: ImageSums, *, of: Mapping[str, object] | None = None) -> None:
     """Write sums, which replace earlier ones only when they are complete; `of` is what unfinished ones depend on."""
     arrays: dict[str, npt.NDArray[Any]] = {
-        "counts": np.stack([rows.counts for rows in sums.rows]),
-        "columns": np.concatenate([rows.columns for rows in sums.rows]),
-        "values": np.concatenate([rows.values for rows in sums.rows]),
+        "counts": np.stack([_counts(rows) for rows in sums.rows]),
+        "columns": np.concatenate([rows.indices for rows in sums.rows]).astype(np.uint16),
+        "values": np.concatenate([rows.data for rows in sums.rows]),
         "truth": np.ascontiguousarray(sums.truth, np.int32),
     }
     sums.write(path, arrays, **about(sums.score), of=of)
@@ -174,7 +141,7 @@ def read_sums(path: str | Path, *, of: Mapping[str, object] | None = None) -> Im
         InputError: If it is missing or damaged, or unfinished ones are of something else.
     """
     what = "has the sums of each network on each image"
-    with opened(path, ImageSums, what, (*_PARTS, "truth")) as (cfg_ids, said, found, names):
+    with opened(path, ImageSums, what, ("counts", "columns", "values", "truth")) as (cfg_ids, said, found, names):
         if said.get("of") != json.loads(json.dumps(of)):
             raise ValueError("it is of something else")
         score, counts = score_of(said), found["counts"]
@@ -185,9 +152,10 @@ def read_sums(path: str | Path, *, of: Mapping[str, object] | None = None) -> Im
         whole = whole and bool((columns < score.own).all() and (truth >= 0).all() and (values >= 0).all())
         if not (whole and np.isfinite(values).all()):
             raise ValueError("its numbers do not fit together")
-        ends = counts.sum(axis=1).cumsum()[:-1]
-        parts = zip(counts, np.split(columns, ends), np.split(values, ends), strict=True)
-        return ImageSums(cfg_ids, score, tuple(SparseRows(*part) for part in parts), truth, names)
+        ends, shape = counts.sum(axis=1).cumsum()[:-1], (len(truth), score.own)
+        parts = zip(np.split(values, ends), np.split(columns, ends), counts, strict=True)
+        rows = (csr_array((own, places, np.r_[0, number.cumsum()]), shape) for own, places, number in parts)
+        return ImageSums(cfg_ids, score, tuple(rows), truth, names)
 
 
 def sums_beside(ledger: str | Path) -> ImageSums | None:

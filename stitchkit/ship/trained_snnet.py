@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.data.decoding import Decoding
+from stitchkit.data.dense.pairs import spread
 from stitchkit.data.dense.transforms import evaluation_transform
 from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.data.open_dataset import open_dataset
@@ -279,8 +280,7 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
         good = CheckedImages(dataset, num_classes=model.num_classes, is_training=False, limit=data.max_unreadable)
         good.transform = transform
         # Spread evenly over the split, whose first images are all of the first class.
-        places = range(min(number, len(good)))
-        samples = [good[place * len(good) // len(places)] for place in places]
+        samples = [good[place] for place in spread(len(good), number)]
         good.report()
     images = [image for image, label in samples if label != NO_CLASS or not has_labels(dataset)]
     where = f"the {split} split of '{data.data_dir or data.dataset}'"
@@ -296,6 +296,5 @@ def _sample_windows(trained: Trained, number: int, split: str) -> tuple[torch.Te
     pairs.decoding = Decoding.of(config)
     pairs.transform = evaluation_transform(recipe.dense.task, mean=config["mean"], std=config["std"])
     windows = Windows((sides[0], sides[1]), max(sides), keeps_scale=recipe.dense.task == "depth")
-    places = range(min(number, len(pairs)))
-    images = [windows.cut([pairs[place * len(pairs) // len(places)][0]]).windows[0] for place in places]
+    images = [windows.cut([pairs[place][0]]).windows[0] for place in spread(len(pairs), number)]
     return torch.stack(images), f"images from the {split} split of '{recipe.data.data_dir or recipe.data.dataset}'"

@@ -93,7 +93,7 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         """
         if not isinstance(self._source, PairFiles):
             return
-        for index in _spread(len(self), _MOST_HEADERS):
+        for index in spread(len(self), _MOST_HEADERS):
             self._check_headers(self._source.image(index), self._source.target(index))
 
     def check_values(self) -> None:
@@ -103,9 +103,9 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         """
         if self.task != "segmentation":
             return
-        sizes = [prod(header_of("mask", *self._source.target(index))[0]) for index in _spread(len(self), 20)]
+        sizes = [prod(header_of("mask", *self._source.target(index))[0]) for index in spread(len(self), 20)]
         most = _MOST_PIXELS * len(sizes) // max(sum(sizes), 1)
-        for index in _spread(len(self), min(_MOST_MASKS, most)):
+        for index in spread(len(self), min(_MOST_MASKS, most)):
             name, content = self._source.target(index)
             numbers = read_mask(name, content)
             check_classes(numbers, self.num_classes, name=name, skips_zero=self._source.skips_zero)
@@ -130,8 +130,8 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         self._changes.report(self.split, self.decoding)
 
 
-def _spread(count: int, most: int) -> Iterator[int]:
-    """All of a number of places, or as many as wanted, evenly spread."""
+def spread(count: int, most: int) -> Iterator[int]:
+    """At most so many of `count` numbers, evenly spread."""
     chosen = min(count, most)
     return (number * count // chosen for number in range(chosen))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -31,7 +32,7 @@ _MOST_OF_ONE_CLASS, _CROPS = 0.75, 10
 
 
 @dataclass(frozen=True)
-class TrainingPairs:
+class _TrainingPairs:
     """The `PairTransform` of training: scale, crop, flip, distort the colours, normalise and pad."""
 
     task: str
@@ -91,23 +92,10 @@ class TrainingPairs:
         return F.pad_image(pixels, around, fill=0), F.pad_image(plan[None], around, fill=outside)[0]
 
 
-@dataclass(frozen=True)
-class EvaluatedPairs:
-    """The `PairTransform` of evaluation: normalise, at the image's own size.
-
-    Args:
-        task: `segmentation` or `depth`.
-        mean: Of the channels, for images in 0 to 1.
-        std: As `mean`.
-    """
-
-    task: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Image, target: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image and its target, at their own size."""
-        return _normalised(F.pil_to_tensor(image), self.mean, self.std), torch.tensor(target).to(_DTYPES[self.task])
+def _evaluated(
+    image: Image, target: NDArray[Any], *, task: str, mean: Sequence[float], std: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _normalised(F.pil_to_tensor(image), mean, std), torch.tensor(target).to(_DTYPES[task])
 
 
 def _normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -150,7 +138,7 @@ def training_transform(
         raise InputError(f"the range of scales is {low:g} to {high:g}; both must be positive, the smaller first")
     if not 0 <= hflip <= 1:
         raise InputError(f"the share of flipped images is {hflip:g}; it must be from 0 to 1")
-    return TrainingPairs(
+    return _TrainingPairs(
         task, size, tuple(mean), tuple(std), scale if task == "segmentation" else None, hflip,
         _distortion(task) if color_jitter else None,
     )  # fmt: skip
@@ -166,7 +154,7 @@ def _distortion(task: str) -> v2.Transform:
 def evaluation_transform(task: str, *, mean: Sequence[float], std: Sequence[float]) -> PairTransform:
     """Normalise images, at their own size."""
     _check(task, mean, std)
-    return EvaluatedPairs(task, tuple(mean), tuple(std))
+    return partial(_evaluated, task=task, mean=mean, std=std)
 
 
 def _check(task: str, mean: Sequence[float], std: Sequence[float]) -> None:
