@@ -74,10 +74,9 @@ class Change(IntFlag):
 
 
 def check_image(image: Image.Image) -> None:
-    """Refuse an image, not decoded yet, that would fill the memory, or of which Pillow would make other pixels.
+    """Refuse an undecoded image that would fill the memory or that Pillow would decode wrongly.
 
-    An image is resized by its shorter side, so one may not be too narrow. Of some files, Pillow swaps the bytes, or
-    takes 16 bits for two pixels.
+    Images are resized by their shorter side, so they must not be too narrow.
     """
     if max(image.size) > _LONGEST_SIDE * min(image.size):
         raise InputError(
@@ -96,10 +95,7 @@ def check_image(image: Image.Image) -> None:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Let Pillow refuse to open images of more pixels than `Image.MAX_IMAGE_PIXELS`, instead of warning of them.
-
-    Its other warnings are of doubtful metadata.
-    """
+    """Raise Pillow's warning about decompression bombs as an error, and silence those about metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -32,10 +32,9 @@ def name_of(glyph: str) -> str:
 
 
 def read_demo_glyphs(part: str) -> Iterator[tuple[str, int, Image.Image]]:
-    """The name, the number among those of its name, and the image of each glyph of a part: 32 x 32, grey.
+    """Name, number within the name, and 32 x 32 grey image of each glyph of `train`, `validation` or `unlabelled`.
 
-    Font, size, position, angle and slant are random. Each image has its own seed, so they are always the same, and
-    those of different parts are different.
+    Font, size, position, angle and slant are random, with a seed for each image.
     """
     for glyph in GLYPHS:
         for number in range(_COUNTS[part]):

@@ -120,10 +120,9 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
 
 
 def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class.
+    """Files that are not hidden, with their folders; links are followed, but only once to each folder of a class.
 
-    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images. Pipes
-    and devices are refused, since their readers would wait.
+    macOS's hidden copies, `._x.jpg`, are counted. Pipes and devices, which would block readers, are refused.
     """
     waiting: list[tuple[str, set[tuple[int, int]]]] = [(folder, set())]
     for place, seen in waiting:  # it grows meanwhile
@@ -169,10 +168,7 @@ def _in_words(ignored: Counter[str]) -> str:
 
 
 def image_files(folder: str | Path, suffixes: frozenset[str] = frozenset()) -> tuple[list[str], str]:
-    """The image files in a folder, at any depth, without hidden ones; and the files that are ignored, in words.
-
-    `suffixes` are those of `FolderReader`.
-    """
+    """The image files in a folder at any depth, and a note on ignored files; `suffixes` as in `FolderReader`."""
     if not os.path.isdir(folder):
         found = "is not a folder" if os.path.exists(folder) else "does not exist"
         raise InputError(f"'{folder}' {found}; give a folder of images")

@@ -30,10 +30,10 @@ _AT_ONCE = 16  # questions to a disk at a time: one over a network answers as ma
 
 
 def images_digest(images: CheckedImages | ImagePairs | IterableDataset[Any]) -> str:
-    """A digest of a split: names, labels and sizes in bytes of all files, and the first MiB of 200, evenly spread.
+    """A digest of a split: names, labels and sizes of all files, and the first MiB of 200 of them, evenly spread.
 
-    Masks and depth maps count as files of their own. Of shards of `wds/`, the files are the shards; of other streams,
-    nothing is known. Of images that are not files, 200 are decoded.
+    Masks, depth maps and the shards of `wds/` are files too; other streams have none. Of images without files, 200 are
+    decoded.
     """
     split: Any = images.dataset if isinstance(images, CheckedImages) else images
     is_stream, files = isinstance(split, IterableDataset), _files(split)

@@ -45,10 +45,7 @@ class Paint(NamedTuple):
 
 
 def random_paint(chance: random.Random, *, size: float, contrast: float = 0.8) -> Paint:
-    """A random pattern for something of a size, in metres.
-
-    Its colours differ by up to `contrast`, from 0 to 1.
-    """
+    """A random pattern for an object of a size in metres, with colours that differ by at most `contrast`, 0 to 1."""
     pattern = chance.choice(("plain", "gradient", "stripes", "checks", "clouds"))
     first, drawn = ([chance.uniform(0.08, 0.95) for _ in range(3)] for _ in range(2))
     second = [one + contrast * (other - one) for one, other in zip(first, drawn, strict=True)]

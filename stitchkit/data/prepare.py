@@ -97,7 +97,7 @@ Part: TypeAlias = list[tuple[LabelledImages, int, int]]
 
 
 def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
-    """Write the data sets of a collection, each as `root/NAME/`; existing ones are only checked.
+    """Write the data sets of a collection to `root/NAME/`, and only check those that exist.
 
     Downloads, and folders that the user fills, are in `root/sources/`.
     """
@@ -132,9 +132,13 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
             f"its source in '{sources}' has {count:,} images of {len(classes)} classes instead of "
             f"{task.images:,} of {task.classes}; remove its files there and run the command again"
         )
-    rest, test = parts if len(parts) == 2 else _draw(parts[0], TEST_SHARE)
+
+    def draw(part: Part, share: float) -> tuple[Part, Part]:
+        return divide(part, [label for _, _, label in part], share)
+
+    rest, test = parts if len(parts) == 2 else draw(parts[0], TEST_SHARE)
     with filling(folder) as unfinished:
-        for split, part in zip(SPLITS, (*_draw(rest, VALIDATION_SHARE), test), strict=True):
+        for split, part in zip(SPLITS, (*draw(rest, VALIDATION_SHARE), test), strict=True):
             for class_name in classes:
                 (unfinished / split / class_name).mkdir(parents=True)
             for images, number, label in part:
@@ -143,10 +147,7 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
 
 
 def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
-    """The parts for training and for testing, or one part for both, and the class names as names of folders.
-
-    Images are undecoded where the reader has files.
-    """
+    """The parts for training and testing, or one for both, and the class names as folder names; files stay as they are."""
     opened: list[LabelledImages]
     source = Source(task.source, sources, download=True)
     if task.source in SOURCES:
@@ -173,10 +174,6 @@ def _open_folder(folder: Path, task: CollectionTask) -> LabelledImages:
         )
     images = open_images(folder)
     return LabelledImages([(Path(path), label) for path, label in images.reader.samples], images.classes)
-
-
-def _draw(part: Part, share: float) -> tuple[Part, Part]:
-    return divide(part, [label for _, _, label in part], share)
 
 
 def _write(source: ImageSource, stem: Path) -> None:

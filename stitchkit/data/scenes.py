@@ -59,7 +59,7 @@ class Thing(NamedTuple):
 
 
 class Arrangement(NamedTuple):
-    """What is in a scene, and the camera: at `(0, height, 0)`, looking along z.
+    """The contents of a scene and its camera at `(0, height, 0)`, looking along z.
 
     Args:
         things: 3 to 8, none within another.
@@ -80,10 +80,9 @@ class Arrangement(NamedTuple):
 
 
 def render_scene(split: str, number: int, *, side: int = 64, seed: int = 0) -> Scene:
-    """Render one scene: always the same one for the same split, number and seed.
+    """Render one scene, which depends only on split (`train`, `validation` or `test`), number and seed.
 
-    Shapes, sizes, places, patterns, colours, light and noise are random; no class has a pattern or a colour of its own.
-    Other sides give the same scene in another resolution.
+    Shapes, sizes, positions, patterns, colours, light and noise are random; no class has its own pattern or colour.
     """
     chance = random.Random(f"{seed} {split} {number}")
     scene = render(arrange(chance), side)
@@ -144,13 +143,10 @@ def render(arrangement: Arrangement, side: int) -> Scene:
 
 
 def write_scenes(folder: Path, counts: Mapping[str, int], side: int = 64, seed: int = 0) -> str:
-    """Write scenes as `SPLIT/images`, `SPLIT/masks` and `SPLIT/depths`, unless they exist.
+    """Write scenes as `SPLIT/images`, `SPLIT/masks` and `SPLIT/depths`, unless they exist; return a summary.
 
-    Masks are palette images whose values are classes; `classes.txt` names these, one on each line. Depths are 16-bit
-    images in millimetres. `scenes.json` says what was rendered. Returns what the folder has, in words.
-
-    Raises:
-        InputError: The side is another one, or the folder has something else.
+    Masks are palette images of the classes in `classes.txt`. Depths are 16-bit images in millimetres. `scenes.json`
+    records the settings.
     """
     if side not in _SIDES:
         raise InputError(f"--img-size is {side}; it must be {_SIDES[0]} to {_SIDES[-1]}")

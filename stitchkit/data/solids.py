@@ -61,7 +61,7 @@ def _nearer(one: Meeting, other: Meeting) -> Meeting:
 
 
 def _round(weights: tuple[float, float, float], middle: float, size: float) -> _Shape:
-    """The surface of second degree on which `weights` times the squares of (x, y - middle, z) are `size`."""
+    """The quadric where `weights` times the squares of (x, y - middle, z) add up to `size`."""
     weight, shift = np.array(weights)[:, None], np.array([[0], [middle], [0]])
 
     def meet(starts: np.ndarray, rays: np.ndarray) -> Meeting:

@@ -180,10 +180,7 @@ def is_list(path: str | Path) -> bool:
 
 
 def is_unlabelled(source: Source, split: str = "train") -> bool:
-    """Whether it is images without labels: a list of them, or a folder without any usual split.
-
-    With a `split` of a name of its own, the folder is one with labels.
-    """
+    """Whether a source is a list of images, or a folder without any usual split; other splits have labels."""
     if source.name or not source.root:
         return False
     root, usual = Path(source.root), {*names_of("train"), *names_of("validation")}

@@ -21,7 +21,7 @@ _VALIDATION = ("validation", "val", "valid", "dev", "eval", "evaluation")
 
 
 def names_of(split: str) -> tuple[str, ...]:
-    """Names under which a split is looked up, in order; an unusual name has no others."""
+    """Names to look up for a split, in order; an unusual name stands for itself."""
     if split in _TRAINED:
         return tuple(dict.fromkeys((split, *_TRAINED)))
     if split in _VALIDATION:

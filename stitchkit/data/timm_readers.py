@@ -81,10 +81,9 @@ def open_timm(name: str, *, root: str | None, split: str, keys_advice: str = "",
 
 
 def _divide(reader: Any) -> None:
-    """Let the reader of a stream take its share of the images, and then forget that there are other ranks.
+    """Let a stream's reader take its share of the images, and then treat it as the only rank.
 
-    timm's readers make ranks even: they cut a share that is longer than others, or repeat images of a shorter one. An
-    evaluation counts each image once (law 9), and needs no even ranks.
+    timm's readers cut or repeat images to make ranks even, but an evaluation counts each image once.
     """
     type(reader)._lazy_init(reader)
     reader.dist_num_replicas = 1

@@ -1,8 +1,7 @@
 """Images without labels: those of a folder, or those that a `.txt` list names.
 
-A folder may have splits without class folders. If it has none, one in 20 images, at most 5,000, is held out for
-validation, and training has the others. Which ones follows from the sorted names alone, so that all ranks and every
-resumed run agree, wherever the images lie.
+If a folder has no splits, one in 20 images, at most 5,000, is held out for validation. The sorted names alone decide
+which, so all ranks and resumed runs agree.
 """
 
 from __future__ import annotations
@@ -58,7 +57,8 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
         raise InputError(f"class map '{source.class_map}' numbers class folders, which '{place}' has not; leave it out")
     if not is_list(place) and (folder := _find_split(place, split)) is not None:
         paths, notes = image_files(folder, suffixes)
-        return _opened(folder, paths, notes + (_unused(place) if published_part(split) == "train" else ""))
+        unused = _unused(place) if published_part(split) == "train" else ""
+        return _opened(folder, paths, notes + unused, folder.name)
     root = place.parent if is_list(place) else place
     paths, notes = _read_list(place, suffixes) if is_list(place) else image_files(place, suffixes)
     if not is_list(place):
@@ -71,8 +71,8 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
     return _opened(root, held_out, f", held out of {len(paths):,}{notes}", "validation")
 
 
-def _opened(root: Path, paths: Sequence[str], notes: str, name: str = "") -> LabelledImages:
-    return LabelledImages(UnlabelledReader(str(root), paths, notes), (), name or root.name)
+def _opened(folder: Path, paths: Sequence[str], notes: str, name: str) -> LabelledImages:
+    return LabelledImages(UnlabelledReader(str(folder), paths, notes), (), name)
 
 
 def _find_split(root: Path, split: str) -> Path | None:
@@ -89,7 +89,7 @@ def _find_split(root: Path, split: str) -> Path | None:
 
 
 def _check_no_other_splits(root: Path, images: Sequence[str]) -> None:
-    """Refuse a folder in which, at any depth, folders look like splits of other names: all would be trained on."""
+    """Refuse a folder with inner folders, at any depth, that look like misnamed splits: all would be trained on."""
     inner = {Path(folder) for folder in {os.path.dirname(image) for image in images}}
     parents = {root, *(parent for folder in inner for parent in folder.parents if root in parent.parents)}
     for folders in ([*filter(Path.is_dir, parent.iterdir())] for parent in sorted(parents)):
@@ -122,10 +122,7 @@ def hold_out(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _read_list(file: Path, suffixes: frozenset[str]) -> tuple[list[str], str]:
-    """The files that the lines of a list name, each once, sorted as they are written; and what is left out, in words.
-
-    Names are relative to the list. Empty lines are ignored.
-    """
+    """The files that the lines of a list name, sorted, once each, relative to the list; and a note on the rest."""
     try:
         lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except OSError as error:

@@ -29,10 +29,10 @@ _SHOWN = 5
 
 
 class CheckedImages(Dataset[tuple[Any, int]]):
-    """A dataset whose unreadable and unlabelled images are skipped.
+    """A dataset that skips unreadable and unlabelled images.
 
-    In training, the next good image replaces a bad one, as in timm; in an evaluation it has no class, so that no image
-    counts twice. Where no image has a label, it cannot be told apart, so it also replaces a bad one in an evaluation.
+    In training, the next good image replaces a bad one, as in timm. In an evaluation a bad image has no class, so no
+    image counts twice; without labels it is replaced there too.
 
     Args:
         num_classes: Labels must be smaller; with 0, any will do.
@@ -113,10 +113,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         return f"number {index}" if name is None else repr(name)
 
     def report(self) -> None:
-        """Log the skipped images if there are more than in the last report, and once those that decoding changed.
-
-        Every rank calls this.
-        """
+        """Log newly skipped images, and once those that decoding changed; every rank calls this."""
         self._changes.report(self.split, self.dataset.decoding)
         bad = self._bad.clone()  # loader processes may still write
         if dist.is_initialized():

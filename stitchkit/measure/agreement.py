@@ -34,7 +34,7 @@ SURE = 0.5
 
 
 class AnswerAgreement(NamedTuple):
-    """How far a stitch's answers agree with those of the anchor in which it ends.
+    """How far a stitch's answers agree with those of its end anchor.
 
     Args:
         agree: Images to which both give the same answer, in percent.
@@ -65,9 +65,9 @@ class AnswerAgreement(NamedTuple):
 def compare_answers(
     logits: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sums over a batch that `AnswerAgreement.of` takes, and which answers are equal, `[B]`.
+    """The sums over a batch for `AnswerAgreement.of`, and which answers are equal, `[B]`.
 
-    They have the form of `evaluate.Answers` with one class, that of the images of which the anchor is sure.
+    They have the form of `evaluate.Answers` with one class: the images for which the anchor is sure.
 
     Args:
         logits: Of the stitch and of the anchor, `[B, num_classes]`.

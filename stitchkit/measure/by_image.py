@@ -66,11 +66,7 @@ class Beside(OfNetworks, ABC):
         """The first image of others, in words, that has another truth than here."""
 
     def with_more(self, other: Self) -> Self:
-        """These and further networks on the same images; what the other has of a network replaces what is here.
-
-        Raises:
-            InputError: If the images are others.
-        """
+        """These and further networks on the same images; the other's results replace those of the same network."""
         if found := self.other_images(other):
             raise InputError(
                 f"{self.kind} of different images cannot be joined: {found}; choose another --experiment or move the "
@@ -79,10 +75,7 @@ class Beside(OfNetworks, ABC):
         return self.of([cfg_id for cfg_id in self.cfg_ids if not other.has([cfg_id])])._joined(other)
 
     def other_images(self, other: Self) -> str:
-        """The first difference between these images and others, in words; empty if they are the same.
-
-        An image whose truth is not known fits any: it could not be read once.
-        """
+        """The first difference between these images and others, in words; an image of unknown truth fits any."""
         if other.num_images != self.num_images:
             return f"this evaluation has {other.num_images:,} images, the earlier one {self.num_images:,}"
         if len(other.names) != len(self.names):

@@ -1,8 +1,4 @@
-"""What dense predictions are worth: figures of sums over images, of which every image gives its own.
-
-Sums of images add up, and a figure is a function of their total. A bootstrap therefore needs the sums of each image
-alone, and no prediction.
-"""
+"""Scores of dense predictions as functions of sums over images, so that a bootstrap needs only each image's sums."""
 
 from __future__ import annotations
 
@@ -20,10 +16,10 @@ _MOST_CLASSES = 255  # the class 255 of a mask is a pixel that does not count
 
 
 class DenseScore(Protocol):
-    """What is summed over the images of a task, and the figures of the sums.
+    """The sums over a task's images, and their figures.
 
-    The sums of an image are its own numbers, which depend on the prediction, and then those of its truth, which are the
-    same for all networks, and zeros if the image does not count.
+    An image's sums are its own numbers, which depend on the prediction, then those of its truth, which all networks
+    share: zeros if the image does not count.
     """
 
     task: ClassVar[str]
@@ -46,10 +42,9 @@ class DenseScore(Protocol):
 
 @dataclass(frozen=True)
 class SegmentationScore:
-    """Mean IoU and pixel accuracy, both in percent, over all known pixels of all images.
+    """Mean IoU over the classes that occur, and pixel accuracy, in percent, over all known pixels of all images.
 
-    The sums of an image are its pixels found, predicted and true, each of all classes. The mean IoU is over the classes
-    that occur in truth or prediction.
+    An image's sums are its correct, predicted and true pixels, each for all classes.
     """
 
     num_classes: int
@@ -86,11 +81,10 @@ class SegmentationScore:
 class DepthScore:
     """Relative error, RMSE in metres, and share of pixels within a factor of 1.25 of the truth, in percent.
 
-    Each is the mean over images of the figure of an image, not the figure of all pixels together: an image of which a
-    sensor saw half counts as much as any other. The sums of an image are hence its figures, and 1.
+    Each is the mean of the images' figures, not the figure of all pixels, so a sparsely measured image counts fully.
 
-    Source: Monocular-Depth-Estimation-Toolbox, by which SN-Netv2 is published: `pre_eval_to_metrics` is the mean over
-        images, leaves out those without a valid pixel, and calls the share `a1`.
+    Source: the Monocular-Depth-Estimation-Toolbox, which SN-Netv2 uses: `pre_eval_to_metrics` also averages over
+        images, skips those without a valid pixel, and calls the share `a1`.
     """
 
     task: ClassVar[str] = "depth"
@@ -120,7 +114,7 @@ def about(score: DenseScore) -> dict[str, object]:
 
 
 def score_of(said: Mapping[str, Any]) -> DenseScore:
-    """The score of which a file says this."""
+    """The score that a file describes."""
     if said["task"] == SegmentationScore.task:
         return SegmentationScore(int(said["num_classes"]))
     if said["task"] == DepthScore.task:

@@ -1,4 +1,4 @@
-"""From predictions to the sums of each image, of which `measure.dense_score` makes figures."""
+"""From predictions to the sums of each image for `measure.dense_score`."""
 
 from __future__ import annotations
 

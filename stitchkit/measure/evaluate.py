@@ -132,10 +132,7 @@ class PartialAnswers:
         self._of = json.loads(json.dumps(of))  # as it is read back, with lists for tuples
 
     def restore(self, num_classes: int, networks: int) -> tuple[Answers, int] | None:
-        """The saved answers of so many networks, on the CPU, and the number of batches; None if there are none.
-
-        `num_classes` is the number of classes that are counted separately.
-        """
+        """The saved answers of these networks, on the CPU, and the number of batches; None if there are none."""
         try:
             check_regular(self.path)
             with safe_open(self.path, framework="pt") as file:
@@ -168,10 +165,7 @@ class PartialAnswers:
 def batches_of(
     loader: Loader, world: World, what: str, after_batch: Callable[[], None] = lambda: None
 ) -> Iterator[Batch]:
-    """The batches of this rank, each image once over all ranks, under a progress bar; unreadable ones are reported.
-
-    `after_batch` is called equally often on all ranks.
-    """
+    """The batches of this rank under a progress bar, each image once over all ranks; unreadable ones are reported."""
     images = len(loader.dataset) / max(len(loader), 1)
     batches = without_padding(loader, world, after_batch)
     yield from progress(batches, world, what, unit="batches", total=len(loader), images=images)

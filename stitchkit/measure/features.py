@@ -91,7 +91,7 @@ def collect(
 
 
 def in_order(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The values of all images in the order of the data set, of which rank r of n has the images r, r + n, ..."""
+    """Values of all images in the order of the data set, where rank r of n has the images r, r + n, ..."""
     places = torch.cat([torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)])
     return torch.cat([*parts])[places.argsort()]
 

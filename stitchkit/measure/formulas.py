@@ -32,10 +32,7 @@ def accuracy_interval(right: float, images: float) -> tuple[float, float]:
 
 
 def draw_sets(images: int, samples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """How often each image is in each of some sets, `[sets, images]`, until there are as many as `samples`.
-
-    A set has as many images as there are, drawn from these with replacement.
-    """
+    """How often each image is in each bootstrap set, `[sets, images]`, in blocks until there are `samples` sets."""
     generator = np.random.default_rng(seed)
     for start in range(0, samples, _SETS_AT_ONCE):
         draws = [generator.integers(images, size=images) for _ in range(min(_SETS_AT_ONCE, samples - start))]

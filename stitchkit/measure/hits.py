@@ -1,6 +1,6 @@
-"""Hits: which images each network of a ledger classifies correctly, one bit per network and image, in a file beside it.
+"""Hits: which images each network of a ledger classifies correctly, one bit each, in a file beside it.
 
-All networks judge the same images, so that the hits tell two networks apart far better than two accuracies do.
+They compare two networks much more precisely than two accuracies do.
 """
 
 from __future__ import annotations
@@ -72,12 +72,11 @@ class Hits(Beside):
     def paired_intervals(self) -> tuple[Floats, Floats]:
         """The 95 % intervals of the differences of all pairs of networks, on the images that both have seen.
 
-        Only the images that one of two networks has right tell them apart, so these intervals are much narrower than
-        those of two accuracies suggest. One image is added on either side, as if each network had beaten the other once
-        more. Without them, networks that differ on few images would seem to be surely different or surely equal. With
-        them, the interval leaves 0 out wherever McNemar's exact test finds a difference, and in few other cases: on 199
-        images or more, only if more than 13 tell the networks apart and p < 0.066; on 91 or more, only if p < 0.066; on
-        20 or more, if p < 0.079. On fewer, p may be as high as 0.125 (4 to 0 of 4 images).
+        They are much narrower than two accuracies suggest, because only images that one of the two gets right count.
+        One image is added on either side, since networks that differ on few images would otherwise seem surely
+        different or surely equal. The interval excludes 0 wherever McNemar's exact test finds a difference, and in few
+        other cases: with 199 images or more, only if more than 13 differ and p < 0.066; with 91 or more, if p < 0.066;
+        with 20 or more, if p < 0.079. With fewer, p may be 0.125 (4 to 0 of 4 images).
 
         Returns:
             Lowest and highest differences, of the row's network minus the column's, in points, `[networks, networks]`.
@@ -126,11 +125,7 @@ def _packed(bits: Bits) -> npt.NDArray[np.uint8]:
 
 
 def read_hits(path: str | Path) -> Hits:
-    """The hits in a file.
-
-    Raises:
-        InputError: If it is missing or damaged.
-    """
+    """The hits in a file."""
     what, bits = "says what each network answers to each image", ("right", "seen")
     with opened(path, Hits, what, (*bits, "labels")) as (cfg_ids, about, arrays, names):
         labels = arrays["labels"].astype(np.int64)

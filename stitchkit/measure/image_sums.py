@@ -1,7 +1,6 @@
-"""What each network of a ledger gives on each image of a dense task, in a file beside it.
+"""The sums of each network of a ledger on each image of a dense task, in a file beside it.
 
-All networks judge the same images, so that the sums of single images tell two networks apart far better than two
-figures do.
+They compare two networks much more precisely than two figures do.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class ImageSums(Beside):
         return judged & self.truth.any(axis=1)
 
     def sums_of(self, cfg_id: int) -> Floats:
-        """The sums of a network on each image, `[images, own + truth]`; zeros for an image that it has not seen."""
+        """The sums of a network on each image, `[images, own + truth]`; zeros for unseen images."""
         rows = self.rows[self.places([cfg_id])[0]]
         return np.hstack([rows.toarray().astype(float), self.truth * (_counts(rows) > 0)[:, None]])
 
@@ -135,11 +134,7 @@ def write_sums(path: Path, sums: ImageSums, *, of: Mapping[str, object] | None =
 
 
 def read_sums(path: str | Path, *, of: Mapping[str, object] | None = None) -> ImageSums:
-    """The sums in a file; `of` is what unfinished ones must depend on.
-
-    Raises:
-        InputError: If it is missing or damaged, or unfinished ones are of something else.
-    """
+    """The sums in a file, if unfinished ones depend on `of`."""
     what = "has the sums of each network on each image"
     with opened(path, ImageSums, what, ("counts", "columns", "values", "truth")) as (cfg_ids, said, found, names):
         if said.get("of") != json.loads(json.dumps(of)):

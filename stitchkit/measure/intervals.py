@@ -1,8 +1,7 @@
-"""How sure the figures of a ledger are: 95 % intervals of figures and of their differences, and P(on the front).
+"""Confidence in the figures of a ledger: 95 % intervals of figures and of their differences, and P(on the front).
 
-All of it answers one question: what if other images of the same kind had been drawn? Another training run, or images of
-another kind, may change more. Accuracies have formulas; figures of dense tasks, which are no shares of images, have a
-bootstrap.
+They answer one question: what if other images of the same kind had been drawn? Another training run, or other kinds of
+images, may change more. Accuracies have formulas; other figures of dense tasks have a bootstrap.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ def by_image_beside(ledger: str | Path, metric: str) -> ByImage | None:
 
 
 def add_intervals(rows: Sequence[Row], known: ByImage | None, cost: str = "flops") -> None:
-    """Put the intervals into rows; earlier ones are removed.
+    """Replace the intervals in rows.
 
-    Rows get `acc1_low` and `acc1_high` if they have hits or say on how many images they were measured, and those of the
-    figure of a dense task if they have sums; those that have hits or sums on all images that any such row has seen also
-    get `p_front` and `tied_with` (`cfg_id`s), by this cost, among each other.
+    Rows with hits or a number of images get `acc1_low` and `acc1_high`; rows with sums get those of the dense task's
+    figure. Rows judged on every image that any row has seen also get `p_front` and `tied_with` (`cfg_id`s), by this
+    cost.
 
     Raises:
         InputError: If the hits or sums are of another evaluation.
@@ -71,7 +70,7 @@ def _add_interval(row: Row, metric: str, ends: tuple[float, float] | None) -> No
 
 
 def check_by_image(rows: Sequence[Row], known: ByImage) -> None:
-    """Refuse hits or sums by which rows would have other figures."""
+    """Refuse hits or sums that contradict the figures of the rows."""
     known = known.of([row["cfg_id"] for row in rows])
     metric = known.metric
     for place, row in enumerate(rows):
@@ -95,10 +94,7 @@ def _add_comparisons(rows: Sequence[Row], known: ByImage, cost: str) -> None:
 
 
 def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
-    """For each network the places of those that cost as much or less and are not distinguishable, the cheapest first.
-
-    The interval of their difference contains 0. One that costs less and is surely better is not tied: it wins.
-    """
+    """For each network the places of statistically tied networks of the same or a lower cost, the cheapest first."""
     cost = np.asarray(costs, float)
     tied = (low <= 0) & (high >= 0) & (cost[None, :] <= cost[:, None])
     np.fill_diagonal(tied, False)
@@ -107,7 +103,7 @@ def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
 
 
 def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = ACCURACY) -> str:
-    """Which points of a front, from cheap to costly, are told apart, or why that is unknown."""
+    """The points of a front, from cheap to costly, that differ significantly, or why that is unknown."""
     if known is None and metric != ACCURACY:
         return "no intervals without the sums of each image, which --eval writes beside a new ledger"
     if known is None:

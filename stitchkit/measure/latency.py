@@ -62,8 +62,8 @@ class Latency(NamedTuple):
 def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float | None = None) -> list[Latency]:
     """Latencies of a forward pass of `x`, synchronised on a GPU.
 
-    In each round every network runs once, so that a machine that is slow for a while is slow for all of them. After
-    the first rounds, more follow until all are reliable, or `limit_s` seconds have passed, by default a minute.
+    Each round runs every network once, so a slow phase of the machine affects all alike. Rounds end when all latencies
+    are reliable, or after `limit_s` seconds, by default a minute.
 
     Source: McGill, Tukey, Larsen, "Variations of box plots" (1978) for the interval, 1.57 quartile ranges / sqrt(n).
     """
@@ -105,9 +105,9 @@ def _summary(times: Sequence[float]) -> Latency:
 
 
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
-    """Add the latency of a batch to the rows of a ledger, with the conditions under which it was measured.
+    """Add the latency of a batch and its conditions to the rows of a ledger; return conditions and verdict in words.
 
-    Stitches are measured as a whole: on a CPU, sums over the steps of configs/digits_vit.json were 12 to 18 % lower.
+    Stitches are measured whole: on a CPU, sums over the steps of configs/digits_vit.json were 12 to 18 % lower.
     """
     weights = next(model.parameters())
     images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)

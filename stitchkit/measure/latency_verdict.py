@@ -1,4 +1,4 @@
-"""What a ledger says about its latencies: under which conditions they were measured, and whether they are reliable."""
+"""What a ledger says about its latencies: the conditions of the measurement, and whether it is reliable."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def fault_of(row: Row) -> str:
 
 
 def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str, str] | None = None) -> None:
-    """Refuse rows without the figures by which stitches are compared; `advice` says what to do if one is missing."""
+    """Refuse rows without the figures for comparing stitches; `advice` says what to do if one is missing."""
     if not rows:
         raise InputError("the ledger has no rows; run an evaluation with --eval first")
     for key in keys:

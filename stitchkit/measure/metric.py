@@ -1,7 +1,4 @@
-"""The metric by which stitches are compared: one of the figures of a ledger, in percent, of which more is better.
-
-The relative error and the RMSE of depth are in a ledger too, but less of them is better: they compare no stitches.
-"""
+"""The metric for comparing stitches: a figure of a ledger, in percent, where more is better."""
 
 from __future__ import annotations
 
@@ -59,8 +56,7 @@ def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
 def compared(rows: Sequence[Row], metric: str) -> list[Row]:
     """The rows that a metric compares.
 
-    By agreement, these are the rows that end in the same anchor as the costliest one: every anchor agrees with itself,
-    so the cheapest one would be the best of all.
+    By agreement, only stitches that end in the costliest row's anchor: every anchor agrees with itself.
     """
     if metric not in _AGREEMENTS or not rows:
         return [*rows]
@@ -87,7 +83,7 @@ def by(metric: str) -> str:
 
 
 def check_overlay(metric: str) -> None:
-    """Refuse to compare other models, of which the top-1 accuracy is known, by another metric."""
+    """Refuse metrics other than top-1 accuracy for comparison with other models."""
     if metric != ACCURACY:
         raise InputError(f"--overlay compares top-1 accuracies, and this is {in_sentence(metric)}; leave it out")
 

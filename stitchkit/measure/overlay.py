@@ -73,10 +73,10 @@ class _Line(NamedTuple):
 
 
 def read_overlay(paths: Sequence[str | Path], costs: Sequence[str], *, every: bool = False) -> Overlay:
-    """The models of CSV files that have an accuracy and, of these costs of a ledger, at least one, or every one.
+    """The models of CSV files that have an accuracy and at least one (or every one) of these costs of a ledger.
 
-    Files without accuracies give the costs of the models in the others. timm publishes both in two files, which name
-    the model and the image size; the one with the costs leaves the tag of the weights out of the name.
+    Files without accuracies give the costs of models in the others: timm publishes two files, which share model names
+    and image sizes, but only one has the tags of weights.
     """
     places = [Path(path) for path in paths]
     tables = [(place, _columns_of(place)) for place in places]
@@ -218,10 +218,7 @@ def verdict(front: Sequence[Row], models: Sequence[Row], cost: str) -> str:
 
 
 def better_single_model(best: Row, limits: Mapping[str, float], models: Sequence[Row]) -> Row | None:
-    """The most accurate model within limits on costs that is more accurate than a stitch.
-
-    Without a limit, a model may cost as much as the stitch.
-    """
+    """The most accurate model that beats a stitch within limits on costs, by default the stitch's own FLOPs."""
     limits = limits or {"flops": _SAME * best["flops"]}
     within = (model for model in models if all(model.get(cost, math.inf) <= most for cost, most in limits.items()))
     rival = max(within, key=lambda model: model["acc1"], default=best)

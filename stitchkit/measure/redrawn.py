@@ -48,9 +48,9 @@ class Redrawn(OfNetworks):
         return {cfg_id: ends[cfg_id] for cfg_id, seen in zip(self.cfg_ids, self.seen, strict=True) if seen.any()}
 
     def paired_intervals(self) -> tuple[Floats, Floats]:
-        """The 95 % intervals of the differences of all pairs of networks, in the same sets.
+        """The 95 % intervals of the differences of all pairs of networks, lowest and highest, `[networks, networks]`.
 
-        What is hard in a set is hard for both, so these are much narrower than those of two figures suggest.
+        A set that is hard for one is hard for both, so these are much narrower than the intervals of two figures.
 
         Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile intervals).
         """
@@ -76,7 +76,7 @@ class Redrawn(OfNetworks):
 
 
 def redraw(sums: ImageSums, *, samples: int = 1000, seed: int = 0) -> Redrawn:
-    """The figures by which the networks are compared, in sets of the images that any of them has judged."""
+    """The figures of networks in bootstrap sets of the images that any of them has judged."""
     seen, score = sums.seen, sums.score
     counting = seen.any(axis=0)
     # In float64: a sum of pixels has more digits than float32. For 2,000 images, 16 MB.

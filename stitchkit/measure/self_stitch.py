@@ -16,7 +16,7 @@ SELF = "self_"
 
 
 def ends_in_ledger(rows: Sequence[Row], coming: Collection[int], space: StitchSpace) -> list[int]:
-    """The anchors in which stitches end, of those that a ledger has or will have."""
+    """The end anchors of stitches that a ledger has or will have."""
     ends, known = {stitch.end for stitch in space if stitch.joints}, {row["cfg_id"] for row in rows} | {*coming}
     return [cfg_id for cfg_id in space.ids if space[cfg_id].is_anchor and space[cfg_id].end in ends and cfg_id in known]
 

@@ -37,10 +37,7 @@ def statistics_file(ledger: str | Path) -> Path:
 def write_statistics(
     path: Path, model: SNNet, kept: Mapping[int, Kept], origin: Mapping[str, object] | None = None
 ) -> None:
-    """Write the statistics of stitches, which replace an earlier file only when they are complete.
-
-    `origin` is all that they depend on beside the weights.
-    """
+    """Write the statistics of stitches, and with them their `origin`: all that they depend on beside the weights."""
     tensors = {
         f"{cfg_id}.{name}": value.detach().cpu().contiguous()
         for cfg_id, (statistics, _) in kept.items()
@@ -109,13 +106,7 @@ def read_statistics(
 
 
 def load_statistics(model: SNNet, ledger: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Give the stitches of a network the batch-norm statistics of a ledger, or none if those beside it are of others.
-
-    They must be of the model's weights, given as for `read_statistics`, and made as the file beside the ledger says.
-
-    Raises:
-        InputError: If a file is damaged.
-    """
+    """Give the stitches of a network the batch-norm statistics beside a ledger, if they fit its weights and origin."""
     path, origin = statistics_file(ledger), origin_file(ledger)
     made = read_settings_file(origin) if origin.is_file() else None
     kept = read_statistics(path, model, made, weights) if path.is_file() else None

@@ -22,11 +22,7 @@ from stitchkit.ship.pick import Budget, pick, pick_one
 
 
 def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
-    """Add missing figures of the network to rows: name, FLOPs, parameters and, on request, latency.
-
-    Returns:
-        The conditions of the latencies, measured here or before; empty if they were not requested.
-    """
+    """Add missing figures to rows: name, FLOPs, parameters and, on request, latency; return the latency's note."""
     profiler = Profiler(model)
     for row in rows:
         if found := difference(row, model.space, profiler.cost):
@@ -102,10 +98,6 @@ class BudgetedModel(nn.Module):
         return Budget(max_latency_ms=value)
 
     def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
-        """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as `choose` takes it.
-
-        Raises:
-            InputError: If no stitch meets the budget.
-        """
+        """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as in `choose`."""
         logits: torch.Tensor = self.model(x, None if budget is None else self.choose(budget))
         return logits

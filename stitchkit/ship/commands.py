@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, fields
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -314,10 +313,11 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
 
 def _report(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
-    from stitchkit.measure.ledger import nouns_of
+    from stitchkit.measure.ledger import COSTS, nouns_of
     from stitchkit.measure.metric import check_overlay
+    from stitchkit.measure.overlay import read_overlay
     from stitchkit.measure.pareto import plot, plot_ledgers
-    from stitchkit.ship.report import overlay_for, overlay_verdicts, read_ledgers, write_report
+    from stitchkit.ship.report import overlay_verdicts, read_ledgers, write_report
 
     if flags.plot:
         check_plot(flags.plot)
@@ -327,10 +327,11 @@ def _report(flags: argparse.Namespace) -> None:
     metric = contents[0]["metric"]
     if flags.overlay:
         check_overlay(metric)
-    overlay = overlay_for(contents, flags.overlay) if flags.overlay else None
+    every = [row for content in contents for row in content["rows"]]
+    costs = [cost for cost in COSTS.values() if any(cost in row for row in every)]
+    overlay = read_overlay(flags.overlay, costs) if flags.overlay else None
     write_report(flags.output, contents, title=flags.title, overlay=overlay)
     rows = {content["name"]: content["rows"] for content in contents}
-    every = list(chain.from_iterable(rows.values()))
     print(f"{flags.output} shows {counted(len(every), nouns_of(every)[0])}; open it in a browser")
     if overlay:
         print(f"{next(iter(overlay_verdicts(contents, overlay).values()))} {overlay.remark}")

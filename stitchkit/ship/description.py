@@ -57,10 +57,9 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
 
 
 def output_of(model: SNNet, stitch: Stitch) -> dict[str, object]:
-    """What a stitch gives: `logits` of classes, or the `pooled` feature of its end anchor and its `tokens`; or `depth`.
+    """A stitch's output: `logits` of classes, or the `pooled` feature of its end anchor and its `tokens`; or `depth`.
 
-    The shape of tokens, or maps, is that of one image, with what its axes mean if this is known. Of dense prediction,
-    there is an output at each position of a map, which is smaller than the image.
+    The shape of tokens or maps is that of one image; a dense network's map is smaller than the image.
     """
     if isinstance(model, DenseSNNet):
         with torch.no_grad():
@@ -103,10 +102,7 @@ def no_classes(what: str) -> InputError:
 
 
 def build(about: Mapping[str, Any]) -> RouteNetwork | DenseRoute:
-    """The described network with random weights; nothing is downloaded, and no other anchor is built.
-
-    But for a dense network the last one is, whose levels the head takes.
-    """
+    """The described network with random weights; nothing is downloaded, and only the anchors it needs are built."""
     if about.get("format") != FORMAT:
         raise InputError(f"its format is {about.get('format')!r}, not '{FORMAT}'; export it again")
     try:

@@ -144,7 +144,7 @@ def _cheapest_tied(within: Sequence[Row], known: ByImage, cost: str) -> Choice:
 
 
 def confident_by_image(rows: Sequence[Row], ledger: str | Path, budget: Budget, metric: str) -> ByImage:
-    """What is beside a ledger, of all its rows, by which `pick` tells stitches apart."""
+    """The hits or sums beside a ledger that let `pick` compare all its rows."""
     if metric not in WITH_INTERVALS:
         usual = metric_of(rows)
         compares = in_sentence(usual) if usual in WITH_INTERVALS[1:] else "top-1 accuracies"
@@ -174,7 +174,7 @@ def pick_one(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, 
 
 
 def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
-    """The sentence that names the best of a ledger's rows, and the one from which it is not distinguishable, if any."""
+    """The sentence that names the best of a ledger's rows, and the row it is statistically tied with, if any."""
     first = choice.most_accurate or choice.best
     assert first is not None, "something fits"
     how = "cheapest" if budget.wants_cheapest else superlative(choice.metric)
@@ -197,7 +197,7 @@ def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
 
 
 def _tie(choice: Choice, first: Row, cost: str, fitting: Sequence[Row]) -> str:
-    """How the cheapest stitch differs from the most accurate one, from which it is not distinguishable."""
+    """How the cheapest stitch differs from the most accurate one that it is statistically tied with."""
     best, difference = choice.best, choice.difference
     if best is None or difference is None:
         cheaper = any(row[cost] < first[cost] for row in fitting)

@@ -19,7 +19,7 @@ from stitchkit._version import __version__
 from stitchkit.display import plural
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, read_table
-from stitchkit.measure.intervals import ByImage, add_intervals, by_image_beside, told_apart_note
+from stitchkit.measure.intervals import add_intervals, by_image_beside, told_apart_note
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import (
     COSTS,
@@ -33,7 +33,7 @@ from stitchkit.measure.ledger import (
 )
 from stitchkit.measure.ledger_origin import origin_file
 from stitchkit.measure.metric import METRICS, compared, compared_note, in_sentence, metric_of
-from stitchkit.measure.overlay import Overlay, read_overlay, verdict
+from stitchkit.measure.overlay import Overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.self_stitch import self_stitch_note
@@ -121,7 +121,11 @@ def _read_ledger(
     costed = {cost: [row for row in rows if cost in row] for cost in COSTS.values()}
     fronts = {cost: pareto_front(some, cost, metric) for cost, some in costed.items() if some}
     known = by_image_beside(path, metric)
-    comparisons = {cost: _comparisons(rows, known, cost) for cost in fronts}
+    comparisons: dict[str, dict[int, Row]] = {}
+    for cost in fronts:  # P(on the front) and ties differ between costs
+        add_intervals(rows, known, cost)
+        keys = ("p_front", "tied_with")
+        comparisons[cost] = {row["cfg_id"]: {key: row[key] for key in keys if key in row} for row in rows}
     told_apart = {cost: told_apart_note(front, known, metric) for cost, front in fronts.items()}
     return {
         "name": name,
@@ -131,7 +135,7 @@ def _read_ledger(
                 **row,
                 "anchor": is_anchor(row),
                 "front": [cost for cost, front in fronts.items() if row in front],
-                "by_cost": {cost: found[row["cfg_id"]] for cost, found in comparisons.items()},
+                "by_cost": {cost: figures[row["cfg_id"]] for cost, figures in comparisons.items()},
                 "command": command,
             }
             for row, command in zip(rows, commands, strict=True)
@@ -143,12 +147,6 @@ def _read_ledger(
         "told_apart": told_apart if metric in WITH_INTERVALS else {},
         "settings": _settings(path),
     }
-
-
-def _comparisons(rows: Sequence[Row], known: ByImage | None, cost: str) -> dict[int, Row]:
-    """Put the intervals into rows; P(on the front) and ties by a cost, which differ between costs, by `cfg_id`."""
-    add_intervals(rows, known, cost)
-    return {row["cfg_id"]: {key: row[key] for key in ("p_front", "tied_with") if key in row} for row in rows}
 
 
 def _add_names(rows: Sequence[Row], network: _Network, path: Path) -> None:
@@ -172,14 +170,14 @@ def _settings(ledger: Path) -> dict[str, dict[str, str]]:
     files = {"training": training, "evaluation": evaluation, "composition": composition}
     defaults = Recipe().flat()
     return {
-        f"{use}, {file.name}": {str(key): _text(value) for key, value in content.items() if value != defaults.get(key)}
+        f"{use}, {file.name}": {
+            str(key): value if isinstance(value, str) else json.dumps(value, default=str)
+            for key, value in content.items()
+            if value != defaults.get(key)
+        }
         for use, file in files.items()
         if file.is_file() and (content := read_settings_file(file))
     }
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _training(folder: Path) -> dict[str, object]:
@@ -225,11 +223,6 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def overlay_for(contents: Sequence[Content], paths: Sequence[str]) -> Overlay:
-    """Other models with any of the costs that the ledgers have."""
-    return read_overlay(paths, [cost for cost in COSTS.values() if any(cost in row for row in _rows(contents))])
-
-
 def overlay_verdicts(contents: Sequence[Content], overlay: Overlay) -> dict[str, str]:
     """Where a single model beats the stitches of each ledger, by the costs that ledgers and models have."""
     found = {}
@@ -242,7 +235,7 @@ def overlay_verdicts(contents: Sequence[Content], overlay: Overlay) -> dict[str,
 
 
 def _overlay(contents: Sequence[Content], overlay: Overlay) -> dict[str, object]:
-    """What the page shows of other models: each with the costs over which it is near the rows, and on the front."""
+    """What the page shows of other models: each with the costs where it is near the rows, and on the front."""
     verdicts = overlay_verdicts(contents, overlay)
     models: list[Row] = [{**model, "near": [], "front": []} for model in overlay.models]
     for cost in verdicts:

@@ -20,7 +20,7 @@ _BOX = 14
 
 
 def depths_of(stitches: Iterable[Stitch]) -> dict[str, int]:
-    """Blocks of each anchor as far as the stitches show them, in the order in which the anchors appear."""
+    """Blocks of each anchor as far as the stitches show them, with anchors in the order of appearance."""
     depths: dict[str, int] = {}
     for stitch in stitches:
         for segment in stitch.segments:

@@ -15,7 +15,7 @@ import torch
 from stitchkit.data.decoding import ImageSource, readable
 from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
-from stitchkit.measure.latency import Latency, latencies
+from stitchkit.measure.latency import latencies
 from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.metric import ACCURACY, in_sentence, metric_of
@@ -66,7 +66,8 @@ class Demonstration:
         self._names = described_classes(trained.classes, trained.model.num_classes)
         self._depths = depths_of(self._model.space)
         self._network = cache(self._open_network)
-        self._latency = cache(self._measure_latency)
+        blank = torch.zeros(1, *self._model.input_size, device=self._device)
+        self._latency = cache(lambda cfg_id: latencies([self._model.extract(cfg_id)], blank, limit_s=_SECONDS)[0])
 
     def run(self, image: ImageSource | None, flops: float) -> tuple[dict[str, float] | None, str]:
         """Predict with the best stitch within a budget.
@@ -103,10 +104,6 @@ class Demonstration:
         listed = "".join(f"<dt>{key}</dt><dd>{escape(text)}</dd>" for key, text in figures.items() if text)
         route = draw_route(stitch, self._depths)
         return f'<p class="stitch">{escape(stitch.name)}</p>{route}<dl class="stitch-figures">{listed}</dl>'
-
-    def _measure_latency(self, cfg_id: int) -> Latency:
-        image = torch.zeros(1, *self._model.input_size, device=self._device)
-        return latencies([self._model.extract(cfg_id)], image, limit_s=_SECONDS)[0]
 
 
 def _ledger_latency(row: Row) -> str | None:

@@ -30,9 +30,8 @@ Output: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 def load_stitch(path: str | Path) -> RouteNetwork | DenseRoute:
     """The network of an exported `.safetensors` file, in evaluation mode.
 
-    It is built from timm's classes; nothing is downloaded, nothing in the file is executed, and only the anchors on
-    the route are built. Its `pretrained_cfg` describes the preparation of images, for
-    `timm.data.resolve_model_data_config`; its `about` is the whole description.
+    It is built from timm's classes: nothing is downloaded or executed, and only the anchors on the route are built. Its
+    `pretrained_cfg` is for `timm.data.resolve_model_data_config`; its `about` is the whole description.
 
     Raises:
         InputError: If the file is missing, damaged, or not an exported stitch.

@@ -157,10 +157,7 @@ def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
 
 
 def check_origin(ledger: str | Path, trained: Trained, *, otherwise: str) -> None:
-    """Check that a ledger was measured with these weights, as far as the file beside it says, and these statistics.
-
-    `otherwise` is what to do if it was not, besides measuring it.
-    """
+    """Check that a ledger was measured with these weights and statistics; `otherwise` is the other thing to do."""
     recipe = trained.recipe
     if not origin_file(ledger).is_file():  # published ledgers have none
         check_statistics(trained.model.statistics, ledger, read_rows(ledger))

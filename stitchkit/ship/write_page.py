@@ -1,4 +1,4 @@
-"""Pages from the templates in `page/`, in which a name in double braces stands for its content."""
+"""Pages from the templates in `page/`, where a name in double braces stands for its content."""
 
 from __future__ import annotations
 

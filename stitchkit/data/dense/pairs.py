@@ -86,10 +86,9 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         return image, found
 
     def check_headers(self) -> None:
-        """Refuse files whose headers cannot be read, or are of images of other sizes, before hours of training.
+        """Refuse unreadable headers and pairs of different sizes before hours of training.
 
-        Pixels are not decoded, so that 10,000 pairs take a second or two. Of more, as many are checked, evenly spread;
-        rows of a Hugging Face data set are not.
+        At most 10,000 pairs of files are checked, evenly spread, in a second or two.
         """
         if not isinstance(self._source, PairFiles):
             return
@@ -97,9 +96,9 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
             self._check_headers(self._source.image(index), self._source.target(index))
 
     def check_values(self) -> None:
-        """Refuse masks that cannot be decoded, or have class numbers that the data set lacks, before hours of training.
+        """Refuse unreadable masks and unknown class numbers before hours of training.
 
-        At most 2,000 are checked, evenly spread, and fewer if they are large, so that it takes a few seconds.
+        At most 2,000 masks are checked, evenly spread, and fewer if they are large.
         """
         if self.task != "segmentation":
             return

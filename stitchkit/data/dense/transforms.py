@@ -1,7 +1,6 @@
 """Transforms of an image together with its mask or depth map, by torchvision's transforms v2.
 
-All random numbers come from torch's global generator, which torch seeds in each loader process. Its state decides
-everything, so runs that seed it at each epoch resume bitwise.
+All random numbers come from torch's global generator, so runs that seed it at each epoch resume bitwise.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ class _TrainingPairs:
         return pixels, F.resize_image(plan[None], size, InterpolationMode.NEAREST_EXACT)[0]
 
     def _corner(self, plan: torch.Tensor) -> tuple[int, int]:
-        """The top left corner of the crop, in which no class should have more than its share."""
+        """The top left corner of a crop that no class dominates."""
         height, width = self.size
         rows, columns = (max(0, side - wanted) + 1 for side, wanted in zip(plan.shape, self.size, strict=True))
         for _ in range(_CROPS if self.task == "segmentation" else 1):
