@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from stitchkit.errors import InputError
 
-with suppress(ImportError):  # HEIC, which Pillow does not read by itself
+with suppress(ImportError):  # HEIC, which Pillow alone cannot read
     import_module("pillow_heif").register_heif_opener()
 
 # Pillow goes by the content of a file: it would start Ghostscript for a program that is called `image.png`.
@@ -79,9 +79,7 @@ def check_image(image: Image.Image) -> None:
     Images are resized by their shorter side, so they must not be too narrow.
     """
     if max(image.size) > _LONGEST_SIDE * min(image.size):
-        raise InputError(
-            f"it is {image.width:,} x {image.height:,} pixels; one side may be {_LONGEST_SIDE} times the other"
-        )
+        raise InputError(f"it is {image.width:,} x {image.height:,} pixels; at most {_LONGEST_SIDE} to 1 is allowed")
     is_packed, kind = _tag(image, _COMPRESSION) not in (None, 1), ""
     if isinstance(image, TiffImageFile) and is_packed and image.mode in _DEEP and image.tag_v2.prefix == b"MM":
         kind = "compressed big-endian TIFF of signed values or floats"
@@ -129,9 +127,8 @@ class Decoding:
 
     Args:
         mode: PIL mode of the result.
-        background: The colour, by a name or a number of PIL's, on which transparent images are composited, unless the
-            mode has transparency itself.
-        exif: Whether images are turned as their EXIF orientation says; if not, they stay as they are stored.
+        background: PIL's name or number of the colour behind transparent images, unless the mode has transparency.
+        exif: Turn images as their EXIF orientation says.
     """
 
     mode: str = "RGB"
@@ -180,9 +177,9 @@ class Decoding:
             Change.TURNED: "turned by EXIF orientation",
             Change.SCALED: "scaled to 8 bits",
             Change.COMPOSITED: f"composited on {self.background}",
-            Change.FIRST_FRAME: "with several frames, of which the first is used",
+            Change.FIRST_FRAME: "with several frames (only the first is used)",
         }
-        return ", ".join(f"{counts[change]:,} {said}" for change, said in words.items() if counts[change])
+        return ", ".join(f"{counts[change]:,} {text}" for change, text in words.items() if counts[change])
 
 
 def _identified(file: IO[bytes]) -> Image.Image:

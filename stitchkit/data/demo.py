@@ -30,7 +30,7 @@ def write_demo_glyphs(folder: Path) -> str:
         for split in ("train", "validation"):
             yield from ((f"{split}/{name}/{number:04d}.png", image) for name, number, image in read_demo_glyphs(split))
         # In another order than by class, and without the classes in their names.
-        mixed = sorted(read_demo_glyphs("unlabelled"), key=lambda found: (found[1], found[0]))
+        mixed = sorted(read_demo_glyphs("unlabelled"), key=lambda glyph: (glyph[1], glyph[0]))
         yield from ((f"unlabelled/{number:04d}.png", image) for number, (_, _, image) in enumerate(mixed))
 
     return write_new_folder(
@@ -45,10 +45,10 @@ def manifest_of(content: Mapping[str, object]) -> str:
 
 def refuse_other(folder: Path, name: str, manifest: str) -> None:
     """Refuse the folder of another data set than the one with this manifest, the file `name`."""
-    place = folder / name
-    if not (folder / "train").is_dir() or (place.is_file() and place.read_text(encoding="utf-8") == manifest):
+    file = folder / name
+    if not (folder / "train").is_dir() or (file.is_file() and file.read_text(encoding="utf-8") == manifest):
         return
-    how = f"has other images, as {name} in it says" if place.is_file() else f"is another data set, without {name}"
+    how = f"has other images, as {name} in it says" if file.is_file() else f"is another data set, without {name}"
     raise InputError(f"'{folder}' {how}; choose a new folder")
 
 
@@ -61,9 +61,9 @@ def write_new_folder(
     check_new_folder(folder)
     with filling(folder) as unfinished:
         for name, image in images:
-            place = unfinished / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            image.save(place)
+            path = unfinished / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
         for name, text in (texts or {}).items():
             (unfinished / name).write_text(text, encoding="utf-8")
     return f"{content} are in {folder}"

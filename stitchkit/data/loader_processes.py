@@ -64,7 +64,7 @@ def workers_for(images: object, wanted: int, world: World) -> int:
 def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> None:
     """Let a loader process end only on a signal from its parent."""
     # Ctrl-C reaches the whole foreground group, and a preempting cluster signals every process of a job. The parent
-    # then still finishes its step and saves, for which it needs the batches in preparation.
+    # then still finishes its step and saves, and needs the batches in preparation.
     for number in (signal.SIGINT, LIMIT_IS_NEAR):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

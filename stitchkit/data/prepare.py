@@ -147,7 +147,7 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
 
 
 def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
-    """The parts for training and testing, or one for both, and the class names as folder names; files stay as they are."""
+    """The parts for training and testing, or one for both, and the folder names of classes; files stay undecoded."""
     opened: list[LabelledImages]
     source = Source(task.source, sources, download=True)
     if task.source in SOURCES:

@@ -66,7 +66,7 @@ class Arrangement(NamedTuple):
         height: Of the camera above the ground, in metres.
         focal: The focal length, in sides of the image.
         horizon: Where it is, from the upper side (0) to the lower one (1).
-        light: The direction from which it comes, of length 1.
+        light: Where it comes from, a vector of length 1.
         wall: The paint of what is behind everything.
     """
 
@@ -160,9 +160,9 @@ def write_scenes(folder: Path, counts: Mapping[str, int], side: int = 64, seed: 
                 for kind, image in _as_images(scene).items():
                     yield f"{split}/{kind}/{number:04d}.png", image
 
-    said = f"{', '.join(f'{count} {split}' for split, count in counts.items())} scenes of {len(CLASSES)} classes"
+    content = f"{', '.join(f'{count} {split}' for split, count in counts.items())} scenes of {len(CLASSES)} classes"
     texts = {"classes.txt": "".join(f"{name}\n" for name in CLASSES), SCENES: manifest}
-    return write_new_folder(folder, images(), said, texts)
+    return write_new_folder(folder, images(), content, texts)
 
 
 def _as_images(scene: Scene) -> dict[str, Image]:
@@ -182,7 +182,7 @@ def _thing(label: int, base: tuple[float, float, float], size: tuple[float, floa
     trunk, bare = half * chance.uniform(0.15, 0.3), tall * chance.uniform(0.25, 0.4)
     above = (base[0], base[1] + bare, base[2])
     crown = Solid("ball", above, (half, tall - bare, half), turn)
-    # It ends within the crown, of which only the lowest point would stand on it.
+    # It ends within the crown, whose lowest point alone would stand on it.
     stem = Solid("cylinder", base, (trunk, bare + 0.3 * (tall - bare), trunk), turn)
     return Thing(label, ((stem, random_paint(chance, size=tall)), (crown, paint)))
 
@@ -213,6 +213,6 @@ def _window(arrangement: Arrangement, solid: Solid, size: int) -> tuple[slice, s
     x, y, z = solid.corners()
     columns = (0.5 + arrangement.focal * x / z) * size
     rows = (arrangement.horizon - arrangement.focal * (y - arrangement.height) / z) * size
-    top, left = (max(0, math.floor(place.min())) for place in (rows, columns))
-    bottom, right = (max(0, math.ceil(place.max())) for place in (rows, columns))
+    top, left = (max(0, math.floor(ends.min())) for ends in (rows, columns))
+    bottom, right = (max(0, math.ceil(ends.max())) for ends in (rows, columns))
     return slice(top, bottom), slice(left, right)

@@ -43,7 +43,7 @@ def _shard_fault(name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Split(Settings):
+class _Shards(Settings):
     """The shards of a split, as braces or `_info.json` give them."""
 
     num_samples: Annotated[int, Field(strict=True, ge=0, le=10**15)]
@@ -125,10 +125,8 @@ def _open_hub(name: str, root: str | None, split: str, options: Mapping[str, obj
             )
     elif kind in _TEXTS:
         if len(labels) > MOST_CLASSES:
-            raise InputError(f"column {keys[1]!r} of '{name}' has {len(labels):,} texts, which are no classes")
-        _logger.info(
-            "the labels in the column %r are %d texts, which are numbered in their order", keys[1], len(labels)
-        )
+            raise InputError(f"column {keys[1]!r} of '{name}' has {len(labels):,} texts, too many for classes")
+        _logger.info("the %d text labels in the column %r are numbered in their order", len(labels), keys[1])
         images.reader.class_to_idx = {text: number for number, text in enumerate(in_order(labels))}
         images.reader.remap_class = True
     return images
@@ -154,8 +152,8 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
         del schemes[scheme]
     # timm prepends the folder to the name of a shard, and a path that begins with a slash has no scheme.
     dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
-    given = {key: getattr(dataset.reader.split_info, key) for key in _Split.__pydantic_fields__}
-    shards = [Path(dataset.reader.root, shard) for shard in parse(_Split, given, f"split '{split}'").filenames]
+    fields = {key: getattr(dataset.reader.split_info, key) for key in _Shards.__pydantic_fields__}
+    shards = [Path(dataset.reader.root, shard) for shard in parse(_Shards, fields, f"split '{split}'").filenames]
     if missing := [shard for shard in shards if not shard.is_file()]:  # timm would skip them with a warning
         raise MissingData(
             f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}; check the folder, and "
@@ -230,12 +228,12 @@ def _offline() -> Iterator[None]:
     import huggingface_hub.constants
 
     # Both read the environment only when imported; now only their own copies count.
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value

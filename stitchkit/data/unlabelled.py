@@ -52,19 +52,19 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
     Args:
         suffixes: Suffixes of the images; by default those of all formats that Pillow decodes, and of a list all.
     """
-    place = Path(source.root or "")
+    images = Path(source.root or "")
     if source.class_map:
-        raise InputError(f"class map '{source.class_map}' numbers class folders, which '{place}' has not; leave it out")
-    if not is_list(place) and (folder := _find_split(place, split)) is not None:
+        raise InputError(f"class map '{source.class_map}' numbers class folders, but '{images}' has none; omit it")
+    if not is_list(images) and (folder := _find_split(images, split)) is not None:
         paths, notes = image_files(folder, suffixes)
-        unused = _unused(place) if published_part(split) == "train" else ""
+        unused = _unused(images) if published_part(split) == "train" else ""
         return _opened(folder, paths, notes + unused, folder.name)
-    root = place.parent if is_list(place) else place
-    paths, notes = _read_list(place, suffixes) if is_list(place) else image_files(place, suffixes)
-    if not is_list(place):
-        _check_no_other_splits(place, paths)
+    root = images.parent if is_list(images) else images
+    paths, notes = _read_list(images, suffixes) if is_list(images) else image_files(images, suffixes)
+    if not is_list(images):
+        _check_no_other_splits(images, paths)
     if len(paths) < 2:
-        raise InputError(f"'{place}' has 1 image; one in {_EVERY} is held out for validation, so give at least 2")
+        raise InputError(f"'{images}' has 1 image; one in {_EVERY} is held out for validation, so give at least 2")
     trained, held_out = hold_out(paths)
     if published_part(split) == "train":
         return _opened(root, trained, f", and {len(held_out):,} held out{notes}", "train")
@@ -106,11 +106,11 @@ def _unused(root: Path) -> str:
     """Images and folders beside splits without class folders, in words."""
     splits = {folder.name for name in ("train", "validation", "test") if (folder := plain_split(root, name))}
     names = [
-        f"{place.name}/" if place.is_dir() else place.name
-        for place in sorted(root.iterdir())
-        if not place.name.startswith(".")
-        and place.name not in splits
-        and (place.is_dir() or place.suffix.lower() in image_suffixes())
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in sorted(root.iterdir())
+        if not path.name.startswith(".")
+        and path.name not in splits
+        and (path.is_dir() or path.suffix.lower() in image_suffixes())
     ]
     return f"; not used: {listed(names)}" if names else ""
 

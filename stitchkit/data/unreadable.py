@@ -65,9 +65,9 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)  # ends a loop over the images
         for number in range(index, index + min(_IN_A_ROW, len(self))):
-            found = self._read(number % len(self))
-            if found is not None:
-                return found if number == index or self._replaces else (found[0], NO_CLASS)
+            sample = self._read(number % len(self))
+            if sample is not None:
+                return sample if number == index or self._replaces else (sample[0], NO_CLASS)
         raise InputError(
             f"{_IN_A_ROW} images of the {self.split} split in a row cannot be read{self._cause}; check the disk"
         )
@@ -101,8 +101,8 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             )
 
     def _names(self, bad: torch.Tensor) -> str:
-        found = bad.nonzero().flatten().tolist()
-        return listed([self._name(index) for index in found[: _SHOWN + 1]], most=_SHOWN)
+        numbers = bad.nonzero().flatten().tolist()
+        return listed([self._name(index) for index in numbers[: _SHOWN + 1]], most=_SHOWN)
 
     def _name(self, index: int) -> str:
         reader = getattr(self.dataset, "reader", None)

@@ -24,7 +24,7 @@ class DenseScore(Protocol):
 
     task: ClassVar[str]
     metric: ClassVar[str]
-    """The figure by which networks are compared."""
+    """The figure for comparing networks."""
     kind: ClassVar[type[np.generic]]
     """Of each number, in files."""
 
@@ -70,11 +70,11 @@ class SegmentationScore:
 
     def figures(self, sums: npt.NDArray[Any]) -> dict[str, Floats]:
         """`miou` and `pixel_acc`, `[...]`, of sums `[..., 3 * num_classes]`; 0 without any pixel."""
-        found, predicted, true = np.split(np.asarray(sums, float), 3, axis=-1)
-        union = predicted + true - found
-        ious, occurring = found / np.maximum(union, 1), (union > 0).sum(axis=-1)
+        correct, predicted, true = np.split(np.asarray(sums, float), 3, axis=-1)
+        union = predicted + true - correct
+        ious, occurring = correct / np.maximum(union, 1), (union > 0).sum(axis=-1)
         miou = 100 * ious.sum(axis=-1) / np.maximum(occurring, 1)
-        return {"miou": miou, "pixel_acc": 100 * found.sum(axis=-1) / np.maximum(true.sum(axis=-1), 1)}
+        return {"miou": miou, "pixel_acc": 100 * correct.sum(axis=-1) / np.maximum(true.sum(axis=-1), 1)}
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,10 @@ def about(score: DenseScore) -> dict[str, object]:
     return {"task": score.task} | ({"num_classes": score.num_classes} if isinstance(score, SegmentationScore) else {})
 
 
-def score_of(said: Mapping[str, Any]) -> DenseScore:
+def score_of(content: Mapping[str, Any]) -> DenseScore:
     """The score that a file describes."""
-    if said["task"] == SegmentationScore.task:
-        return SegmentationScore(int(said["num_classes"]))
-    if said["task"] == DepthScore.task:
+    if content["task"] == SegmentationScore.task:
+        return SegmentationScore(int(content["num_classes"]))
+    if content["task"] == DepthScore.task:
         return DepthScore()
-    raise unknown("task", said["task"], (SegmentationScore.task, DepthScore.task))
+    raise unknown("task", content["task"], (SegmentationScore.task, DepthScore.task))

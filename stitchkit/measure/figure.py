@@ -74,9 +74,9 @@ def label_points(
         extent = draft.get_window_extent()
         draft.remove()
         x, y = extent.width / 2, extent.height / 2
-        places = [(away, cos(turn) * (away + x), sin(turn) * (away + y)) for away in _AWAY for turn in _TURNS]
-        free = (place for place in places if _is_clear(axes, extent.translated(*place[1:]), taken))
-        away, across, up = next(free, places[0])
+        offsets = [(away, cos(turn) * (away + x), sin(turn) * (away + y)) for away in _AWAY for turn in _TURNS]
+        free = (offset for offset in offsets if _is_clear(axes, extent.translated(*offset[1:]), taken))
+        away, across, up = next(free, offsets[0])
         taken.append(extent.translated(across, up))
         label = axes.annotate(
             name, point, (72 / dpi * across, 72 / dpi * up), textcoords="offset points",

@@ -40,7 +40,7 @@ def draw_sets(images: int, samples: int, seed: int) -> Iterator[npt.NDArray[np.i
 
 
 def share_on_front(right: Bits, costs: Sequence[float], *, samples: int = 1000, seed: int = 0) -> list[float]:
-    """P(on the front) of each network: the share of sets of images, drawn anew, in which it is on the Pareto front.
+    """P(on the front) of each network: the share of bootstrap sets of images that put it on the Pareto front.
 
     A set has as many images as there are, drawn from these with replacement (a bootstrap). The front's rule is that of
     `pareto_front`.
@@ -51,8 +51,8 @@ def share_on_front(right: Bits, costs: Sequence[float], *, samples: int = 1000, 
     bits = right.T.astype(np.float32)  # sums of ones are exact up to 16 million images
     times = np.zeros(len(costs), int)
     for sets in draw_sets(len(bits), samples, seed):
-        found = sets.astype(np.float32) @ bits
-        times += on_front(found.astype(float), costs).sum(axis=0)
+        counts = sets.astype(np.float32) @ bits
+        times += on_front(counts.astype(float), costs).sum(axis=0)
     shares: list[float] = (times / samples).tolist()
     return shares
 
@@ -63,10 +63,10 @@ def on_front(values: Floats, costs: Sequence[float]) -> Bits:
     Args:
         values: How good a network is in a set, such as how many images it has right, `[sets, networks]`.
     """
-    found, best, sets = np.zeros(values.shape, bool), np.full(len(values), -np.inf), np.arange(len(values))
+    is_on_front, best, sets = np.zeros(values.shape, bool), np.full(len(values), -np.inf), np.arange(len(values))
     for cost in np.unique(costs):
         equals = np.flatnonzero(np.equal(costs, cost))
         first = equals[values[:, equals].argmax(axis=1)]
-        found[sets, first] = values[sets, first] > best
+        is_on_front[sets, first] = values[sets, first] > best
         best = np.maximum(best, values[sets, first])
-    return found
+    return is_on_front

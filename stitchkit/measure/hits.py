@@ -92,18 +92,18 @@ class Hits(Beside):
         half = NORMAL_95 * np.sqrt((wins + losses - difference**2) / images)
         return 100 * np.maximum(difference - half, -1), 100 * np.minimum(difference + half, 1)
 
-    def difference(self, one: int, other: int) -> float:
+    def difference(self, index: int, other_index: int) -> float:
         """The accuracy of the network at a place minus that of another, in points, on the images of both."""
-        both = self.seen[one] & self.seen[other]
-        return float(100 * (self.right[one][both].mean() - self.right[other][both].mean()))
+        both = self.seen[index] & self.seen[other_index]
+        return float(100 * (self.right[index][both].mean() - self.right[other_index][both].mean()))
 
     def shares_on_front(self, costs: Sequence[float]) -> list[float]:
         """P(on the front) of each network; all have seen all images that any has."""
         return share_on_front(self.right[:, self.seen.any(axis=0)], costs)
 
-    def contradiction(self, place: int, figure: float) -> str:
+    def contradiction(self, index: int, figure: float) -> str:
         """What the hits say of the network at a place instead of an accuracy; empty if both say the same."""
-        right, seen = int(self.right[place].sum()), int(self.seen[place].sum())
+        right, seen = int(self.right[index].sum()), int(self.seen[index].sum())
         return f"{right:,} of {seen:,} images right" if abs(right - figure / 100 * seen) > 0.5 else ""  # half an image
 
 

@@ -90,12 +90,12 @@ class ImageSums(Beside):
 
     def figures(self, cfg_id: int) -> dict[str, float]:
         """The figures of a network for its row in a ledger, and on how many images it was judged."""
-        found = {name: float(value) for name, value in self.score.figures(self.sums_of(cfg_id).sum(axis=0)).items()}
-        return found | {"images": int(self.of([cfg_id]).seen.sum())}
+        figures = {name: float(value) for name, value in self.score.figures(self.sums_of(cfg_id).sum(axis=0)).items()}
+        return figures | {"images": int(self.of([cfg_id]).seen.sum())}
 
     def of(self, cfg_ids: Sequence[int]) -> ImageSums:
         """Some of the networks, in this order."""
-        return replace(self, cfg_ids=tuple(cfg_ids), rows=tuple(self.rows[place] for place in self.places(cfg_ids)))
+        return replace(self, cfg_ids=tuple(cfg_ids), rows=tuple(self.rows[index] for index in self.places(cfg_ids)))
 
     def other_images(self, other: ImageSums) -> str:
         """The first difference between these images and others, or what is summed, in words; empty without any."""
@@ -136,11 +136,11 @@ def write_sums(path: Path, sums: ImageSums, *, of: Mapping[str, object] | None =
 def read_sums(path: str | Path, *, of: Mapping[str, object] | None = None) -> ImageSums:
     """The sums in a file, if unfinished ones depend on `of`."""
     what = "has the sums of each network on each image"
-    with opened(path, ImageSums, what, ("counts", "columns", "values", "truth")) as (cfg_ids, said, found, names):
-        if said.get("of") != json.loads(json.dumps(of)):
+    with opened(path, ImageSums, what, ("counts", "columns", "values", "truth")) as (cfg_ids, content, arrays, names):
+        if content.get("of") != json.loads(json.dumps(of)):
             raise ValueError("it is of something else")
-        score, counts = score_of(said), found["counts"]
-        columns, values, truth = (found[name] for name in ("columns", "values", "truth"))
+        score, counts = score_of(content), arrays["counts"]
+        columns, values, truth = (arrays[name] for name in ("columns", "values", "truth"))
         kinds = [np.dtype(kind) for kind in (np.uint16, np.uint16, score.kind, np.int32)]
         whole = [array.dtype for array in (counts, columns, values, truth)] == kinds
         whole = whole and len(cfg_ids) == len(counts) and bool(counts.sum() == columns.size == values.size)

@@ -14,6 +14,7 @@ import numpy as np
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
+from stitchkit.measure.by_image import REGENERATE
 from stitchkit.measure.formulas import Floats, accuracy_interval
 from stitchkit.measure.hits import Hits, hits_beside
 from stitchkit.measure.image_sums import sums_beside
@@ -73,24 +74,23 @@ def check_by_image(rows: Sequence[Row], known: ByImage) -> None:
     """Refuse hits or sums that contradict the figures of the rows."""
     known = known.of([row["cfg_id"] for row in rows])
     metric = known.metric
-    for place, row in enumerate(rows):
-        if metric in row and (found := known.contradiction(place, row[metric])):
+    for index, row in enumerate(rows):
+        if metric in row and (contradiction := known.contradiction(index, row[metric])):
             raise InputError(
-                f"the {known.kind} beside the ledger are of another evaluation: cfg_id {row['cfg_id']} has {metric} "
-                f"{row[metric]:.2f} in its row, and {found} by its {known.kind}; remove the .{known.kind} file to "
-                "leave intervals out; to have them again, remove the ledger too and repeat --eval"
+                f"the {known.kind} beside the ledger belong to another evaluation: cfg_id {row['cfg_id']} has {metric} "
+                f"{row[metric]:.2f} in its row, and {contradiction} by the .{known.kind} file; {REGENERATE}"
             )
 
 
 def _add_comparisons(rows: Sequence[Row], known: ByImage, cost: str) -> None:
     counts = known.seen.any(axis=0)
-    whole = [rows[place] for place in np.flatnonzero(known.seen[:, counts].all(axis=1)).tolist()]
+    whole = [rows[index] for index in np.flatnonzero(known.seen[:, counts].all(axis=1)).tolist()]
     if not whole:
         return
     known, costs = known.of([row["cfg_id"] for row in whole]), [row[cost] for row in whole]
     ties = _tied(*known.paired_intervals(), costs)
     for row, share, tied in zip(whole, known.shares_on_front(costs), ties, strict=True):
-        row |= {"p_front": share, "tied_with": [known.cfg_ids[place] for place in tied]}
+        row |= {"p_front": share, "tied_with": [known.cfg_ids[index] for index in tied]}
 
 
 def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
@@ -111,7 +111,7 @@ def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = A
             return "no ties and no P(front) without hits, which --eval writes beside a new ledger"
         return "no intervals: the ledger has no hits, and does not say on how many images it was measured"
     kind, known = known.kind, known.of([row["cfg_id"] for row in front if known.has([row["cfg_id"]])])
-    points, told = len(known.cfg_ids), [str(known.cfg_ids[place]) for place in _apart(known.paired_intervals()[0])]
+    points, told = len(known.cfg_ids), [str(known.cfg_ids[index]) for index in _apart(known.paired_intervals()[0])]
     if points < 2:
         return f"the front has {counted(points, 'point')} with {kind}, so that there is nothing to tell apart"
     without = len(front) - points
@@ -127,7 +127,7 @@ def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = A
 def _apart(low: Floats) -> list[int]:
     """The places of the points that are surely better than the last one before them that counts; the first counts."""
     apart: list[int] = []
-    for place in range(len(low)):
-        if not apart or low[place, apart[-1]] > 0:
-            apart.append(place)
+    for index in range(len(low)):
+        if not apart or low[index, apart[-1]] > 0:
+            apart.append(index)
     return apart

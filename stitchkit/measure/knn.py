@@ -19,10 +19,10 @@ def knn(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor) -> torc
     Source: DINO (Caron et al., ICCV 2021), `eval_knn.py`: a neighbour's vote is exp(cosine / 0.07); 20 neighbours.
     """
     bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
-    count, classes, found = min(NEIGHBOURS, len(bank)), int(labels.max()) + 1, []
+    count, classes, predictions = min(NEIGHBOURS, len(bank)), int(labels.max()) + 1, []
     for part in torch.split(queries, max(1, _SIMILARITIES // max(len(bank), classes))):
         nearest = (part @ bank.T).topk(count)
         votes = part.new_zeros(len(part), classes)
         votes.scatter_add_(1, labels[nearest.indices], (nearest.values / TEMPERATURE).exp())
-        found.append(votes.argmax(1))
-    return torch.cat(found)
+        predictions.append(votes.argmax(1))
+    return torch.cat(predictions)

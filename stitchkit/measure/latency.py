@@ -80,10 +80,10 @@ def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float 
             took = perf_counter() - begin
             if number < _ROUNDS or took < min(_SECONDS, limit):
                 continue
-            found = [_summary(own) for own in times]
-            if took >= limit or all(each.reliable for each in found):
+            summaries = [_summary(own) for own in times]
+            if took >= limit or all(each.reliable for each in summaries):
                 break
-    return found
+    return summaries
 
 
 def _milliseconds(network: nn.Module, x: torch.Tensor) -> float:
@@ -111,7 +111,7 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
     """
     weights = next(model.parameters())
     images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)
-    found = latencies([model.route(row["cfg_id"]) for row in rows], images)
+    measured = latencies([model.route(row["cfg_id"]) for row in rows], images)
     chip = torch.cuda.get_device_name(weights.device) if weights.is_cuda else processor()
     conditions = {
         "latency_batch_size": batch_size,
@@ -119,9 +119,9 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
         "latency_threads": torch.get_num_threads(),
         "latency_precision": str(weights.dtype).removeprefix("torch."),
         # One verdict for all: what disturbed one stitch has disturbed the others.
-        "latency_reliable": all(each.reliable for each in found),
+        "latency_reliable": all(each.reliable for each in measured),
     }
-    for row, each in zip(rows, found, strict=True):
+    for row, each in zip(rows, measured, strict=True):
         row["latency_ms"] = each.ms
         row["images_per_s"] = 1e3 * batch_size / each.ms
         row["latency_spread_percent"] = each.spread_percent

@@ -23,9 +23,9 @@ def linear_probe(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        found = F.cross_entropy(x @ weight + bias, labels) + weight.square().sum() / (2 * len(x))
-        found.backward()  # type: ignore[no-untyped-call]
-        return found
+        value = F.cross_entropy(x @ weight + bias, labels) + weight.square().sum() / (2 * len(x))
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]

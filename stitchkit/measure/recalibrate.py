@@ -238,15 +238,15 @@ def _agreement(model: SNNet, output: torch.Tensor, expected: torch.Tensor) -> fl
 
 def best(tried: Candidates, penalties: Penalties, figure: str) -> dict[int, BestStatistics]:
     """The best statistics of each stitch; of equally good ones, those that change less."""
-    found = {}
+    chosen = {}
     for cfg_id, kinds in tried.items():
         kind = min(kinds, key=lambda kind: penalties[cfg_id, kind])
         penalty = penalties[cfg_id, kind]
         figures = {"bn": kind, figure: penalty if figure == LOSS else -penalty}
         figures |= {"recalibrate_bn": PORTIONS} if kind != GIVEN else {}
         is_worse = penalties[cfg_id, RENEWED] > penalties[cfg_id, GIVEN]
-        found[cfg_id] = BestStatistics(kinds[kind], figures, is_worse)
-    return found
+        chosen[cfg_id] = BestStatistics(kinds[kind], figures, is_worse)
+    return chosen
 
 
 def recalibrate(
@@ -274,16 +274,16 @@ def recalibrate(
     renewing, judging = num_images(len(every), None)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
     first, rest = (torch.split(part, PORTION) for part in order[: renewing + judging].tensor_split([renewing]))
-    place = next(model.parameters())
+    weights = next(model.parameters())
     own = model.statistics  # which stay if the images do not fit
     model.drop_statistics()
     try:
         cfg_ids = [cfg_id for cfg_id in model.space.ids if own_norms(model, cfg_id)]
-        portions = (every[part].to(place) for part in first)
+        portions = (every[part].to(weights) for part in first)
         tried = candidates(model, renewed(model, cfg_ids, portions))
-        judged = ((every[part].to(place), known[part].to(place.device)) for part in rest)
-        found = best(tried, *penalties(model, tried, judged))
-        own = {cfg_id: each.statistics for cfg_id, each in found.items()}
+        judged = ((every[part].to(weights), known[part].to(weights.device)) for part in rest)
+        chosen = best(tried, *penalties(model, tried, judged))
+        own = {cfg_id: each.statistics for cfg_id, each in chosen.items()}
     finally:
         model.statistics = own
-    return {cfg_id: str(each.figures["bn"]) for cfg_id, each in found.items()}
+    return {cfg_id: str(each.figures["bn"]) for cfg_id, each in chosen.items()}

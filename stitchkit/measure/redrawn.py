@@ -55,24 +55,24 @@ class Redrawn(OfNetworks):
         Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile intervals).
         """
         ends = np.zeros((2, len(self.cfg_ids), len(self.cfg_ids)))
-        for place, values in enumerate(self.values.T):
-            ends[:, place] = np.percentile(values[:, None] - self.values, _ENDS, axis=0)
+        for index, values in enumerate(self.values.T):
+            ends[:, index] = np.percentile(values[:, None] - self.values, _ENDS, axis=0)
         low, high = ends
         return low, high
 
-    def difference(self, one: int, other: int) -> float:
+    def difference(self, index: int, other_index: int) -> float:
         """The figure of the network at a place minus that of another, in points."""
-        return float(self.figures[one] - self.figures[other])
+        return float(self.figures[index] - self.figures[other_index])
 
     def shares_on_front(self, costs: Sequence[float]) -> list[float]:
         """P(on the front) of each network, in the sets."""
         shares: list[float] = on_front(self.values, costs).mean(axis=0).tolist()
         return shares
 
-    def contradiction(self, place: int, figure: float) -> str:
+    def contradiction(self, index: int, figure: float) -> str:
         """The figure of the network at a place, if it is another one than this; empty if it is the same."""
-        found = float(self.figures[place])
-        return f"{found:.2f}" if abs(found - figure) > _ROUNDED else ""
+        expected = float(self.figures[index])
+        return f"{expected:.2f}" if abs(expected - figure) > _ROUNDED else ""
 
 
 def redraw(sums: ImageSums, *, samples: int = 1000, seed: int = 0) -> Redrawn:
@@ -84,10 +84,10 @@ def redraw(sums: ImageSums, *, samples: int = 1000, seed: int = 0) -> Redrawn:
     seen, of_all = seen[:, counting], sets @ sums.truth[counting]
     values = np.zeros((samples, len(sums.cfg_ids)))
     figures = np.zeros(len(sums.cfg_ids))
-    for place, cfg_id in enumerate(sums.cfg_ids):
+    for index, cfg_id in enumerate(sums.cfg_ids):
         rows = sums.sums_of(cfg_id)[counting]
         own, truth = rows[:, : score.own], rows[:, score.own :]
-        drawn = np.hstack([sets @ own, of_all if seen[place].all() else sets @ truth])
-        values[:, place] = score.figures(drawn)[score.metric]
-        figures[place] = score.figures(rows.sum(axis=0))[score.metric]
+        drawn = np.hstack([sets @ own, of_all if seen[index].all() else sets @ truth])
+        values[:, index] = score.figures(drawn)[score.metric]
+        figures[index] = score.figures(rows.sum(axis=0))[score.metric]
     return Redrawn(sums.cfg_ids, score.metric, figures, values, seen)

@@ -29,8 +29,8 @@ def add_self_stitch(rows: Sequence[Row], cfg_id: int, score: FeatureScore) -> No
 
 def self_stitch_note(rows: Sequence[Row]) -> str:
     """What self-stitches lose against their anchors, in words; empty if the rows do not say."""
-    said = [_of_anchor(row) for row in rows if f"{SELF}cosine" in row]
-    return f"joined to themselves in the middle, {'; '.join(said)}" if said else ""
+    texts = [_of_anchor(row) for row in rows if f"{SELF}cosine" in row]
+    return f"joined to themselves in the middle, {'; '.join(texts)}" if texts else ""
 
 
 def _of_anchor(row: Row) -> str:

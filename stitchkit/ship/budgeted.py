@@ -25,9 +25,9 @@ def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
     """Add missing figures to rows: name, FLOPs, parameters and, on request, latency; return the latency's note."""
     profiler = Profiler(model)
     for row in rows:
-        if found := difference(row, model.space, profiler.cost):
+        if contradiction := difference(row, model.space, profiler.cost):
             raise InputError(
-                f"the ledger belongs to another SN-Net: {found}; give its own, or check --stitch_config, "
+                f"the ledger belongs to another SN-Net: {contradiction}; give its own, or check --stitch_config, "
                 "--num-classes and --img-size"
             )
         # The row wins: published parameter counts leave some out, and are compared with each other.

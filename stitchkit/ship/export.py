@@ -27,7 +27,7 @@ from stitchkit.ship.stitch_files import FORMATS, Runner
 TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
 """Largest accepted difference of logits or features, as a share of the largest one if that is above 1."""
 INT8_AGREEMENT = 0.9
-"""Smallest accepted share of images on which a file in int8 predicts the same class.
+"""Smallest accepted share of images with the same class in int8.
 
 Both limits for int8 are chosen to refuse files that are broken; nothing measured decides them.
 """

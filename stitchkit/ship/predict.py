@@ -43,7 +43,7 @@ def described_classes(names: Sequence[str], count: int) -> list[str]:
 def likeliest(logits: torch.Tensor, names: Sequence[str], number: int) -> list[tuple[str, float]]:
     """The classes with the highest probabilities, at most `number`, for the logits `[num_classes]` of an image."""
     best = logits.float().softmax(0).topk(min(number, len(logits)))
-    return [(names[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [(names[index], share) for index, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
 class Files(Dataset[tuple[int, torch.Tensor, int, str]]):
@@ -75,9 +75,9 @@ def open_loader(files: Files, batch_size: int | None, workers: int) -> DataLoade
 def report_unreadable(faults: Mapping[str, str], images: int) -> None:
     """Log which of so many images cannot be read, and why the first."""
     if faults:
-        said = "%d of %s cannot be read: %s; the first: %s"
+        message = "%d of %s cannot be read: %s; the first: %s"
         shown, first = listed([*faults]), next(iter(faults.values()))
-        _logger.warning(said, len(faults), counted(images, "image"), shown, first)
+        _logger.warning(message, len(faults), counted(images, "image"), shown, first)
 
 
 def report_changes(changes: Sequence[int], decoding: Decoding) -> None:
@@ -94,8 +94,8 @@ def predict(
     """Write the likeliest classes of a folder's images as CSV, and return the number of unreadable images."""
     network = predictor.network.to(device).eval()
     count = network(torch.zeros(1, *predictor.data_config["input_size"], device=device)).shape[1]
-    names, places = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
-    head = ["path", "class", "probability", *(f"{key}_{place}" for place in places for key in ("class", "probability"))]
+    names, ranks = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
+    head = ["path", "class", "probability", *(f"{key}_{rank}" for rank in ranks for key in ("class", "probability"))]
     transform = Transform(predictor.data_config)
     loader = open_loader(
         Files(paths, transform.read, torch.zeros(*predictor.data_config["input_size"])), batch_size, workers

@@ -35,14 +35,14 @@ def _read(path: str, decoding: Decoding, transform: PairTransform) -> tuple[torc
 
 def places_of(folder: str | Path, paths: Sequence[str]) -> list[Path]:
     """Where the maps of images go, relative to their folder: as the images lie in theirs, ending with `.png`."""
-    found: dict[Path, str] = {}
+    images: dict[Path, str] = {}
     for path in paths:
         name = os.path.relpath(path, folder)
-        place = Path(name).with_suffix(".png")
-        if place in found:
-            raise InputError(f"'{found[place]}' and '{name}' would both have the map '{place}'; rename one of them")
-        found[place] = name
-    return [*found]
+        file = Path(name).with_suffix(".png")
+        if file in images:
+            raise InputError(f"'{images[file]}' and '{name}' would both have the map '{file}'; rename one of them")
+        images[file] = name
+    return [*images]
 
 
 @torch.inference_mode()
@@ -71,21 +71,21 @@ def predict_maps(
                 continue
             cut = windows.cut([image.to(device)])
             outputs = torch.cat([network(part) for part in cut.portions(batch_size)])
-            (found,) = cut.merged(outputs, [image[0]])
-            if not found.isfinite().all():  # the class of NaN would be 0
+            (merged,) = cut.merged(outputs, [image[0]])
+            if not merged.isfinite().all():  # the class of NaN would be 0
                 raise InputError(f"the outputs for '{paths[number]}' are not finite; the weights may have diverged")
-            place = unfinished / places[number]
-            place.parent.mkdir(parents=True, exist_ok=True)
-            _picture(found, predictor.dense.task).save(place)
+            map_file = unfinished / places[number]
+            map_file.parent.mkdir(parents=True, exist_ok=True)
+            _picture(merged, predictor.dense.task).save(map_file)
     report_unreadable(unreadable, len(paths))
     report_changes(changes, decoding)
     return len(unreadable)
 
 
 def _picture(output: torch.Tensor, task: str) -> Image.Image:
-    found = predicted_map(output, task)
+    values = predicted_map(output, task)
     if task == "depth":
-        return Image.fromarray((1000 * found).round().clip(1, _MILLIMETRES).astype(np.uint16))
-    image = Image.fromarray(found.astype(np.uint8))
+        return Image.fromarray((1000 * values).round().clip(1, _MILLIMETRES).astype(np.uint16))
+    image = Image.fromarray(values.astype(np.uint8))
     image.putpalette((255 * class_colours(len(output))).round().astype(np.uint8).tobytes())
     return image

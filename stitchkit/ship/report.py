@@ -80,21 +80,21 @@ def read_ledgers(
 
     Unreliable latencies are left out unless they are allowed. The metric is as in `metric_of`.
     """
-    places = [Path(path) for path in paths]
-    if len({os.path.realpath(place) for place in places}) < len(places):
+    files = [Path(path) for path in paths]
+    if len({os.path.realpath(file) for file in files}) < len(files):
         raise InputError("a ledger is given twice; give each once")
     network = _network(stitch_config) if stitch_config else None
-    names = [Path(os.path.realpath(place)).parent.name if place.stem == _RUN else place.stem for place in places]
+    names = [Path(os.path.realpath(file)).parent.name if file.stem == _RUN else file.stem for file in files]
     if len(set(names)) < len(names):
-        names = [str(place) for place in places]
-    ledgers = [read_rows(place) for place in places]
-    for place, rows in zip(places, ledgers, strict=True):
+        names = [str(file) for file in files]
+    ledgers = [read_rows(file) for file in files]
+    for file, rows in zip(files, ledgers, strict=True):
         if unreliable(rows) and not allow_unreliable:
-            _logger.warning("the latencies of '%s' are unreliable and left out; %s shows them", place, ALLOW)
+            _logger.warning("the latencies of '%s' are unreliable and omitted; %s shows them", file, ALLOW)
             rows[:] = without_unreliable(rows)
     metric = metric_of([*chain.from_iterable(ledgers)], metric)
-    found = zip(names, places, ledgers, strict=True)
-    return [_read_ledger(name, place, rows, network, stitch_config, metric) for name, place, rows in found]
+    named = zip(names, files, ledgers, strict=True)
+    return [_read_ledger(name, file, rows, network, stitch_config, metric) for name, file, rows in named]
 
 
 def _network(stitch_config: str) -> _Network:
@@ -152,10 +152,10 @@ def _read_ledger(
 def _add_names(rows: Sequence[Row], network: _Network, path: Path) -> None:
     space, profiler = network
     for row in rows:
-        # A row with a name may be of other classes or another image size, on which its FLOPs depend.
-        if found := difference(row, space, None if "stitch" in row else profiler().cost):
+        # A row with a name may have other classes or another image size, which change its FLOPs.
+        if contradiction := difference(row, space, None if "stitch" in row else profiler().cost):
             raise InputError(
-                f"ledger '{path}' is not of the {len(space)} stitches of --stitch_config: {found}; give the "
+                f"ledger '{path}' is not of the {len(space)} stitches of --stitch_config: {contradiction}; give the "
                 "configuration that it was measured with, or none"
             )
         row["stitch"] = space[row["cfg_id"]].name
@@ -181,13 +181,13 @@ def _settings(ledger: Path) -> dict[str, dict[str, str]]:
 
 
 def _training(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = {}
+    content: dict[str, object] = {}
     if curves := _columns(folder / "summary.csv", ["epoch"]):
         figures = {key: [*map(_number, column)] for key, column in curves.items()}
-        found["curves"] = figures | {"epoch": _from_1(figures["epoch"])}
+        content["curves"] = figures | {"epoch": _from_1(figures["epoch"])}
     if losses := _columns(folder / "losses.csv", ["epoch", "cfg_id", "stitch", "loss"]):
-        found["losses"] = _stitch_losses(losses)
-    return found
+        content["losses"] = _stitch_losses(losses)
+    return content
 
 
 def _columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
@@ -197,7 +197,7 @@ def _columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
     table = read_table(path, grows=True)
     for key in needed if table else ():
         if key not in table:
-            raise InputError(f"'{path}' has no column '{key}'; move it away to leave training out of the report")
+            raise InputError(f"'{path}' has no column '{key}'; move it away for a report without training")
     return table
 
 
@@ -225,13 +225,15 @@ def _number(text: str) -> float | None:
 
 def overlay_verdicts(contents: Sequence[Content], overlay: Overlay) -> dict[str, str]:
     """Where a single model beats the stitches of each ledger, by the costs that ledgers and models have."""
-    found = {}
+    sentences = {}
     for cost in (cost for cost in COSTS.values() if any(cost in model for model in overlay.models)):
         fronts = {content["name"]: [row for row in content["rows"] if cost in row["front"]] for content in contents}
-        said = {name: verdict(front, overlay.models, cost) for name, front in fronts.items() if front}
-        if said:
-            found[cost] = " · ".join(text if len(contents) == 1 else f"{name}: {text}" for name, text in said.items())
-    return found
+        texts = {name: verdict(front, overlay.models, cost) for name, front in fronts.items() if front}
+        if texts:
+            sentences[cost] = " · ".join(
+                text if len(contents) == 1 else f"{name}: {text}" for name, text in texts.items()
+            )
+    return sentences
 
 
 def _overlay(contents: Sequence[Content], overlay: Overlay) -> dict[str, object]:
@@ -267,7 +269,7 @@ def write_report(
     title = title or f"{nouns.capitalize()} of " + (" and ".join(names) if len(names) < 3 else f"{len(names)} ledgers")
     # By folder: the ledgers of one run share its curves, which are shown once.
     folders = {Path(content["path"]).parent: content["name"] for content in contents}
-    training = [{"name": name, **found} for folder, name in folders.items() if (found := _training(folder))]
+    training = [{"name": name, **curves} for folder, name in folders.items() if (curves := _training(folder))]
     others = _overlay(contents, overlay) if overlay else None
     metric = contents[0]["metric"]
     words = {"noun": noun, "nouns": nouns, "uncut": uncut, "metric": metric, "metric_name": in_sentence(metric)}

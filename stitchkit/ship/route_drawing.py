@@ -49,8 +49,8 @@ def draw_route(stitch: Stitch, depths: Mapping[str, int]) -> str:
             fill = (
                 f'fill="{color}"' if (anchor, block) in runs else f'fill="#fff" stroke="{color}" stroke-opacity=".35"'
             )
-            place = f'x="{_LEFT + pitch * block:.1f}" y="{tops[anchor]}" width="{pitch * 0.72:.1f}" height="{_BOX}"'
-            shapes.append(f'<rect {place} rx="2.5" {fill}/>')
+            box = f'x="{_LEFT + pitch * block:.1f}" y="{tops[anchor]}" width="{pitch * 0.72:.1f}" height="{_BOX}"'
+            shapes.append(f'<rect {box} rx="2.5" {fill}/>')
     width, height = _LEFT + pitch * max(depths.values()) + 4, _LANE * len(depths)
     # Pages embed the picture as HTML. Labels have only harmless characters, which `Segment` checks; names have arrows.
     return (

@@ -59,8 +59,8 @@ def load_stitch(path: str | Path) -> RouteNetwork | DenseRoute:
 def _existing(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
-        found = "is not a file" if path.exists() else "does not exist"
-        raise InputError(f"export '{path}' {found}; check the path")
+        fault = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"export '{path}' {fault}; check the path")
     return path
 
 
@@ -187,15 +187,15 @@ def read_onnx(path: Path) -> nn.Module:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as for the SN-Net, to which its latency is compared
+    options.intra_op_num_threads = torch.get_num_threads()  # as for the SN-Net, for a fair latency
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     text = session.get_modelmeta().custom_metadata_map.get(_KEY, "null")
     about = json.loads(text, object_pairs_hook=unique_keys)
     names = [output.name for output in session.get_outputs()]
 
     def run(x: torch.Tensor) -> Output:
-        found = [torch.from_numpy(value) for value in session.run(None, {"images": x.cpu().numpy()})]
-        return found[0] if len(found) == 1 else dict(zip(names, found, strict=True))
+        outputs = [torch.from_numpy(value) for value in session.run(None, {"images": x.cpu().numpy()})]
+        return outputs[0] if len(outputs) == 1 else dict(zip(names, outputs, strict=True))
 
     return Runner(run, about)
 

@@ -228,7 +228,7 @@ def test_the_log_says_once_how_many_images_were_changed_and_how(workers, tmp_pat
         images.report()
     message = (
         "of the 21 images of the train split: 3 turned by EXIF orientation, 10 scaled to 8 bits, "
-        "5 composited on white, 3 with several frames, of which the first is used"
+        "5 composited on white, 3 with several frames (only the first is used)"
     )
     assert [text for text in caplog.messages if "EXIF" in text] == [message]
 

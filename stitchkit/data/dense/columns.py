@@ -65,13 +65,13 @@ def _images_of(table: Any) -> str:
 
 
 def _target_column(table: Any, task: str) -> str:
-    found = next((name for name in _COLUMNS[task] if name in table.column_names), None)
-    if found is None:
+    column = next((name for name in _COLUMNS[task] if name in table.column_names), None)
+    if column is None:
         raise InputError(
             f"the data set has none of the columns {', '.join(_COLUMNS[task])}; name the one of the {NOUNS[task]}s "
             f"with --target-key (columns with images: {_images_of(table)})"
         )
-    return found
+    return column
 
 
 def open_rows(

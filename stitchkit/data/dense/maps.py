@@ -135,9 +135,9 @@ def number_classes(
     ignored = numbers == IGNORED
     if skips_zero:
         ignored |= numbers == 0
-    found = (numbers - int(skips_zero)).astype(np.uint8)
-    found[ignored] = IGNORED
-    return found
+    classes = (numbers - int(skips_zero)).astype(np.uint8)
+    classes[ignored] = IGNORED
+    return classes
 
 
 def check_classes(numbers: NDArray[np.integer], num_classes: int, *, name: str, skips_zero: bool = False) -> None:
@@ -180,15 +180,15 @@ def _read_npy(name: str, path: str) -> NDArray[np.floating]:
     try:
         if not os.path.isfile(path):
             raise OSError("it is not a file")
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # damaged headers raise many types
         raise _unreadable("depth map", name, error) from error
-    if not isinstance(found, np.ndarray):
-        found.close()
+    if not isinstance(array, np.ndarray):
+        array.close()
         raise InputError(f"depth map '{name}' is an archive of arrays; save one array with numpy.save")
-    if found.ndim != 2 or found.dtype.kind != "f" or found.size > _MOST_PIXELS:
+    if array.ndim != 2 or array.dtype.kind != "f" or array.size > _MOST_PIXELS:
         raise InputError(
-            f"depth map '{name}' has the shape {found.shape} and the type {found.dtype}; save floats in metres as "
+            f"depth map '{name}' has the shape {array.shape} and the type {array.dtype}; save floats in metres as "
             f"(height, width), at most {_MOST_PIXELS:,}"
         )
-    return found
+    return array

@@ -80,10 +80,10 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         source, (name, content) = self._source.image(index), self._source.target(index)
         self._check_headers(source, (name, content))
         image, self._changes[index] = read_image(*source, self.decoding)
-        found: NDArray[Any] = read_mask(name, content) if self.task == "segmentation" else read_depth(name, content)
+        target: NDArray[Any] = read_mask(name, content) if self.task == "segmentation" else read_depth(name, content)
         if self.task == "segmentation":
-            found = number_classes(found, self.num_classes, name=name, skips_zero=self._source.skips_zero)
-        return image, found
+            target = number_classes(target, self.num_classes, name=name, skips_zero=self._source.skips_zero)
+        return image, target
 
     def check_headers(self) -> None:
         """Refuse unreadable headers and pairs of different sizes before hours of training.
@@ -189,21 +189,19 @@ def _agreed(source: PairFiles | PairRows, wanted: int, given_in: str) -> int:
     if not 0 <= wanted <= MOST_CLASSES:
         raise InputError(f"num_classes is {wanted}; masks have 1 to {MOST_CLASSES} classes, and 0 counts them")
     if wanted and source.num_classes and wanted != source.num_classes:
-        place = f" (from '{given_in}')" if given_in else ""
+        origin = f" (from '{given_in}')" if given_in else ""
         has = f"'{source.named_in}' names" if source.named_in else "the data set has"
-        advice = (
-            f"add --num-classes {source.num_classes}" if given_in else f"leave it out, or give {source.num_classes}"
-        )
-        raise InputError(f"num_classes is {wanted}{place}, but {has} {counted(source.num_classes, 'class')}; {advice}")
+        advice = f"add --num-classes {source.num_classes}" if given_in else f"omit it, or give {source.num_classes}"
+        raise InputError(f"num_classes is {wanted}{origin}, but {has} {counted(source.num_classes, 'class')}; {advice}")
     return wanted or source.num_classes
 
 
-def _count_classes(source: PairFiles | PairRows, found: Callable[[str], PairFiles | PairRows]) -> int:
+def _count_classes(source: PairFiles | PairRows, open_split: Callable[[str], PairFiles | PairRows]) -> int:
     """One more than the largest class number in the training masks."""
     advice = "name the classes in classes.txt, one in each line, or give their number"
     if source.split not in names_of("train"):
         try:
-            source = found("train")
+            source = open_split("train")
         except InputError as error:
             raise InputError(
                 f"the number of classes is not known, and there are no training masks; {advice}"
@@ -227,9 +225,9 @@ def _count_classes(source: PairFiles | PairRows, found: Callable[[str], PairFile
         )
     if missing := largest + 1 - int(seen.sum()):
         _logger.warning(
-            "%s, of which %s in no mask of the %s split; the highest, %s, is in '%s'; if that is a mistake, correct "
+            "%s; %s in the masks of the %s split; the highest, %s, is in '%s'; if that is a mistake, correct "
             "it; so that such a mask is refused, %s",
-            counted(largest + 1, "class"), f"{missing} occur{'s' if missing == 1 else ''}", source.split, largest,
+            counted(largest + 1, "class"), f"{missing} never occur{'s' if missing == 1 else ''}", source.split, largest,
             name, advice,
         )  # fmt: skip
     return largest + 1

@@ -98,8 +98,8 @@ def _evaluated(
 
 
 def _normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    found: torch.Tensor = F.normalize_image(F.to_dtype_image(pixels, torch.float32, scale=True), [*mean], [*std])
-    return found
+    normalised: torch.Tensor = F.normalize_image(F.to_dtype_image(pixels, torch.float32, scale=True), [*mean], [*std])
+    return normalised
 
 
 def training_transform(
@@ -115,8 +115,8 @@ def training_transform(
     """The augmentation of SN-Netv2's recipes for dense prediction.
 
     Segmentation: the image is scaled to fit a box whose short side is that of the crop and whose long side is four
-    times as long, (2048, 512) for crops of 512, times a random factor. Of ten random crops the first is taken in which
-    no class has 75 % of the pixels that count. Brightness, contrast, saturation and hue change with a probability of
+    times as long, (2048, 512) for crops of 512, times a random factor. The first of ten random crops where no class
+    has 75 % of the pixels that count is taken. Brightness, contrast, saturation and hue change with a probability of
     0.5 each. Depth: the image keeps its scale, which metric depth depends on; it is cropped, flipped, and its colours
     change slightly. Crops that are too small are padded at the right and below: the image with the mean, masks with
     255, depth with 0. Masks are resized to the nearest pixel.
