@@ -18,10 +18,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class DirectLoader:
-    """A loader without timm's prefetcher: moves normalised images and labels to a device, and mixes them there.
-
-    It ends an epoch after `max_batches`.
-    """
+    """A loader without timm's prefetcher: moves batches to a device, mixes them there, and ends after `max_batches`."""
 
     def __init__(
         self,
@@ -62,10 +59,9 @@ Loader: TypeAlias = PrefetchLoader
 
 
 def without_padding(loader: Loader, world: World, after_batch: Callable[[], None] = lambda: None) -> Iterator[Batch]:
-    """The batches of this rank without the images that timm's sampler adds to make the ranks even.
+    """The batches of this rank without the images that timm's sampler repeats to make ranks even.
 
-    Over all ranks, every image of a validation split comes exactly once. `after_batch` is called equally often on all
-    ranks. Streams have neither: their readers divide the images, and ranks have different numbers of batches.
+    `after_batch` runs equally often on all ranks, except for streams, whose readers divide the images.
     """
     if isinstance(loader.dataset, IterableDataset):
         yield from loader

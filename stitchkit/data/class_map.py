@@ -43,7 +43,7 @@ def read_class_map(file: str, folder: str = "") -> dict[str, int]:
 
 
 def _read_lines(path: Path) -> dict[str, int]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    names = [line for text in path.read_text(encoding="utf-8-sig").split("\n") if (line := text.strip())]
     if len({*names}) < len(names):
         raise InputError(f"class map '{path}' has a line twice; remove one of the two")
     return {name: number for number, name in enumerate(names)}

@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from stitchkit.errors import InputError
 
-with suppress(ImportError):  # HEIC, which Pillow does not read by itself
+with suppress(ImportError):  # HEIC, which Pillow alone cannot read
     import_module("pillow_heif").register_heif_opener()
 
 # Pillow goes by the content of a file: it would start Ghostscript for a program that is called `image.png`.
@@ -36,8 +36,7 @@ _LONGEST_SIDE = 100
 UPRIGHT = 1
 """The EXIF orientation of most images."""
 _EXIF_IN_PNG = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
-_DEEP = ("I", "F")
-"""How the modes begin whose values are not 0 to 255."""
+_DEEP = ("I", "F")  # how the modes begin whose values are not 0 to 255
 _MOST_FLOAT, _MOST_WHOLE = (1, 255, 65_535), (255, 65_535, 2**31 - 1)
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2
@@ -75,15 +74,12 @@ class Change(IntFlag):
 
 
 def check_image(image: Image.Image) -> None:
-    """Refuse an image, not decoded yet, that would fill the memory, or of which Pillow would make other pixels.
+    """Refuse an undecoded image that would fill the memory or that Pillow would decode wrongly.
 
-    An image is resized by its shorter side, so one may not be too narrow. Of some files, Pillow swaps the bytes, or
-    takes 16 bits for two pixels.
+    Images are resized by their shorter side, so they must not be too narrow.
     """
     if max(image.size) > _LONGEST_SIDE * min(image.size):
-        raise InputError(
-            f"it is {image.width:,} x {image.height:,} pixels; one side may be {_LONGEST_SIDE} times the other"
-        )
+        raise InputError(f"it is {image.width:,} x {image.height:,} pixels; at most {_LONGEST_SIDE} to 1 is allowed")
     is_packed, kind = _tag(image, _COMPRESSION) not in (None, 1), ""
     if isinstance(image, TiffImageFile) and is_packed and image.mode in _DEEP and image.tag_v2.prefix == b"MM":
         kind = "compressed big-endian TIFF of signed values or floats"
@@ -97,10 +93,7 @@ def check_image(image: Image.Image) -> None:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """Let Pillow refuse to open images of more pixels than `Image.MAX_IMAGE_PIXELS`, instead of warning of them.
-
-    Its other warnings are of doubtful metadata.
-    """
+    """Raise Pillow's warning about decompression bombs as an error, and silence those about metadata."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -134,9 +127,8 @@ class Decoding:
 
     Args:
         mode: PIL mode of the result.
-        background: The colour, by a name or a number of PIL's, on which transparent images are composited, unless the
-            mode has transparency itself.
-        exif: Whether images are turned as their EXIF orientation says; if not, they stay as they are stored.
+        background: PIL's name or number of the colour behind transparent images, unless the mode has transparency.
+        exif: Turn images as their EXIF orientation says.
     """
 
     mode: str = "RGB"
@@ -185,9 +177,9 @@ class Decoding:
             Change.TURNED: "turned by EXIF orientation",
             Change.SCALED: "scaled to 8 bits",
             Change.COMPOSITED: f"composited on {self.background}",
-            Change.FIRST_FRAME: "with several frames, of which the first is used",
+            Change.FIRST_FRAME: "with several frames (only the first is used)",
         }
-        return ", ".join(f"{counts[change]:,} {said}" for change, said in words.items() if counts[change])
+        return ", ".join(f"{counts[change]:,} {text}" for change, text in words.items() if counts[change])
 
 
 def _identified(file: IO[bytes]) -> Image.Image:
@@ -220,7 +212,6 @@ def _tag(image: Image.Image, number: int) -> Any:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A grey image of more than 8 bits, or signed, as one of 8, with transparency if it has some."""
     values = np.asarray(image).view(np.int8) if image.mode == "L" else np.asarray(image)
     shades = _scaled(values, _white(image, values))
     # Pillow inverts only up to 8 bits.
@@ -232,7 +223,6 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: NDArray[Any], white: int) -> NDArray[np.uint8]:
-    """Values from 0 to white as 0 to 255."""
     shades: NDArray[np.uint8] = np.rint(values.astype(np.float64).clip(0, white) * (255 / white)).astype(np.uint8)
     return shades
 

@@ -15,10 +15,7 @@ from stitchkit.files import check_new_folder, filling
 
 
 def write_digits(folder: Path) -> str:
-    """Write real scans of digits as `train/` and `validation/`, one folder per class, unless they exist.
-
-    Returns what the folder has, in words.
-    """
+    """Write scans of digits as `train/` and `validation/`, one folder per class, unless they exist; return a note."""
     images = (
         (f"{split}/{label}/{number:04d}.png", image)
         for split in ("train", "validation") for number, image, label in read_digits(split)
@@ -27,16 +24,13 @@ def write_digits(folder: Path) -> str:
 
 
 def write_demo_glyphs(folder: Path) -> str:
-    """Write the glyphs of the demo as `train/` and `validation/`, and others as `unlabelled/`, unless they exist.
-
-    The latter lie in one folder, without class folders. Returns what the folder has, in words.
-    """
+    """Write the demo's glyphs as `train/`, `validation/` and a flat `unlabelled/`, unless they exist; return a note."""
 
     def images() -> Iterator[tuple[str, Image]]:
         for split in ("train", "validation"):
             yield from ((f"{split}/{name}/{number:04d}.png", image) for name, number, image in read_demo_glyphs(split))
         # In another order than by class, and without the classes in their names.
-        mixed = sorted(read_demo_glyphs("unlabelled"), key=lambda found: (found[1], found[0]))
+        mixed = sorted(read_demo_glyphs("unlabelled"), key=lambda glyph: (glyph[1], glyph[0]))
         yield from ((f"unlabelled/{number:04d}.png", image) for number, (_, _, image) in enumerate(mixed))
 
     return write_new_folder(
@@ -51,32 +45,25 @@ def manifest_of(content: Mapping[str, object]) -> str:
 
 def refuse_other(folder: Path, name: str, manifest: str) -> None:
     """Refuse the folder of another data set than the one with this manifest, the file `name`."""
-    place = folder / name
-    if not (folder / "train").is_dir() or (place.is_file() and place.read_text(encoding="utf-8") == manifest):
+    file = folder / name
+    if not (folder / "train").is_dir() or (file.is_file() and file.read_text(encoding="utf-8") == manifest):
         return
-    how = f"has other images, as {name} in it says" if place.is_file() else f"is another data set, without {name}"
+    how = f"has other images, as {name} in it says" if file.is_file() else f"is another data set, without {name}"
     raise InputError(f"'{folder}' {how}; choose a new folder")
 
 
 def write_new_folder(
-    folder: Path, images: Iterator[tuple[str, Image]], said: str, texts: Mapping[str, str] | None = None
+    folder: Path, images: Iterator[tuple[str, Image]], content: str, texts: Mapping[str, str] | None = None
 ) -> str:
-    """Write images, and texts by their names, to their places in a folder, unless it has them.
-
-    Returns where what is `said` is, in words.
-    """
-    if _is_written(folder):
+    """Write images and texts to a folder under their names, unless it has them; return a sentence about `content`."""
+    if (folder / "train").is_dir() and (folder / "validation").is_dir():
         return f"{folder} already exists"
     check_new_folder(folder)
     with filling(folder) as unfinished:
         for name, image in images:
-            place = unfinished / name
-            place.parent.mkdir(parents=True, exist_ok=True)
-            image.save(place)
+            path = unfinished / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image.save(path)
         for name, text in (texts or {}).items():
             (unfinished / name).write_text(text, encoding="utf-8")
-    return f"{said} are in {folder}"
-
-
-def _is_written(folder: Path) -> bool:
-    return (folder / "validation").is_dir() and (folder / "train").is_dir()
+    return f"{content} are in {folder}"

@@ -19,8 +19,7 @@ _FONTS = (
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
 )
 """Of the fonts that come with matplotlib."""
-_COUNTS = {"train": 50, "validation": 20, "unlabelled": 100}
-"""Images of each glyph."""
+_COUNTS = {"train": 50, "validation": 20, "unlabelled": 100}  # images of each glyph
 _SIDE = 32
 SCALE = 3
 """Glyphs are drawn larger and made smaller at the end, so that their edges are smooth."""
@@ -33,13 +32,9 @@ def name_of(glyph: str) -> str:
 
 
 def read_demo_glyphs(part: str) -> Iterator[tuple[str, int, Image.Image]]:
-    """The name, the number among those of its name, and the image of each glyph of a part: 32 x 32, grey.
+    """Name, number within the name, and 32 x 32 grey image of each glyph of `train`, `validation` or `unlabelled`.
 
-    Font, size, position, angle and slant are random. Each image has its own seed, so they are always the same, and
-    those of different parts are different.
-
-    Args:
-        part: `train`, `validation` or `unlabelled`.
+    Font, size, position, angle and slant are random, with a seed for each image.
     """
     for glyph in GLYPHS:
         for number in range(_COUNTS[part]):
@@ -47,7 +42,6 @@ def read_demo_glyphs(part: str) -> Iterator[tuple[str, int, Image.Image]]:
 
 
 def _render(glyph: str, chance: random.Random) -> Image.Image:
-    """A white glyph on black."""
     drawn = _SIDE * SCALE
     font, centre = _font(chance.choice(_FONTS), chance.randint(60, 84)), drawn / 2
     image = Image.new("L", (drawn, drawn))

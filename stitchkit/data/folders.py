@@ -43,10 +43,10 @@ def image_suffixes() -> frozenset[str]:
 def find_split(root: Path, split: str) -> Path:
     """The folder of a split, by `split_rule`; timm's `train[:10%]` is `train` here."""
     name = split.split("[")[0]
-    for one in names_of(name):
-        if is_split(root / one):
-            return root / one
-    others = [root / one for one in (*names_of("train"), *names_of("validation")) if is_split(root / one)]
+    for folder in names_of(name):
+        if is_split(root / folder):
+            return root / folder
+    others = [root / folder for folder in (*names_of("train"), *names_of("validation")) if is_split(root / folder)]
     if (plain := plain_split(root, name)) and others:
         raise InputError(
             f"'{plain}' has no class folders, but '{others[0]}' has; put class folders in all splits, or in none"
@@ -61,7 +61,6 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
     """The images of a split's folder, with their classes numbered in the order of `stitchkit.classes`.
 
     Args:
-        folder: The split.
         class_map: File that maps class names to numbers; images of other folders are left out, and counted in `notes`.
         suffixes: Suffixes of the images; by default those of all formats that Pillow decodes.
     """
@@ -70,11 +69,11 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
         self.root = str(folder)
         self.ignored: Counter[str] = Counter()
         self.nested = ""
-        found: list[tuple[str, str]] = []
+        labelled: list[tuple[str, str]] = []
         spellings: dict[str, str] = {}
-        for path, place in _images(self.root, suffixes, self.ignored):
+        for path, parent in _images(self.root, suffixes, self.ignored):
             # Strings instead of `Path`, which is slow for the millions of images of some data sets.
-            name, _, deeper = place[len(self.root) + 1 :].partition(os.sep)
+            name, _, deeper = parent[len(self.root) + 1 :].partition(os.sep)
             if not name:
                 self.ignored[f"{_suffix(path)} beside the class folders"] += 1
             else:
@@ -84,12 +83,12 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
                         f"'{folder}' has two class folders that look alike, {other!a} and {name!a}: one name is in "
                         "Unicode's form NFC, and one in NFD, as macOS writes them; merge the folders"
                     )
-                found.append((path, label))
+                labelled.append((path, label))
                 if deeper and not self.nested:
                     self.nested = os.path.join(name, deeper)
         # The path decides between names that are equal in natural order, whatever the order on the disk.
-        found.sort(key=lambda pair: (natural_key(pair[0]), pair[0]))
-        names = in_order({name for _, name in found})
+        labelled.sort(key=lambda pair: (natural_key(pair[0]), pair[0]))
+        names = in_order({name for _, name in labelled})
         self.class_to_idx: dict[str, int] = {name: number for number, name in enumerate(names)}
         if class_map:
             numbers = read_class_map(class_map, self.root)
@@ -99,9 +98,9 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
                     f"class map '{class_map}' names classes without images in '{folder}': {listed(missing)}; add "
                     "images of them there, or correct or remove these names"
                 )
-        self.samples = [(path, self.class_to_idx[name]) for path, name in found if name in self.class_to_idx]
+        self.samples = [(path, self.class_to_idx[name]) for path, name in labelled if name in self.class_to_idx]
         self._unmapped = [name for name in names if name not in self.class_to_idx]
-        self._num_unmapped = len(found) - len(self.samples)
+        self._num_unmapped = len(labelled) - len(self.samples)
         if not self.samples:
             ends = ", ".join(sorted(suffixes)) or ".jpg, .png, .webp or another suffix of Pillow's"
             raise InputError(f"'{folder}' has no images in class folders; files must end with {ends}")
@@ -109,32 +108,31 @@ class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
     @property
     def notes(self) -> str:
         """Images and files that are not used, and a folder within a class, in words; empty if there are none."""
-        said = _in_words(self.ignored)
+        notes = _in_words(self.ignored)
         if self._unmapped:
-            said = (
-                f"; {counted(self._num_unmapped, 'image')} left out, whose folders the class map does not name "
-                f"({listed(self._unmapped)}){said}"
+            notes = (
+                f"; {counted(self._num_unmapped, 'image')} skipped, in folders missing from the class map "
+                f"({listed(self._unmapped)}){notes}"
             )
         if self.nested:
-            said += f"; images in folders within a class, such as {self.nested!r}, belong to that class"
-        return said
+            notes += f"; images in folders within a class, such as {self.nested!r}, belong to that class"
+        return notes
 
 
 def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Files that are not hidden, with their folders; links are followed, but to each folder only once in a class.
+    """Files that are not hidden, with their folders; links are followed, but only once to each folder of a class.
 
-    Hidden files that macOS adds beside those of other disks, `._x.jpg`, are counted, since they look like images. Pipes
-    and devices are refused, since their readers would wait.
+    macOS's hidden copies, `._x.jpg`, are counted. Pipes and devices, which would block readers, are refused.
     """
     waiting: list[tuple[str, set[tuple[int, int]]]] = [(folder, set())]
-    for place, seen in waiting:  # it grows meanwhile
-        status = os.stat(place)
+    for parent, seen in waiting:  # it grows meanwhile
+        status = os.stat(parent)
         own = (status.st_dev, status.st_ino)
         if own in seen:
             continue
         seen.add(own)
         inner = []
-        with os.scandir(place) as entries:
+        with os.scandir(parent) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     if entry.name.startswith("._"):
@@ -147,16 +145,16 @@ def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str
                         f"image '{entry.path}' cannot be read (it is a pipe or device, not a file); remove it"
                     )
                 else:
-                    yield entry.path, place
-        # The order decides under which of several names a folder is found, whatever the order on the disk.
-        waiting += [(path, {own} if place == folder else seen) for path in sorted(inner)]
+                    yield entry.path, parent
+        # Sorted, so that the name of a folder with several links does not depend on the disk.
+        waiting += [(path, {own} if parent == folder else seen) for path in sorted(inner)]
 
 
 def _images(folder: str, suffixes: frozenset[str], ignored: Counter[str]) -> Iterator[tuple[str, str]]:
     """The visible files of these suffixes, or of Pillow's if there are none, with their folders; others are counted."""
-    for path, place in visible_files(folder, ignored):
+    for path, parent in visible_files(folder, ignored):
         if (suffix := _suffix(path)) in (suffixes or image_suffixes()):
-            yield path, place
+            yield path, parent
         else:
             ignored[suffix or "without suffix"] += 1
 
@@ -170,13 +168,10 @@ def _in_words(ignored: Counter[str]) -> str:
 
 
 def image_files(folder: str | Path, suffixes: frozenset[str] = frozenset()) -> tuple[list[str], str]:
-    """The image files in a folder, at any depth, without hidden ones; and the files that are ignored, in words.
-
-    `suffixes` are those of `FolderReader`.
-    """
+    """The image files in a folder at any depth, and a note on ignored files; `suffixes` as in `FolderReader`."""
     if not os.path.isdir(folder):
-        found = "is not a folder" if os.path.exists(folder) else "does not exist"
-        raise InputError(f"'{folder}' {found}; give a folder of images")
+        fault = "is not a folder" if os.path.exists(folder) else "does not exist"
+        raise InputError(f"'{folder}' {fault}; give a folder of images")
     ignored: Counter[str] = Counter()
     images = sorted(path for path, _ in _images(str(folder), suffixes, ignored))
     if not images:

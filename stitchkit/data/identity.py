@@ -18,7 +18,7 @@ import numpy as np
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import IterableDataset
 
-from stitchkit.data.dense.pairs import ImagePairs
+from stitchkit.data.dense.pairs import ImagePairs, spread
 from stitchkit.data.labelled_images import Images, image_labels, image_names
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.errors import InputError
@@ -26,15 +26,14 @@ from stitchkit.files import check_regular
 
 _MOST_READ = 200
 _MOST_BYTES = 2**20
-_AT_ONCE = 16
-"""Questions to a disk at a time: one over a network answers as many as fast as one."""
+_AT_ONCE = 16  # questions to a disk at a time: one over a network answers as many as fast as one
 
 
 def images_digest(images: CheckedImages | ImagePairs | IterableDataset[Any]) -> str:
-    """A digest of a split: names, labels and sizes in bytes of all files, and the first MiB of 200, evenly spread.
+    """A digest of a split: names, labels and sizes of all files, and the first MiB of 200 of them, evenly spread.
 
-    Masks and depth maps count as files of their own. Of shards of `wds/`, the files are the shards; of other streams,
-    nothing is known. Of images that are not files, 200 are decoded.
+    Masks, depth maps and the shards of `wds/` are files too; other streams have none. Of images without files, 200 are
+    decoded.
     """
     split: Any = images.dataset if isinstance(images, CheckedImages) else images
     is_stream, files = isinstance(split, IterableDataset), _files(split)
@@ -45,18 +44,12 @@ def images_digest(images: CheckedImages | ImagePairs | IterableDataset[Any]) -> 
     digest = hashlib.sha256(json.dumps([0 if is_stream else len(split), names, labels]).encode())
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         digest.update(json.dumps([*pool.map(_size, files)]).encode())
-        for content in pool.map(_first_bytes, _spread(files)):
+        for content in pool.map(_first_bytes, [files[number] for number in spread(len(files), _MOST_READ)]):
             digest.update(hashlib.sha256(content).digest())
     if not (files or is_stream):
-        for content in map(partial(_decoded, split), _spread(range(len(split)))):
+        for content in map(partial(_decoded, split), spread(len(split), _MOST_READ)):
             digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
-
-
-def _spread(items: Sequence[Any]) -> list[Any]:
-    """At most so many of some items as are read, evenly spread."""
-    count = min(len(items), _MOST_READ)
-    return [items[place * len(items) // count] for place in range(count)]
 
 
 def _files(split: Any) -> Sequence[str]:

@@ -31,9 +31,7 @@ class LabelledImages(Dataset[tuple[Any, int]]):
     Args:
         samples: One of timm's readers, or images or their files with labels; a label is None where there is none.
         classes: Class names in the order of their numbers; empty if the reader does not know them.
-        split: Name of the split.
         decoding: How images are decoded; whoever knows the network sets it.
-        transform: Applied to the decoded image.
     """
 
     samples: Reader | Sequence[tuple[ImageSource, int | None]] | ConcatDataset[tuple[ImageSource, int]]
@@ -57,12 +55,7 @@ class LabelledImages(Dataset[tuple[Any, int]]):
 
 
 class StreamedImages(IterableImageDataset):  # type: ignore[misc] # timm has no types
-    """Images with their labels from one of timm's readers that gives them one after the other.
-
-    Args:
-        reader: The reader.
-        classes: As of `LabelledImages`, and in the same way `split` and `decoding`.
-    """
+    """Images with their labels from one of timm's readers that gives them one after the other."""
 
     def __init__(self, reader: Any, classes: tuple[str, ...], split: str):
         super().__init__("", reader=reader)

@@ -31,21 +31,16 @@ def usable_cores() -> int:
 
 @contextmanager
 def more_than_cores() -> Iterator[None]:
-    """Without torch's warning of more loader processes than cores.
-
-    Their number decides the augmentation, so it must not depend on the machine. torch warns where a loader is created
-    and where it is read.
-    """
+    """Silence torch's warning about more loader processes than cores: augmentation depends on their number."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")
         yield
 
 
 def workers_for(images: object, wanted: int, world: World) -> int:
-    """The loader processes of each rank: as many as wanted, but no more than a stream has shards for it.
+    """The loader processes of each rank: as many as wanted, but no more than a stream has shards.
 
-    More than 16 for each core are refused: their number decides the augmentation, so fewer would be other images.
-    Without a shard, a process has no batch, so an epoch would end too soon, or an evaluation would leave out images.
+    More than 16 for each core are refused instead of reduced, because augmentation depends on their number.
     """
     if wanted > (most := _MOST_PER_CORE * usable_cores()):
         raise InputError(
@@ -69,7 +64,7 @@ def workers_for(images: object, wanted: int, world: World) -> int:
 def _end_with_parent(worker_id: int, start: Callable[[int], None] | None) -> None:
     """Let a loader process end only on a signal from its parent."""
     # Ctrl-C reaches the whole foreground group, and a preempting cluster signals every process of a job. The parent
-    # then still finishes its step and saves, for which it needs the batches in preparation.
+    # then still finishes its step and saves, and needs the batches in preparation.
     for number in (signal.SIGINT, LIMIT_IS_NEAR):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -94,10 +89,7 @@ def outlive_signals(loader: PrefetchLoader | DataLoader[object]) -> None:
 
 @contextmanager
 def explained(advice: str = "lower --workers and resume with --resume auto") -> Iterator[None]:
-    """Raise torch's errors about loader processes that died or could not read as an `InputError` of one line.
-
-    `advice` is what to do if one died.
-    """
+    """Raise torch's errors about dead or failing loader processes as an `InputError`; `advice` is for dead ones."""
     try:
         yield
     except InputError as error:

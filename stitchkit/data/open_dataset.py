@@ -49,8 +49,6 @@ def open_dataset(source: Source, split: str, *, is_training: bool = False, **opt
     """Open one split of a data set, by the rule of `split_rule`.
 
     Args:
-        source: The data set.
-        split: The requested name.
         is_training: Shuffle streamed data, and do not log the split as the one for evaluation.
         options: Further arguments of timm's readers for this split.
 
@@ -75,7 +73,6 @@ def download(source: Source) -> None:
 
 
 def _contents(images: Images) -> str:
-    """The number of images and classes of a split, and what of its folder is not used, in words."""
     reader, number = getattr(images, "reader", None), counted(len(images), "image")
     if isinstance(reader, UnlabelledReader):
         return f"{images.split}: {number} without labels{reader.notes}"
@@ -88,7 +85,7 @@ def _contents(images: Images) -> str:
 
 def _open(source: Source, split: str, options: dict[str, object]) -> Images:
     check_folder(source)
-    name, key, place = source.name, key_of(source.name), Path(source.root or "", source.name)
+    name, key, folder_of_name = source.name, key_of(source.name), Path(source.root or "", source.name)
     library, slash, _ = name.partition("/")
     if not source.needs_labels and is_unlabelled(source, split):
         check_no_pairs(Path(source.root or ""))
@@ -103,13 +100,13 @@ def _open(source: Source, split: str, options: dict[str, object]) -> Images:
         return _open_digits(split)
     if key in SOURCES:
         # The published jobs keep this set alone in a folder of its own.
-        files = place if key == "svhn" and place.is_dir() else source.root
+        files = folder_of_name if key == "svhn" and folder_of_name.is_dir() else source.root
         return read(replace(source, root=files), published_part(split))
-    is_judged = any(is_split(place / one) for one in names_of(split))
-    if slash and place.name.lower() in SOURCES and not is_judged:  # DIR/cifar10
-        return _open(replace(source, name=place.name, root=place.parent), split, options)
-    if place.is_dir():
-        return _open_folder(source, place, split, options)  # it may have only splits for evaluation
+    is_judged = any(is_split(folder_of_name / part) for part in names_of(split))
+    if slash and folder_of_name.name.lower() in SOURCES and not is_judged:  # DIR/cifar10
+        return _open(replace(source, name=folder_of_name.name, root=folder_of_name.parent), split, options)
+    if folder_of_name.is_dir():
+        return _open_folder(source, folder_of_name, split, options)  # it may have only splits for evaluation
     raise _no_dataset(source)
 
 
@@ -120,10 +117,10 @@ def _trained_folder(source: Source) -> Path | None:
         return root if root.is_dir() else None
     if key == "country211":  # torchvision's has class folders too, but its own meaning of the splits' names
         return None
-    places = [root / name, *(root / place for place in _PLACES.get(key, ()))]
+    places = [root / name, *(root / path for path in _PLACES.get(key, ()))]
     if key == "imagenet" and source.root is not None and _is_laid_out(root):
         places.append(root)
-    return next((place for place in places if any((place / one).is_dir() for one in names_of("train"))), None)
+    return next((path for path in places if any((path / part).is_dir() for part in names_of("train"))), None)
 
 
 def _no_dataset(source: Source) -> InputError:
@@ -137,7 +134,7 @@ def _no_dataset(source: Source) -> InputError:
             "write it with stitchkit datasets prepare geospatial"
         )
     if key == "fmow":
-        return InputError("data set 'fmow' is one of WILDS, which is not read here; write it as an image folder")
+        return InputError("data set 'fmow' belongs to WILDS, which is not supported; write it as an image folder")
     if name.lower() in TIMM:
         return InputError(f"data set '{name}' is one of timm's libraries; write it with a slash, such as {name}/NAME")
     otherwise = f"nor is there a folder '{root / name}'; docs/datasets.md lists the names"
@@ -157,7 +154,6 @@ def _open_folder(source: Source, folder: Path, split: str, options: dict[str, ob
 
 
 def _suffixes(options: Mapping[str, object]) -> frozenset[str]:
-    """The suffixes of images that the options ask for; none for the usual ones."""
     return frozenset(str(options.get("input_key") or "").lower().split(";")) - {""}
 
 
@@ -211,7 +207,6 @@ def _check_no_map(source: Source) -> None:
 
 @contextmanager
 def _explained(source: Source, split: str) -> Iterator[None]:
-    """Raise the errors of a reader as an `InputError`."""
     try:
         yield
     except InputError:

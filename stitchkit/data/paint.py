@@ -26,32 +26,29 @@ class Paint(NamedTuple):
 
     def at(self, points: np.ndarray) -> np.ndarray:
         """The colours at points `[3, N]`: `[3, N]`."""
-        one, other = (np.array(colour)[:, None] for colour in self.colours)
+        first, second = (np.array(colour)[:, None] for colour in self.colours)
         if self.pattern == "plain":
-            return np.broadcast_to(one, points.shape)
-        place = self.axes @ points + self.phase[:, None]
+            return np.broadcast_to(first, points.shape)
+        periods = self.axes @ points + self.phase[:, None]
         match self.pattern:
             case "gradient":
-                share = 0.5 - 0.5 * np.cos(math.pi * place[0])
+                share = 0.5 - 0.5 * np.cos(math.pi * periods[0])
             case "stripes":
-                share = np.floor(place[0] * 2) % 2
+                share = np.floor(periods[0] * 2) % 2
             case "checks":
-                share = np.floor(place * 2).sum(0) % 2
+                share = np.floor(periods * 2).sum(0) % 2
             case _:
-                bent = place + 0.6 * np.sin(4.3 * place[[1, 2, 0]])
+                bent = periods + 0.6 * np.sin(4.3 * periods[[1, 2, 0]])
                 share = (np.sin(math.tau * bent).sum(0) / 2.4).clip(-1, 1) / 2 + 0.5
-        mixed: np.ndarray = one + (other - one) * share
+        mixed: np.ndarray = first + (second - first) * share
         return mixed
 
 
 def random_paint(chance: random.Random, *, size: float, contrast: float = 0.8) -> Paint:
-    """A random pattern for something of a size, in metres.
-
-    Its colours differ by up to `contrast`, from 0 to 1.
-    """
+    """A random pattern for an object of a size in metres, with colours that differ by at most `contrast`, 0 to 1."""
     pattern = chance.choice(("plain", "gradient", "stripes", "checks", "clouds"))
     first, drawn = ([chance.uniform(0.08, 0.95) for _ in range(3)] for _ in range(2))
-    second = [one + contrast * (other - one) for one, other in zip(first, drawn, strict=True)]
+    second = [start + contrast * (end - start) for start, end in zip(first, drawn, strict=True)]
     along, aside = np.array([[chance.gauss(0, 1) for _ in range(3)] for _ in range(2)])
     across = np.cross(along, aside)
     turns = np.stack([axis / np.linalg.norm(axis) for axis in (along, across, np.cross(along, across))])

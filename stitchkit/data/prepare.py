@@ -97,14 +97,9 @@ Part: TypeAlias = list[tuple[LabelledImages, int, int]]
 
 
 def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
-    """Write the data sets of a collection, each as `root/NAME/`; existing ones are only checked.
+    """Write the data sets of a collection to `root/NAME/`, and only check those that exist.
 
     Downloads, and folders that the user fills, are in `root/sources/`.
-
-    Args:
-        collection: A name or file for `read_collection`.
-        root: The folder to write to.
-        only: Names of the data sets to write; by default all.
     """
     tasks = read_collection(collection)
     if wrong := [name for name in only if name not in tasks]:
@@ -137,9 +132,13 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
             f"its source in '{sources}' has {count:,} images of {len(classes)} classes instead of "
             f"{task.images:,} of {task.classes}; remove its files there and run the command again"
         )
-    rest, test = parts if len(parts) == 2 else _draw(parts[0], TEST_SHARE)
+
+    def draw(part: Part, share: float) -> tuple[Part, Part]:
+        return divide(part, [label for _, _, label in part], share)
+
+    rest, test = parts if len(parts) == 2 else draw(parts[0], TEST_SHARE)
     with filling(folder) as unfinished:
-        for split, part in zip(SPLITS, (*_draw(rest, VALIDATION_SHARE), test), strict=True):
+        for split, part in zip(SPLITS, (*draw(rest, VALIDATION_SHARE), test), strict=True):
             for class_name in classes:
                 (unfinished / split / class_name).mkdir(parents=True)
             for images, number, label in part:
@@ -148,10 +147,7 @@ def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
 
 
 def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
-    """The parts for training and for testing, or one part for both, and the class names as names of folders.
-
-    Images are undecoded where the reader has files.
-    """
+    """The parts for training and testing, or one for both, and the folder names of classes; files stay undecoded."""
     opened: list[LabelledImages]
     source = Source(task.source, sources, download=True)
     if task.source in SOURCES:
@@ -171,7 +167,6 @@ def _open(task: CollectionTask, sources: Path) -> tuple[list[Part], list[str]]:
 
 
 def _open_folder(folder: Path, task: CollectionTask) -> LabelledImages:
-    """A folder of classes that the user has filled."""
     if not is_split(folder):
         raise InputError(
             f"it cannot be downloaded: {task.by_hand}, so that its {task.classes} class folders, with {task.images:,} "
@@ -179,11 +174,6 @@ def _open_folder(folder: Path, task: CollectionTask) -> LabelledImages:
         )
     images = open_images(folder)
     return LabelledImages([(Path(path), label) for path, label in images.reader.samples], images.classes)
-
-
-def _draw(part: Part, share: float) -> tuple[Part, Part]:
-    """The rest of a part, and a share of each class."""
-    return divide(part, [label for _, _, label in part], share)
 
 
 def _write(source: ImageSource, stem: Path) -> None:
@@ -202,7 +192,6 @@ def _write(source: ImageSource, stem: Path) -> None:
 
 
 def _check(folder: Path, task: CollectionTask) -> str:
-    """Count the images and classes of a written data set."""
     counts = {}
     for split in SPLITS:
         written = open_images(folder / split)

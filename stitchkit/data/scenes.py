@@ -33,10 +33,8 @@ _COLOURS = (
 )
 """What viewers show for the values of masks."""
 _SIDES = range(32, 257)
-_FINE = 3
-"""Rays along each side of a pixel. Their colours are averaged; class and depth are those of the middle one."""
-_AMBIENT = 0.45
-"""The light in a shadow."""
+_FINE = 3  # rays along each side of a pixel: colours are their mean, class and depth those of the middle one
+_AMBIENT = 0.45  # the light in a shadow
 
 
 class Scene(NamedTuple):
@@ -54,27 +52,21 @@ class Scene(NamedTuple):
 
 
 class Thing(NamedTuple):
-    """An object on the ground.
-
-    Args:
-        label: The place of its class among `CLASSES`.
-        solids: Its parts, with the paint of each.
-    """
+    """An object on the ground."""
 
     label: int
     solids: tuple[tuple[Solid, Paint], ...]
 
 
 class Arrangement(NamedTuple):
-    """What is in a scene, and the camera: at `(0, height, 0)`, looking along z.
+    """The contents of a scene and its camera at `(0, height, 0)`, looking along z.
 
     Args:
         things: 3 to 8, none within another.
         height: Of the camera above the ground, in metres.
         focal: The focal length, in sides of the image.
         horizon: Where it is, from the upper side (0) to the lower one (1).
-        light: The direction from which it comes, of length 1.
-        ground: The paint of the ground.
+        light: Where it comes from, a vector of length 1.
         wall: The paint of what is behind everything.
     """
 
@@ -88,16 +80,9 @@ class Arrangement(NamedTuple):
 
 
 def render_scene(split: str, number: int, *, side: int = 64, seed: int = 0) -> Scene:
-    """Render one scene: always the same one for the same split, number and seed.
+    """Render one scene, which depends only on split (`train`, `validation` or `test`), number and seed.
 
-    Shapes, sizes, places, patterns, colours, light and noise are random; no class has a pattern or a colour of its own.
-    Other sides give the same scene in another resolution.
-
-    Args:
-        split: `train`, `validation` or `test`.
-        number: Of the scene within its split.
-        side: Of the image, in pixels.
-        seed: Another one gives other scenes.
+    Shapes, sizes, positions, patterns, colours, light and noise are random; no class has its own pattern or colour.
     """
     chance = random.Random(f"{seed} {split} {number}")
     scene = render(arrange(chance), side)
@@ -158,19 +143,10 @@ def render(arrangement: Arrangement, side: int) -> Scene:
 
 
 def write_scenes(folder: Path, counts: Mapping[str, int], side: int = 64, seed: int = 0) -> str:
-    """Write scenes as `SPLIT/images`, `SPLIT/masks` and `SPLIT/depths`, unless they exist.
+    """Write scenes as `SPLIT/images`, `SPLIT/masks` and `SPLIT/depths`, unless they exist; return a summary.
 
-    Masks are palette images whose values are classes; `classes.txt` names these, one on each line. Depths are 16-bit
-    images in millimetres. `scenes.json` says what was rendered. Returns what the folder has, in words.
-
-    Args:
-        folder: To write.
-        counts: The number of scenes of each split.
-        side: Of the images, in pixels: 32 to 256.
-        seed: Of the scenes.
-
-    Raises:
-        InputError: The side is another one, or the folder has something else.
+    Masks are palette images of the classes in `classes.txt`. Depths are 16-bit images in millimetres. `scenes.json`
+    records the settings.
     """
     if side not in _SIDES:
         raise InputError(f"--img-size is {side}; it must be {_SIDES[0]} to {_SIDES[-1]}")
@@ -184,13 +160,12 @@ def write_scenes(folder: Path, counts: Mapping[str, int], side: int = 64, seed: 
                 for kind, image in _as_images(scene).items():
                     yield f"{split}/{kind}/{number:04d}.png", image
 
-    said = f"{', '.join(f'{count} {split}' for split, count in counts.items())} scenes of {len(CLASSES)} classes"
+    content = f"{', '.join(f'{count} {split}' for split, count in counts.items())} scenes of {len(CLASSES)} classes"
     texts = {"classes.txt": "".join(f"{name}\n" for name in CLASSES), SCENES: manifest}
-    return write_new_folder(folder, images(), said, texts)
+    return write_new_folder(folder, images(), content, texts)
 
 
 def _as_images(scene: Scene) -> dict[str, Image]:
-    """What is written of a scene, by the names of the folders."""
     mask = fromarray(scene.mask)
     mask.putpalette([value for colour in _COLOURS for value in colour])
     millimetres = np.asarray((scene.depth * 1000).round(), dtype=np.uint16)
@@ -207,7 +182,7 @@ def _thing(label: int, base: tuple[float, float, float], size: tuple[float, floa
     trunk, bare = half * chance.uniform(0.15, 0.3), tall * chance.uniform(0.25, 0.4)
     above = (base[0], base[1] + bare, base[2])
     crown = Solid("ball", above, (half, tall - bare, half), turn)
-    # It ends within the crown, of which only the lowest point would stand on it.
+    # It ends within the crown, whose lowest point alone would stand on it.
     stem = Solid("cylinder", base, (trunk, bare + 0.3 * (tall - bare), trunk), turn)
     return Thing(label, ((stem, random_paint(chance, size=tall)), (crown, paint)))
 
@@ -215,7 +190,6 @@ def _thing(label: int, base: tuple[float, float, float], size: tuple[float, floa
 def _surroundings(
     arrangement: Arrangement, rays: np.ndarray, eye: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth, class and colour of the ground and of what is behind it."""
     with np.errstate(divide="ignore"):
         down = np.where(rays[1] < 0, -arrangement.height / rays[1], np.inf)
     depth = np.minimum(down, FARTHEST)
@@ -236,10 +210,9 @@ def _surroundings(
 
 
 def _window(arrangement: Arrangement, solid: Solid, size: int) -> tuple[slice, slice]:
-    """The rows and columns in which a solid is."""
     x, y, z = solid.corners()
     columns = (0.5 + arrangement.focal * x / z) * size
     rows = (arrangement.horizon - arrangement.focal * (y - arrangement.height) / z) * size
-    top, left = (max(0, math.floor(place.min())) for place in (rows, columns))
-    bottom, right = (max(0, math.ceil(place.max())) for place in (rows, columns))
+    top, left = (max(0, math.floor(ends.min())) for ends in (rows, columns))
+    bottom, right = (max(0, math.ceil(ends.max())) for ends in (rows, columns))
     return slice(top, bottom), slice(left, right)

@@ -56,12 +56,12 @@ class Solid(NamedTuple):
         return np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
 
 
-def _nearer(one: Meeting, other: Meeting) -> Meeting:
-    return np.minimum(one[0], other[0]), np.where(one[0] <= other[0], one[1], other[1])
+def _nearer(first: Meeting, second: Meeting) -> Meeting:
+    return np.minimum(first[0], second[0]), np.where(first[0] <= second[0], first[1], second[1])
 
 
 def _round(weights: tuple[float, float, float], middle: float, size: float) -> _Shape:
-    """The surface of second degree on which `weights` times the squares of (x, y - middle, z) are `size`."""
+    """The quadric where `weights` times the squares of (x, y - middle, z) add up to `size`."""
     weight, shift = np.array(weights)[:, None], np.array([[0], [middle], [0]])
 
     def meet(starts: np.ndarray, rays: np.ndarray) -> Meeting:
@@ -77,12 +77,12 @@ def _round(weights: tuple[float, float, float], middle: float, size: float) -> _
     return meet
 
 
-def _flat(inside: Callable[[np.ndarray, np.ndarray], np.ndarray], axis: int, place: float) -> _Shape:
-    """The part of the plane at `place` of an axis that `inside` takes, by the two other coordinates."""
+def _flat(inside: Callable[[np.ndarray, np.ndarray], np.ndarray], axis: int, level: float) -> _Shape:
+    """The part of the plane at `level` of an axis that `inside` takes, by the two other coordinates."""
     first, second = (other for other in range(3) if other != axis)
 
     def meet(starts: np.ndarray, rays: np.ndarray) -> Meeting:
-        far = (place - starts[axis]) / rays[axis]
+        far = (level - starts[axis]) / rays[axis]
         met = (far > 0) & inside(starts[first] + far * rays[first], starts[second] + far * rays[second])
         normals = np.zeros((3, len(far)))
         normals[axis] = -np.sign(rays[axis])
@@ -134,7 +134,7 @@ def _cylinder(starts: np.ndarray, rays: np.ndarray) -> Meeting:
     return _nearer(_MANTLE(starts, rays), _LID(starts, rays))
 
 
-_MANTLE, _LID = _round((1, 0, 1), 0, 1), _flat(_in_disc, axis=1, place=1)
+_MANTLE, _LID = _round((1, 0, 1), 0, 1), _flat(_in_disc, axis=1, level=1)
 
 # The undersides of round solids are open: nothing looks at them from below.
 SHAPES: dict[str, _Shape] = {
@@ -143,7 +143,7 @@ SHAPES: dict[str, _Shape] = {
     "cylinder": _cylinder,
     "cone": _round((1, -1, 1), 1, 0),
     "pyramid": _convex((1, 1, 0, 1), (-1, 1, 0, 1), (0, 1, 1, 1), (0, 1, -1, 1), (0, -1, 0, 0)),
-    "ring": _flat(_in_ring, axis=2, place=0),
-    "star": _flat(_in_star, axis=2, place=0),
+    "ring": _flat(_in_ring, axis=2, level=0),
+    "star": _flat(_in_star, axis=2, level=0),
 }
 """Where rays meet each unit shape."""

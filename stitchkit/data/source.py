@@ -31,13 +31,9 @@ class VisionSet(NamedTuple):
     """One of torchvision's data sets.
 
     Args:
-        reader: Name of its class.
         argument: The argument that chooses a split; None if no split is published, so that we make one.
         train: Its values for all images that are not for testing.
         test: Its value for the images that are; `val` if only that has labels.
-        needs: The contents of its folder.
-        by_hand: Whether the user must download it.
-        options: Further arguments of its class.
         num_classes: The number of its classes, if its class does not name them.
     """
 
@@ -106,11 +102,9 @@ class Source:
     """The source of a data set, and options for reading it.
 
     Args:
-        name: Empty for the image folder `root`; a folder, by itself or under `root`; a torchvision class such as
+        name: Empty for the image folder `root`; a folder, alone or under `root`; a torchvision class such as
             `CIFAR10`, in any spelling of case and hyphens; a timm string such as `hfds/timm/resisc45`; or `digits`. For
             `imagenet` the `root` itself may have `train/` and `val/`.
-        root: The folder of its files.
-        download: Download missing files if the reader can.
         class_map: File that maps names of class folders to numbers.
         options: Further arguments of timm's readers; for image folders only `input_key`, suffixes separated by `;`.
         advice: What to do if missing files are not downloaded.
@@ -150,17 +144,16 @@ def check_no_pairs(root: Path, *splits: str) -> None:
     """Refuse images with masks or depth maps, whose folders would pass for classes: in splits, or around them.
 
     Args:
-        root: The folder of the data set.
         splits: Names of splits beside the usual ones.
     """
     names = dict.fromkeys([*splits, *names_of("train"), *names_of("validation")])
     around = () if any(is_split(root / name) for name in names) else (root,)
-    for place in (*around, *(root / name for name in names)):
-        found = {task: folder for task, folder in PAIR_FOLDERS.items() if (place / folder).is_dir()}
-        if found and (place / "images").is_dir():
-            within = f"'{root}'" if place == root else f"'{root}': {place.name}/"
-            beside = " and ".join(f"{folder}/" for folder in found.values())
-            tasks = " or ".join(f"--task {task}" for task in found)
+    for folder_of_split in (*around, *(root / name for name in names)):
+        targets = {task: folder for task, folder in PAIR_FOLDERS.items() if (folder_of_split / folder).is_dir()}
+        if targets and (folder_of_split / "images").is_dir():
+            within = f"'{root}'" if folder_of_split == root else f"'{root}': {folder_of_split.name}/"
+            beside = " and ".join(f"{folder}/" for folder in targets.values())
+            tasks = " or ".join(f"--task {task}" for task in targets)
             raise InputError(
                 f"data folder {within} has images/ beside {beside}, which are not classes of images; add {tasks}, or "
                 f"in a job {tasks.replace('--task ', 'task: ')}"
@@ -170,8 +163,8 @@ def check_no_pairs(root: Path, *splits: str) -> None:
 def check_pair_folder(root: Path, split: str, task: str) -> None:
     """Refuse a folder for dense prediction that does not exist."""
     if not root.is_dir():
-        kind, found = (InputError, "is not a folder") if root.exists() else (MissingData, "does not exist")
-        raise kind(f"data folder '{root}' {found}{asked(root)}; {expected_pairs(split, task)}")
+        kind, fault = (InputError, "is not a folder") if root.exists() else (MissingData, "does not exist")
+        raise kind(f"data folder '{root}' {fault}{asked(root)}; {expected_pairs(split, task)}")
 
 
 def expected_pairs(split: str, task: str) -> str:
@@ -187,10 +180,7 @@ def is_list(path: str | Path) -> bool:
 
 
 def is_unlabelled(source: Source, split: str = "train") -> bool:
-    """Whether it is images without labels: a list of them, or a folder without any usual split.
-
-    With a `split` of a name of its own, the folder is one with labels.
-    """
+    """Whether a source is a list of images, or a folder without any usual split; other splits have labels."""
     if source.name or not source.root:
         return False
     root, usual = Path(source.root), {*names_of("train"), *names_of("validation")}
@@ -203,9 +193,9 @@ def key_of(name: str) -> str:
     return SHORT.get(key, key)
 
 
-def no_folder(place: Path) -> MissingData:
+def no_folder(folder: Path) -> MissingData:
     """The error for an image folder that does not exist."""
     return MissingData(
-        f"data folder '{place}' does not exist{asked(place)}; it must have train/ and validation/, with one folder per "
-        "class in each"
+        f"data folder '{folder}' does not exist{asked(folder)}; it must have train/ and validation/, with one folder "
+        "per class in each"
     )

@@ -1,13 +1,10 @@
 """The one rule that chooses the splits for training and evaluation, for training, jobs and StitchNet.
 
-A split is looked up under the requested name, by default `train` or `validation`, and then under its other names:
-`training` for `train`; `val`, `valid`, `dev`, `eval`, `evaluation` and finally `test` for `validation`. So test images
-are used only if there are no validation images, or if they are requested by name (`--val-split test`, a job's
-`val_split: test`). A folder counts as a split if it contains a folder: ImageNet's `test/`, which has images without
-classes, is never used. Where no split has class folders, those that have files are splits of images without labels.
-The log names the split for evaluation at the start.
-
-Each of torchvision's sets has a training and a test part, as published: `source` lists them.
+A split is looked up under the requested name, by default `train` or `validation`, and then under its other names; for
+`validation`, `test` is the last, so test images need a request (`--val-split test`, a job's `val_split: test`) or a
+data set without validation images. A folder counts as a split if it contains a folder, unlike ImageNet's `test/`. Where
+no split has class folders, those that have files are splits of images without labels. torchvision's sets have a
+training and a test part, as `source` lists them.
 """
 
 from __future__ import annotations
@@ -21,7 +18,7 @@ _VALIDATION = ("validation", "val", "valid", "dev", "eval", "evaluation")
 
 
 def names_of(split: str) -> tuple[str, ...]:
-    """Names under which a split is looked up, in order; an unusual name has no others."""
+    """Names to look up for a split, in order; an unusual name stands for itself."""
     if split in _TRAINED:
         return tuple(dict.fromkeys((split, *_TRAINED)))
     if split in _VALIDATION:
@@ -31,7 +28,7 @@ def names_of(split: str) -> tuple[str, ...]:
 
 def is_split(folder: Path) -> bool:
     """Whether a folder contains a folder that is not hidden; ImageNet's `test/` has only images, without classes."""
-    return folder.is_dir() and any(not place.name.startswith(".") and place.is_dir() for place in folder.iterdir())
+    return folder.is_dir() and any(not inner.name.startswith(".") and inner.is_dir() for inner in folder.iterdir())
 
 
 def plain_split(root: Path, split: str) -> Path | None:

@@ -43,7 +43,7 @@ def _shard_fault(name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class _ShardIndex(Settings):
+class _Shards(Settings):
     """The shards of a split, as braces or `_info.json` give them."""
 
     num_samples: Annotated[int, Field(strict=True, ge=0, le=10**15)]
@@ -56,10 +56,8 @@ def open_timm(name: str, *, root: str | None, split: str, keys_advice: str = "",
 
     Args:
         name: Such as `wds/x` or `hfds/timm/resisc45`; empty for an image folder.
-        root: The folder of its files.
         split: A split; for `wds/`, the names of its shards.
         keys_advice: What to do if a Hugging Face data set has columns of other names.
-        options: Further arguments of `timm.data.create_dataset`.
 
     Raises:
         Exception: Anything that timm's readers raise.
@@ -83,10 +81,9 @@ def open_timm(name: str, *, root: str | None, split: str, keys_advice: str = "",
 
 
 def _divide(reader: Any) -> None:
-    """Let the reader of a stream take its share of the images, and then forget that there are other ranks.
+    """Let a stream's reader take its share of the images, and then treat it as the only rank.
 
-    timm's readers make ranks even: they cut a share that is longer than others, or repeat images of a shorter one. An
-    evaluation counts each image once (law 9), and needs no even ranks.
+    timm's readers cut or repeat images to make ranks even, but an evaluation counts each image once.
     """
     type(reader)._lazy_init(reader)
     reader.dist_num_replicas = 1
@@ -128,17 +125,14 @@ def _open_hub(name: str, root: str | None, split: str, options: Mapping[str, obj
             )
     elif kind in _TEXTS:
         if len(labels) > MOST_CLASSES:
-            raise InputError(f"column {keys[1]!r} of '{name}' has {len(labels):,} texts, which are no classes")
-        _logger.info(
-            "the labels in the column %r are %d texts, which are numbered in their order", keys[1], len(labels)
-        )
+            raise InputError(f"column {keys[1]!r} of '{name}' has {len(labels):,} texts, too many for classes")
+        _logger.info("the %d text labels in the column %r are numbered in their order", len(labels), keys[1])
         images.reader.class_to_idx = {text: number for number, text in enumerate(in_order(labels))}
         images.reader.remap_class = True
     return images
 
 
 def _check_columns(name: str, features: Mapping[str, object], keys: Sequence[str], advice: str) -> None:
-    """Refuse keys of columns that a Hugging Face data set does not have."""
     if missing := [key for key in keys if key and not has_field(features, key)]:
         columns = " and ".join(filter(None, [", ".join([*features][:-1]), [*features][-1]]))
         raise InputError(f"data set '{name}' has no column {missing[0]!r}; its columns are {columns}; {advice}")
@@ -158,8 +152,8 @@ def _open_shards(name: str, root: str | None, split: str, options: Mapping[str, 
         del schemes[scheme]
     # timm prepends the folder to the name of a shard, and a path that begins with a slash has no scheme.
     dataset = create_dataset(name, root=os.path.abspath(root), split=split, **options)
-    given = {key: getattr(dataset.reader.split_info, key) for key in _ShardIndex.__pydantic_fields__}
-    shards = [Path(dataset.reader.root, shard) for shard in parse(_ShardIndex, given, f"split '{split}'").filenames]
+    fields = {key: getattr(dataset.reader.split_info, key) for key in _Shards.__pydantic_fields__}
+    shards = [Path(dataset.reader.root, shard) for shard in parse(_Shards, fields, f"split '{split}'").filenames]
     if missing := [shard for shard in shards if not shard.is_file()]:  # timm would skip them with a warning
         raise MissingData(
             f"{len(missing)} of {len(shards)} shards do not exist, such as {str(missing[0])!r}; check the folder, and "
@@ -234,12 +228,12 @@ def _offline() -> Iterator[None]:
     import huggingface_hub.constants
 
     # Both read the environment only when imported; now only their own copies count.
-    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
+        for module in modules:
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value

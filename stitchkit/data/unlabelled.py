@@ -1,8 +1,7 @@
 """Images without labels: those of a folder, or those that a `.txt` list names.
 
-A folder may have splits without class folders. If it has none, one in 20 images, at most 5,000, is held out for
-validation, and training has the others. Which ones follows from the sorted names alone, so that all ranks and every
-resumed run agree, wherever the images lie.
+If a folder has no splits, one in 20 images, at most 5,000, is held out for validation. The sorted names alone decide
+which, so all ranks and resumed runs agree.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ class UnlabelledReader(ReaderImageFolder):  # type: ignore[misc] # timm has no t
     """Image files, whose labels are None.
 
     Args:
-        root: Their folder, to which names in messages are relative.
-        paths: The files.
         notes: What a user should know of them, to follow their number in the log.
     """
 
@@ -53,31 +50,29 @@ def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = froze
     """A split of images without labels: a folder of the data set, or the part that is trained on or held out.
 
     Args:
-        source: One of which `is_unlabelled` holds.
-        split: Any usual name of a split.
         suffixes: Suffixes of the images; by default those of all formats that Pillow decodes, and of a list all.
     """
-    place = Path(source.root or "")
+    images = Path(source.root or "")
     if source.class_map:
-        raise InputError(f"class map '{source.class_map}' numbers class folders, which '{place}' has not; leave it out")
-    if not is_list(place) and (folder := _find_split(place, split)) is not None:
+        raise InputError(f"class map '{source.class_map}' numbers class folders, but '{images}' has none; omit it")
+    if not is_list(images) and (folder := _find_split(images, split)) is not None:
         paths, notes = image_files(folder, suffixes)
-        return _opened(folder, paths, notes + (_unused(place) if published_part(split) == "train" else ""))
-    root = place.parent if is_list(place) else place
-    paths, notes = _read_list(place, suffixes) if is_list(place) else image_files(place, suffixes)
-    if not is_list(place):
-        _check_no_other_splits(place, paths)
+        unused = _unused(images) if published_part(split) == "train" else ""
+        return _opened(folder, paths, notes + unused, folder.name)
+    root = images.parent if is_list(images) else images
+    paths, notes = _read_list(images, suffixes) if is_list(images) else image_files(images, suffixes)
+    if not is_list(images):
+        _check_no_other_splits(images, paths)
     if len(paths) < 2:
-        raise InputError(f"'{place}' has 1 image; one in {_EVERY} is held out for validation, so give at least 2")
+        raise InputError(f"'{images}' has 1 image; one in {_EVERY} is held out for validation, so give at least 2")
     trained, held_out = hold_out(paths)
     if published_part(split) == "train":
         return _opened(root, trained, f", and {len(held_out):,} held out{notes}", "train")
     return _opened(root, held_out, f", held out of {len(paths):,}{notes}", "validation")
 
 
-def _opened(root: Path, paths: Sequence[str], notes: str, name: str = "") -> LabelledImages:
-    """Images of a folder, as the split of a name; by default that of the folder."""
-    return LabelledImages(UnlabelledReader(str(root), paths, notes), (), name or root.name)
+def _opened(folder: Path, paths: Sequence[str], notes: str, name: str) -> LabelledImages:
+    return LabelledImages(UnlabelledReader(str(folder), paths, notes), (), name)
 
 
 def _find_split(root: Path, split: str) -> Path | None:
@@ -94,7 +89,7 @@ def _find_split(root: Path, split: str) -> Path | None:
 
 
 def _check_no_other_splits(root: Path, images: Sequence[str]) -> None:
-    """Refuse a folder in which, at any depth, folders look like splits of other names: all would be trained on."""
+    """Refuse a folder with inner folders, at any depth, that look like misnamed splits: all would be trained on."""
     inner = {Path(folder) for folder in {os.path.dirname(image) for image in images}}
     parents = {root, *(parent for folder in inner for parent in folder.parents if root in parent.parents)}
     for folders in ([*filter(Path.is_dir, parent.iterdir())] for parent in sorted(parents)):
@@ -111,11 +106,11 @@ def _unused(root: Path) -> str:
     """Images and folders beside splits without class folders, in words."""
     splits = {folder.name for name in ("train", "validation", "test") if (folder := plain_split(root, name))}
     names = [
-        f"{place.name}/" if place.is_dir() else place.name
-        for place in sorted(root.iterdir())
-        if not place.name.startswith(".")
-        and place.name not in splits
-        and (place.is_dir() or place.suffix.lower() in image_suffixes())
+        f"{path.name}/" if path.is_dir() else path.name
+        for path in sorted(root.iterdir())
+        if not path.name.startswith(".")
+        and path.name not in splits
+        and (path.is_dir() or path.suffix.lower() in image_suffixes())
     ]
     return f"; not used: {listed(names)}" if names else ""
 
@@ -127,10 +122,7 @@ def hold_out(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _read_list(file: Path, suffixes: frozenset[str]) -> tuple[list[str], str]:
-    """The files that the lines of a list name, each once, sorted as they are written; and what is left out, in words.
-
-    Names are relative to the list. Empty lines are ignored.
-    """
+    """The files that the lines of a list name, sorted, once each, relative to the list; and a note on the rest."""
     try:
         lines = [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except OSError as error:

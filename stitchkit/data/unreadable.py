@@ -29,15 +29,13 @@ _SHOWN = 5
 
 
 class CheckedImages(Dataset[tuple[Any, int]]):
-    """A dataset whose unreadable and unlabelled images are skipped.
+    """A dataset that skips unreadable and unlabelled images.
 
-    In training, the next good image replaces a bad one, as in timm; in an evaluation it has no class, so that no image
-    counts twice. Where no image has a label, it cannot be told apart, so it also replaces a bad one in an evaluation.
+    In training, the next good image replaces a bad one, as in timm. In an evaluation a bad image has no class, so no
+    image counts twice; without labels it is replaced there too.
 
     Args:
-        dataset: Images and labels by number.
         num_classes: Labels must be smaller; with 0, any will do.
-        is_training: Replace bad images.
         limit: Largest share of bad images; a few are always allowed, unless it is 0.
         flag: The flag that sets the limit; empty if there is none.
     """
@@ -67,9 +65,9 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         if not -len(self) <= index < len(self):
             raise IndexError(index)  # ends a loop over the images
         for number in range(index, index + min(_IN_A_ROW, len(self))):
-            found = self._read(number % len(self))
-            if found is not None:
-                return found if number == index or self._replaces else (found[0], NO_CLASS)
+            sample = self._read(number % len(self))
+            if sample is not None:
+                return sample if number == index or self._replaces else (sample[0], NO_CLASS)
         raise InputError(
             f"{_IN_A_ROW} images of the {self.split} split in a row cannot be read{self._cause}; check the disk"
         )
@@ -103,8 +101,8 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             )
 
     def _names(self, bad: torch.Tensor) -> str:
-        found = bad.nonzero().flatten().tolist()
-        return listed([self._name(index) for index in found[: _SHOWN + 1]], most=_SHOWN)
+        numbers = bad.nonzero().flatten().tolist()
+        return listed([self._name(index) for index in numbers[: _SHOWN + 1]], most=_SHOWN)
 
     def _name(self, index: int) -> str:
         reader = getattr(self.dataset, "reader", None)
@@ -115,10 +113,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
         return f"number {index}" if name is None else repr(name)
 
     def report(self) -> None:
-        """Log the skipped images if there are more than in the last report, and once those that decoding changed.
-
-        Every rank calls this.
-        """
+        """Log newly skipped images, and once those that decoding changed; every rank calls this."""
         self._changes.report(self.split, self.dataset.decoding)
         bad = self._bad.clone()  # loader processes may still write
         if dist.is_initialized():

@@ -30,18 +30,17 @@ def agreement(x: torch.Tensor, y: torch.Tensor) -> Agreement:
 
 
 SURE = 0.5
-"""The least probability of an anchor's answer for which it counts as sure of an image."""
+"""The least probability of a sure answer."""
 
 
 class AnswerAgreement(NamedTuple):
-    """How far a stitch's answers agree with those of the anchor in which it ends.
+    """How far a stitch's answers agree with those of its end anchor.
 
     Args:
-        agree: Images to which both give the same answer, in percent.
-        agree_sure: The same of the images of which the anchor is sure; None if there are none.
+        agree: Images with the same answer, in percent.
+        agree_sure: The same among images where the anchor is sure; None if there are none.
         kl: Mean Kullback-Leibler divergence of the stitch's probabilities from the anchor's.
-        images: Number of images.
-        sure_images: Number of those of which the anchor is sure.
+        sure_images: Number of images where the anchor is sure.
     """
 
     agree: float
@@ -66,9 +65,9 @@ class AnswerAgreement(NamedTuple):
 def compare_answers(
     logits: tuple[torch.Tensor, torch.Tensor], labels: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sums over a batch that `AnswerAgreement.of` takes, and which answers are equal, `[B]`.
+    """The sums over a batch for `AnswerAgreement.of`, and which answers are equal, `[B]`.
 
-    They have the form of `evaluate.Answers` with one class, that of the images of which the anchor is sure.
+    They have the form of `evaluate.Answers` with one class: the images where the anchor is sure.
 
     Args:
         logits: Of the stitch and of the anchor, `[B, num_classes]`.

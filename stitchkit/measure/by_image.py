@@ -21,6 +21,8 @@ from stitchkit.files import check_regular, replacing
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+REGENERATE = "delete it to continue without intervals; to regenerate them, also delete the ledger and rerun --eval"
+
 
 class OfNetworks:
     """What is known of some networks, by their numbers."""
@@ -29,7 +31,7 @@ class OfNetworks:
 
     @cached_property
     def _places(self) -> dict[int, int]:
-        return {cfg_id: place for place, cfg_id in enumerate(self.cfg_ids)}
+        return {cfg_id: index for index, cfg_id in enumerate(self.cfg_ids)}
 
     def places(self, cfg_ids: Sequence[int]) -> list[int]:
         """Where some of the networks are."""
@@ -66,23 +68,16 @@ class Beside(OfNetworks, ABC):
         """The first image of others, in words, that has another truth than here."""
 
     def with_more(self, other: Self) -> Self:
-        """These and further networks on the same images; what the other has of a network replaces what is here.
-
-        Raises:
-            InputError: If the images are others.
-        """
-        if found := self.other_images(other):
+        """These and further networks on the same images; the other's results replace those of the same network."""
+        if difference := self.other_images(other):
             raise InputError(
-                f"{self.kind} of different images cannot be joined: {found}; choose another --experiment or move the "
-                "earlier result away"
+                f"{self.kind} of different images cannot be joined: {difference}; choose another --experiment or move "
+                "the earlier result away"
             )
         return self.of([cfg_id for cfg_id in self.cfg_ids if not other.has([cfg_id])])._joined(other)
 
     def other_images(self, other: Self) -> str:
-        """The first difference between these images and others, in words; empty if they are the same.
-
-        An image whose truth is not known fits any: it could not be read once.
-        """
+        """The first difference between these images and others, in words; an image of unknown truth fits any."""
         if other.num_images != self.num_images:
             return f"this evaluation has {other.num_images:,} images, the earlier one {self.num_images:,}"
         if len(other.names) != len(self.names):
@@ -96,9 +91,9 @@ class Beside(OfNetworks, ABC):
         """Write a file, which replaces an earlier one only when it is complete; `about` is what it says of itself."""
         names = json.dumps(self.names).encode()  # a file's name may have several lines, or be no text
         # In one entry, since safetensors writes several in any order.
-        said = json.dumps({"format": f"stitchkit {self.kind} 1", "cfg_ids": self.cfg_ids, **about})
+        metadata = json.dumps({"format": f"stitchkit {self.kind} 1", "cfg_ids": self.cfg_ids, **about})
         with replacing(path) as draft:
-            draft.write_bytes(save({**arrays, "names": np.frombuffer(names, np.uint8)}, metadata={"about": said}))
+            draft.write_bytes(save({**arrays, "names": np.frombuffer(names, np.uint8)}, metadata={"about": metadata}))
 
 
 @contextmanager
@@ -123,7 +118,4 @@ def opened(
             raise ValueError("it is of another format")
         yield cfg_ids, about, arrays, tuple(map(str, json.loads(bytes(arrays["names"]))))
     except Exception as error:  # a damaged file can hold anything
-        raise InputError(
-            f"'{path}', which {what}, cannot be read: {error}; remove it to leave intervals out; to have them again, "
-            "remove the ledger too and repeat --eval"
-        ) from error
+        raise InputError(f"'{path}', which {what}, cannot be read: {error}; {REGENERATE}") from error

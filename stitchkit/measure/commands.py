@@ -69,7 +69,7 @@ def _profile(flags: argparse.Namespace) -> None:
     if bool(flags.stitch_config) == bool(flags.anchors):
         raise InputError("give either --stitch_config FILE or --anchors A,B; or --nodes MODEL, to see where to cut it")
     if flags.inside or flags.backend != "timm":
-        raise InputError("--backend and --inside are for --nodes MODEL; add it, or leave them out")
+        raise InputError("--backend and --inside require --nodes MODEL; add it, or omit them")
     overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}
     # Costs need no memory for weights, which giants would fill; latencies do.
     with nullcontext() if flags.latency else torch.device("meta"):

@@ -1,8 +1,4 @@
-"""What dense predictions are worth: figures of sums over images, of which every image gives its own.
-
-Sums of images add up, and a figure is a function of their total. A bootstrap therefore needs the sums of each image
-alone, and no prediction.
-"""
+"""Scores of dense predictions as functions of sums over images, so that a bootstrap needs only each image's sums."""
 
 from __future__ import annotations
 
@@ -16,20 +12,19 @@ import numpy.typing as npt
 from stitchkit.errors import InputError, unknown
 from stitchkit.measure.formulas import Floats
 
-_MOST_CLASSES = 255
-"""The class 255 of a mask is a pixel that does not count."""
+_MOST_CLASSES = 255  # the class 255 of a mask is a pixel that does not count
 
 
 class DenseScore(Protocol):
-    """What is summed over the images of a task, and the figures of the sums.
+    """The sums over a task's images, and their figures.
 
-    The sums of an image are its own numbers, which depend on the prediction, and then those of its truth, which are the
-    same for all networks, and zeros if the image does not count.
+    An image's sums are its own numbers, which depend on the prediction, then those of its truth, which all networks
+    share: zeros if the image does not count.
     """
 
     task: ClassVar[str]
     metric: ClassVar[str]
-    """The figure by which networks are compared."""
+    """The figure for comparing networks."""
     kind: ClassVar[type[np.generic]]
     """Of each number, in files."""
 
@@ -47,13 +42,9 @@ class DenseScore(Protocol):
 
 @dataclass(frozen=True)
 class SegmentationScore:
-    """Mean IoU and pixel accuracy, both in percent, over all known pixels of all images.
+    """Mean IoU over the classes that occur, and pixel accuracy, in percent, over all known pixels of all images.
 
-    The sums of an image are its pixels found, predicted and true, each of all classes. The mean IoU is over the classes
-    that occur in truth or prediction.
-
-    Args:
-        num_classes: Number of classes.
+    An image's sums are its correct, predicted and true pixels, each for all classes.
     """
 
     num_classes: int
@@ -79,22 +70,21 @@ class SegmentationScore:
 
     def figures(self, sums: npt.NDArray[Any]) -> dict[str, Floats]:
         """`miou` and `pixel_acc`, `[...]`, of sums `[..., 3 * num_classes]`; 0 without any pixel."""
-        found, predicted, true = np.split(np.asarray(sums, float), 3, axis=-1)
-        union = predicted + true - found
-        ious, occurring = found / np.maximum(union, 1), (union > 0).sum(axis=-1)
+        correct, predicted, true = np.split(np.asarray(sums, float), 3, axis=-1)
+        union = predicted + true - correct
+        ious, occurring = correct / np.maximum(union, 1), (union > 0).sum(axis=-1)
         miou = 100 * ious.sum(axis=-1) / np.maximum(occurring, 1)
-        return {"miou": miou, "pixel_acc": 100 * found.sum(axis=-1) / np.maximum(true.sum(axis=-1), 1)}
+        return {"miou": miou, "pixel_acc": 100 * correct.sum(axis=-1) / np.maximum(true.sum(axis=-1), 1)}
 
 
 @dataclass(frozen=True)
 class DepthScore:
     """Relative error, RMSE in metres, and share of pixels within a factor of 1.25 of the truth, in percent.
 
-    Each is the mean over images of the figure of an image, not the figure of all pixels together: an image of which a
-    sensor saw half counts as much as any other. The sums of an image are hence its figures, and 1.
+    Each is the mean of the images' figures, not the figure of all pixels, so a sparsely measured image counts fully.
 
-    Source: Monocular-Depth-Estimation-Toolbox, by which SN-Netv2 is published: `pre_eval_to_metrics` is the mean over
-        images, leaves out those without a valid pixel, and calls the share `a1`.
+    Source: the Monocular-Depth-Estimation-Toolbox, which SN-Netv2 uses: `pre_eval_to_metrics` also averages over
+        images, skips those without a valid pixel, and calls the share `a1`.
     """
 
     task: ClassVar[str] = "depth"
@@ -123,10 +113,10 @@ def about(score: DenseScore) -> dict[str, object]:
     return {"task": score.task} | ({"num_classes": score.num_classes} if isinstance(score, SegmentationScore) else {})
 
 
-def score_of(said: Mapping[str, Any]) -> DenseScore:
-    """The score of which a file says this."""
-    if said["task"] == SegmentationScore.task:
-        return SegmentationScore(int(said["num_classes"]))
-    if said["task"] == DepthScore.task:
+def score_of(content: Mapping[str, Any]) -> DenseScore:
+    """The score that a file describes."""
+    if content["task"] == SegmentationScore.task:
+        return SegmentationScore(int(content["num_classes"]))
+    if content["task"] == DepthScore.task:
         return DepthScore()
-    raise unknown("task", said["task"], (SegmentationScore.task, DepthScore.task))
+    raise unknown("task", content["task"], (SegmentationScore.task, DepthScore.task))

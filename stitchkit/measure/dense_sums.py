@@ -1,4 +1,4 @@
-"""From predictions to the sums of each image, of which `measure.dense_score` makes figures."""
+"""From predictions to the sums of each image for `measure.dense_score`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ def segmentation_sums(predictions: torch.Tensor, masks: torch.Tensor, num_classe
     Args:
         predictions: Classes `[B, H, W]`, or logits `[B, num_classes, H, W]`.
         masks: True classes `[B, H, W]`; 255 is a pixel that does not count.
-        num_classes: Number of classes.
 
     Returns:
         For each image the pixels found, then those predicted, then the true ones, each of all classes, int64
@@ -33,10 +32,12 @@ def segmentation_sums(predictions: torch.Tensor, masks: torch.Tensor, num_classe
     _check_classes("a prediction", classes.masked_fill(unknown, 0), num_classes)
     # Pixels that do not count, and those that are not found, are of one class more, which is left out.
     truth, classes = (each.masked_fill(unknown, num_classes) for each in (truth, classes))
-    found = truth.masked_fill(classes != truth, num_classes)
+    correct = truth.masked_fill(classes != truth, num_classes)
     bins = num_classes + 1
     first = torch.arange(len(truth), dtype=torch.int32, device=truth.device)[:, None, None] * bins
-    counts = [torch.bincount((first + each).flatten(), minlength=len(truth) * bins) for each in (found, classes, truth)]
+    counts = [
+        torch.bincount((first + each).flatten(), minlength=len(truth) * bins) for each in (correct, classes, truth)
+    ]
     return torch.stack(counts).view(3, len(truth), bins)[..., :num_classes].transpose(0, 1).flatten(1)
 
 
@@ -58,20 +59,18 @@ def depth_sums(
     Args:
         depth: Predictions `[B, H, W]` in metres.
         truth: `[B, H, W]` in metres; a pixel counts if min_depth < depth <= max_depth.
-        max_depth: Upper limit in metres.
-        min_depth: Lower limit in metres.
 
     Returns:
         For each image the mean of |p - t| / t, the root of the mean of (p - t)^2 in metres, the share of pixels with
         max(p / t, t / p) < 1.25, and 1, float64 `[B, 4]`; zeros for an image without a pixel that counts.
     """
     assert depth.shape == truth.shape, "a prediction for each pixel of the truth"
-    valid = ((truth > min_depth) & (truth <= max_depth)).flatten(1)  # before float64, in which 0.001 would be more
-    found, true = depth.double().flatten(1), truth.double().flatten(1)
+    valid = ((truth > min_depth) & (truth <= max_depth)).flatten(1)  # before float64, where 0.001 is larger
+    predicted, true = depth.double().flatten(1), truth.double().flatten(1)
     # Where the truth does not count, both are 1, so that nothing is divided by 0 and no error is added.
-    found, true = found.masked_fill(~valid, 1), true.masked_fill(~valid, 1)
-    pixels, error = valid.sum(dim=1).double(), (found - true).abs()
-    near = valid & (found < _NEAR * true) & (true < _NEAR * found)  # false for depths that are not positive
+    predicted, true = predicted.masked_fill(~valid, 1), true.masked_fill(~valid, 1)
+    pixels, error = valid.sum(dim=1).double(), (predicted - true).abs()
+    near = valid & (predicted < _NEAR * true) & (true < _NEAR * predicted)  # false for depths that are not positive
     sums = torch.stack([(error / true).sum(dim=1), error.square().sum(dim=1), near.sum(dim=1).double(), pixels], dim=1)
     if not sums.isfinite().all():
         number = int((~sums.isfinite()).any(dim=1).nonzero()[0])

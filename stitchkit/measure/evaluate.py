@@ -38,7 +38,6 @@ class Score(NamedTuple):
 
     Args:
         class_hits: Correctly predicted images of each class; empty if classes were not counted.
-        class_images: Images of each class.
     """
 
     acc1: float
@@ -57,8 +56,8 @@ class Score(NamedTuple):
     @property
     def figures(self) -> dict[str, float]:
         """The figures of a row in a ledger; balanced accuracy is the mean over the classes that have images."""
-        found = [share for share in self.class_acc1 if share is not None]
-        balanced = {"balanced_acc1": sum(found) / len(found)} if found else {}
+        shares = [share for share in self.class_acc1 if share is not None]
+        balanced = {"balanced_acc1": sum(shares) / len(shares)} if shares else {}
         return {"acc1": self.acc1, **balanced, "acc5": self.acc5, "loss": self.loss, "images": self.images}
 
 
@@ -99,7 +98,7 @@ class Answers:
         sums = sum_over_ranks(self.sums.clone()).cpu()
         parts = gather_objects(_packed(self))
         right, labels = (torch.cat(tensors, dim=-1) for tensors in zip(*map(_unpacked, parts), strict=True))
-        numbers = [rank + place * len(parts) for rank, (_, own) in enumerate(parts) for place in range(len(own))]
+        numbers = [rank + turn * len(parts) for rank, (_, own) in enumerate(parts) for turn in range(len(own))]
         return Answers(sums, right, labels).in_order(numbers)
 
     @property
@@ -132,10 +131,7 @@ class PartialAnswers:
         self._of = json.loads(json.dumps(of))  # as it is read back, with lists for tuples
 
     def restore(self, num_classes: int, networks: int) -> tuple[Answers, int] | None:
-        """The saved answers of so many networks, on the CPU, and the number of batches; None if there are none.
-
-        `num_classes` is the number of classes that are counted separately.
-        """
+        """The saved answers of these networks, on the CPU, and the number of batches; None if there are none."""
         try:
             check_regular(self.path)
             with safe_open(self.path, framework="pt") as file:
@@ -168,10 +164,7 @@ class PartialAnswers:
 def batches_of(
     loader: Loader, world: World, what: str, after_batch: Callable[[], None] = lambda: None
 ) -> Iterator[Batch]:
-    """The batches of this rank, each image once over all ranks, under a progress bar; unreadable ones are reported.
-
-    `after_batch` is called equally often on all ranks.
-    """
+    """The batches of this rank under a progress bar, each image once over all ranks; unreadable ones are reported."""
     images = len(loader.dataset) / max(len(loader), 1)
     batches = without_padding(loader, world, after_batch)
     yield from progress(batches, world, what, unit="batches", total=len(loader), images=images)
@@ -198,9 +191,6 @@ def evaluate(
         run: Images `[B, C, H, W]` to the logits `[B, num_classes]` of each network.
         batches: Images and labels `[B]` of this rank, without padding: every image of the set is in exactly one
             batch of one rank.
-        device: Device of the answers.
-        autocast: Makes the context in which the networks run.
-        count: Number of networks.
         num_classes: Number of classes that are counted separately; 0 for none.
         partial: Saves the answers, after a batch every `SAVE_EVERY` seconds, and restores those of a killed evaluation.
         judge: What `run` gives of a network and labels to its sums over the batch, as in `Answers`, and whether it is
@@ -235,7 +225,7 @@ def _sums(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple
     whole = torch.stack([loss, right.sum(), hits.sum(), known.sum()]).double()
     if not num_classes:
         return whole, right
-    each = torch.stack([right, known]).double()  # label -1 becomes class 0, to which it adds 0 hits and 0 images
+    each = torch.stack([right, known]).double()  # label -1 adds 0 hits and 0 images to class 0
     classes = whole.new_zeros(2, num_classes).index_add_(1, labels.clamp(min=0), each)
     return torch.cat([whole, classes.flatten()]), right
 

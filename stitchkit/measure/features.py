@@ -23,7 +23,7 @@ class FeatureScore(NamedTuple):
     """What a feature is worth, in percent, and the number of images that count.
 
     Args:
-        cosine: Mean cosine with the feature of the anchor in which the stitch ends.
+        cosine: Mean cosine with the end anchor's feature.
         cka: Linear CKA with it.
         knn: Top-1 accuracy of the nearest neighbours; None without labelled images to compare with.
         linear: Top-1 accuracy of a linear probe; None without.
@@ -77,14 +77,12 @@ def collect(
 
     Args:
         run: Images `[B, C, H, W]` to the feature `[B, width]` of each network.
-        batches: Images and labels.
-        autocast: Makes the context in which the networks run.
     """
     parts, labels = defaultdict[Key, list[Halved]](list), [torch.empty(0, dtype=torch.long)]
     for images, numbers in batches:
         with autocast():
-            found = run(images)
-        for key, feature in found.items():
+            outputs = run(images)
+        for key, feature in outputs.items():
             parts[key].append(Halved.of(feature))
         labels.append(numbers.cpu())
     # One network after the other, so that only one is in memory twice.
@@ -93,7 +91,7 @@ def collect(
 
 
 def in_order(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The values of all images in the order of the data set, of which rank r of n has the images r, r + n, ..."""
+    """Values of all images in the order of the data set, where rank r of n has the images r, r + n, ..."""
     places = torch.cat([torch.arange(len(part)) * len(parts) + rank for rank, part in enumerate(parts)])
     return torch.cat([*parts])[places.argsort()]
 
@@ -107,11 +105,7 @@ def judge(
     Images with label -1 are not counted, unless no image has a label.
 
     Args:
-        feature: `[B, C]`.
-        target: The feature of the anchor with which it should agree, `[B, C]`.
-        labels: Classes `[B]`.
-        bank: Features `[N, C]` of the network on labelled images.
-        bank_labels: Their classes `[N]`.
+        target: The anchor's feature that it should agree with, `[B, C]`.
     """
     known = labels >= 0
     if known.any():
@@ -132,10 +126,8 @@ def judge_in_turns(
 
     Args:
         keys: The networks; their features are freed as they are judged.
-        judged: Their features on the images on which they are judged.
-        targets: For each network, the feature with which it should agree on this rank's images, None without images.
-        bank: Their features on labelled images, if there are any.
-        world: The ranks.
+        judged: Their features on the images to judge them on.
+        targets: For each network, its anchor's feature on this rank's images, None without images.
     """
     labels = in_order(gather_objects(judged.labels)).to(world.device)
     if not len(labels):
@@ -146,14 +138,14 @@ def judge_in_turns(
         for owner, key in enumerate(turn):
             parts = [judged.features.pop(key, None), targets[key]]
             parts += [bank.features.pop(key, None)] if bank is not None else []
-            found = [_whole(gather_on(owner, part, world), world) for part in parts]
+            wholes = [_whole(gather_on(owner, part, world), world) for part in parts]
             if owner == world.rank:
-                feature, target, *rest = found
+                feature, target, *rest = wholes
                 assert feature is not None, "some rank has images"
                 assert target is not None, "where the feature is, the anchor's is too"
                 score = judge(feature, target, labels, rest[0] if rest else None, bank_labels)
         scores = gather_objects(score)
-        yield {key: found for key, found in zip(turn, scores, strict=False) if found is not None}
+        yield {key: wholes for key, wholes in zip(turn, scores, strict=False) if wholes is not None}
 
 
 def _whole(parts: Sequence[Halved | None], world: World) -> torch.Tensor | None:

@@ -58,10 +58,10 @@ def draw_costs(axes: Axes, *, cost: str, accuracy: str) -> None:
 def label_points(
     axes: Axes, points: Sequence[tuple[float, float]], names: Sequence[str], *, is_secondary: bool = False
 ) -> None:
-    """Write names as near to their points as the points, lines and names of the axes leave room for.
+    """Write names as near to their points as points, lines and other names allow; secondary names are small.
 
-    Call it last: nothing may move afterwards. A thin line leads to a name that is not beside its point. `adjustText`
-    1.4, tried on two pictures, drew names across the front and over points. Secondary names are small.
+    Call it last: nothing may move afterwards. A thin line leads to a distant name. `adjustText` 1.4 drew names over the
+    front and points.
     """
     from matplotlib.text import Text  # slow to import
 
@@ -74,9 +74,9 @@ def label_points(
         extent = draft.get_window_extent()
         draft.remove()
         x, y = extent.width / 2, extent.height / 2
-        places = [(away, cos(turn) * (away + x), sin(turn) * (away + y)) for away in _AWAY for turn in _TURNS]
-        free = (place for place in places if _is_clear(axes, extent.translated(*place[1:]), taken))
-        away, across, up = next(free, places[0])
+        offsets = [(away, cos(turn) * (away + x), sin(turn) * (away + y)) for away in _AWAY for turn in _TURNS]
+        free = (offset for offset in offsets if _is_clear(axes, extent.translated(*offset[1:]), taken))
+        away, across, up = next(free, offsets[0])
         taken.append(extent.translated(across, up))
         label = axes.annotate(
             name, point, (72 / dpi * across, 72 / dpi * up), textcoords="offset points",
@@ -93,10 +93,7 @@ def _laid_out(axes: Axes) -> Figure:
 
 
 def _is_clear(axes: Axes, box: Bbox, taken: Sequence[Bbox]) -> bool:
-    """Whether a box lies inside the axes, and hides none of their points and lines and no other box.
-
-    Points behind the lines are a ground that may be written on.
-    """
+    """Whether a box lies inside the axes and hides no point, line or other box; points behind lines do not matter."""
     from matplotlib.collections import PathCollection  # slow to import
 
     if not (axes.bbox.contains(*box.min) and axes.bbox.contains(*box.max)) or any(map(box.overlaps, taken)):
@@ -113,9 +110,9 @@ def _is_clear(axes: Axes, box: Bbox, taken: Sequence[Bbox]) -> bool:
 
 
 def side_by_side(axes: Axes, x: Sequence[float], y: Sequence[float], *, size: float) -> list[float]:
-    """Places along the x axis at which points of a size, in typographic points, do not hide each other.
+    """Places along the x axis, as near as possible to their own, where points of a size in pt do not hide each other.
 
-    Each is as near to its own place as those before it leave room for. Call it when the limits of the axes are set.
+    Call it when the limits of the axes are set.
     """
     if len(x) < 2:
         return list(x)

@@ -13,8 +13,7 @@ Floats = npt.NDArray[np.float64]
 
 NORMAL_95 = 1.959963984540054
 """A normal variable lies within this many standard deviations in 95 % of cases."""
-_SETS_AT_ONCE = 50
-"""At 50,000 images, 20 MB of counts."""
+_SETS_AT_ONCE = 50  # at 50,000 images, 20 MB of counts
 
 
 def accuracy_interval(right: float, images: float) -> tuple[float, float]:
@@ -33,10 +32,7 @@ def accuracy_interval(right: float, images: float) -> tuple[float, float]:
 
 
 def draw_sets(images: int, samples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
-    """How often each image is in each of some sets, `[sets, images]`, until there are as many as `samples`.
-
-    A set has as many images as there are, drawn from these with replacement.
-    """
+    """How often each image is in each bootstrap set, `[sets, images]`, in blocks until there are `samples` sets."""
     generator = np.random.default_rng(seed)
     for start in range(0, samples, _SETS_AT_ONCE):
         draws = [generator.integers(images, size=images) for _ in range(min(_SETS_AT_ONCE, samples - start))]
@@ -44,7 +40,7 @@ def draw_sets(images: int, samples: int, seed: int) -> Iterator[npt.NDArray[np.i
 
 
 def share_on_front(right: Bits, costs: Sequence[float], *, samples: int = 1000, seed: int = 0) -> list[float]:
-    """P(on the front) of each network: the share of sets of images, drawn anew, in which it is on the Pareto front.
+    """P(on the front) of each network: the share of bootstrap sets of images that put it on the Pareto front.
 
     A set has as many images as there are, drawn from these with replacement (a bootstrap). The front's rule is that of
     `pareto_front`.
@@ -55,8 +51,8 @@ def share_on_front(right: Bits, costs: Sequence[float], *, samples: int = 1000, 
     bits = right.T.astype(np.float32)  # sums of ones are exact up to 16 million images
     times = np.zeros(len(costs), int)
     for sets in draw_sets(len(bits), samples, seed):
-        found = sets.astype(np.float32) @ bits
-        times += on_front(found.astype(float), costs).sum(axis=0)
+        counts = sets.astype(np.float32) @ bits
+        times += on_front(counts.astype(float), costs).sum(axis=0)
     shares: list[float] = (times / samples).tolist()
     return shares
 
@@ -67,10 +63,10 @@ def on_front(values: Floats, costs: Sequence[float]) -> Bits:
     Args:
         values: How good a network is in a set, such as how many images it has right, `[sets, networks]`.
     """
-    found, best, sets = np.zeros(values.shape, bool), np.full(len(values), -np.inf), np.arange(len(values))
+    is_on_front, best, sets = np.zeros(values.shape, bool), np.full(len(values), -np.inf), np.arange(len(values))
     for cost in np.unique(costs):
         equals = np.flatnonzero(np.equal(costs, cost))
         first = equals[values[:, equals].argmax(axis=1)]
-        found[sets, first] = values[sets, first] > best
+        is_on_front[sets, first] = values[sets, first] > best
         best = np.maximum(best, values[sets, first])
-    return found
+    return is_on_front

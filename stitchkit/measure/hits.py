@@ -1,6 +1,6 @@
-"""Hits: which images each network of a ledger classifies correctly, one bit per network and image, in a file beside it.
+"""Hits: which images each network of a ledger classifies correctly, one bit each, in a file beside it.
 
-All networks judge the same images, so that the hits tell two networks apart far better than two accuracies do.
+They compare two networks much more precisely than two accuracies do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ class Hits(Beside):
     """The answers of networks to the images of a set, in its order.
 
     Args:
-        cfg_ids: The networks.
         right: Whether a network's answer is the label, `[networks, images]`.
         seen: Whether it was asked, `[networks, images]`; where it was not, `right` is False.
         labels: `[images]`; -1 is an image that does not count, which no network has seen.
@@ -73,12 +72,11 @@ class Hits(Beside):
     def paired_intervals(self) -> tuple[Floats, Floats]:
         """The 95 % intervals of the differences of all pairs of networks, on the images that both have seen.
 
-        Only the images that one of two networks has right tell them apart, so these intervals are much narrower than
-        those of two accuracies suggest. One image is added on either side, as if each network had beaten the other once
-        more. Without them, networks that differ on few images would seem to be surely different or surely equal. With
-        them, the interval leaves 0 out wherever McNemar's exact test finds a difference, and in few other cases: on 199
-        images or more, only if more than 13 tell the networks apart and p < 0.066; on 91 or more, only if p < 0.066; on
-        20 or more, if p < 0.079. On fewer, p may be as high as 0.125 (4 to 0 of 4 images).
+        They are much narrower than two accuracies suggest, because only images that one of the two gets right count.
+        One image is added on either side, since networks that differ on few images would otherwise seem surely
+        different or surely equal. The interval excludes 0 wherever McNemar's exact test finds a difference, and in few
+        other cases: with 199 images or more, only if more than 13 differ and p < 0.066; with 91 or more, if p < 0.066;
+        with 20 or more, if p < 0.079. With fewer, p may be 0.125 (4 to 0 of 4 images).
 
         Returns:
             Lowest and highest differences, of the row's network minus the column's, in points, `[networks, networks]`.
@@ -94,18 +92,18 @@ class Hits(Beside):
         half = NORMAL_95 * np.sqrt((wins + losses - difference**2) / images)
         return 100 * np.maximum(difference - half, -1), 100 * np.minimum(difference + half, 1)
 
-    def difference(self, one: int, other: int) -> float:
+    def difference(self, index: int, other_index: int) -> float:
         """The accuracy of the network at a place minus that of another, in points, on the images of both."""
-        both = self.seen[one] & self.seen[other]
-        return float(100 * (self.right[one][both].mean() - self.right[other][both].mean()))
+        both = self.seen[index] & self.seen[other_index]
+        return float(100 * (self.right[index][both].mean() - self.right[other_index][both].mean()))
 
     def shares_on_front(self, costs: Sequence[float]) -> list[float]:
         """P(on the front) of each network; all have seen all images that any has."""
         return share_on_front(self.right[:, self.seen.any(axis=0)], costs)
 
-    def contradiction(self, place: int, figure: float) -> str:
+    def contradiction(self, index: int, figure: float) -> str:
         """What the hits say of the network at a place instead of an accuracy; empty if both say the same."""
-        right, seen = int(self.right[place].sum()), int(self.seen[place].sum())
+        right, seen = int(self.right[index].sum()), int(self.seen[index].sum())
         return f"{right:,} of {seen:,} images right" if abs(right - figure / 100 * seen) > 0.5 else ""  # half an image
 
 
@@ -127,11 +125,7 @@ def _packed(bits: Bits) -> npt.NDArray[np.uint8]:
 
 
 def read_hits(path: str | Path) -> Hits:
-    """The hits in a file.
-
-    Raises:
-        InputError: If it is missing or damaged.
-    """
+    """The hits in a file."""
     what, bits = "says what each network answers to each image", ("right", "seen")
     with opened(path, Hits, what, (*bits, "labels")) as (cfg_ids, about, arrays, names):
         labels = arrays["labels"].astype(np.int64)

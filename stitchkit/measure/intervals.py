@@ -1,8 +1,7 @@
-"""How sure the figures of a ledger are: 95 % intervals of figures and of their differences, and P(on the front).
+"""Confidence in the figures of a ledger: 95 % intervals of figures and of their differences, and P(on the front).
 
-All of it answers one question: what if other images of the same kind had been drawn? Another training run, or images of
-another kind, may change more. Accuracies have formulas; figures of dense tasks, which are no shares of images, have a
-bootstrap.
+They answer one question: what if other images of the same kind had been drawn? Another training run, or other kinds of
+images, may change more. Accuracies have formulas; other figures of dense tasks have a bootstrap.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
+from stitchkit.measure.by_image import REGENERATE
 from stitchkit.measure.formulas import Floats, accuracy_interval
 from stitchkit.measure.hits import Hits, hits_beside
 from stitchkit.measure.image_sums import sums_beside
@@ -38,11 +38,11 @@ def by_image_beside(ledger: str | Path, metric: str) -> ByImage | None:
 
 
 def add_intervals(rows: Sequence[Row], known: ByImage | None, cost: str = "flops") -> None:
-    """Put the intervals into rows; earlier ones are removed.
+    """Replace the intervals in rows.
 
-    Rows get `acc1_low` and `acc1_high` if they have hits or say on how many images they were measured, and those of the
-    figure of a dense task if they have sums; those that have hits or sums on all images that any such row has seen also
-    get `p_front` and `tied_with` (`cfg_id`s), by this cost, among each other.
+    Rows with hits or a number of images get `acc1_low` and `acc1_high`; rows with sums get those of the dense task's
+    figure. Rows judged on every image that any row has seen also get `p_front` and `tied_with` (`cfg_id`s), by this
+    cost.
 
     Raises:
         InputError: If the hits or sums are of another evaluation.
@@ -71,35 +71,30 @@ def _add_interval(row: Row, metric: str, ends: tuple[float, float] | None) -> No
 
 
 def check_by_image(rows: Sequence[Row], known: ByImage) -> None:
-    """Refuse hits or sums by which rows would have other figures."""
+    """Refuse hits or sums that contradict the figures of the rows."""
     known = known.of([row["cfg_id"] for row in rows])
     metric = known.metric
-    for place, row in enumerate(rows):
-        if metric in row and (found := known.contradiction(place, row[metric])):
+    for index, row in enumerate(rows):
+        if metric in row and (contradiction := known.contradiction(index, row[metric])):
             raise InputError(
-                f"the {known.kind} beside the ledger are of another evaluation: cfg_id {row['cfg_id']} has {metric} "
-                f"{row[metric]:.2f} in its row, and {found} by its {known.kind}; remove the .{known.kind} file to "
-                "leave intervals out; to have them again, remove the ledger too and repeat --eval"
+                f"the {known.kind} beside the ledger belong to another evaluation: cfg_id {row['cfg_id']} has {metric} "
+                f"{row[metric]:.2f} in its row, and {contradiction} by the .{known.kind} file; {REGENERATE}"
             )
 
 
 def _add_comparisons(rows: Sequence[Row], known: ByImage, cost: str) -> None:
-    """Compare the rows that have seen all images that any of them has; what is known is in the order of the rows."""
     counts = known.seen.any(axis=0)
-    whole = [rows[place] for place in np.flatnonzero(known.seen[:, counts].all(axis=1)).tolist()]
+    whole = [rows[index] for index in np.flatnonzero(known.seen[:, counts].all(axis=1)).tolist()]
     if not whole:
         return
     known, costs = known.of([row["cfg_id"] for row in whole]), [row[cost] for row in whole]
     ties = _tied(*known.paired_intervals(), costs)
     for row, share, tied in zip(whole, known.shares_on_front(costs), ties, strict=True):
-        row |= {"p_front": share, "tied_with": [known.cfg_ids[place] for place in tied]}
+        row |= {"p_front": share, "tied_with": [known.cfg_ids[index] for index in tied]}
 
 
 def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
-    """For each network the places of those that cost as much or less and are not distinguishable, the cheapest first.
-
-    The interval of their difference contains 0. One that costs less and is surely better is not tied: it wins.
-    """
+    """For each network the places of statistically tied networks of the same or a lower cost, the cheapest first."""
     cost = np.asarray(costs, float)
     tied = (low <= 0) & (high >= 0) & (cost[None, :] <= cost[:, None])
     np.fill_diagonal(tied, False)
@@ -108,7 +103,7 @@ def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
 
 
 def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = ACCURACY) -> str:
-    """Which points of a front, from cheap to costly, are told apart, or why that is unknown."""
+    """The points of a front, from cheap to costly, that differ significantly, or why that is unknown."""
     if known is None and metric != ACCURACY:
         return "no intervals without the sums of each image, which --eval writes beside a new ledger"
     if known is None:
@@ -116,7 +111,7 @@ def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = A
             return "no ties and no P(front) without hits, which --eval writes beside a new ledger"
         return "no intervals: the ledger has no hits, and does not say on how many images it was measured"
     kind, known = known.kind, known.of([row["cfg_id"] for row in front if known.has([row["cfg_id"]])])
-    points, told = len(known.cfg_ids), [str(known.cfg_ids[place]) for place in _apart(known.paired_intervals()[0])]
+    points, told = len(known.cfg_ids), [str(known.cfg_ids[index]) for index in _apart(known.paired_intervals()[0])]
     if points < 2:
         return f"the front has {counted(points, 'point')} with {kind}, so that there is nothing to tell apart"
     without = len(front) - points
@@ -132,7 +127,7 @@ def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = A
 def _apart(low: Floats) -> list[int]:
     """The places of the points that are surely better than the last one before them that counts; the first counts."""
     apart: list[int] = []
-    for place in range(len(low)):
-        if not apart or low[place, apart[-1]] > 0:
-            apart.append(place)
+    for index in range(len(low)):
+        if not apart or low[index, apart[-1]] > 0:
+            apart.append(index)
     return apart

@@ -22,19 +22,15 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
 
-_ROUNDS = 7
-"""Smallest number of rounds, for quartiles that mean something."""
-_SECONDS = 1.0
-"""Minimum duration: bursts of other programs are shorter."""
-_LIMIT_SECONDS = 60.0
-"""Duration after which no further round begins, if all had their smallest number."""
+_ROUNDS = 7  # smallest number of rounds, for quartiles that mean something
+_SECONDS = 1.0  # minimum duration: bursts of other programs are shorter
+_LIMIT_SECONDS = 60.0  # duration after which no further round begins, if all had their smallest number
 
 
 class Latency(NamedTuple):
     """The latency of a network.
 
     Args:
-        ms: Median milliseconds of a forward pass.
         interval_percent: Half the 95 % interval of the median, in percent of it.
         drift_percent: The difference between the medians of the first and the second half of the measurement, too.
     """
@@ -66,8 +62,8 @@ class Latency(NamedTuple):
 def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float | None = None) -> list[Latency]:
     """Latencies of a forward pass of `x`, synchronised on a GPU.
 
-    In each round every network runs once, so that a machine that is slow for a while is slow for all of them. After
-    the first rounds, more follow until all are reliable, or `limit_s` seconds have passed, by default a minute.
+    Each round runs every network once, so a slow phase of the machine affects all alike. Rounds end when all latencies
+    are reliable, or after `limit_s` seconds, by default a minute.
 
     Source: McGill, Tukey, Larsen, "Variations of box plots" (1978) for the interval, 1.57 quartile ranges / sqrt(n).
     """
@@ -84,10 +80,10 @@ def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float 
             took = perf_counter() - begin
             if number < _ROUNDS or took < min(_SECONDS, limit):
                 continue
-            found = [_summary(own) for own in times]
-            if took >= limit or all(each.reliable for each in found):
+            summaries = [_summary(own) for own in times]
+            if took >= limit or all(each.reliable for each in summaries):
                 break
-    return found
+    return summaries
 
 
 def _milliseconds(network: nn.Module, x: torch.Tensor) -> float:
@@ -109,16 +105,13 @@ def _summary(times: Sequence[float]) -> Latency:
 
 
 def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
-    """Add the latency of a batch to the rows of a ledger, with the conditions under which it was measured.
+    """Add the latency of a batch and its conditions to the rows of a ledger; return conditions and verdict in words.
 
-    Stitches are measured as a whole: on a CPU, sums over the steps of configs/digits_vit.json were 12 to 18 % lower.
-
-    Returns:
-        The conditions and the verdict in words.
+    Stitches are measured whole: on a CPU, sums over the steps of configs/digits_vit.json were 12 to 18 % lower.
     """
     weights = next(model.parameters())
     images = torch.zeros(batch_size, *model.input_size, device=weights.device, dtype=weights.dtype)
-    found = latencies([model.route(row["cfg_id"]) for row in rows], images)
+    measured = latencies([model.route(row["cfg_id"]) for row in rows], images)
     chip = torch.cuda.get_device_name(weights.device) if weights.is_cuda else processor()
     conditions = {
         "latency_batch_size": batch_size,
@@ -126,9 +119,9 @@ def add_latencies(rows: Sequence[Row], model: SNNet, *, batch_size: int) -> str:
         "latency_threads": torch.get_num_threads(),
         "latency_precision": str(weights.dtype).removeprefix("torch."),
         # One verdict for all: what disturbed one stitch has disturbed the others.
-        "latency_reliable": all(each.reliable for each in found),
+        "latency_reliable": all(each.reliable for each in measured),
     }
-    for row, each in zip(rows, found, strict=True):
+    for row, each in zip(rows, measured, strict=True):
         row["latency_ms"] = each.ms
         row["images_per_s"] = 1e3 * batch_size / each.ms
         row["latency_spread_percent"] = each.spread_percent

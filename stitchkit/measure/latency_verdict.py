@@ -1,4 +1,4 @@
-"""What a ledger says about its latencies: under which conditions they were measured, and whether they are reliable."""
+"""What a ledger says about its latencies: the conditions of the measurement, and whether it is reliable."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def latency_note(rows: Sequence[Row]) -> str:
     """The conditions of the latencies in words, with the verdict; empty if no row has a latency."""
     measured = [row for row in rows if row.keys() >= _CONDITIONS]
     if not measured:
-        unknown = "latencies of unknown conditions, which may be unreliable; --eval --latency measures them again"
+        unknown = "latencies measured under unknown conditions may be unreliable; --eval --latency repeats them"
         return unknown if any("latency_ms" in row for row in rows) else ""
     row = measured[0]
     number = row["latency_threads"]

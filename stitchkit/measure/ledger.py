@@ -56,8 +56,8 @@ def read_rows(path: str | Path) -> list[Row]:
     """
     path = Path(path)
     if path.is_dir() or not path.exists():
-        found = "is a folder; give the stitches_res.txt in it" if path.is_dir() else "does not exist; check the path"
-        raise InputError(f"ledger '{path}' {found}")
+        reason = "is a folder; give the stitches_res.txt in it" if path.is_dir() else "does not exist; check the path"
+        raise InputError(f"ledger '{path}' {reason}")
     try:
         lines = json_lines(path, f"ledger '{path}'", _OTHER)
     except OSError as error:
@@ -81,14 +81,14 @@ def fault_of(row: Row) -> str:
     """The first invalid figure of a row; only a loss may be NaN or infinite, because no choice depends on it."""
     for key, (kind, types) in _TYPES.items():
         if key in row and type(row[key]) not in types:  # not isinstance: JSON's true would be an int
-            return f"{key} {row[key]!r}, which is not {kind}"
+            return f"{key} {row[key]!r}, not {kind}"
         # A whole number is never infinite, but JSON has some that are too large for a float.
         if key in row and float in types and (key, type(row[key])) != ("loss", float) and not _is_finite(row[key]):
-            return f"{key} {row[key]}, which is not finite"
+            return f"{key} {row[key]}, not finite"
         if key in row and float in types and key not in _MAY_BE_NEGATIVE and row[key] < 0:
-            return f"{key} {row[key]}, which is negative"
+            return f"{key} {row[key]}, a negative number"
     if not all(type(cfg_id) is int and cfg_id >= 0 for cfg_id in row.get("tied_with", [])):
-        return f"tied_with {row['tied_with']!r}, which is not a list of cfg_ids"
+        return f"tied_with {row['tied_with']!r}, not a list of cfg_ids"
     if row.get("part"):
         return "part true: --eval-images of an earlier version measured it on a part of the images"
     for figure in WITH_INTERVALS:
@@ -98,7 +98,7 @@ def fault_of(row: Row) -> str:
 
 
 def check_figures(rows: Sequence[Row], keys: Iterable[str], advice: Mapping[str, str] | None = None) -> None:
-    """Refuse rows without the figures by which stitches are compared; `advice` says what to do if one is missing."""
+    """Refuse rows without the figures for comparing stitches; `advice` says what to do if one is missing."""
     if not rows:
         raise InputError("the ledger has no rows; run an evaluation with --eval first")
     for key in keys:
@@ -145,11 +145,6 @@ def cost_row(space: StitchSpace, cfg_id: int, cost: Cost) -> Row:
 class Ledger:
     """A ledger that a run appends to and that a rerun resumes.
 
-    Args:
-        path: The file; it need not exist yet.
-        space: The stitches of the ledger.
-        cost: FLOPs and parameters of a `cfg_id`.
-
     Raises:
         InputError: If the file has rows of another configuration, or is a symbolic link; it is not changed.
     """
@@ -161,9 +156,9 @@ class Ledger:
         self.cost = cost
         self.rows: list[Row] = read_rows(self.path) if self.path.exists() else []
         for row in self.rows:
-            if found := difference(row, space, cost):
+            if contradiction := difference(row, space, cost):
                 raise InputError(
-                    f"result file '{self.path}' is from another configuration: {found}; "
+                    f"result file '{self.path}' is from another configuration: {contradiction}; "
                     "choose another --experiment or move the file away"
                 )
 

@@ -15,19 +15,8 @@ from stitchkit.settings.recipe import Recipe
 _SETTINGS = (
     *("dataset", "val_split", "class_map", "input_key", "target_key", "val_num_samples", "num_classes", "img_size"),
     *("crop_pct", "interpolation", "mean", "std", "amp", "amp_dtype", "channels_last", "model_ema"),
-    *(
-        "recalibrate_bn",
-        "in_chans",
-        "input_size",
-        "input_img_mode",
-        "background",
-        "exif",
-        "gp",
-        "bn_eps",
-        "fast_norm",
-        "model_dtype",
-    ),
-    *("task", "window_stride", "max_depth"),
+    *("recalibrate_bn", "in_chans", "input_size", "input_img_mode", "background", "exif", "gp", "bn_eps", "fast_norm"),
+    *("model_dtype", "task", "window_stride", "max_depth"),
 )
 
 # Settings that change the statistics of batch norms of single routes.
@@ -75,5 +64,5 @@ def read_origin(ledger: str | Path, *, advice: str) -> dict[str, object]:
 
 
 def changed(before: Mapping[str, object], now: Mapping[str, object]) -> str | None:
-    """The first thing of now on which figures depend that was not the same before."""
+    """The first setting of `now` that differs from `before`."""
     return next((key for key, value in now.items() if before.get(key) != value), None)

@@ -9,19 +9,10 @@ STEPS = 100
 
 
 def linear_probe(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """The class of each query by a linear classifier that is trained on the bank.
+    """The class of each query by a linear classifier trained on the bank.
 
     It is multinomial logistic regression on features standardised by the bank, with a penalty of half the weights'
-    squared norm divided by N (scikit-learn's default, C = 1), fitted by at most 100 steps of L-BFGS from zeros. It
-    depends on no seed.
-
-    Args:
-        bank: Features `[N, C]` of labelled images.
-        labels: Their classes `[N]`, from 0.
-        queries: Features `[B, C]`.
-
-    Returns:
-        Classes `[B]`.
+    squared norm divided by N (scikit-learn's C = 1), fitted by at most 100 steps of L-BFGS from zeros.
     """
     mean, deviation = bank.mean(0), bank.std(0, correction=0)
     deviation = torch.where(deviation > 1e-6 * deviation.max(), deviation, deviation.max().clamp_min(1e-12))
@@ -32,9 +23,9 @@ def linear_probe(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        found = F.cross_entropy(x @ weight + bias, labels) + weight.square().sum() / (2 * len(x))
-        found.backward()  # type: ignore[no-untyped-call]
-        return found
+        value = F.cross_entropy(x @ weight + bias, labels) + weight.square().sum() / (2 * len(x))
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
 
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]

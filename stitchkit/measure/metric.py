@@ -1,7 +1,4 @@
-"""The metric by which stitches are compared: one of the figures of a ledger, in percent, of which more is better.
-
-The relative error and the RMSE of depth are in a ledger too, but less of them is better: they compare no stitches.
-"""
+"""The metric for comparing stitches: a figure of a ledger, in percent, where more is better."""
 
 from __future__ import annotations
 
@@ -46,21 +43,20 @@ def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
         name: The requested one; by default the first that any row has of the top-1 accuracy, the figure of a dense
             task, the accuracy of k-NN, the share of equal answers and the cosine.
     """
-    found = [metric for metric in METRICS if any(metric in row for row in rows)]
+    known = [metric for metric in METRICS if any(metric in row for row in rows)]
     if name is None:
-        return next((metric for metric in _DEFAULTS if metric in found), ACCURACY)
+        return next((metric for metric in _DEFAULTS if metric in known), ACCURACY)
     if name not in METRICS:
         raise unknown("metric", name, METRICS)
-    if found and name not in found:
-        raise InputError(f"no row of the ledger has '{name}'; choose from {listed(found, most=len(METRICS))}")
+    if known and name not in known:
+        raise InputError(f"no row of the ledger has '{name}'; choose from {listed(known, most=len(METRICS))}")
     return name
 
 
 def compared(rows: Sequence[Row], metric: str) -> list[Row]:
     """The rows that a metric compares.
 
-    By agreement, these are the rows that end in the same anchor as the costliest one: every anchor agrees with itself,
-    so the cheapest one would be the best of all.
+    By agreement, only stitches that end in the costliest row's anchor: every anchor agrees with itself.
     """
     if metric not in _AGREEMENTS or not rows:
         return [*rows]
@@ -87,12 +83,12 @@ def by(metric: str) -> str:
 
 
 def check_overlay(metric: str) -> None:
-    """Refuse to compare other models, of which the top-1 accuracy is known, by another metric."""
+    """Refuse metrics other than top-1 accuracy for comparison with other models."""
     if metric != ACCURACY:
-        raise InputError(f"--overlay compares top-1 accuracies, and this is {in_sentence(metric)}; leave it out")
+        raise InputError(f"--overlay compares top-1 accuracies, not {in_sentence(metric)}; omit it")
 
 
 def add_metric_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--metric`, as `metric_of` takes it."""
-    about = f"by which stitches are compared: {', '.join(METRICS)}; by default the first of {', '.join(_DEFAULTS)}"
+    about = f"metric for comparing stitches: {', '.join(METRICS)}; by default the first of {', '.join(_DEFAULTS)}"
     parser.add_argument("--metric", choices=[*METRICS], metavar="NAME", help=f"{about} that the ledger has")

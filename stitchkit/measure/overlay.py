@@ -12,7 +12,7 @@ from stitchkit.errors import InputError, printable
 from stitchkit.files import read_table
 from stitchkit.measure.ledger import COSTS, Row, figure_text, nouns_of
 
-# Names of columns in the order in which they are looked for, with the factor that makes their values ours. fvcore, timm
+# Names of columns in the order of look-up, with the factor that makes their values ours. fvcore, timm
 # and this project count a multiply-add as one FLOP.
 _COLUMNS = {
     "acc1": {"acc1": 1.0, "top1": 1.0, "accuracy": 1.0},
@@ -38,10 +38,8 @@ _LARGE = {
     1e6: "give millions, or name the column 'params' if it counts single parameters",
 }
 """The same for columns that count billions or millions, by the unit."""
-_MOST = 1e5
-"""No model has more billions of multiply-adds, or millions of parameters."""
-_SAME = 1.01
-"""Costs up to this ratio are the same: published tables are rounded to three digits and less."""
+_MOST = 1e5  # no model has more billions of multiply-adds, or millions of parameters
+_SAME = 1.01  # costs up to this ratio are the same: published tables are rounded to three digits and less
 
 
 class Overlay(NamedTuple):
@@ -74,19 +72,19 @@ class _Line(NamedTuple):
     figures: dict[str, float]
 
 
-def read_overlay(paths: Sequence[str | Path], costs: Sequence[str], *, every: bool = False) -> Overlay:
-    """The models of CSV files that have an accuracy and, of these costs of a ledger, at least one, or every one.
+def read_overlay(files: Sequence[str | Path], costs: Sequence[str], *, every: bool = False) -> Overlay:
+    """The models of CSV files that have an accuracy and at least one (or every one) of these costs of a ledger.
 
-    Files without accuracies give the costs of the models in the others. timm publishes both in two files, which name
-    the model and the image size; the one with the costs leaves the tag of the weights out of the name.
+    Files without accuracies give the costs of models in the others: timm publishes two files, which share model names
+    and image sizes, but only one has the tags of weights.
     """
-    places = [Path(path) for path in paths]
-    tables = [(place, _columns_of(place)) for place in places]
+    sources = [Path(path) for path in files]
+    tables = [(table_file, _columns_of(table_file)) for table_file in sources]
     _check_columns(tables, [["acc1"], *([[cost] for cost in costs] if every else [costs])])
-    lines = {place: list(_lines(place, table)) for place, table in tables}
-    measured = [line for place, table in tables if _column(table, "acc1") for line in lines[place]]
+    lines = {table_file: list(_lines(table_file, table)) for table_file, table in tables}
+    measured = [line for table_file, table in tables if _column(table, "acc1") for line in lines[table_file]]
     costed: dict[str, list[_Line]] = {}
-    for line in (line for place, table in tables if not _column(table, "acc1") for line in lines[place]):
+    for line in (line for table_file, table in tables if not _column(table, "acc1") for line in lines[table_file]):
         costed.setdefault(line.name, []).append(line)
     models = [{"name": line.name, **_costs_of(line, costed), **line.figures} for line in measured]
     enough = all if every else any
@@ -99,33 +97,33 @@ def read_overlay(paths: Sequence[str | Path], costs: Sequence[str], *, every: bo
         )
     missing, number = len(models) - len(complete), counted(len(models), "model")
     left_out = f"left out {missing} of {number}, which lack an accuracy or {needed}" if missing else ""
-    return Overlay(printable(", ".join(place.name for place in places)), complete, left_out)
+    return Overlay(printable(", ".join(table_file.name for table_file in sources)), complete, left_out)
 
 
-def _columns_of(place: Path) -> dict[str, list[str]]:
+def _columns_of(path: Path) -> dict[str, list[str]]:
     """The columns of a file by their names, whose case and margins do not matter."""
-    found, written = dict[str, list[str]](), dict[str, str]()
-    for key, column in read_table(place).items():
+    columns, written = dict[str, list[str]](), dict[str, str]()
+    for key, column in read_table(path).items():
         name = key.strip().lower()
-        if name in found:
+        if name in columns:
             pair = f"'{written[name][:30]}' and '{key[:30]}'"
-            raise InputError(f"'{place}' has the columns {pair}, which are the same; remove one, or rename it")
-        found[name], written[name] = column, key
-    return found
+            raise InputError(f"'{path}' has the columns {pair}, which mean the same; remove or rename one")
+        columns[name], written[name] = column, key
+    return columns
 
 
 def _check_columns(tables: Sequence[tuple[Path, Mapping[str, object]]], needs: Sequence[Sequence[str]]) -> None:
     """Refuse tables without names, or without any figure of one of the `needs`."""
-    for place, table in tables:
+    for path, table in tables:
         if not any(name in table for name in _NAMES):
             raise InputError(
-                f"'{place}' has no column {_either(_NAMES)} with the names of models; it has {_found(table)}"
+                f"'{path}' has no column {_either(_NAMES)} with the names of models; it has {_found(table)}"
             )
-    found = _found([column for _, table in tables for column in table])
+    has = _found([column for _, table in tables for column in table])
     for figures in needs:
         if not any(_column(table, figure) for _, table in tables for figure in figures):
             needed = ", or ".join(f"{_WORDS[figure]}: a column {_either([*_COLUMNS[figure]])}" for figure in figures)
-            raise InputError(f"--overlay needs {needed}; it has {found}; rename a column, or add a file that has it")
+            raise InputError(f"--overlay needs {needed}; it has {has}; rename a column, or add a file that has it")
 
 
 def _either(names: Sequence[str]) -> str:
@@ -137,14 +135,12 @@ def _found(columns: Sequence[str] | Mapping[str, object]) -> str:
 
 
 def _column(table: Mapping[str, object], figure: str) -> str:
-    """The column that holds a figure; empty if there is none."""
     return next((name for name in _COLUMNS[figure] if name in table), "")
 
 
-def _lines(place: Path, table: Mapping[str, Sequence[str]]) -> Iterator[_Line]:
-    """The lines of a table that name a model, with the figures that they have."""
+def _lines(path: Path, table: Mapping[str, Sequence[str]]) -> Iterator[_Line]:
     columns = {figure: name for figure in _COLUMNS if (name := _column(table, figure))}
-    values = {figure: _values(place, figure, name, table[name]) for figure, name in columns.items()}
+    values = {figure: _values(path, figure, name, table[name]) for figure, name in columns.items()}
     names = next(table[name] for name in _NAMES if name in table)
     sizes = next((table[name] for name in _SIZES if name in table), [""] * len(names))
     for number, (name, size) in enumerate(zip(names, sizes, strict=True)):
@@ -153,7 +149,7 @@ def _lines(place: Path, table: Mapping[str, Sequence[str]]) -> Iterator[_Line]:
             yield _Line(printable(name.strip()), size.strip(), figures)
 
 
-def _values(place: Path, figure: str, name: str, cells: Sequence[str]) -> list[float | None]:
+def _values(path: Path, figure: str, name: str, cells: Sequence[str]) -> list[float | None]:
     """The figures in a column; None where a cell is empty, or holds a cost that was rounded to 0."""
     most = 100.0 if figure == "acc1" else math.inf
     values: list[float | None] = []
@@ -164,17 +160,17 @@ def _values(place: Path, figure: str, name: str, cells: Sequence[str]) -> list[f
             value = -1.0
         if not (math.isnan(value) or 0 <= value <= most) or math.isinf(value):
             limits = "from 0 to 100" if figure == "acc1" else "from 0"
-            raise InputError(f"'{place}', line {number} has {name} {cell[:30]!r}, which is not a number {limits}; "
+            raise InputError(f"'{path}', line {number} has {name} {cell[:30]!r}, which is not a number {limits}; "
                              "correct it, or leave it empty")  # fmt: skip
         is_known = not math.isnan(value) and (value > 0 or figure == "acc1")
         values.append(value * _COLUMNS[figure][name] if is_known else None)
     largest = max((value for value in values if value is not None), default=math.inf)
     if figure == "acc1" and largest <= 1:
-        raise InputError(f"'{place}' has accuracies of at most 1; give percent, such as 80 for 0.8")
+        raise InputError(f"'{path}' has accuracies of at most 1; give percent, such as 80 for 0.8")
     if name == figure and figure in _SINGLE and largest < 1000:
-        raise InputError(f"'{place}' has at most {largest:g} in its column '{name}'; {_SINGLE[figure]}")
+        raise InputError(f"'{path}' has at most {largest:g} in its column '{name}'; {_SINGLE[figure]}")
     if (unit := _COLUMNS[figure][name]) in _LARGE and _MOST * unit < largest < math.inf:
-        raise InputError(f"'{place}' has {largest / unit:g} in its column '{name}'; {_LARGE[unit]}")
+        raise InputError(f"'{path}' has {largest / unit:g} in its column '{name}'; {_LARGE[unit]}")
     return values
 
 
@@ -192,13 +188,13 @@ def _costs_of(line: _Line, costed: Mapping[str, Sequence[_Line]]) -> dict[str, f
 def beaten(rows: Sequence[Row], models: Sequence[Row], cost: str) -> list[tuple[Row, Row]]:
     """The rows that a model of the same or a lower cost beats in accuracy, each with the most accurate such model."""
     known = [model for model in models if cost in model]
-    found = []
+    pairs = []
     for row in rows:
         affordable = (model for model in known if model[cost] <= _SAME * row[cost])
         best = max(affordable, key=lambda model: model["acc1"], default=row)
         if best["acc1"] > row["acc1"]:
-            found.append((row, best))
-    return found
+            pairs.append((row, best))
+    return pairs
 
 
 _NOUNS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "latency"}
@@ -222,10 +218,7 @@ def verdict(front: Sequence[Row], models: Sequence[Row], cost: str) -> str:
 
 
 def better_single_model(best: Row, limits: Mapping[str, float], models: Sequence[Row]) -> Row | None:
-    """The most accurate model within limits on costs that is more accurate than a stitch.
-
-    Without a limit, a model may cost as much as the stitch.
-    """
+    """The most accurate model that beats a stitch within limits on costs, by default the stitch's own FLOPs."""
     limits = limits or {"flops": _SAME * best["flops"]}
     within = (model for model in models if all(model.get(cost, math.inf) <= most for cost, most in limits.items()))
     rival = max(within, key=lambda model: model["acc1"], default=best)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LOWS = {f"{figure}_low": figure for figure in WITH_INTERVALS}
-"""The lower ends of intervals, and what they are of."""
+_LOWS = {f"{figure}_low": figure for figure in WITH_INTERVALS}  # the lower ends of intervals, and what they are of
 _FIGURES = {
     **{"latency_ms": 2, "images_per_s": 1},
     **{key: 2 for metric in METRICS for key in (metric, f"{metric}_low") if key in METRICS or key in _LOWS},
@@ -59,10 +58,10 @@ def _front(rows: Sequence[Row], cost: str, metric: str) -> list[Row]:
 
 
 def in_view(models: Sequence[Row], rows: Sequence[Row], cost: str) -> tuple[list[Row], list[Row]]:
-    """Other models near the rows of a ledger, and those of them on the front of models and rows together.
+    """Other models near the rows of a ledger, and those of them on the joint front of models and rows.
 
-    Near are costs from half that of the cheapest row to twice that of the costliest, and accuracies from the lowest of
-    a row; models farther away, of which published tables have hundreds, would shrink the rows to a spot.
+    Near are costs from half the cheapest row's to twice the costliest's, and accuracies from the lowest row's; farther
+    models would shrink the rows to a spot.
     """
     known, costs = [model for model in models if cost in model], [row[cost] for row in rows]
     least = min(row["acc1"] for row in rows)
@@ -104,9 +103,9 @@ def plot(
     rows: Sequence[Row], path: str | Path, *, title: str = "", cost: str = "flops", overlay: Overlay | None = None,
     metric: str | None = None,
 ) -> None:  # fmt: skip
-    """Draw a metric over a cost: all rows, the front through them, those that are uncut marked and named.
+    """Draw a metric over a cost: all rows, their front, and the uncut rows with names; the metric is as in `metric_of`.
 
-    The metric is as in `metric_of`. Other models near them are crosses; those on the front of all have names.
+    Other models nearby are crosses; those on the joint front have names.
     """
     metric = metric_of(rows, metric)
     rows = compared(rows, metric)
@@ -188,7 +187,7 @@ def _draw_front(axes: Axes, front: Sequence[Row], cost: str, metric: str, color:
 
 
 def _draw_others(axes: Axes, overlay: Overlay, rows: Sequence[Row], cost: str) -> None:
-    """Draw other models as crosses, which are dark on the front of all; far behind the stitches, of which many hide."""
+    """Draw other models as crosses, dark on the joint front, behind the stitches."""
     near, front = in_view(overlay.models, rows, cost)
     for models, color, label, zorder in ((near, "#bbbbbb", "other models", 1), (front, "#333333", None, 2)):
         if models:

@@ -18,7 +18,7 @@ def write_per_class(
 ) -> None:
     """Write the accuracies of networks in percent, by column; a class without images has none.
 
-    The columns `keep` of an earlier evaluation stay if it had the same classes and images.
+    The columns `keep` of an earlier evaluation of the same classes and images stay.
     """
     path, some = folder / PER_CLASS, next(iter(scores.values()))
     # A network may have more logits than the data have classes.
@@ -35,7 +35,6 @@ def write_per_class(
 
 
 def _read(path: Path) -> dict[str, list[str]]:
-    """The columns of an earlier file; none of one that cannot be read."""
     try:
         return read_table(path)
     except InputError:

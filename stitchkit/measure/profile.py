@@ -66,12 +66,12 @@ class Profiler:
 
     def of_steps(self, steps: Iterable[Step]) -> Cost:
         """Cost of some steps of a stitch; a layer of several of them has its parameters once."""
-        found, parts = Cost(0, 0, 0), set[Hashable]()
+        total, parts = Cost(0, 0, 0), set[Hashable]()
         for step in steps:
             cost, key = self._cost_of(step), self._part_of(step)
-            found += cost._replace(params=0) if key in parts else cost
+            total += cost._replace(params=0) if key in parts else cost
             parts.add(key)
-        return found
+        return total
 
     def costs(self, stitch: Stitch | int) -> list[Cost]:
         """Cost of each of a stitch's steps, in their order."""
@@ -96,7 +96,6 @@ class Profiler:
         return self._known[key]
 
     def _input_of(self, step: Step) -> torch.Tensor:
-        """The input of a step, for a blank image."""
         anchor = self._model.views[step.anchor]
         images = anchor.blank_image()
         if step.kind == "stem" or isinstance(self._model.module_of(step), DenseHead):
@@ -120,8 +119,8 @@ class _OfImages(nn.Module):
             sides = (-(-side // info.reduction) for side in x.shape[2:])
             prefix = x.new_zeros(len(x), info.num_prefix_tokens, info.channels) if info.num_prefix_tokens else None
             levels.append(Level(x.new_zeros(len(x), info.channels, *sides), prefix))
-        found: torch.Tensor = self.head(levels)
-        return found
+        output: torch.Tensor = self.head(levels)
+        return output
 
 
 @torch.no_grad()

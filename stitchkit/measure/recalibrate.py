@@ -34,10 +34,8 @@ GIVEN, BLENDED, RENEWED = "given", "blended", "renewed"
 LOSS, AGREEMENT = "bn_loss", "bn_agreement"
 FIGURES = frozenset(["bn", "recalibrate_bn", LOSS, AGREEMENT])
 """What a row of a ledger says of its statistics."""
-_FEWEST = 2
-"""Images without which a batch norm after pooling has no variance."""
-_SHARE = 0.5
-"""Share of the renewed statistics in blended ones."""
+_FEWEST = 2  # images without which a batch norm after pooling has no variance
+_SHARE = 0.5  # share of the renewed statistics in blended ones
 
 Candidates = Mapping[int, Mapping[str, Statistics]]
 """Statistics of each stitch by `cfg_id` and kind."""
@@ -90,7 +88,7 @@ def with_calibration(
 
 
 def _head_of(spec: DenseSpec) -> nn.Module:
-    """A head of this kind; whether it has batch norms does not depend on the levels, of which any head takes four."""
+    """A head of this kind; whether it has batch norms does not depend on its levels."""
     assert spec.head is not None, "each task has a default"
     return HEADS[spec.head]([LevelInfo(channels=8, reduction=16, num_prefix_tokens=0)] * 4, 1)
 
@@ -100,7 +98,6 @@ def num_images(total: int, portions: int | None, size: int = PORTION) -> tuple[i
 
     Args:
         portions: Portions that renew statistics, which are then not judged; None for the default number.
-        size: Images in a portion.
 
     Raises:
         InputError: If they are too few.
@@ -137,10 +134,9 @@ def renew(net: nn.Module, portions: Iterable[torch.Tensor]) -> None:
 def _learning(
     net: nn.Module, norms: Collection[_BatchNorm], portions: Iterable[torch.Tensor]
 ) -> Iterator[torch.Tensor]:
-    """Portions of images, while batch norms learn the plain mean over them from what the network runs on each.
+    """Portions of images, while batch norms learn the plain mean of what the network runs on each.
 
-    Only batch norms train: torch's `update_bn` puts the whole network into training mode, and dropout and stochastic
-    depth would change what the norms see.
+    Unlike torch's `update_bn`, only batch norms train: dropout and stochastic depth would change their inputs.
     """
     before = [(norm, norm.momentum) for norm in norms]
     try:
@@ -181,7 +177,7 @@ def renewed(
 
 
 def own_norms(model: SNNet, cfg_id: int, *, keeps_anchors: bool = False) -> dict[str, _BatchNorm]:
-    """The batch norms of which a stitch may have statistics of its own, by name; arguments as for `renewed`."""
+    """The batch norms that may have separate statistics in a stitch, by name; arguments as for `renewed`."""
     norms = model.norms_of(cfg_id)
     return {name: norm for name, norm in norms.items() if not (keeps_anchors and name.startswith("anchors."))}
 
@@ -208,12 +204,12 @@ def penalties(
 ) -> tuple[Penalties, str]:
     """How badly stitches do with each of their statistics, and the figure that says so in a ledger.
 
-    By the loss; without labels by how far their answers, or their features, agree with those of the anchor in which
-    they end.
+    By the loss; without labels by the agreement of answers or features with the end anchor's.
 
     Args:
         batches: Images `[B, C, H, W]` that renewed no statistics, and labels `[B]`, -1 where there is none.
     """
+    flat = [(cfg_id, kind, own) for cfg_id, kinds in tried.items() for kind, own in kinds.items()]
     ends = {cfg_id: [*model.views].index(model.space[cfg_id].end) for cfg_id in tried}
     losses, agreed = defaultdict[tuple[int, str], float](float), defaultdict[tuple[int, str], float](float)
     known = total = 0
@@ -222,7 +218,7 @@ def penalties(
             with autocast():
                 expected = {end: model(images, end).float() for end in {*ends.values()}}
             known, total = known + int((labels >= 0).sum()), total + len(images)
-            for cfg_id, kind, statistics in _each(tried):
+            for cfg_id, kind, statistics in flat:
                 with holding(model, statistics), autocast():
                     output = model(images, cfg_id).float()
                 agreed[cfg_id, kind] += len(images) * _agreement(model, output, expected[ends[cfg_id]])
@@ -231,12 +227,6 @@ def penalties(
     if known and losses:
         return {key: loss / known for key, loss in losses.items()}, LOSS
     return {key: -agreement / total for key, agreement in agreed.items()}, AGREEMENT
-
-
-def _each(tried: Candidates) -> Iterator[tuple[int, str, Statistics]]:
-    for cfg_id, kinds in tried.items():
-        for kind, statistics in kinds.items():
-            yield cfg_id, kind, statistics
 
 
 def _agreement(model: SNNet, output: torch.Tensor, expected: torch.Tensor) -> float:
@@ -248,29 +238,28 @@ def _agreement(model: SNNet, output: torch.Tensor, expected: torch.Tensor) -> fl
 
 def best(tried: Candidates, penalties: Penalties, figure: str) -> dict[int, BestStatistics]:
     """The best statistics of each stitch; of equally good ones, those that change less."""
-    found = {}
+    chosen = {}
     for cfg_id, kinds in tried.items():
         kind = min(kinds, key=lambda kind: penalties[cfg_id, kind])
         penalty = penalties[cfg_id, kind]
         figures = {"bn": kind, figure: penalty if figure == LOSS else -penalty}
         figures |= {"recalibrate_bn": PORTIONS} if kind != GIVEN else {}
         is_worse = penalties[cfg_id, RENEWED] > penalties[cfg_id, GIVEN]
-        found[cfg_id] = BestStatistics(kinds[kind], figures, is_worse)
-    return found
+        chosen[cfg_id] = BestStatistics(kinds[kind], figures, is_worse)
+    return chosen
 
 
 def recalibrate(
     model: SNNet, images: torch.Tensor | Iterable[torch.Tensor], labels: torch.Tensor | None = None
 ) -> dict[int, str]:
-    """Give stitches batch-norm statistics of their own where these are better than those that all routes share.
+    """Give stitches separate batch-norm statistics where these beat the shared ones.
 
-    Statistics are renewed on one half of the images. Given, blended and renewed ones are then compared on the other
-    half: by the loss, or without labels by the agreement with the anchor in which a stitch ends.
+    Half of the images renew the statistics. The other half compares given, blended and renewed ones: by the loss, or
+    without labels by the agreement with the end anchor.
 
     Args:
         model: An SN-Net; its `statistics` are replaced, its weights stay.
         images: Prepared training images `[N, C, H, W]`, or batches of them; 640 are enough, and of more some are drawn.
-        labels: Their classes `[N]`.
 
     Returns:
         What each stitch with batch norms that it shares runs with now: `given`, `blended` or `renewed`, by `cfg_id`.
@@ -285,16 +274,16 @@ def recalibrate(
     renewing, judging = num_images(len(every), None)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
     first, rest = (torch.split(part, PORTION) for part in order[: renewing + judging].tensor_split([renewing]))
-    place = next(model.parameters())
+    weights = next(model.parameters())
     own = model.statistics  # which stay if the images do not fit
     model.drop_statistics()
     try:
         cfg_ids = [cfg_id for cfg_id in model.space.ids if own_norms(model, cfg_id)]
-        portions = (every[part].to(place) for part in first)
+        portions = (every[part].to(weights) for part in first)
         tried = candidates(model, renewed(model, cfg_ids, portions))
-        judged = ((every[part].to(place), known[part].to(place.device)) for part in rest)
-        found = best(tried, *penalties(model, tried, judged))
-        own = {cfg_id: each.statistics for cfg_id, each in found.items()}
+        judged = ((every[part].to(weights), known[part].to(weights.device)) for part in rest)
+        chosen = best(tried, *penalties(model, tried, judged))
+        own = {cfg_id: each.statistics for cfg_id, each in chosen.items()}
     finally:
         model.statistics = own
-    return {cfg_id: str(each.figures["bn"]) for cfg_id, each in found.items()}
+    return {cfg_id: str(each.figures["bn"]) for cfg_id, each in chosen.items()}

@@ -12,10 +12,8 @@ from stitchkit.measure.by_image import OfNetworks
 from stitchkit.measure.formulas import Bits, Floats, draw_sets, on_front
 from stitchkit.measure.image_sums import ImageSums
 
-_ENDS = (2.5, 97.5)
-"""Percentiles, between which are 95 % of all sets."""
-_ROUNDED = 0.005
-"""Half of the last digit in which a figure is shown, in points."""
+_ENDS = (2.5, 97.5)  # percentiles, between which are 95 % of all sets
+_ROUNDED = 0.005  # half of the last digit in which a figure is shown, in points
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +21,6 @@ class Redrawn(OfNetworks):
     """The figures of networks in the same sets of images.
 
     Args:
-        cfg_ids: The networks.
-        metric: The name of the figure.
         figures: The figure of each network on the images themselves, `[networks]`.
         values: The figures in each set, `[sets, networks]`.
         seen: Which images that count a network has judged, `[networks, images]`.
@@ -52,44 +48,35 @@ class Redrawn(OfNetworks):
         return {cfg_id: ends[cfg_id] for cfg_id, seen in zip(self.cfg_ids, self.seen, strict=True) if seen.any()}
 
     def paired_intervals(self) -> tuple[Floats, Floats]:
-        """The 95 % intervals of the differences of all pairs of networks, in the same sets.
+        """The 95 % intervals of the differences of all pairs of networks, lowest and highest, `[networks, networks]`.
 
-        What is hard in a set is hard for both, so these are much narrower than those of two figures suggest.
-
-        Returns:
-            Lowest and highest differences, of the row's network minus the column's, `[networks, networks]`.
+        A set that is hard for one is hard for both, so these are much narrower than the intervals of two figures.
 
         Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13 (percentile intervals).
         """
         ends = np.zeros((2, len(self.cfg_ids), len(self.cfg_ids)))
-        for place, values in enumerate(self.values.T):
-            ends[:, place] = np.percentile(values[:, None] - self.values, _ENDS, axis=0)
+        for index, values in enumerate(self.values.T):
+            ends[:, index] = np.percentile(values[:, None] - self.values, _ENDS, axis=0)
         low, high = ends
         return low, high
 
-    def difference(self, one: int, other: int) -> float:
+    def difference(self, index: int, other_index: int) -> float:
         """The figure of the network at a place minus that of another, in points."""
-        return float(self.figures[one] - self.figures[other])
+        return float(self.figures[index] - self.figures[other_index])
 
     def shares_on_front(self, costs: Sequence[float]) -> list[float]:
         """P(on the front) of each network, in the sets."""
         shares: list[float] = on_front(self.values, costs).mean(axis=0).tolist()
         return shares
 
-    def contradiction(self, place: int, figure: float) -> str:
+    def contradiction(self, index: int, figure: float) -> str:
         """The figure of the network at a place, if it is another one than this; empty if it is the same."""
-        found = float(self.figures[place])
-        return f"{found:.2f}" if abs(found - figure) > _ROUNDED else ""
+        expected = float(self.figures[index])
+        return f"{expected:.2f}" if abs(expected - figure) > _ROUNDED else ""
 
 
 def redraw(sums: ImageSums, *, samples: int = 1000, seed: int = 0) -> Redrawn:
-    """The figures by which the networks are compared, in sets of the images that any of them has judged.
-
-    Args:
-        sums: The sums of each image.
-        samples: Number of sets.
-        seed: Draws the sets.
-    """
+    """The figures of networks in bootstrap sets of the images that any of them has judged."""
     seen, score = sums.seen, sums.score
     counting = seen.any(axis=0)
     # In float64: a sum of pixels has more digits than float32. For 2,000 images, 16 MB.
@@ -97,10 +84,10 @@ def redraw(sums: ImageSums, *, samples: int = 1000, seed: int = 0) -> Redrawn:
     seen, of_all = seen[:, counting], sets @ sums.truth[counting]
     values = np.zeros((samples, len(sums.cfg_ids)))
     figures = np.zeros(len(sums.cfg_ids))
-    for place, cfg_id in enumerate(sums.cfg_ids):
+    for index, cfg_id in enumerate(sums.cfg_ids):
         rows = sums.sums_of(cfg_id)[counting]
         own, truth = rows[:, : score.own], rows[:, score.own :]
-        drawn = np.hstack([sets @ own, of_all if seen[place].all() else sets @ truth])
-        values[:, place] = score.figures(drawn)[score.metric]
-        figures[place] = score.figures(rows.sum(axis=0))[score.metric]
+        drawn = np.hstack([sets @ own, of_all if seen[index].all() else sets @ truth])
+        values[:, index] = score.figures(drawn)[score.metric]
+        figures[index] = score.figures(rows.sum(axis=0))[score.metric]
     return Redrawn(sums.cfg_ids, score.metric, figures, values, seen)

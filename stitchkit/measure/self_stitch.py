@@ -16,7 +16,7 @@ SELF = "self_"
 
 
 def ends_in_ledger(rows: Sequence[Row], coming: Collection[int], space: StitchSpace) -> list[int]:
-    """The anchors in which stitches end, of those that a ledger has or will have."""
+    """The end anchors of stitches that a ledger has or will have."""
     ends, known = {stitch.end for stitch in space if stitch.joints}, {row["cfg_id"] for row in rows} | {*coming}
     return [cfg_id for cfg_id in space.ids if space[cfg_id].is_anchor and space[cfg_id].end in ends and cfg_id in known]
 
@@ -29,8 +29,8 @@ def add_self_stitch(rows: Sequence[Row], cfg_id: int, score: FeatureScore) -> No
 
 def self_stitch_note(rows: Sequence[Row]) -> str:
     """What self-stitches lose against their anchors, in words; empty if the rows do not say."""
-    said = [_of_anchor(row) for row in rows if f"{SELF}cosine" in row]
-    return f"joined to themselves in the middle, {'; '.join(said)}" if said else ""
+    texts = [_of_anchor(row) for row in rows if f"{SELF}cosine" in row]
+    return f"joined to themselves in the middle, {'; '.join(texts)}" if texts else ""
 
 
 def _of_anchor(row: Row) -> str:

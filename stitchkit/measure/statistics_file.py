@@ -37,10 +37,7 @@ def statistics_file(ledger: str | Path) -> Path:
 def write_statistics(
     path: Path, model: SNNet, kept: Mapping[int, Kept], origin: Mapping[str, object] | None = None
 ) -> None:
-    """Write the statistics of stitches, which replace an earlier file only when they are complete.
-
-    `origin` is all that they depend on beside the weights.
-    """
+    """Write the statistics of stitches, and with them their `origin`: all that they depend on beside the weights."""
     tensors = {
         f"{cfg_id}.{name}": value.detach().cpu().contiguous()
         for cfg_id, (statistics, _) in kept.items()
@@ -80,7 +77,9 @@ def read_statistics(
                 return None
             if origin is not None and about["origin"] != json.loads(json.dumps(origin)):
                 return None
-            routes: dict[int, dict[str, Any]] = {int(cfg_id): dict(said) for cfg_id, said in about["routes"].items()}
+            routes: dict[int, dict[str, Any]] = {
+                int(cfg_id): dict(about_route) for cfg_id, about_route in about["routes"].items()
+            }
             parts = defaultdict[int, dict[str, torch.Tensor]](dict)
             shared = model.state_dict()
             for key in file.keys():  # noqa: SIM118 # not a mapping
@@ -92,10 +91,10 @@ def read_statistics(
                     raise ValueError(fault)
                 if name.endswith(".running_var") and (value < 0).any():
                     raise ValueError(f"{key} is negative")
-        for cfg_id, said in routes.items():
-            if said.pop("stitch") != model.space[cfg_id].name:
+        for cfg_id, about_route in routes.items():
+            if about_route.pop("stitch") != model.space[cfg_id].name:
                 raise ValueError(f"cfg_id {cfg_id} is another stitch here")
-            if fault := "other figures" if said.keys() - FIGURES else fault_of(said):
+            if fault := "other figures" if about_route.keys() - FIGURES else fault_of(about_route):
                 raise ValueError(f"cfg_id {cfg_id} has {fault}")
             whole = {f"{name}.{kind}" for name in model.norms_of(cfg_id) for kind in ("running_mean", "running_var")}
             of_head = {name for name in whole if not name.startswith("anchors.")}
@@ -105,17 +104,11 @@ def read_statistics(
         raise InputError(
             f"'{path}', which has the batch-norm statistics of stitches, cannot be read: {error}; {_AGAIN}"
         ) from error
-    return {cfg_id: (parts[cfg_id], said) for cfg_id, said in routes.items()}
+    return {cfg_id: (parts[cfg_id], about_route) for cfg_id, about_route in routes.items()}
 
 
 def load_statistics(model: SNNet, ledger: str | Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Give the stitches of a network the batch-norm statistics of a ledger, or none if those beside it are of others.
-
-    They must be of the model's weights, given as for `read_statistics`, and made as the file beside the ledger says.
-
-    Raises:
-        InputError: If a file is damaged.
-    """
+    """Give the stitches of a network the batch-norm statistics beside a ledger, if they fit its weights and origin."""
     path, origin = statistics_file(ledger), origin_file(ledger)
     made = read_settings_file(origin) if origin.is_file() else None
     kept = read_statistics(path, model, made, weights) if path.is_file() else None

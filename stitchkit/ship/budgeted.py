@@ -22,16 +22,12 @@ from stitchkit.ship.pick import Budget, pick, pick_one
 
 
 def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
-    """Add missing figures of the network to rows: name, FLOPs, parameters and, on request, latency.
-
-    Returns:
-        The conditions of the latencies, measured here or before; empty if they were not requested.
-    """
+    """Add missing figures to rows: name, FLOPs, parameters and, on request, latency; return the latency's note."""
     profiler = Profiler(model)
     for row in rows:
-        if found := difference(row, model.space, profiler.cost):
+        if contradiction := difference(row, model.space, profiler.cost):
             raise InputError(
-                f"the ledger belongs to another SN-Net: {found}; give its own, or check --stitch_config, "
+                f"the ledger belongs to another SN-Net: {contradiction}; give its own, or check --stitch_config, "
                 "--num-classes and --img-size"
             )
         # The row wins: published parameter counts leave some out, and are compared with each other.
@@ -72,11 +68,7 @@ class BudgetedModel(nn.Module):
         pick(self.rows, Budget())  # checks that every row has the needed figures, now instead of in the first call
 
     def measure(self, batch_size: int = 1) -> str:
-        """Measure the latency of each stitch on the model's device, for budgets in milliseconds.
-
-        Returns:
-            The conditions and the verdict in words.
-        """
+        """Measure the latency of each stitch on the model's device, for budgets in milliseconds."""
         self._chosen.clear()
         return add_latencies(self.rows, self.model, batch_size=batch_size)
 
@@ -106,10 +98,6 @@ class BudgetedModel(nn.Module):
         return Budget(max_latency_ms=value)
 
     def forward(self, x: torch.Tensor, *, budget: float | str | None = None) -> torch.Tensor:
-        """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as `choose` takes it.
-
-        Raises:
-            InputError: If no stitch meets the budget.
-        """
+        """Logits `[B, num_classes]` of images `[B, C, H, W]` by the best stitch within a budget, as in `choose`."""
         logits: torch.Tensor = self.model(x, None if budget is None else self.choose(budget))
         return logits

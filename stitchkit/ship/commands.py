@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, fields
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +30,8 @@ if TYPE_CHECKING:
     from stitchkit.ship.predictors import MapPredictor, Predictor
     from stitchkit.ship.trained_snnet import Trained
 
-_IMAGES = 64
-"""Number of images on which an export is checked."""
-_CALIBRATION = 128
-"""Number of training images that set the ranges of an export in int8."""
+_IMAGES = 64  # number of images on which an export is checked
+_CALIBRATION = 128  # number of training images that set the ranges of an export in int8
 
 
 def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
@@ -47,7 +44,7 @@ def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
         "--recalibrate-bn",
         type=int,
         metavar="N",
-        help="batch-norm statistics of a stitched route from N portions of training images; by default as in --eval",
+        help="portions of training images for batch-norm statistics of a stitch (default: as in --eval)",
     )
     parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
 
@@ -58,12 +55,12 @@ def _trained(flags: argparse.Namespace, *, cfg_id: int | None = None) -> Trained
     from stitchkit.ship.trained_snnet import open_trained
 
     names = ("stitch_config", "num_classes", "img_size", "resume", "data_dir", "config", "recalibrate_bn", "model_ema")
-    given = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    settings = {name: value for name in names if (value := getattr(flags, name)) is not None}
     ledger = getattr(flags, "ledger", None)
     if ledger is not None and origin_file(ledger).is_file():  # by default as it was measured
         origin = read_origin(ledger, advice="remove it")
-        given = {"recalibrate_bn": origin["recalibrate_bn"], **given}
-    return open_trained(given, cfg_id=cfg_id, ledger=ledger)
+        settings = {"recalibrate_bn": origin["recalibrate_bn"], **settings}
+    return open_trained(settings, cfg_id=cfg_id, ledger=ledger)
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +68,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-params", metavar="N", help="limit on parameters, such as 30M")
     parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="limit on latency in milliseconds")
     parser.add_argument("--min-acc1", type=float, metavar="PERCENT", help="minimum top-1 accuracy")
-    about = "take the cheapest stitch that is not distinguishably worse than the most accurate one within the budget"
+    about = "take the cheapest stitch that is statistically tied with the most accurate one within the budget"
     parser.add_argument("--confident", action="store_true", help=about)
     add_metric_flag(parser)
     add_allow_unreliable_flag(parser)
@@ -120,14 +117,14 @@ def _pick(flags: argparse.Namespace) -> None:
         )
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes is not None or flags.img_size:
-        raise InputError("--num-classes and --img-size need a configuration; add --stitch_config, or leave them out")
+        raise InputError("--num-classes and --img-size require --stitch_config; add it, or omit them")
     add_intervals(rows, confident or by_image_beside(flags.ledger, metric), budget.cost)
     choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable, confident=confident)
     rival = better_single_model(choice.best, budget.costs, overlay.models) if overlay and choice.best else None
     # Printed even if no stitch fits: scripts then find the nearest miss in it.
     if flags.json:
-        found = {**choice._asdict(), "stitches": len(rows), "budget": budget.limits}
-        print(strict_json(found | {"better_single_model": rival} if overlay else found))
+        content = {**choice._asdict(), "stitches": len(rows), "budget": budget.limits}
+        print(strict_json(content | {"better_single_model": rival} if overlay else content))
     if choice.best is None:
         raise InputError(refusal(rows, budget, choice))
     if flags.json:
@@ -152,9 +149,9 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="file to write: .safetensors, .onnx or .pt2"
     )
-    about = f"of an .onnx file: quantise it to 8-bit integers, calibrated on {_CALIBRATION} training images of --data"
+    about = f"quantise the .onnx file to 8-bit integers, calibrated on {_CALIBRATION} training images of --data"
     parser.add_argument("--int8", action="store_true", help=about)
-    about = "of an .onnx file: lower the set of its operators, for an older ONNX Runtime; by default torch's"
+    about = "operator set of the .onnx file, for an older ONNX Runtime (default: torch's)"
     parser.add_argument("--opset", type=at_least(1), metavar="N", help=about)
 
 
@@ -172,7 +169,7 @@ def _export(flags: argparse.Namespace) -> None:
         raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
     if cfg_id is not None and (budget.limits or flags.metric or flags.confident):
         what = "the budget" if budget.limits else "the metric" if flags.metric else "--confident"
-        raise InputError(f"--cfg_id {cfg_id} already names a stitch; leave {what} out, or give --ledger instead")
+        raise InputError(f"--cfg_id {cfg_id} already names a stitch; omit {what}, or give --ledger instead")
     trained = _trained(flags, cfg_id=cfg_id)
     if flags.int8 and not trained.has_data:
         raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
@@ -185,8 +182,8 @@ def _export(flags: argparse.Namespace) -> None:
     options = {"calibration": calibration, "opset": flags.opset}
     report = export(trained.model, cfg_id, output, images, about, **options)
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
-    for name, found in report.differences.items():
-        print(f"  largest difference {found.largest:.2g} of {name} up to {found.of:.3g}")
+    for name, difference in report.differences.items():
+        print(f"  largest difference {difference.largest:.2g} of {name} up to {difference.of:.3g}")
     if report.same_top1 is not None:
         print(f"  same top-1 class on {report.same_top1} of {report.images}")
     for name, size, latency in (
@@ -241,7 +238,7 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help=about)
     _add_trained(parser, data_for="supplies class names if the checkpoint has none")
     parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
-    about = "instead of an SN-Net and --cfg_id: a .safetensors or .onnx file of stitchkit export"
+    about = "a .safetensors or .onnx file of stitchkit export, instead of an SN-Net and --cfg_id"
     parser.add_argument("--exported", metavar="FILE", help=about)
     parser.add_argument("--top", type=int, metavar="K", help="number of classes for each image")
     parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images, or windows of them, at a time")
@@ -277,14 +274,13 @@ def _predict(flags: argparse.Namespace) -> None:
         if output.suffix:
             raise InputError(f"the network gives a map of each image; give -o a folder for them in place of '{output}'")
         if settings.top != PredictSettings.top:
-            raise InputError("--top is for classes of images, and the network gives a map of each; leave it out")
+            raise InputError("--top does not apply to networks that predict maps; omit it")
         ways = {"batch_size": settings.batch_size, "workers": settings.workers}
         unreadable = predict_maps(predictor, flags.folder, paths, output, device=device, **ways)
     print(f"{output} has predictions for {len(paths) - unreadable} of {counted(len(paths), 'image')}{notes}")
 
 
 def _predictor(flags: argparse.Namespace) -> Predictor | MapPredictor:
-    """The network of `--exported`, or the stitch of an SN-Net."""
     from stitchkit.ship.description import no_classes
     from stitchkit.ship.predictors import MapPredictor, Predictor, open_predictor
     from stitchkit.ship.trained_snnet import calibrate
@@ -317,10 +313,11 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
 
 def _report(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
-    from stitchkit.measure.ledger import nouns_of
+    from stitchkit.measure.ledger import COSTS, nouns_of
     from stitchkit.measure.metric import check_overlay
+    from stitchkit.measure.overlay import read_overlay
     from stitchkit.measure.pareto import plot, plot_ledgers
-    from stitchkit.ship.report import overlay_for, overlay_verdicts, read_ledgers, write_report
+    from stitchkit.ship.report import overlay_verdicts, read_ledgers, write_report
 
     if flags.plot:
         check_plot(flags.plot)
@@ -330,10 +327,11 @@ def _report(flags: argparse.Namespace) -> None:
     metric = contents[0]["metric"]
     if flags.overlay:
         check_overlay(metric)
-    overlay = overlay_for(contents, flags.overlay) if flags.overlay else None
+    every = [row for content in contents for row in content["rows"]]
+    costs = [cost for cost in COSTS.values() if any(cost in row for row in every)]
+    overlay = read_overlay(flags.overlay, costs) if flags.overlay else None
     write_report(flags.output, contents, title=flags.title, overlay=overlay)
     rows = {content["name"]: content["rows"] for content in contents}
-    every = list(chain.from_iterable(rows.values()))
     print(f"{flags.output} shows {counted(len(every), nouns_of(every)[0])}; open it in a browser")
     if overlay:
         print(f"{next(iter(overlay_verdicts(contents, overlay).values()))} {overlay.remark}")

@@ -57,10 +57,9 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
 
 
 def output_of(model: SNNet, stitch: Stitch) -> dict[str, object]:
-    """What a stitch gives: `logits` of classes, or the `pooled` feature of its end anchor and its `tokens`; or `depth`.
+    """A stitch's output: `logits` of classes, or the `pooled` feature of its end anchor and its `tokens`; or `depth`.
 
-    The shape of tokens, or maps, is that of one image, with what its axes mean if this is known. Of dense prediction,
-    there is an output at each position of a map, which is smaller than the image.
+    The shape of tokens or maps is that of one image; a dense network's map is smaller than the image.
     """
     if isinstance(model, DenseSNNet):
         with torch.no_grad():
@@ -73,8 +72,8 @@ def output_of(model: SNNet, stitch: Stitch) -> dict[str, object]:
     with torch.no_grad():
         tokens = net.forward_features(end.blank_image())
         width = net.forward_head(tokens).shape[1]
-    found = find_layout(tuple(tokens.shape), end.model, model.input_size[1:])
-    axes = {"layout": found.kind, "num_prefix_tokens": found.num_prefix_tokens} if found else {}
+    layout = find_layout(tuple(tokens.shape), end.model, model.input_size[1:])
+    axes = {"layout": layout.kind, "num_prefix_tokens": layout.num_prefix_tokens} if layout else {}
     return {"name": POOLED, "width": width, TOKENS: {"shape": [*tokens.shape[1:]], **axes}}
 
 
@@ -103,10 +102,7 @@ def no_classes(what: str) -> InputError:
 
 
 def build(about: Mapping[str, Any]) -> RouteNetwork | DenseRoute:
-    """The described network with random weights; nothing is downloaded, and no other anchor is built.
-
-    But for a dense network the last one is, whose levels the head takes.
-    """
+    """The described network with random weights; nothing is downloaded, and only the anchors it needs are built."""
     if about.get("format") != FORMAT:
         raise InputError(f"its format is {about.get('format')!r}, not '{FORMAT}'; export it again")
     try:
@@ -125,7 +121,7 @@ def build(about: Mapping[str, Any]) -> RouteNetwork | DenseRoute:
     depths = {anchor.label: sum(anchor.depths) for anchor in anchors}
     if any(segment.stop > depths.get(segment.anchor, 0) for segment in stitch.segments):
         raise InputError(f"its route {stitch} does not fit its anchors of {depths} blocks; export it again")
-    # A space of only this stitch, from which the network is extracted like any other, with the same parameter names.
+    # A space of only this stitch, to extract the network like any other, with the same parameter names.
     check_data_config(image, anchors[-1].input_size[0])
     layer = partial(StitchLayer, transform=transform_of(kind, 0))
     options: dict[str, Any] = {"stitched_final_norm": final_norm, "layer": layer, "image": image}
@@ -156,6 +152,6 @@ def _width(about: Mapping[str, Any]) -> int:
 def local(spec: AnchorSpec) -> AnchorSpec:
     """A specification from a file, if it names only an architecture."""
     if spec.checkpoint is not None or not is_architecture(spec.name):
-        place = spec.checkpoint or spec.name
-        raise InputError(f"anchor '{spec.label}' of the file would be read from '{place}'; refused")
+        source = spec.checkpoint or spec.name
+        raise InputError(f"anchor '{spec.label}' of the file would be read from '{source}'; refused")
     return spec

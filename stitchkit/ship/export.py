@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -26,17 +27,15 @@ from stitchkit.ship.stitch_files import FORMATS, Runner
 TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
 """Largest accepted difference of logits or features, as a share of the largest one if that is above 1."""
 INT8_AGREEMENT = 0.9
-"""Smallest accepted share of images on which a file in int8 predicts the same class.
+"""Smallest accepted share of images with the same class in int8.
 
 Both limits for int8 are chosen to refuse files that are broken; nothing measured decides them.
 """
 
-_SECONDS = 1.0
-"""Longest time to measure latencies, which are only printed."""
+_SECONDS = 1.0  # longest time to measure latencies, which are only printed
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """How much an output of a file differs from that of its SN-Net.
 
     Args:
@@ -44,14 +43,8 @@ class Difference:
         of: The largest output of the SN-Net, in absolute value.
     """
 
-    largest: float = 0.0
-    of: float = 0.0
-
-    def and_of(self, found: torch.Tensor, expected: torch.Tensor) -> Difference:
-        """This, with the outputs for further images."""
-        # torch's max keeps NaN; Python's would drop it, and a broken file would agree.
-        largest = float(torch.tensor([self.largest, (found - expected).abs().max()]).max())
-        return Difference(largest, max(self.of, float(expected.abs().max())))
+    largest: float
+    of: float
 
 
 @dataclass(frozen=True)
@@ -60,9 +53,6 @@ class Report:
 
     Args:
         differences: By the names of the outputs: `logits`, or `pooled` and `tokens`, or `depth`.
-        same_top1: Images on which both predict the same class; None for features and dense predictions.
-        snnet_bytes: All weights of the SN-Net.
-        snnet_latency: Of the stitch inside the SN-Net.
         reader: Of an ONNX file, its opset and the oldest ONNX Runtime that reads it, in words.
     """
 
@@ -89,11 +79,7 @@ def export(
     """Write one stitch to a file, which appears only if it agrees with the SN-Net.
 
     Args:
-        model: The SN-Net, on the CPU.
-        stitch: The `cfg_id`.
         path: The file; its suffix, `.safetensors`, `.onnx` or `.pt2`, selects the format.
-        images: Prepared images `[B, C, H, W]` to compare on.
-        about: Its description, from `stitchkit.ship.trained_snnet.describe`.
         calibration: Other prepared images, with whose activations an `.onnx` file is quantised to int8.
         opset: Of an `.onnx` file, the set of operators, for an older reader; by default torch's own.
     """
@@ -110,14 +96,19 @@ def export(
                 from stitchkit.ship.int8 import quantise  # needs onnxruntime
 
                 quantise(draft, calibration)
-            size = sum(value.nbytes for value in model.state_dict().values())
-            judged = _Judged(
-                Runner(partial(model, stitch=stitch)),
-                output=output_name(about),
-                tokens=own.forward_features if gives_features(about) else None,
-                has_top1=not (gives_features(about) or is_dense(about)),
+            snnet, net, output = Runner(partial(model, stitch=stitch)), form.read(draft), output_name(about)
+            tokens = own.forward_features if gives_features(about) else None
+            differences, same = _compare(snnet, net, images, output, tokens)
+            times = latencies([snnet, net], images[:1], limit_s=_SECONDS)
+            report = Report(
+                differences,
+                None if gives_features(about) or is_dense(about) else same,
+                images=len(images),
+                snnet_bytes=sum(value.nbytes for value in model.state_dict().values()),
+                file_bytes=draft.stat().st_size,
+                snnet_latency=times[0],
+                file_latency=times[1],
             )
-            report = _compare(judged, form.read(draft), images, draft.stat().st_size, size)
         except InputError:
             raise
         except OSError as error:
@@ -141,11 +132,11 @@ def export(
 def _fault(report: Report, *, is_int8: bool) -> str:
     """Why a file must not be kept; empty if it may."""
     tolerance, advice = (INT8_TOLERANCE, "omit --int8") if is_int8 else (TOLERANCE, "try another suffix")
-    for output, found in report.differences.items():
-        if not found.largest <= tolerance * max(1.0, found.of):  # nor if one is NaN
+    for output, (largest, size) in report.differences.items():
+        if not largest <= tolerance * max(1.0, size):  # nor if one is NaN
             return (
-                f"its output '{output}' differs from the SN-Net's by {found.largest:.3g}, more than {tolerance:g} for "
-                f"values up to {found.of:.3g}; {advice}"
+                f"its output '{output}' differs from the SN-Net's by {largest:.3g}, more than {tolerance:g} for values "
+                f"up to {size:.3g}; {advice}"
             )
     if is_int8 and report.same_top1 is not None and report.same_top1 < INT8_AGREEMENT * report.images:
         return (
@@ -155,49 +146,30 @@ def _fault(report: Report, *, is_int8: bool) -> str:
     return ""
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """What a file is compared with.
+def _compare(
+    snnet: nn.Module, net: nn.Module, images: torch.Tensor, output: str,
+    tokens: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> tuple[dict[str, Difference], int]:  # fmt: skip
+    """The differences of each output, and the number of images with the same largest output.
 
     Args:
-        network: The stitch inside the SN-Net.
-        output: The name of its output in files.
-        tokens: Its unpooled features, if files have them too.
-        has_top1: Whether it gives the classes of images.
+        output: The name of the first output.
+        tokens: The unpooled features of the SN-Net, if the file has them too.
     """
-
-    network: nn.Module
-    output: str
-    tokens: Callable[[torch.Tensor], torch.Tensor] | None
-    has_top1: bool
-
-    def outputs(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The outputs that a file should give, by name."""
-        more = {TOKENS: self.tokens(images)} if self.tokens else {}
-        return {self.output: self.network(images), **more}
-
-
-def _compare(judged: _Judged, net: nn.Module, images: torch.Tensor, file_bytes: int, snnet_bytes: int) -> Report:
-    differences, same = defaultdict[str, Difference](Difference), 0
+    errors, sizes, same = defaultdict[str, list[torch.Tensor]](list), defaultdict[str, list[torch.Tensor]](list), 0
     with torch.inference_mode():
         for batch in (images[:1], images[1:4], *torch.split(images[4:], 16)):  # a file must accept batches of any size
             if not len(batch):
                 continue
-            output, expected = net(batch), judged.outputs(batch)
-            found = output if isinstance(output, dict) else {judged.output: output}
+            result, expected = net(batch), {output: snnet(batch)} | ({TOKENS: tokens(batch)} if tokens else {})
+            outputs = result if isinstance(result, dict) else {output: result}
             for name, values in expected.items():
-                if found[name].shape != values.shape:
-                    shapes = list(found[name].shape), list(values.shape)
+                if outputs[name].shape != values.shape:
+                    shapes = list(outputs[name].shape), list(values.shape)
                     raise InputError(f"the file gives {name} of shape {shapes[0]}, not {shapes[1]}")
-                differences[name] = differences[name].and_of(found[name], values)
-            same += int((output.argmax(1) == expected[judged.output].argmax(1)).sum()) if judged.has_top1 else 0
-    times = latencies([judged.network, net], images[:1], limit_s=_SECONDS)
-    return Report(
-        differences=dict(differences),
-        same_top1=same if judged.has_top1 else None,
-        images=len(images),
-        snnet_bytes=snnet_bytes,
-        file_bytes=file_bytes,
-        snnet_latency=times[0],
-        file_latency=times[1],
-    )
+                errors[name].append((outputs[name] - values).abs().max())
+                sizes[name].append(values.abs().max())
+            same += int((outputs[output].argmax(1) == expected[output].argmax(1)).sum())
+    # torch's max keeps NaN; Python's would drop it, and a broken file would agree.
+    largest = {name: [float(torch.stack(each[name]).max()) for each in (errors, sizes)] for name in errors}
+    return {name: Difference(*pair) for name, pair in largest.items()}, same

@@ -24,7 +24,6 @@ def export_commands(path: Path, cfg_ids: Iterable[int], stitch_config: str | Non
 
 
 def _export_command(path: Path, stitch_config: str | None) -> str:
-    """The start of the export command of a ledger, from the files beside it; unknown parts are in capitals."""
     # The settings of the evaluation have everything an export needs: weights, images to compare on, their preparation.
     settings: Mapping[str, object] = {}
     if (beside := path.with_name("eval_args.yaml")).is_file():

@@ -25,7 +25,7 @@ _RUNTIMES = (
     ("1.7", 13, 7), ("1.8", 14, 7), ("1.9", 15, 8), ("1.11", 16, 8), ("1.12", 17, 8), ("1.14", 18, 8), ("1.15", 19, 8),
     ("1.16", 19, 9), ("1.17", 20, 9), ("1.18", 21, 10),
 )  # fmt: skip
-"""Versions of ONNX Runtime, each with the opset and the version of the format up to which it reads files.
+"""Versions of ONNX Runtime, each with the latest opset and format version that it reads.
 
 Source: its page on compatibility, https://onnxruntime.ai/docs/reference/compatibility.html
 """
@@ -50,6 +50,6 @@ def suffix_of(path: str | Path, *, int8: bool = False, opset: int | None = None)
     if int8 and suffix != ".onnx":
         raise InputError(f"int8 is for .onnx files, not {suffix}; give a name that ends with .onnx, or omit --int8")
     if opset is not None and suffix != ".onnx":
-        raise InputError(f"--opset is for .onnx files, not {suffix}; give a name that ends with .onnx, or leave it out")
+        raise InputError(f"--opset is for .onnx files, not {suffix}; give a name that ends with .onnx, or omit --opset")
     check_installed(_PACKAGES[suffix], "ship", f"a {suffix} file")
     return suffix

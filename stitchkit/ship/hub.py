@@ -27,47 +27,12 @@ from stitchkit.networks.weights import load_checkpoint, load_content
 from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import local, portable
+from stitchkit.ship.write_page import read_page
 
 _CONFIG, _WEIGHTS, _LEDGER, _README = "config.json", "model.safetensors", "stitches_res.txt", "README.md"
 _STATISTICS = statistics_file(_LEDGER).name
 _OF_CLASSES, _OF_FEATURES = "image-classification", "image-feature-extraction"
 _OPTIONS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
-
-_CARD = """---
-{{ card_data }}
----
-
-# {{ title }}
-
-A stitchable network: {{ anchors }} joined by small linear layers into {{ stitches }} networks that share their weights.
-Choose the one that fits your budget, even from call to call.
-
-```python
-import stitchkit
-
-model = stitchkit.HubSNNet.from_pretrained("{{ place }}").eval()
-{{ output }} = model(images, {{ example }})  # images [B, {{ size }}], and the cfg_id of a stitch
-print(model.image, model.classes)  # how images are prepared, also for timm.data.resolve_model_data_config; the classes
-net = model.extract({{ example }})  # a plain nn.Module with only what this stitch needs
-{% if headless %}tokens = net.forward_features(images)  # the unpooled features, as timm's networks give them
-features = net.forward_head(tokens)
-{% endif %}```
-
-{% if front %}## Pareto front
-
-No other stitch of this network beats these in both FLOPs and {{ metric }}; `stitches_res.txt` has all that \
-were measured.
-
-```
-{{ front }}
-```
-{% if recalibrated %}
-Some stitches have batch-norm statistics of their own, which are in `{{ recalibrated }}` and loaded with the network.
-{% endif %}{% if latencies %}
-How latencies were measured: {{ latencies }}.
-{% endif %}{% endif %}
-Method: Pan, Cai, Zhuang, *Stitchable Neural Networks*, CVPR 2023.
-"""
 
 
 class HubSNNet(
@@ -76,7 +41,7 @@ class HubSNNet(
     library_name="stitchkit",
     pipeline_tag=_OF_CLASSES,
     tags=[_OF_CLASSES, "stitchable-neural-network"],
-    model_card_template=_CARD,
+    model_card_template=read_page("model_card.jinja"),
 ):
     """An SN-Net with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
@@ -86,7 +51,6 @@ class HubSNNet(
     folder's own files are downloaded.
 
     Args:
-        stitch_config: The content of a stitch configuration, or its path.
         num_classes: Number of logits, or 0 for features; by default that of the models.
         img_size: Side of an input image, or height and width; by default that of the models.
         in_chans: Channels of an input image; by default 3.
@@ -122,9 +86,9 @@ class HubSNNet(
         parts = anchors_and_space(
             self.config, pretrained=False, num_classes=num_classes, img_size=img_size, in_chans=in_chans
         )
-        given = given_data_config(self.config.recipe) | dict(image or {})
-        check_data_config(given, parts[0][-1].input_size[0])
-        super().__init__(*parts, **snnet_options(self.config), image=given)
+        data_config = given_data_config(self.config.recipe) | dict(image or {})
+        check_data_config(data_config, parts[0][-1].input_size[0])
+        super().__init__(*parts, **snnet_options(self.config), image=data_config)
         self.ledger = []
         self.classes = _checked_classes(classes or [], self.num_classes)
 
@@ -217,23 +181,23 @@ class HubSNNet(
         Raises:
             InputError: If it is unavailable, or its files are damaged or not of an SN-Net.
         """
-        place = str(pretrained_model_name_or_path)
+        name = str(pretrained_model_name_or_path)
         try:
-            is_local = Path(place).is_dir() or options.get("local_files_only")
+            is_local = Path(name).is_dir() or options.get("local_files_only")
             where = {key: options.get(key) for key in ("revision", "cache_dir")}
-            if not is_local and (fault := hub_fault(place, **where)):
+            if not is_local and (fault := hub_fault(name, **where)):
                 raise InputError(f"it cannot be downloaded: {fault}; check the folder, or name and network")
-            model: HubSNNet = super().from_pretrained(place, **options)
+            model: HubSNNet = super().from_pretrained(name, **options)
         except InputError as error:
-            raise InputError(f"'{place}': {error}") from error
+            raise InputError(f"'{name}': {error}") from error
         except HFValidationError as error:
             raise InputError(
-                f"'{place}' is neither an existing folder nor the name of a repository; check the path, or give "
+                f"'{name}' is neither an existing folder nor the name of a repository; check the path, or give "
                 "user/name"
             ) from error
         except Exception as error:  # the hub's client raises many kinds
             raise InputError(
-                f"'{place}' cannot be loaded: {one_line(error)}; check the folder, or name and network"
+                f"'{name}' cannot be loaded: {one_line(error)}; check the folder, or name and network"
             ) from error
         return model
 
@@ -252,7 +216,7 @@ class HubSNNet(
             folder = Path(
                 snapshot_download(model_id, allow_patterns=[_CONFIG, _WEIGHTS, _LEDGER, _STATISTICS], **options)
             )
-        read_settings_file(folder / _CONFIG)  # refuses duplicate keys, of which huggingface_hub has taken the last
+        read_settings_file(folder / _CONFIG)  # refuses duplicate keys; huggingface_hub takes the last
         if not (folder / _WEIGHTS).is_file():
             raise InputError(f"it has no {_WEIGHTS}; weights of another kind are not read")  # pickles run code
         model = cls(stitch_config, classes=classes, image=image)

@@ -14,8 +14,6 @@ _BATCH = 16
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc] # onnxruntime is untyped
-    """Images for a session, batch by batch."""
-
     def __init__(self, images: torch.Tensor):
         self._batches = iter(torch.split(images, _BATCH))
 
@@ -26,10 +24,9 @@ class _Images(CalibrationDataReader):  # type: ignore[misc] # onnxruntime is unt
 
 
 def quantise(path: Path, images: torch.Tensor) -> None:
-    """Replace a float32 ONNX file by one in int8, with the ranges that activations have on images `[B, C, H, W]`.
+    """Replace a float32 ONNX file by one in int8, with the ranges of activations on images `[B, C, H, W]`.
 
-    By choice, the ranges are fixed here and not computed for each image, and products of two activations, as in
-    attention, normalisations and activation functions stay float32.
+    Ranges are fixed, not computed for each image. Products of two activations, as in attention, stay float32.
     """
     logging.getLogger("onnxruntime.quantization").setLevel(logging.WARNING)  # it announces its steps
     prepared = path.with_name(f"prepared.{path.name}")

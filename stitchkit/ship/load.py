@@ -1,4 +1,4 @@
-"""Weights of a checkpoint, with the batch-norm statistics that an evaluation found for single stitches."""
+"""Weights of a checkpoint, with the batch-norm statistics of single stitches."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from stitchkit.measure.metric import ACCURACY, AGREE, by, compared, compared_not
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
 
-_FOLLOWS = "give --stitch_config, from which it follows"
+_FOLLOWS = "give --stitch_config to compute it"
 _ADVICE = {
     "flops": _FOLLOWS,
     "params": _FOLLOWS,
-    ACCURACY: "use a ledger made by --eval; networks for pixels or without classes have none: leave --min-acc1 out",
+    ACCURACY: "use a ledger made by --eval; networks for pixels or without classes have none: omit --min-acc1",
     "latency_ms": "give --stitch_config to measure it here, or a ledger that has latencies",
 }
 
@@ -41,9 +41,9 @@ class Budget:
         for limit, value in self.limits.items():
             if not 0 < value < math.inf:
                 flag = "--" + limit.replace("_", "-")
-                raise InputError(f"{flag} is {value:g}; give a number above 0, or leave it out")
+                raise InputError(f"{flag} is {value:g}; give a number above 0, or omit it")
             if limit == "min_acc1" and value < 1:
-                raise InputError(f"--min-acc1 is {value:g}, less than 1 %; give percent, such as 95, or leave it out")
+                raise InputError(f"--min-acc1 is {value:g}, less than 1 %; give percent, such as 95, or omit it")
 
     @cached_property
     def limits(self) -> dict[str, float]:
@@ -57,7 +57,7 @@ class Budget:
 
     @property
     def cost(self) -> str:
-        """The figure by which a stitch is the cheaper: the first one that is limited, else FLOPs."""
+        """The cost for comparing stitches: the first one with a limit, else FLOPs."""
         return next(iter(self.costs), "flops")
 
     @property
@@ -67,12 +67,12 @@ class Budget:
 
     def misses(self, row: Row) -> dict[str, float]:
         """The excess of a row over each limit that it misses, as a share of the limit."""
-        found = {}
+        excess = {}
         for limit, value in self.limits.items():
             share = row[_FIGURES[limit]] / value - 1
             if (miss := -share if limit == "min_acc1" else share) > 0:
-                found[limit] = miss
-        return found
+                excess[limit] = miss
+        return excess
 
     def __str__(self) -> str:
         return " and ".join(
@@ -85,11 +85,8 @@ class Choice(NamedTuple):
     """The stitches that fit a budget.
 
     Args:
-        runners_up: The next best rows.
-        fitting: Number of stitches that fit.
         nearest_miss: If none fits, the row whose worst miss is smallest.
-        metric: The figure by which stitches were compared.
-        most_accurate: With `confident`, the row from which the best is not distinguishable.
+        most_accurate: With `confident`, the row that the best is statistically tied with.
         difference: Then the metric of the best minus that of the most accurate one, on the images that both have
             seen, and its paired 95 % interval, in points.
     """
@@ -137,32 +134,32 @@ def _cheapest_tied(within: Sequence[Row], known: ByImage, cost: str) -> Choice:
     """Of rows from accurate to inaccurate, the cheapest one that is not surely worse than the first."""
     known = known.of([row["cfg_id"] for row in within])
     low, high = known.paired_intervals()
-    place = min((place for place in range(len(within)) if high[place, 0] >= 0), key=lambda one: within[one][cost])
-    if place == 0:
+    index = min((index for index in range(len(within)) if high[index, 0] >= 0), key=lambda number: within[number][cost])
+    if index == 0:
         return Choice(within[0], [*within[1 : 1 + _RUNNERS_UP]], len(within), None, known.metric, within[0])
-    ends = {"low": float(low[place, 0]), "high": float(high[place, 0])}
-    found = {"points": known.difference(place, 0), **ends}
-    others = [row for row in within if row is not within[place]]
-    return Choice(within[place], others[:_RUNNERS_UP], len(within), None, known.metric, within[0], found)
+    ends = {"low": float(low[index, 0]), "high": float(high[index, 0])}
+    difference = {"points": known.difference(index, 0), **ends}
+    others = [row for row in within if row is not within[index]]
+    return Choice(within[index], others[:_RUNNERS_UP], len(within), None, known.metric, within[0], difference)
 
 
 def confident_by_image(rows: Sequence[Row], ledger: str | Path, budget: Budget, metric: str) -> ByImage:
-    """What is beside a ledger, of all its rows, by which `pick` tells stitches apart."""
+    """The hits or sums beside a ledger that let `pick` compare all its rows."""
     if metric not in WITH_INTERVALS:
         usual = metric_of(rows)
         compares = in_sentence(usual) if usual in WITH_INTERVALS[1:] else "top-1 accuracies"
-        raise InputError(f"--confident compares {compares}, and this is {in_sentence(metric)}; leave it out")
+        raise InputError(f"--confident compares {compares}, not {in_sentence(metric)}; omit it")
     if budget.wants_cheapest:
         raise InputError(
             "--min-acc1 alone takes the cheapest stitch already, and --confident the cheapest near the most accurate; "
-            "leave one of them out, or add a limit on costs"
+            "omit one of them, or add a limit on costs"
         )
     known, kind = by_image_beside(ledger, metric), "hits" if metric in (ACCURACY, AGREE) else "sums"
     if known is None or not known.has([row["cfg_id"] for row in rows]):
         some = f"no {kind} beside it" if known is None else f"stitches without {kind}"
         raise InputError(
-            f"ledger '{ledger}' has {some}, by which --confident tells stitches apart; evaluate into a new ledger "
-            f"with --eval, which writes {kind}, or leave --confident out"
+            f"ledger '{ledger}' has {some}, which --confident requires; evaluate into a new ledger with --eval, "
+            f"which writes {kind}, or omit --confident"
         )
     check_by_image(rows, known)
     return known
@@ -177,38 +174,38 @@ def pick_one(rows: Sequence[Row], budget: Budget, *, metric: str | None = None, 
 
 
 def verdict(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
-    """The sentence that names the best of a ledger's rows, and the one from which it is not distinguishable, if any."""
+    """The sentence that names the best of a ledger's rows, and the row it is statistically tied with, if any."""
     first = choice.most_accurate or choice.best
     assert first is not None, "something fits"
     how = "cheapest" if budget.wants_cheapest else superlative(choice.metric)
     this = f"cfg_id {first['cfg_id']} is the"
     best, number, noun = f"{this} {how} of", len(compared(rows, choice.metric)), nouns_of(rows)[0]
     if choice.fitting == number == 1:
-        found = f"{this} only {noun}" + (f", and has {budget}" if budget.limits else "")
+        sentence = f"{this} only {noun}" + (f", and has {budget}" if budget.limits else "")
     elif choice.fitting == 1:
-        found = f"{this} only {noun}, out of {number}, with {budget}"
+        sentence = f"{this} only {noun}, out of {number}, with {budget}"
     elif not budget.limits:
-        found = f"{best} {counted(number, noun)}"
+        sentence = f"{best} {counted(number, noun)}"
     elif choice.fitting == number:
-        found = f"{best} all {counted(number, noun)}; the budget excludes none: each has {budget}"
+        sentence = f"{best} all {counted(number, noun)}; the budget excludes none: each has {budget}"
     else:
-        found = f"{best} the {counted(choice.fitting, noun)}, out of {number}, with {budget}"
+        sentence = f"{best} the {counted(choice.fitting, noun)}, out of {number}, with {budget}"
     if not choice.most_accurate:
-        return found
+        return sentence
     fitting = [row for row in compared(rows, choice.metric) if not budget.misses(row)]
-    return f"{found}; {_tie(choice, first, budget.cost, fitting)}"
+    return f"{sentence}; {_tie(choice, first, budget.cost, fitting)}"
 
 
 def _tie(choice: Choice, first: Row, cost: str, fitting: Sequence[Row]) -> str:
-    """How the cheapest stitch differs from the most accurate one, from which it is not distinguishable."""
+    """How the cheapest stitch differs from the most accurate one that it is statistically tied with."""
     best, difference = choice.best, choice.difference
     if best is None or difference is None:
         cheaper = any(row[cost] < first[cost] for row in fitting)
-        return "all that cost less are distinguishably worse" if cheaper else "nothing costs less"
+        return "all cheaper ones are significantly worse" if cheaper else "nothing costs less"
     less = f"{100 * (1 - best[cost] / first[cost]):.0f} %"
     saved = {"flops": f"has {less} fewer FLOPs", "params": f"has {less} fewer parameters"}
     return (
-        f"cfg_id {best['cfg_id']} {saved.get(cost, f'takes {less} less time')} and is not distinguishable from it: "
+        f"cfg_id {best['cfg_id']} {saved.get(cost, f'takes {less} less time')} and is statistically tied with it: "
         f"{difference['points']:+.2f} points, 95 % from {difference['low']:.2f} to {difference['high']:.2f}"
     )
 

@@ -6,7 +6,7 @@ import csv
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,9 +18,8 @@ from stitchkit.data.decoding import Change, Decoding
 from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
 from stitchkit.display import counted, listed
 from stitchkit.distributed import World
-from stitchkit.errors import one_line
+from stitchkit.errors import InputError, one_line
 from stitchkit.files import replacing
-from stitchkit.networks.data_config import DataConfig
 from stitchkit.progress import progress
 from stitchkit.ship.predictors import Predictor, Transform
 
@@ -44,16 +43,14 @@ def described_classes(names: Sequence[str], count: int) -> list[str]:
 def likeliest(logits: torch.Tensor, names: Sequence[str], number: int) -> list[tuple[str, float]]:
     """The classes with the highest probabilities, at most `number`, for the logits `[num_classes]` of an image."""
     best = logits.float().softmax(0).topk(min(number, len(logits)))
-    return [(names[place], share) for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [(names[index], share) for index, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-class _Files(Dataset[tuple[int, torch.Tensor, int, str]]):
-    """Image files as their number, input, `Change` and fault; an unreadable one has a blank input."""
+class Files(Dataset[tuple[int, torch.Tensor, int, str]]):
+    """Image files as their number, input, `Change` and fault; the input of an unreadable one is `blank`."""
 
-    def __init__(self, paths: Sequence[str], data_config: DataConfig):
-        self._paths = paths
-        self.transform = Transform(data_config)
-        self._blank = torch.zeros(*data_config["input_size"])
+    def __init__(self, paths: Sequence[str], read: Callable[[str], tuple[torch.Tensor, Change]], blank: torch.Tensor):
+        self._paths, self._read, self._blank = paths, read, blank
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -61,19 +58,26 @@ class _Files(Dataset[tuple[int, torch.Tensor, int, str]]):
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor, int, str]:
         path = self._paths[index]
         try:
-            return index, *self.transform.read(path), ""
+            return index, *self._read(path), ""
         except Exception as error:  # decoders raise many types
             # The cause alone, without the path, which the message names.
-            cause = one_line(error.__cause__ or error).removeprefix("InputError: ")
-            return index, self._blank, 0, cause.replace(repr(path), "").rstrip(" :")
+            cause = str(error) if isinstance(error, InputError) else one_line(error.__cause__ or error)
+            return index, self._blank, 0, cause.removesuffix(repr(path)).rstrip(" :")
+
+
+def open_loader(files: Files, batch_size: int | None, workers: int) -> DataLoader[tuple[int, torch.Tensor, int, str]]:
+    """The loader of files, in batches or, without a size, one by one."""
+    loader = DataLoader(files, batch_size, num_workers=min(workers, usable_cores()))  # torch warns of more
+    outlive_signals(loader)
+    return loader
 
 
 def report_unreadable(faults: Mapping[str, str], images: int) -> None:
     """Log which of so many images cannot be read, and why the first."""
     if faults:
-        said = "%d of %s cannot be read: %s; the first: %s"
+        message = "%d of %s cannot be read: %s; the first: %s"
         shown, first = listed([*faults]), next(iter(faults.values()))
-        _logger.warning(said, len(faults), counted(images, "image"), shown, first)
+        _logger.warning(message, len(faults), counted(images, "image"), shown, first)
 
 
 def report_changes(changes: Sequence[int], decoding: Decoding) -> None:
@@ -87,19 +91,15 @@ def predict(
     predictor: Predictor, folder: str | Path, paths: Sequence[str], output: Path, *, device: torch.device,
     top: int = 5, batch_size: int = 32, workers: int = 0,
 ) -> int:  # fmt: skip
-    """Write the likeliest classes of images in a folder as CSV, one line for each; unreadable ones have no class.
-
-    Returns:
-        The number of images that cannot be read, which are logged.
-    """
+    """Write the likeliest classes of a folder's images as CSV, and return the number of unreadable images."""
     network = predictor.network.to(device).eval()
     count = network(torch.zeros(1, *predictor.data_config["input_size"], device=device)).shape[1]
-    names, places = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
-    head = ["path", "class", "probability", *(f"{key}_{place}" for place in places for key in ("class", "probability"))]
-    workers = min(workers, usable_cores())  # torch warns of more
-    files = _Files(paths, predictor.data_config)
-    loader = DataLoader(files, batch_size, num_workers=workers)
-    outlive_signals(loader)
+    names, ranks = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
+    head = ["path", "class", "probability", *(f"{key}_{rank}" for rank in ranks for key in ("class", "probability"))]
+    transform = Transform(predictor.data_config)
+    loader = open_loader(
+        Files(paths, transform.read, torch.zeros(*predictor.data_config["input_size"])), batch_size, workers
+    )
     unreadable: dict[str, str] = {}
     changes: list[int] = []
     batches = progress(loader, World(0, 1, device), "predict", unit="batches")
@@ -119,5 +119,5 @@ def predict(
                 if fault:
                     unreadable[path] = fault
     report_unreadable(unreadable, len(paths))
-    report_changes(changes, files.transform.decoding)
+    report_changes(changes, transform.decoding)
     return len(unreadable)

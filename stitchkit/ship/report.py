@@ -19,7 +19,7 @@ from stitchkit._version import __version__
 from stitchkit.display import plural
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, read_table
-from stitchkit.measure.intervals import ByImage, add_intervals, by_image_beside, told_apart_note
+from stitchkit.measure.intervals import add_intervals, by_image_beside, told_apart_note
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import (
     COSTS,
@@ -33,7 +33,7 @@ from stitchkit.measure.ledger import (
 )
 from stitchkit.measure.ledger_origin import origin_file
 from stitchkit.measure.metric import METRICS, compared, compared_note, in_sentence, metric_of
-from stitchkit.measure.overlay import Overlay, read_overlay, verdict
+from stitchkit.measure.overlay import Overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.self_stitch import self_stitch_note
@@ -68,8 +68,7 @@ class Content(TypedDict):
 
 _Network = tuple[StitchSpace, Callable[[], Profiler]]
 _RUN = "stitches_res"
-_OURS = b'<meta name="generator" content="stitchkit report">'
-"""What the head of every report has."""
+_OURS = b'<meta name="generator" content="stitchkit report">'  # what the head of every report has
 _MOST_BLOCKS = 1000
 
 
@@ -81,21 +80,21 @@ def read_ledgers(
 
     Unreliable latencies are left out unless they are allowed. The metric is as in `metric_of`.
     """
-    places = [Path(path) for path in paths]
-    if len({os.path.realpath(place) for place in places}) < len(places):
+    files = [Path(path) for path in paths]
+    if len({os.path.realpath(file) for file in files}) < len(files):
         raise InputError("a ledger is given twice; give each once")
     network = _network(stitch_config) if stitch_config else None
-    names = [Path(os.path.realpath(place)).parent.name if place.stem == _RUN else place.stem for place in places]
+    names = [Path(os.path.realpath(file)).parent.name if file.stem == _RUN else file.stem for file in files]
     if len(set(names)) < len(names):
-        names = [str(place) for place in places]
-    ledgers = [read_rows(place) for place in places]
-    for place, rows in zip(places, ledgers, strict=True):
+        names = [str(file) for file in files]
+    ledgers = [read_rows(file) for file in files]
+    for file, rows in zip(files, ledgers, strict=True):
         if unreliable(rows) and not allow_unreliable:
-            _logger.warning("the latencies of '%s' are unreliable and left out; %s shows them", place, ALLOW)
+            _logger.warning("the latencies of '%s' are unreliable and omitted; %s shows them", file, ALLOW)
             rows[:] = without_unreliable(rows)
     metric = metric_of([*chain.from_iterable(ledgers)], metric)
-    found = zip(names, places, ledgers, strict=True)
-    return [_read_ledger(name, place, rows, network, stitch_config, metric) for name, place, rows in found]
+    named = zip(names, files, ledgers, strict=True)
+    return [_read_ledger(name, file, rows, network, stitch_config, metric) for name, file, rows in named]
 
 
 def _network(stitch_config: str) -> _Network:
@@ -122,7 +121,11 @@ def _read_ledger(
     costed = {cost: [row for row in rows if cost in row] for cost in COSTS.values()}
     fronts = {cost: pareto_front(some, cost, metric) for cost, some in costed.items() if some}
     known = by_image_beside(path, metric)
-    comparisons = {cost: _comparisons(rows, known, cost) for cost in fronts}
+    comparisons: dict[str, dict[int, Row]] = {}
+    for cost in fronts:  # P(on the front) and ties differ between costs
+        add_intervals(rows, known, cost)
+        keys = ("p_front", "tied_with")
+        comparisons[cost] = {row["cfg_id"]: {key: row[key] for key in keys if key in row} for row in rows}
     told_apart = {cost: told_apart_note(front, known, metric) for cost, front in fronts.items()}
     return {
         "name": name,
@@ -132,7 +135,7 @@ def _read_ledger(
                 **row,
                 "anchor": is_anchor(row),
                 "front": [cost for cost, front in fronts.items() if row in front],
-                "by_cost": {cost: found[row["cfg_id"]] for cost, found in comparisons.items()},
+                "by_cost": {cost: figures[row["cfg_id"]] for cost, figures in comparisons.items()},
                 "command": command,
             }
             for row, command in zip(rows, commands, strict=True)
@@ -146,19 +149,13 @@ def _read_ledger(
     }
 
 
-def _comparisons(rows: Sequence[Row], known: ByImage | None, cost: str) -> dict[int, Row]:
-    """Put the intervals into rows; P(on the front) and ties by a cost, which differ between costs, by `cfg_id`."""
-    add_intervals(rows, known, cost)
-    return {row["cfg_id"]: {key: row[key] for key in ("p_front", "tied_with") if key in row} for row in rows}
-
-
 def _add_names(rows: Sequence[Row], network: _Network, path: Path) -> None:
     space, profiler = network
     for row in rows:
-        # A row with a name may be of other classes or another image size, on which its FLOPs depend.
-        if found := difference(row, space, None if "stitch" in row else profiler().cost):
+        # A row with a name may have other classes or another image size, which change its FLOPs.
+        if contradiction := difference(row, space, None if "stitch" in row else profiler().cost):
             raise InputError(
-                f"ledger '{path}' is not of the {len(space)} stitches of --stitch_config: {found}; give the "
+                f"ledger '{path}' is not of the {len(space)} stitches of --stitch_config: {contradiction}; give the "
                 "configuration that it was measured with, or none"
             )
         row["stitch"] = space[row["cfg_id"]].name
@@ -173,25 +170,24 @@ def _settings(ledger: Path) -> dict[str, dict[str, str]]:
     files = {"training": training, "evaluation": evaluation, "composition": composition}
     defaults = Recipe().flat()
     return {
-        f"{use}, {file.name}": {str(key): _text(value) for key, value in content.items() if value != defaults.get(key)}
+        f"{use}, {file.name}": {
+            str(key): value if isinstance(value, str) else json.dumps(value, default=str)
+            for key, value in content.items()
+            if value != defaults.get(key)
+        }
         for use, file in files.items()
         if file.is_file() and (content := read_settings_file(file))
     }
 
 
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
 def _training(folder: Path) -> dict[str, object]:
-    """The curves of the run in a folder; empty without any. Epochs count from 1 for people, in the files from 0."""
-    found: dict[str, object] = {}
+    content: dict[str, object] = {}
     if curves := _columns(folder / "summary.csv", ["epoch"]):
         figures = {key: [*map(_number, column)] for key, column in curves.items()}
-        found["curves"] = figures | {"epoch": _from_1(figures["epoch"])}
+        content["curves"] = figures | {"epoch": _from_1(figures["epoch"])}
     if losses := _columns(folder / "losses.csv", ["epoch", "cfg_id", "stitch", "loss"]):
-        found["losses"] = _stitch_losses(losses)
-    return found
+        content["losses"] = _stitch_losses(losses)
+    return content
 
 
 def _columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
@@ -201,7 +197,7 @@ def _columns(path: Path, needed: Sequence[str]) -> dict[str, list[str]]:
     table = read_table(path, grows=True)
     for key in needed if table else ():
         if key not in table:
-            raise InputError(f"'{path}' has no column '{key}'; move it away to leave training out of the report")
+            raise InputError(f"'{path}' has no column '{key}'; move it away for a report without training")
     return table
 
 
@@ -220,7 +216,6 @@ def _from_1(epochs: Sequence[float | None]) -> list[float | None]:
 
 
 def _number(text: str) -> float | None:
-    """A finite number, or None."""
     try:
         value = float(text)
     except ValueError:
@@ -228,24 +223,21 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def overlay_for(contents: Sequence[Content], paths: Sequence[str]) -> Overlay:
-    """Other models with any of the costs that the ledgers have."""
-    return read_overlay(paths, [cost for cost in COSTS.values() if any(cost in row for row in _rows(contents))])
-
-
 def overlay_verdicts(contents: Sequence[Content], overlay: Overlay) -> dict[str, str]:
     """Where a single model beats the stitches of each ledger, by the costs that ledgers and models have."""
-    found = {}
+    sentences = {}
     for cost in (cost for cost in COSTS.values() if any(cost in model for model in overlay.models)):
         fronts = {content["name"]: [row for row in content["rows"] if cost in row["front"]] for content in contents}
-        said = {name: verdict(front, overlay.models, cost) for name, front in fronts.items() if front}
-        if said:
-            found[cost] = " · ".join(text if len(contents) == 1 else f"{name}: {text}" for name, text in said.items())
-    return found
+        texts = {name: verdict(front, overlay.models, cost) for name, front in fronts.items() if front}
+        if texts:
+            sentences[cost] = " · ".join(
+                text if len(contents) == 1 else f"{name}: {text}" for name, text in texts.items()
+            )
+    return sentences
 
 
 def _overlay(contents: Sequence[Content], overlay: Overlay) -> dict[str, object]:
-    """What the page shows of other models: each with the costs over which it is near the rows, and on the front."""
+    """What the page shows of other models: each with the costs where it is near the rows, and on the front."""
     verdicts = overlay_verdicts(contents, overlay)
     models: list[Row] = [{**model, "near": [], "front": []} for model in overlay.models]
     for cost in verdicts:
@@ -277,7 +269,7 @@ def write_report(
     title = title or f"{nouns.capitalize()} of " + (" and ".join(names) if len(names) < 3 else f"{len(names)} ledgers")
     # By folder: the ledgers of one run share its curves, which are shown once.
     folders = {Path(content["path"]).parent: content["name"] for content in contents}
-    training = [{"name": name, **found} for folder, name in folders.items() if (found := _training(folder))]
+    training = [{"name": name, **curves} for folder, name in folders.items() if (curves := _training(folder))]
     others = _overlay(contents, overlay) if overlay else None
     metric = contents[0]["metric"]
     words = {"noun": noun, "nouns": nouns, "uncut": uncut, "metric": metric, "metric_name": in_sentence(metric)}

@@ -20,7 +20,7 @@ _BOX = 14
 
 
 def depths_of(stitches: Iterable[Stitch]) -> dict[str, int]:
-    """Blocks of each anchor as far as the stitches show them, in the order in which the anchors appear."""
+    """Blocks of each anchor as far as the stitches show them, with anchors in the order of appearance."""
     depths: dict[str, int] = {}
     for stitch in stitches:
         for segment in stitch.segments:
@@ -49,8 +49,8 @@ def draw_route(stitch: Stitch, depths: Mapping[str, int]) -> str:
             fill = (
                 f'fill="{color}"' if (anchor, block) in runs else f'fill="#fff" stroke="{color}" stroke-opacity=".35"'
             )
-            place = f'x="{_LEFT + pitch * block:.1f}" y="{tops[anchor]}" width="{pitch * 0.72:.1f}" height="{_BOX}"'
-            shapes.append(f'<rect {place} rx="2.5" {fill}/>')
+            box = f'x="{_LEFT + pitch * block:.1f}" y="{tops[anchor]}" width="{pitch * 0.72:.1f}" height="{_BOX}"'
+            shapes.append(f'<rect {box} rx="2.5" {fill}/>')
     width, height = _LEFT + pitch * max(depths.values()) + 4, _LANE * len(depths)
     # Pages embed the picture as HTML. Labels have only harmless characters, which `Segment` checks; names have arrows.
     return (

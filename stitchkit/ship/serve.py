@@ -15,7 +15,7 @@ import torch
 from stitchkit.data.decoding import ImageSource, readable
 from stitchkit.display import quantity, unit_of
 from stitchkit.errors import InputError
-from stitchkit.measure.latency import Latency, latencies
+from stitchkit.measure.latency import latencies
 from stitchkit.measure.latency_verdict import unreliable
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.metric import ACCURACY, in_sentence, metric_of
@@ -26,21 +26,12 @@ from stitchkit.ship.predict import described_classes, likeliest, report_changes
 from stitchkit.ship.predictors import Transform
 from stitchkit.ship.route_drawing import depths_of, draw_route
 from stitchkit.ship.trained_snnet import Trained, calibrate, needs_calibration
+from stitchkit.ship.write_page import read_page
 
-_CLASSES = 5
-"""Number of classes in a prediction."""
-_SECONDS = 0.5
-"""Longest time to measure a latency while somebody waits for the page."""
+_CLASSES = 5  # number of classes in a prediction
+_SECONDS = 0.5  # longest time to measure a latency while somebody waits for the page
 _HOST = "127.0.0.1"
 _GRADIO = ("gradio", "serve", "the page")
-
-_STYLE = """
-.stitch { font-size: 18px; font-weight: 600; margin: 0 0 4px; overflow-wrap: anywhere; }
-.stitch-figures { display: grid; grid-template-columns: auto 1fr; gap: 2px 16px; margin: 12px 0 0; }
-.stitch-figures dd { margin: 0; }
-svg.route { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-svg.route text { font: 600 11px system-ui, sans-serif; }
-"""
 
 
 class Demonstration:
@@ -68,7 +59,8 @@ class Demonstration:
         self._names = described_classes(trained.classes, trained.model.num_classes)
         self._depths = depths_of(self._model.space)
         self._network = cache(self._open_network)
-        self._latency = cache(self._measure_latency)
+        blank = torch.zeros(1, *self._model.input_size, device=self._device)
+        self._latency = cache(lambda cfg_id: latencies([self._model.extract(cfg_id)], blank, limit_s=_SECONDS)[0])
 
     def run(self, image: ImageSource | None, flops: float) -> tuple[dict[str, float] | None, str]:
         """Predict with the best stitch within a budget.
@@ -106,11 +98,6 @@ class Demonstration:
         route = draw_route(stitch, self._depths)
         return f'<p class="stitch">{escape(stitch.name)}</p>{route}<dl class="stitch-figures">{listed}</dl>'
 
-    def _measure_latency(self, cfg_id: int) -> Latency:
-        """The latency of a stitch for one image."""
-        image = torch.zeros(1, *self._model.input_size, device=self._device)
-        return latencies([self._model.extract(cfg_id)], image, limit_s=_SECONDS)[0]
-
 
 def _ledger_latency(row: Row) -> str | None:
     if "latency_ms" not in row:
@@ -125,10 +112,10 @@ def check_page(port: int | None) -> None:
         return
     if not 0 < port < 2**16:
         raise InputError(f"--port is {port}; it must be from 1 to {2**16 - 1}")
-    with socket.socket() as place:
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            place.bind((_HOST, port))
+            probe.bind((_HOST, port))
         except OSError as error:
             raise InputError(f"port {port} is unavailable: {error.strerror}; choose another --port") from error
 
@@ -165,7 +152,13 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
         )  # fmt: skip
     fonts = ["system-ui", "sans-serif"]  # the browser would download gradio's own
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
-    options = {"theme": theme, "css": _STYLE, "share": False, "quiet": True, "prevent_thread_lock": True}
+    options = {
+        "theme": theme,
+        "css": read_page("serve.css"),
+        "share": False,
+        "quiet": True,
+        "prevent_thread_lock": True,
+    }
     _, address, _ = page.launch(server_name=_HOST, server_port=port, footer_links=[], **options)
     print(f"the page is {address}; Ctrl-C ends it", flush=True)
     page.block_thread()

@@ -30,9 +30,8 @@ Output: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 def load_stitch(path: str | Path) -> RouteNetwork | DenseRoute:
     """The network of an exported `.safetensors` file, in evaluation mode.
 
-    It is built from timm's classes; nothing is downloaded, nothing in the file is executed, and only the anchors on
-    the route are built. Its `pretrained_cfg` describes the preparation of images, for
-    `timm.data.resolve_model_data_config`; its `about` is the whole description.
+    It is built from timm's classes: nothing is downloaded or executed, and only the anchors on the route are built. Its
+    `pretrained_cfg` is for `timm.data.resolve_model_data_config`; its `about` is the whole description.
 
     Raises:
         InputError: If the file is missing, damaged, or not an exported stitch.
@@ -60,8 +59,8 @@ def load_stitch(path: str | Path) -> RouteNetwork | DenseRoute:
 def _existing(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_file():
-        found = "is not a file" if path.exists() else "does not exist"
-        raise InputError(f"export '{path}' {found}; check the path")
+        fault = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"export '{path}' {fault}; check the path")
     return path
 
 
@@ -123,8 +122,7 @@ def write_safetensors(net: nn.Module, about: About, draft: Path) -> None:
     draft.write_bytes(save(weights, metadata={"format": "pt", _KEY: json.dumps(about)}))
 
 
-_BATCH = ({0: torch.export.Dim("batch", min=1)},)
-"""Batches of any size."""
+_BATCH = ({0: torch.export.Dim("batch", min=1)},)  # batches of any size
 
 
 def _trace(net: nn.Module, about: About) -> torch.export.ExportedProgram:
@@ -189,15 +187,15 @@ def read_onnx(path: Path) -> nn.Module:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as for the SN-Net, to which its latency is compared
+    options.intra_op_num_threads = torch.get_num_threads()  # as for the SN-Net, for a fair latency
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     text = session.get_modelmeta().custom_metadata_map.get(_KEY, "null")
     about = json.loads(text, object_pairs_hook=unique_keys)
     names = [output.name for output in session.get_outputs()]
 
     def run(x: torch.Tensor) -> Output:
-        found = [torch.from_numpy(value) for value in session.run(None, {"images": x.cpu().numpy()})]
-        return found[0] if len(found) == 1 else dict(zip(names, found, strict=True))
+        outputs = [torch.from_numpy(value) for value in session.run(None, {"images": x.cpu().numpy()})]
+        return outputs[0] if len(outputs) == 1 else dict(zip(names, outputs, strict=True))
 
     return Runner(run, about)
 

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from stitchkit._version import __version__
 from stitchkit.data.decoding import Decoding
+from stitchkit.data.dense.pairs import spread
 from stitchkit.data.dense.transforms import evaluation_transform
 from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.data.open_dataset import open_dataset
@@ -89,8 +90,8 @@ class Trained:
         data = self.recipe.data
         if self.config.dense is not None:
             return ()
-        found = self.datasets.classes if data.data_dir and not data.dataset else ()
-        return found if len(found) == number else ()
+        names = self.datasets.classes if data.data_dir and not data.dataset else ()
+        return names if len(names) == number else ()
 
 
 def open_trained(
@@ -124,25 +125,25 @@ def open_trained(
     if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
     in_config = given_data_config(config.recipe)  # `gather` has put it into the recipe; the model has it anyway
-    here = given_data_config(recipe.flat())
-    given = {key: value for key, value in here.items() if key in settings or value != in_config.get(key)}
-    unset = {key: getattr(Recipe().data, key) for key in in_config.keys() - given.keys()}
+    merged = given_data_config(recipe.flat())
+    chosen = {key: value for key, value in merged.items() if key in settings or value != in_config.get(key)}
+    unset = {key: getattr(Recipe().data, key) for key in in_config.keys() - chosen.keys()}
     recipe = replace(recipe, data=replace(recipe.data, **unset))
     trained = TrainedWith.read(content, path)
     classes = tuple(trained.classes[0]) if trained.classes and len(trained.classes) == 1 else ()
     model = create_network(with_trained_classes(recipe, content) if not classes else recipe, config, classes)
     assert isinstance(model, SNNet), "it was made of a stitch configuration"
     load_content(model, content, path, ema=recipe.optim.model_ema)
-    # `given` before the checkpoint before the model's, which is that of the configuration before its anchors.
-    image = data_config_of(given, model.input_size, {**model.pretrained_cfg, **trained.image})
+    # `chosen` before the checkpoint before the model's, which is that of the configuration before its anchors.
+    image = data_config_of(chosen, model.input_size, {**model.pretrained_cfg, **trained.image})
     set_data_config(model, image)
     trained.say_unlike(model.pretrained_cfg)
     nearby = [recipe.folder / LEDGER, Path(path).with_name(LEDGER)]
     if (portions := recipe.run.recalibrate_bn) is not None:
-        nearby = [place for place in nearby if _portions_of(place) == portions]
-    for place in nearby if ledger is None else [ledger]:
+        nearby = [file for file in nearby if _portions_of(file) == portions]
+    for file in nearby if ledger is None else [ledger]:
         if not model.statistics:
-            load_statistics(model, place)
+            load_statistics(model, file)
     return Trained(model.eval(), config, recipe, classes, digest, freezes_anchors(content))
 
 
@@ -152,15 +153,11 @@ def _portions_of(ledger: Path) -> object:
 
 
 def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
-    """Whether the image size is that of the stitch configuration, not of a settings file."""
     return all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
 
 
 def check_origin(ledger: str | Path, trained: Trained, *, otherwise: str) -> None:
-    """Check that a ledger was measured with these weights, as far as the file beside it says, and these statistics.
-
-    `otherwise` is what to do if it was not, besides measuring it.
-    """
+    """Check that a ledger was measured with these weights and statistics; `otherwise` is the other thing to do."""
     recipe = trained.recipe
     if not origin_file(ledger).is_file():  # published ledgers have none
         check_statistics(trained.model.statistics, ledger, read_rows(ledger))
@@ -188,7 +185,7 @@ def needs_calibration(trained: Trained, stitch: int) -> bool:
         return False
     if not trained.has_data:
         raise InputError(
-            f"the batch norms of stitch {stitch} are recalibrated, as in --eval, which needs training images; add "
+            f"recalibrating the batch norms of stitch {stitch}, as in --eval, requires training images; add "
             "--data DIR, -c with the eval_args.yaml beside a ledger that has them, or --recalibrate-bn 0 to keep those "
             "of the checkpoint"
         )
@@ -205,17 +202,16 @@ def calibrate(trained: Trained, stitch: int) -> None:
     world = init_world(next(model.parameters()).device.type)
     try:
         with more_than_cores():
-            found = own_statistics(
+            chosen = own_statistics(
                 recipe, model, _create_loaders(trained, world, by_agreement=by_agreement), [stitch],
                 keeps_anchors=trained.keeps_anchors, by_agreement=by_agreement,
             )  # fmt: skip
     finally:
         dist.destroy_process_group()
-    model.statistics = {**model.statistics} | {cfg_id: each.statistics for cfg_id, each in found.items()}
+    model.statistics = {**model.statistics} | {cfg_id: each.statistics for cfg_id, each in chosen.items()}
 
 
 def _create_loaders(trained: Trained, world: World, *, by_agreement: bool) -> Loaders:
-    """The loaders of an evaluation."""
     recipe, model = trained.recipe, trained.model
     if recipe.dense.is_dense:
         return create_pair_loaders(
@@ -281,8 +277,7 @@ def sample_images(trained: Trained, number: int, *, train: bool = False) -> tupl
         good = CheckedImages(dataset, num_classes=model.num_classes, is_training=False, limit=data.max_unreadable)
         good.transform = transform
         # Spread evenly over the split, whose first images are all of the first class.
-        places = range(min(number, len(good)))
-        samples = [good[place * len(good) // len(places)] for place in places]
+        samples = [good[index] for index in spread(len(good), number)]
         good.report()
     images = [image for image, label in samples if label != NO_CLASS or not has_labels(dataset)]
     where = f"the {split} split of '{data.data_dir or data.dataset}'"
@@ -298,6 +293,5 @@ def _sample_windows(trained: Trained, number: int, split: str) -> tuple[torch.Te
     pairs.decoding = Decoding.of(config)
     pairs.transform = evaluation_transform(recipe.dense.task, mean=config["mean"], std=config["std"])
     windows = Windows((sides[0], sides[1]), max(sides), keeps_scale=recipe.dense.task == "depth")
-    places = range(min(number, len(pairs)))
-    images = [windows.cut([pairs[place * len(pairs) // len(places)][0]]).windows[0] for place in places]
+    images = [windows.cut([pairs[index][0]]).windows[0] for index in spread(len(pairs), number)]
     return torch.stack(images), f"images from the {split} split of '{recipe.data.data_dir or recipe.data.dataset}'"

@@ -416,7 +416,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     assert "measured with recalibrate_bn 3, not 0; give the same --recalibrate-bn" in capsys.readouterr().err
     for given in (flags, flags[:-2]):
         assert main(["export", *given, "-o", str(path), "--cfg_id", "4"]) == 2
-        said = "the batch norms of stitch 4 are recalibrated, as in --eval, which needs training images; add --data DIR"
+        said = "recalibrating the batch norms of stitch 4, as in --eval, requires training images; add --data DIR"
         assert said in capsys.readouterr().err
     alone = tmp_path / "alone.safetensors"  # an uncut anchor, and a stitch as the checkpoint has it
     assert main(["export", *flags[:-2], "-o", str(alone), "--cfg_id", "1"]) == 0
@@ -461,7 +461,7 @@ def test_without_a_budget_the_most_accurate_is_taken_and_reported(run, capsys):
 def test_the_cheapest_that_cannot_be_told_from_the_best_is_exported(run, capsys):
     flags = ["--ledger", run.folder / "ledger.txt", "--confident", "-o", run.folder / "net.safetensors"]
     assert run.export(*flags) == 2
-    assert "ledger.txt' has no hits beside it, by which --confident tells stitches apart" in capsys.readouterr().err
+    assert "ledger.txt' has no hits beside it, which --confident requires" in capsys.readouterr().err
     rows = sorted(run.rows, key=lambda row: row["acc1"])
     right = np.arange(100) < np.array([[row["acc1"]] for row in rows])  # one has an image more right than the next
     hits = Hits(tuple(row["cfg_id"] for row in rows), right, np.ones_like(right), np.zeros(100, np.int64))

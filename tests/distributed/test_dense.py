@@ -274,7 +274,7 @@ REFUSED = [
     (["--task", "depth", "--preserve", "replay"], "--preserve replay teaches by the classes of images"),
     (["--task", "segmentation", "--levels", "2", "1"], "levels are [2, 1]; give blocks of 'b' in ascending order"),
     (["--task", "segmentation", "--head", "dpt"], "the dpt head needs 4 levels, not 3"),
-    (["--task", "segmentation", "--num-classes", "3"], "classes.txt' names 10 classes; leave it out, or give 10"),
+    (["--task", "segmentation", "--num-classes", "3"], "classes.txt' names 10 classes; omit it, or give 10"),
     (["--task", "segmentation", "--zoom", "2", "0.5"], "--zoom is [2.0, 0.5]; give the smallest scale first"),
 ]
 

@@ -143,14 +143,14 @@ def test_a_stray_number_does_not_become_classes_in_silence(pairs, tmp_path, capl
     """Without names of classes, the highest number in the training masks says how many there are."""
     data = shutil.copytree(pairs, tmp_path / "data")
     stray = data / "train/masks/3.png"
-    for number, said in ((4, "5 classes, of which 1 occurs in"), (77, "78 classes, of which 74 occur in")):
+    for number, said in ((4, "5 classes; 1 never occurs in"), (77, "78 classes; 74 never occur in")):
         with Image.open(stray) as mask:
             mask.putpixel((5, 20), number)
             mask.save(stray)
         caplog.clear()
         assert open_pairs(data, "train", "segmentation").num_classes == number + 1
         (line,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-        assert f"{said} no mask of the train split; the highest, {number}, is in '{stray}'; if that is a mist" in line
+        assert f"{said} the masks of the train split; the highest, {number}, is in '{stray}'; if that is a mist" in line
         assert "name the classes in classes.txt" in line
 
 
@@ -165,7 +165,7 @@ def test_a_configuration_for_another_number_of_classes(pairs, tmp_path, capsys):
     run = ["train", data, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--dry-run"]
     assert main([*map(str, run), "--num-classes", "3"]) == 0
     line = train(capsys, data, config, tmp_path, "--num-classes", "4")
-    assert f"num_classes is 4, {named}leave it out, or give 3" in line
+    assert f"num_classes is 4, {named}omit it, or give 3" in line
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth"])

@@ -115,7 +115,10 @@ def test_what_maps_cannot_be_is_said_before_any_is_made(run, tmp_path, capsys):
         Image.new("RGB", (20, 20)).save(alike / name)
     for words, message in [
         ([images, *stitch, "-o", tmp_path / "maps.csv"], "the network gives a map of each image; give -o a folder"),
-        ([images, *stitch, "-o", tmp_path / "maps", "--top", "3"], "--top is for classes of images"),
+        (
+            [images, *stitch, "-o", tmp_path / "maps", "--top", "3"],
+            "--top does not apply to networks that predict maps",
+        ),
         (
             [images, *stitch, "-o", tmp_path / "maps.png"],
             "maps.png' must be a CSV file; give a name that ends with .csv",

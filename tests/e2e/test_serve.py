@@ -84,7 +84,7 @@ def test_the_log_says_what_was_done_to_an_image(demonstration, tmp_path, caplog)
     for name in ("a.tif", "b.tif"):
         demonstration.run(str(tmp_path / name), 1e9)
     assert [text for text in caplog.messages if text.startswith("of 1 image: ")] == [
-        "of 1 image: 1 with several frames, of which the first is used",
+        "of 1 image: 1 with several frames (only the first is used)",
         "of 1 image: 1 turned by EXIF orientation",
     ]
 
@@ -234,5 +234,5 @@ def test_a_person_uploads_an_image_and_moves_the_budget(files, tmp_path):
         Image.new("1", (1, 20_000)).save(tmp_path / "narrow.png")  # resized by its shorter side, it would fill 5 GB
         page.get_by_label("Remove Image").click()
         page.locator("input[type=file]").set_input_files(tmp_path / "narrow.png")
-        page.get_by_text("it is 1 x 20,000 pixels; one side may be 100 times the other").wait_for()
+        page.get_by_text("it is 1 x 20,000 pixels; at most 100 to 1 is allowed").wait_for()
         assert wrong == []

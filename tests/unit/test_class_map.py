@@ -94,7 +94,7 @@ def test_folders_without_a_class_are_counted(data, caplog):
     caplog.set_level("INFO")
     found = opened(data, text(data, "yellow\nred"))
     assert len(found.train) == 6
-    said = "train: 6 images, 2 classes (yellow, red); 6 images left out, whose folders the class map does not name"
+    said = "train: 6 images, 2 classes (yellow, red); 6 images skipped, in folders missing from the class map"
     assert f"{said} (blue, green)" in caplog.text
 
 

@@ -74,7 +74,7 @@ def test_texts_are_names_of_classes_in_the_order_of_folders(tmp_path, caplog):
     assert train.classes == judged.classes == ("ant", "bee", "cat9", "cat10", "dog")
     assert [label for _, label in train] == [4, 3, 2]
     assert [label for _, label in judged] == [4, 1]
-    assert "the labels in the column 'label' are 5 texts, which are numbered in their order" in caplog.text
+    assert "the 5 text labels in the column 'label' are numbered in their order" in caplog.text
     assert open_split(name, "train", 4).classes == train.classes
 
 

@@ -1,4 +1,4 @@
-"""`--confident`: the cheapest stitch that is not distinguishable from the most accurate one within a budget."""
+"""`--confident`: the cheapest stitch that is statistically tied with the most accurate one within a budget."""
 
 import json
 
@@ -27,14 +27,14 @@ def said(capsys, *arguments):
 @pytest.mark.parametrize(
     ("flags", "best", "sentence"),
     [
-        ([], 2, "cfg_id 3 is the most accurate of 5 stitches; cfg_id 2 has 12 % fewer FLOPs and is not "
-         "distinguishable from it: -0.25 points, 95 % from -1.09 to 0.60"),
+        ([], 2, "cfg_id 3 is the most accurate of 5 stitches; cfg_id 2 has 12 % fewer FLOPs and is "
+         "statistically tied with it: -0.25 points, 95 % from -1.09 to 0.60"),
         (["--max-flops", "140"], 2, "cfg_id 2 is the most accurate of the 3 stitches, out of 5, with at most 140 "
-         "FLOPs; all that cost less are distinguishably worse"),
+         "FLOPs; all cheaper ones are significantly worse"),
         (["--max-flops", "105"], 0, "cfg_id 0 is the only stitch, out of 5, with at most 105 FLOPs; "
          "nothing costs less"),
         (["--max-params", "800"], 4, "cfg_id 3 is the most accurate of the 4 stitches, out of 5, with at most 800 "
-         "parameters; cfg_id 4 has 17 % fewer parameters and is not distinguishable from it: -0.25 points, 95 % from"),
+         "parameters; cfg_id 4 has 17 % fewer parameters and is statistically tied with it: -0.25 points, 95 % from"),
         (["--min-acc1", "75", "--max-flops", "1G"], 2, "FLOPs and at least 75 % top-1; cfg_id 2 has 12 % fewer FLOPs"),
     ],
 )  # fmt: skip
@@ -76,16 +76,16 @@ def test_pick_shows_intervals_and_ties_by_the_limited_cost(ledger, capsys):
 
 def test_what_cannot_be_confident_is_refused(ledger, capsys, tmp_path):
     flags = ["pick", ledger, "--confident"]
-    assert "--confident compares top-1 accuracies, and this is k-NN" in refused(capsys, *flags, "--metric", "knn")
+    assert "--confident compares top-1 accuracies, not k-NN" in refused(capsys, *flags, "--metric", "knn")
     assert "--min-acc1 alone takes the cheapest stitch already" in refused(capsys, *flags, "--min-acc1", "50")
     assert "the nearest miss is cfg_id 0" in refused(capsys, *flags, "--max-flops", "5")
     output = ["-o", tmp_path / "x.onnx"]
     line = refused(capsys, "export", "--stitch_config", "digits_vit", "--cfg_id", "3", "--confident", *output)
-    assert "--cfg_id 3 already names a stitch; leave --confident out" in line
+    assert "--cfg_id 3 already names a stitch; omit --confident" in line
     rows = read_rows(ledger)
     write_rows(ledger, [*rows, {"cfg_id": 9, "flops": 5, "acc1": 99.0}])
-    assert "has stitches without hits, by which --confident tells stitches apart" in refused(capsys, *flags)
+    assert "has stitches without hits, which --confident requires" in refused(capsys, *flags)
     write_rows(ledger, [{**rows[0], "acc1": 99.0}])
-    assert "the hits beside the ledger are of another evaluation: cfg_id 0" in refused(capsys, *flags)
+    assert "the hits beside the ledger belong to another evaluation: cfg_id 0" in refused(capsys, *flags)
     hits_file(ledger).unlink()
-    assert "has no hits beside it, by which --confident" in refused(capsys, *flags)
+    assert "has no hits beside it, which --confident" in refused(capsys, *flags)

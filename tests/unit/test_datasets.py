@@ -553,7 +553,9 @@ def test_every_row_of_the_table_is_one_that_torchvision_knows(tmp_path, key):
 def test_names_that_do_not_exist():
     with pytest.raises(InputError, match="did you mean 'cifar10'"):
         open_dataset("cifra10", root=None, split="train")
-    with pytest.raises(InputError, match="'fmow' is one of WILDS, which is not read here; write it as an image folder"):
+    with pytest.raises(
+        InputError, match="'fmow' belongs to WILDS, which is not supported; write it as an image folder"
+    ):
         open_dataset("fmow", root=None, split="train")
     with pytest.raises(
         InputError, match="'RESISC45' is an image folder, and 'resisc45' has no train/; put it there, or w"

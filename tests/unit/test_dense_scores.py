@@ -220,7 +220,7 @@ def test_a_damaged_file_is_one_message(tmp_path: Path, damage: bytes | dict[str,
         path.write_bytes(damage)
     else:
         _damaged(path, **damage)
-    with pytest.raises(InputError, match=r"cannot be read: .*; remove it to leave intervals out"):
+    with pytest.raises(InputError, match=r"cannot be read: .*; delete it to continue without intervals"):
         read_sums(path)
 
 
@@ -336,12 +336,12 @@ def test_pick_is_confident_about_mean_iou(ledger, capsys) -> None:
     assert found["difference"]["points"] == pytest.approx(rows[11]["miou"] - rows[12]["miou"])
     assert found["difference"]["low"] < 0 < found["difference"]["high"]
     said = refused(capsys, *flags, "--metric", "pixel_acc")
-    assert "--confident compares mean IoU, and this is pixel accuracy; leave it out" in said
+    assert "--confident compares mean IoU, not pixel accuracy; omit it" in said
     write_rows(ledger, [{**rows[10], "miou": 99.0}])
     said = refused(capsys, *flags)
-    assert "the sums beside the ledger are of another evaluation: cfg_id 10 has miou 99.00" in said
+    assert "the sums beside the ledger belong to another evaluation: cfg_id 10 has miou 99.00" in said
     sums_file(ledger).unlink()
-    assert "has no sums beside it, by which --confident" in refused(capsys, *flags)
+    assert "has no sums beside it, which --confident" in refused(capsys, *flags)
     assert "no intervals without the sums of each image" in _said(capsys, "pareto", ledger)
 
 

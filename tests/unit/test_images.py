@@ -23,7 +23,7 @@ from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import COLOUR_MODES
-from stitchkit.ship.predict import _Files
+from stitchkit.ship.predict import Files
 from stitchkit.ship.predictors import Transform
 from stitchnet.data import image_folder, read_image
 from tests.jobs import job_config
@@ -150,7 +150,9 @@ READERS = {
     "unreadable images are skipped": of_checked,
     "stream": of_stream,
     "job": of_job,
-    "predict": lambda folder, _: [row[1] for row in _Files(sorted(map(str, folder.iterdir())), CONFIG)],
+    "predict": lambda folder, _: [
+        row[1] for row in Files(sorted(map(str, folder.iterdir())), Transform(CONFIG).read, torch.empty(0))
+    ],
     "serve": lambda folder, _: [Transform(CONFIG)(str(path)) for path in sorted(folder.iterdir())],
     "stitchnet": lambda folder, _: [read_image(path, (SIDE, SIDE)) for path in sorted(folder.iterdir())],
     "compose": lambda folder, _: [image for image, _ in image_folder(folder.parent, SIDE)],
@@ -226,7 +228,7 @@ def test_the_log_says_once_how_many_images_were_changed_and_how(workers, tmp_pat
         images.report()
     message = (
         "of the 21 images of the train split: 3 turned by EXIF orientation, 10 scaled to 8 bits, "
-        "5 composited on white, 3 with several frames, of which the first is used"
+        "5 composited on white, 3 with several frames (only the first is used)"
     )
     assert [text for text in caplog.messages if "EXIF" in text] == [message]
 

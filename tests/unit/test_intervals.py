@@ -289,12 +289,14 @@ def test_the_note_on_a_front_counts_its_points_or_says_what_is_missing():
 def test_hits_of_another_evaluation_are_refused():
     rows, hits = evaluated(pair(3, 4, 50, both=40))
     rows[1]["acc1"] += 2
-    with pytest.raises(InputError, match=r"cfg_id 11 has acc1 90.00 .* and 44 of 50 images right by its hits; remove"):
+    with pytest.raises(
+        InputError, match=r"cfg_id 11 has acc1 90.00 .* and 44 of 50 images right by the .hits file; delete"
+    ):
         add_intervals(rows, hits)
 
 
 @pytest.mark.parametrize("tied", ["3", '["3"]', "[true]", "[-1]", "[1.5]"])
 def test_ties_of_a_ledger_are_numbers_of_stitches(tied, tmp_path):
     (tmp_path / "r.txt").write_text(f'{{"cfg_id": 1, "tied_with": {tied}}}\n')
-    with pytest.raises(InputError, match=r"line 1 has tied_with .*, which is not a list of cfg_ids; remove the line"):
+    with pytest.raises(InputError, match=r"line 1 has tied_with .*, not a list of cfg_ids; remove the line"):
         read_rows(tmp_path / "r.txt")

@@ -123,7 +123,7 @@ def test_networks_for_dense_prediction_have_latencies(short_timing):
 
 def test_latencies_without_a_verdict_get_a_note():
     """As those of other tools."""
-    assert latency_note([{"cfg_id": 0, "latency_ms": 1.0}]).startswith("latencies of unknown conditions")
+    assert latency_note([{"cfg_id": 0, "latency_ms": 1.0}]).startswith("latencies measured under unknown conditions")
     assert not latency_note([{"cfg_id": 0}])
 
 

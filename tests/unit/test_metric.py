@@ -116,7 +116,7 @@ def test_what_is_of_the_accuracy_alone_is_refused(ledger, tmp_path, capsys):
     (tmp_path / "models.csv").write_text("name,acc1,flops\nother,80,12\n")
     for command in ("pick", "pareto"):
         assert main([command, ledger, "--overlay", str(tmp_path / "models.csv")]) == 2
-        assert "--overlay compares top-1 accuracies, and this is k-NN accuracy; leave it out" in capsys.readouterr().err
+        assert "--overlay compares top-1 accuracies, not k-NN accuracy; omit it" in capsys.readouterr().err
     assert main(["pick", ledger, "--min-acc1", "50"]) == 2
     assert "has no 'acc1'" in capsys.readouterr().err
     assert main(["pick", ledger, "--metric", "loss"]) == 2

@@ -87,8 +87,8 @@ def test_without_image_sizes_costs_are_joined_by_name(file):
         ("name,flops,acc1\nm,5e9,0.8\nn,6e9,1\n", "has accuracies of at most 1; give percent, such as 80 for 0.8"),
         ("name,gmacs,acc1\nm,2e9,80\n", "has 2e+09 in its column 'gmacs'; give billions of multiply-adds, or na"),
         ("name,flops,acc1,param_count\nm,2e9,80,5e6\n", "has 5e+06 in its column 'param_count'; give millions, or na"),
-        ("name,Flops,acc1,flops\nm,2e9,80,3e9\n", "has the columns 'Flops' and 'flops', which are the same; remove o"),
-        ("name,acc1, acc1,flops\nm,2e9,80,3e9\n", "has the columns 'acc1' and ' acc1', which are the same; remove o"),
+        ("name,Flops,acc1,flops\nm,2e9,80,3e9\n", "has the columns 'Flops' and 'flops', which mean the same; remove o"),
+        ("name,acc1, acc1,flops\nm,2e9,80,3e9\n", "has the columns 'acc1' and ' acc1', which mean the same; remove o"),
         ("name,flops,acc1\nm,17.6,80\n", "has at most 17.6 in its column 'flops'; give single FLOPs, or na"),
     ],
 )  # fmt: skip

@@ -97,10 +97,10 @@ def test_text_that_is_not_a_count_is_refused(text, capsys, tmp_path):
         (["--max-flops", "0"], "--max-flops is 0; give a number above 0"),
         (["--max-flops", "-3"], "'-3' is not a positive number such as 5G"),
         (["--min-acc1", "nan"], "--min-acc1 is nan"),
-        (["--min-acc1", "0.95"], "--min-acc1 is 0.95, less than 1 %; give percent, such as 95, or leave it out"),
+        (["--min-acc1", "0.95"], "--min-acc1 is 0.95, less than 1 %; give percent, such as 95, or omit it"),
         (["--max-latency-ms", "3"], "has no 'latency_ms'; give --stitch_config"),
         (["--max-params", "3M"], "has no 'params'; give --stitch_config"),
-        (["--num-classes", "3"], "need a configuration; add --stitch_config"),
+        (["--num-classes", "3"], "require --stitch_config; add it"),
         (["--max-flop", "3M"], "did you mean '--max-flops'?"),
     ],
 )

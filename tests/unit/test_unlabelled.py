@@ -256,7 +256,7 @@ def test_other_bad_places_are_one_message(photos, tmp_path):
     }.items():
         with pytest.raises(InputError, match=re.escape(message)):
             both(place)
-    with pytest.raises(InputError, match=r"class map 'm.txt' numbers class folders, which '.*' has not; leave it out"):
+    with pytest.raises(InputError, match=r"class map 'm.txt' numbers class folders, but '.*' has none; omit it"):
         both(photos, class_map="m.txt")
     source = Source("", photos, needs_labels=False)
     with pytest.raises(InputError, match="has no mine/ folder with class folders in it"):

@@ -17,15 +17,7 @@ _COLUMNS = {"segmentation": ("mask", "annotation", "label", "segmentation"), "de
 
 
 class PairRows:
-    """The rows of a split, as `PairFiles` are the files of one.
-
-    Args:
-        table: A `datasets.Dataset`.
-        split: Its name.
-        task: `segmentation` or `depth`.
-        input_key: Column of images.
-        target_key: Column of masks or depth maps; empty for the first of the usual names.
-    """
+    """The rows of a split, as `PairFiles` are the files of one."""
 
     classes: tuple[str, ...] = ()
     num_classes = 0
@@ -73,13 +65,13 @@ def _images_of(table: Any) -> str:
 
 
 def _target_column(table: Any, task: str) -> str:
-    found = next((name for name in _COLUMNS[task] if name in table.column_names), None)
-    if found is None:
+    column = next((name for name in _COLUMNS[task] if name in table.column_names), None)
+    if column is None:
         raise InputError(
             f"the data set has none of the columns {', '.join(_COLUMNS[task])}; name the one of the {NOUNS[task]}s "
             f"with --target-key (columns with images: {_images_of(table)})"
         )
-    return found
+    return column
 
 
 def open_rows(
@@ -89,11 +81,6 @@ def open_rows(
 
     Args:
         name: `hfds/` and the name of a data set, or the path of its folder.
-        split: The requested name, looked up by `stitchkit.data.split_rule`.
-        task: `segmentation` or `depth`.
-        input_key: Column of images.
-        target_key: Column of masks or depth maps; empty for the first of the usual names.
-        download: Download missing files.
     """
     options = {"input_key": input_key, "target_key": ""}  # the reader need not look for class names in a mask
     images: Any = open_dataset(Source(name, download=download), split, is_training=True, **options)

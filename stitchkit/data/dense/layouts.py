@@ -1,28 +1,27 @@
-"""Folders of images with masks or depth maps, in the layouts of the published data sets.
+"""Folders of images with masks or depth maps, in the layouts of published data sets.
 
-The folder ROOT itself tells its layout; `SPLIT` is any name of a split by `stitchkit.data.split_rule`. Hidden files are
-ignored, as are masks without an image, and folders within those named here belong to a file's name.
+The folder ROOT decides its layout; SPLIT is any name in `stitchkit.data.split_rule`. Hidden files and masks without an
+image are ignored, and inner folders belong to a file's name.
 
-**Paired folders.** `ROOT/SPLIT/images/` with `ROOT/SPLIT/masks/`, or `ROOT/images/SPLIT/` with `ROOT/masks/SPLIT/`;
-`depths/` in place of `masks/`. An image and its mask have the same name but for the suffix. A mask is a PNG of class
-numbers from 0, grey or with a palette, and 255 is ignored. A depth map is a PNG of 16 bits in millimetres, or a `.npy`
-file of floats in metres; 0 is unknown. `ROOT/classes.txt` names the classes, one in each line.
+**Paired folders**: `ROOT/SPLIT/images/` with `ROOT/SPLIT/masks/`, or `ROOT/images/SPLIT/` with `ROOT/masks/SPLIT/`;
+`depths/` in place of `masks/`. Names agree but for the suffix. A mask is a PNG of class numbers from 0, grey or with a
+palette; 255 is ignored. A depth map is a 16-bit PNG in millimetres or a `.npy` file of floats in metres; 0 is unknown.
+`ROOT/classes.txt` names the classes, one in each line.
 
-**ADE20K**, the release for scene parsing: `images/training/`, `images/validation/`, and the same in `annotations/`. Its
-150 classes are numbered from 1, and 0 ("other") is ignored. `ROOT/objectInfo150.txt` names the classes, if it is there.
-The files are known by their names, `ADE_*`, or by `objectInfo150.txt` or `sceneCategories.txt` in ROOT.
+**ADE20K** for scene parsing: `images/` and `annotations/` with `training/` and `validation/`, recognised by files named
+`ADE_*`, or by `objectInfo150.txt`, which names the classes, or `sceneCategories.txt` in ROOT. Its 150 classes are
+numbered from 1; 0 is ignored.
 
-**COCO-Stuff**, as mmsegmentation lays it out: `images/train2014/` and `images/test2014/` (10k), or `images/train2017/`
-and `images/val2017/` (164k), and the same in `annotations/`, with masks `NAME_labelTrainIds.png` beside other files.
-Its 171 classes are numbered from 1 in the 10k release, where 0 is ignored, and from 0 in the 164k release.
-`ROOT/classes.txt` names them.
+**COCO-Stuff** as in mmsegmentation: `images/` and `annotations/` with `train2014/` and `test2014/` (10k) or
+`train2017/` and `val2017/` (164k), and masks `NAME_labelTrainIds.png`. Its 171 classes, named in `ROOT/classes.txt`,
+are numbered from 1 in the 10k release, where 0 is ignored, and from 0 in the other.
 
-**NYUv2**, as BTS and the Monocular-Depth-Estimation-Toolbox lay it out: `ROOT/nyu_train.txt` and `ROOT/nyu_test.txt`
-have in each line an image, its depth map (a PNG of 16 bits in millimetres) and a focal length, which is not used. Paths
-begin at ROOT, with or without a slash, and do not leave it; a line whose depth map is `None` is skipped.
+**NYUv2** as in BTS: each line of `ROOT/nyu_train.txt` and `ROOT/nyu_test.txt` has an image, its depth map (16-bit PNG
+in millimetres) and an unused focal length. Paths begin at ROOT and stay in it; lines with the depth map `None` are
+skipped.
 
-Source: the dataset pages and readers of mmsegmentation 1.2 (`docs/en/user_guides/2_dataset_prepare.md`,
-`tools/dataset_converters/coco_stuff10k.py`), and of the Monocular-Depth-Estimation-Toolbox (`depth/datasets/nyu.py`).
+Source: mmsegmentation 1.2 (`docs/en/user_guides/2_dataset_prepare.md`, `tools/dataset_converters/coco_stuff10k.py`) and
+the Monocular-Depth-Estimation-Toolbox (`depth/datasets/nyu.py`).
 """
 
 from __future__ import annotations
@@ -43,8 +42,7 @@ from stitchkit.errors import InputError
 NOUNS = {"segmentation": "mask", "depth": "depth map"}
 """The tasks, and what each needs for an image."""
 _SUFFIXES = {"segmentation": frozenset({".png"}), "depth": frozenset({".png", ".npy"})}
-_RELEASES = {"2014": True, "2017": False}
-"""COCO-Stuff's years, and whether 0 is ignored."""
+_RELEASES = {"2014": True, "2017": False}  # COCO-Stuff's years, and whether 0 is ignored
 _LARGEST_TEXT = 100_000_000
 
 
@@ -53,14 +51,8 @@ class PairFiles:
     """The files of a split.
 
     Args:
-        split: Its name in the folder.
         names: The images, relative to the folder of the split.
-        images: Their files.
-        targets: The files of their masks or depth maps.
-        classes: Class names in the order of their numbers; empty if they are unknown.
-        num_classes: Number of classes; 0 if it is unknown.
         skips_zero: Whether classes are numbered from 1 in the files.
-        notes: What is not used, in words.
         named_in: The file whose lines are the classes; empty if the layout has a fixed number of them.
     """
 
@@ -84,13 +76,7 @@ class PairFiles:
 
 
 def find_pairs(root: Path, split: str, task: str) -> PairFiles:
-    """The files of a split.
-
-    Args:
-        root: The folder of the data set.
-        split: The requested name.
-        task: `segmentation` or `depth`.
-    """
+    """The files of a split."""
     check_pair_folder(root, split, task)
     for layout in _LAYOUTS[task]:
         if (files := layout(root, split, task)) is not None:
@@ -102,25 +88,25 @@ def find_pairs(root: Path, split: str, task: str) -> PairFiles:
 
 def _paired(root: Path, split: str, task: str) -> PairFiles | None:
     folder = PAIR_FOLDERS[task]
-    for one in names_of(split):
+    for name in names_of(split):
         for images, targets in (
-            (root / one / "images", root / one / folder),
-            (root / "images" / one, root / folder / one),
+            (root / name / "images", root / name / folder),
+            (root / "images" / name, root / folder / name),
         ):
             if images.is_dir() and targets.is_dir():
                 classes = read_classes(root) if task == "segmentation" else ()
                 pairs, notes = _matched(images, targets, task)
-                found = _files(one, images, pairs, notes=notes, classes=classes, num_classes=len(classes))
-                return replace(found, named_in=str(root / "classes.txt")) if classes else found
+                files = _files(name, images, pairs, notes=notes, classes=classes, num_classes=len(classes))
+                return replace(files, named_in=str(root / "classes.txt")) if classes else files
     return None
 
 
 def _ade20k(root: Path, split: str, task: str) -> PairFiles | None:
-    for one in names_of(split):
-        images, targets = root / "images" / one, root / "annotations" / one
+    for name in names_of(split):
+        images, targets = root / "images" / name, root / "annotations" / name
         if images.is_dir() and targets.is_dir() and _is_ade20k(root, targets):
             pairs, notes = _matched(images, targets, task)
-            return _files(one, images, pairs, notes, _read_object_info(root), num_classes=150, skips_zero=True)
+            return _files(name, images, pairs, notes, _read_object_info(root), num_classes=150, skips_zero=True)
     return None
 
 
@@ -133,8 +119,8 @@ def _is_ade20k(root: Path, masks: Path) -> bool:
 def _coco_stuff(root: Path, split: str, task: str) -> PairFiles | None:
     # All splits of one release before those of the other, since their numbers differ.
     for year, skips_zero in _RELEASES.items():
-        for one in names_of(split):
-            images, targets = root / "images" / f"{one}{year}", root / "annotations" / f"{one}{year}"
+        for name in names_of(split):
+            images, targets = root / "images" / f"{name}{year}", root / "annotations" / f"{name}{year}"
             if images.is_dir() and targets.is_dir():
                 pairs, notes = _matched(images, targets, task, ending="_labelTrainIds")
                 classes = read_classes(root, 171)
@@ -159,32 +145,34 @@ def _files(
 def _matched(images: Path, targets: Path, task: str, ending: str = "") -> tuple[dict[str, str], str]:
     """The target of each image in a folder, by path, and what is not used, in words."""
     pictures, notes = _by_name(images)
-    found, _ = _by_name(targets, _SUFFIXES[task], ending)
-    missing = [os.path.relpath(path, images) for name, path in pictures.items() if name not in found]
+    maps, _ = _by_name(targets, _SUFFIXES[task], ending)
+    missing = [os.path.relpath(path, images) for name, path in pictures.items() if name not in maps]
     if missing:
         wanted = " or ".join(f"NAME{ending}{suffix}" for suffix in sorted(_SUFFIXES[task], reverse=True))
         raise InputError(
             f"{len(missing)} of {counted(len(pictures), 'image')} in '{images}' have no {NOUNS[task]} in '{targets}': "
             f"{listed(missing)}; an image NAME.jpg needs {wanted} there"
         )
-    if alone := len(found.keys() - pictures.keys()):
+    if alone := len(maps.keys() - pictures.keys()):
         notes += f"; {counted(alone, NOUNS[task])} without an image ignored"
-    return {path: found[name] for name, path in pictures.items()}, notes
+    return {path: maps[name] for name, path in pictures.items()}, notes
 
 
 def _by_name(folder: Path, suffixes: frozenset[str] = frozenset(), ending: str = "") -> tuple[dict[str, str], str]:
     """The images in a folder by their names without `ending` and suffix, and what else is there, in words."""
     paths, notes = image_files(folder, suffixes)
-    found: dict[str, str] = {}
+    paths_by_name: dict[str, str] = {}
     for path in paths:
         name = os.path.splitext(path[len(str(folder)) :].lstrip(os.sep))[0]
         if not name.endswith(ending):
             continue
         name = name.removesuffix(ending)
-        if name in found:
-            raise InputError(f"'{found[name]}' and '{path}' have the same name but for the suffix; keep one of them")
-        found[name] = path
-    return found, notes
+        if name in paths_by_name:
+            raise InputError(
+                f"'{paths_by_name[name]}' and '{path}' have the same name but for the suffix; keep one of them"
+            )
+        paths_by_name[name] = path
+    return paths_by_name, notes
 
 
 def _lines(path: Path) -> list[str]:
@@ -204,7 +192,6 @@ def read_classes(root: Path, count: int = 0) -> tuple[str, ...]:
     """The class names in `classes.txt` of a data folder; empty if there is no such file.
 
     Args:
-        root: The data folder.
         count: The number of names that it must have; 0 for any.
     """
     path = root / "classes.txt"
@@ -235,7 +222,7 @@ def _read_object_info(root: Path) -> tuple[str, ...]:
 
 
 def _nyu(root: Path, split: str, task: str) -> PairFiles | None:
-    path = next((root / f"nyu_{one}.txt" for one in names_of(split) if (root / f"nyu_{one}.txt").is_file()), None)
+    path = next((root / f"nyu_{name}.txt" for name in names_of(split) if (root / f"nyu_{name}.txt").is_file()), None)
     if path is None:
         return None
     rows = [_row(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
@@ -245,7 +232,7 @@ def _nyu(root: Path, split: str, task: str) -> PairFiles | None:
             f"'{path}' lists no image with a {NOUNS[task]}; each line needs an image and its {NOUNS[task]}"
         )
     files = [(os.path.join(root, image), os.path.join(root, depth)) for image, depth in kept]
-    if missing := [place for pair in files for place in pair if not os.path.isfile(place)]:
+    if missing := [file for pair in files for file in pair if not os.path.isfile(file)]:
         raise InputError(
             f"{counted(len(missing), 'file')} in '{path}' do not exist: {listed(missing)}; check that its paths begin "
             f"at '{root}'"
@@ -258,15 +245,14 @@ def _nyu(root: Path, split: str, task: str) -> PairFiles | None:
 
 
 def _row(path: Path, number: int, line: str) -> tuple[str, str]:
-    """The image and the depth map in a line of a list, relative to the folder of the list."""
     words = line.split()
     if len(words) not in (2, 3):
         raise InputError(f"line {number} of '{path}' is {line!r}; it needs an image, a depth map and a focal length")
     image, depth = (word if word == "None" else os.path.normpath(word.lstrip("/\\")) for word in words[:2])
-    for place in (image, depth):
-        if place.split(os.sep)[0] == ".." or "\0" in place:
+    for member in (image, depth):
+        if member.split(os.sep)[0] == ".." or "\0" in member:
             raise InputError(
-                f"line {number} of '{path}' names '{place}', which is not within '{path.parent}'; move it there"
+                f"line {number} of '{path}' names '{member}', which is not within '{path.parent}'; move it there"
             )
     return image, depth
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from stitchkit.data.decoding import BACK, UPRIGHT, Change, Decoding, check_image, orientation
+from stitchkit.data.decoding import BACK, UPRIGHT, Change, Decoding, check_image, limited, orientation
 from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line
 
@@ -33,8 +32,7 @@ Content: TypeAlias = str | bytes
 _MASK_MODES = ("1", "L", "P", "I", "I;16", "I;16B")
 _MILLIMETRES = ("I", "I;16", "I;16B")
 _MOST_PIXELS = 100_000_000
-_FORMATS = {"image": None, "mask": ["PNG"], "depth map": ["PNG", "TIFF"]}
-"""Those that Pillow may read; None for all."""
+_FORMATS = {"image": None, "mask": ["PNG"], "depth map": ["PNG", "TIFF"]}  # those that Pillow may read; None for all
 
 
 def _decode(kind: str, name: str, content: Content, *, is_whole: bool = True) -> tuple[Image.Image, bytes]:
@@ -45,9 +43,7 @@ def _decode(kind: str, name: str, content: Content, *, is_whole: bool = True) ->
         with open(content, "rb") if isinstance(content, str) else io.BytesIO(content) as file:
             head = file.read(26)
             file.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # doubtful metadata
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with limited():
                 image = Image.open(file, formats=formats)
                 check_image(image)
                 turned = orientation(image)
@@ -67,7 +63,6 @@ def _check_file(content: Content) -> None:
 
 
 def _check_mode(kind: str, name: str, mode: str) -> None:
-    """Refuse channels that are not those of a kind."""
     if kind == "mask" and mode not in _MASK_MODES:
         what = "an image with transparency" if mode.startswith("LA") else "a colour image"
         raise InputError(
@@ -82,13 +77,7 @@ def _check_mode(kind: str, name: str, mode: str) -> None:
 
 
 def header_of(kind: str, name: str, content: Content) -> tuple[tuple[int, int], int]:
-    """Height and width as stored, and EXIF orientation, of an image, a mask or a depth map; no pixel is decoded.
-
-    Args:
-        kind: `image`, `mask` or `depth map`.
-        name: Names it in messages.
-        content: The file.
-    """
+    """Height and width as stored, and EXIF orientation, of an image, a mask or a depth map; no pixel is decoded."""
     if kind == "depth map" and _is_npy(content):
         height, width = _read_npy(name, str(content)).shape
         return (height, width), UPRIGHT
@@ -109,13 +98,7 @@ def _unreadable(kind: str, name: str, error: Exception, wanted: str = "") -> Inp
 
 
 def read_image(name: str, content: Content, decoding: Decoding) -> tuple[Image.Image, Change]:
-    """An image in the mode of the network, as it is stored: not turned by its EXIF orientation. And what was changed.
-
-    Args:
-        name: Names it in messages.
-        content: The file, of any format of Pillow's.
-        decoding: The rest of its decoding.
-    """
+    """An image in the mode of the network, not turned by its EXIF orientation, and what decoding changed."""
     try:
         _check_file(content)
         return replace(decoding, exif=False).read(content if isinstance(content, str) else io.BytesIO(content))
@@ -131,12 +114,7 @@ def read_upright(name: str, content: Content, decoding: Decoding) -> tuple[Image
 
 
 def read_mask(name: str, content: Content) -> NDArray[np.integer]:
-    """The class numbers `[H, W]` of a mask: a PNG of grey values of 1 to 16 bits, or of places in a palette.
-
-    Args:
-        name: Names it in messages.
-        content: The file.
-    """
+    """The class numbers `[H, W]` of a mask: a PNG of grey values of 1 to 16 bits, or of places in a palette."""
     image, head = _decode("mask", name, content)
     numbers = np.asarray(image)
     if image.mode == "L":
@@ -151,18 +129,15 @@ def number_classes(
     """Class numbers from 0, and `IGNORED`, as `[H, W]`.
 
     Args:
-        numbers: As in the file of the mask.
-        num_classes: Number of classes.
-        name: Names the mask in messages.
         skips_zero: Whether classes are numbered from 1 in the file, and 0 is ignored.
     """
     check_classes(numbers, num_classes, name=name, skips_zero=skips_zero)
     ignored = numbers == IGNORED
     if skips_zero:
         ignored |= numbers == 0
-    found = (numbers - int(skips_zero)).astype(np.uint8)
-    found[ignored] = IGNORED
-    return found
+    classes = (numbers - int(skips_zero)).astype(np.uint8)
+    classes[ignored] = IGNORED
+    return classes
 
 
 def check_classes(numbers: NDArray[np.integer], num_classes: int, *, name: str, skips_zero: bool = False) -> None:
@@ -185,7 +160,6 @@ def read_depth(name: str, content: Content) -> NDArray[np.float32]:
     """A depth map `[H, W]` in metres; `UNKNOWN_DEPTH` where the file has 0, NaN or infinity.
 
     Args:
-        name: Names it in messages.
         content: A PNG of 16 bits in millimetres, a TIFF of floats in metres, or a `.npy` file of floats in metres.
     """
     if _is_npy(content):
@@ -206,15 +180,15 @@ def _read_npy(name: str, path: str) -> NDArray[np.floating]:
     try:
         if not os.path.isfile(path):
             raise OSError("it is not a file")
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # damaged headers raise many types
         raise _unreadable("depth map", name, error) from error
-    if not isinstance(found, np.ndarray):
-        found.close()
+    if not isinstance(array, np.ndarray):
+        array.close()
         raise InputError(f"depth map '{name}' is an archive of arrays; save one array with numpy.save")
-    if found.ndim != 2 or found.dtype.kind != "f" or found.size > _MOST_PIXELS:
+    if array.ndim != 2 or array.dtype.kind != "f" or array.size > _MOST_PIXELS:
         raise InputError(
-            f"depth map '{name}' has the shape {found.shape} and the type {found.dtype}; save floats in metres as "
+            f"depth map '{name}' has the shape {array.shape} and the type {array.dtype}; save floats in metres as "
             f"(height, width), at most {_MOST_PIXELS:,}"
         )
-    return found
+    return array

@@ -38,8 +38,7 @@ from stitchkit.paths import check_local
 
 _MOST_HEADERS = 10_000
 _MOST_MASKS = 2_000
-_MOST_PIXELS = 1_000_000_000
-"""Of the masks whose values are checked before a run: two or three seconds of decoding."""
+_MOST_PIXELS = 1_000_000_000  # of the masks whose values are checked before a run: two or three seconds of decoding
 _logger = logging.getLogger(__name__)
 
 
@@ -48,11 +47,6 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
 
     Item `i` is an RGB image and its target: class numbers `[H, W]` as `uint8`, where 255 is ignored; or metres `[H, W]`
     as `float32`, where 0 is unknown. Both have the same size. Reading a damaged file raises an `InputError`.
-
-    Args:
-        source: The files or rows of the split.
-        task: `segmentation` or `depth`.
-        num_classes: Number of classes; 0 for depth.
     """
 
     def __init__(self, source: PairFiles | PairRows, task: str, num_classes: int = 0):
@@ -86,32 +80,31 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         source, (name, content) = self._source.image(index), self._source.target(index)
         self._check_headers(source, (name, content))
         image, self._changes[index] = read_image(*source, self.decoding)
-        found: NDArray[Any] = read_mask(name, content) if self.task == "segmentation" else read_depth(name, content)
+        target: NDArray[Any] = read_mask(name, content) if self.task == "segmentation" else read_depth(name, content)
         if self.task == "segmentation":
-            found = number_classes(found, self.num_classes, name=name, skips_zero=self._source.skips_zero)
-        return image, found
+            target = number_classes(target, self.num_classes, name=name, skips_zero=self._source.skips_zero)
+        return image, target
 
     def check_headers(self) -> None:
-        """Refuse files whose headers cannot be read, or are of images of other sizes, before hours of training.
+        """Refuse unreadable headers and pairs of different sizes before hours of training.
 
-        Pixels are not decoded, so that 10,000 pairs take a second or two. Of more, as many are checked, evenly spread;
-        rows of a Hugging Face data set are not.
+        At most 10,000 pairs of files are checked, evenly spread, in a second or two.
         """
         if not isinstance(self._source, PairFiles):
             return
-        for index in _spread(len(self), _MOST_HEADERS):
+        for index in spread(len(self), _MOST_HEADERS):
             self._check_headers(self._source.image(index), self._source.target(index))
 
     def check_values(self) -> None:
-        """Refuse masks that cannot be decoded, or have class numbers that the data set lacks, before hours of training.
+        """Refuse unreadable masks and unknown class numbers before hours of training.
 
-        At most 2,000 are checked, evenly spread, and fewer if they are large, so that it takes a few seconds.
+        At most 2,000 masks are checked, evenly spread, and fewer if they are large.
         """
         if self.task != "segmentation":
             return
-        sizes = [prod(header_of("mask", *self._source.target(index))[0]) for index in _spread(len(self), 20)]
+        sizes = [prod(header_of("mask", *self._source.target(index))[0]) for index in spread(len(self), 20)]
         most = _MOST_PIXELS * len(sizes) // max(sum(sizes), 1)
-        for index in _spread(len(self), min(_MOST_MASKS, most)):
+        for index in spread(len(self), min(_MOST_MASKS, most)):
             name, content = self._source.target(index)
             numbers = read_mask(name, content)
             check_classes(numbers, self.num_classes, name=name, skips_zero=self._source.skips_zero)
@@ -136,8 +129,8 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         self._changes.report(self.split, self.decoding)
 
 
-def _spread(count: int, most: int) -> Iterator[int]:
-    """All of a number of places, or as many as wanted, evenly spread."""
+def spread(count: int, most: int) -> Iterator[int]:
+    """At most so many of `count` numbers, evenly spread."""
     chosen = min(count, most)
     return (number * count // chosen for number in range(chosen))
 
@@ -158,14 +151,11 @@ def open_pairs(
     Args:
         root: A folder in one of the layouts of `stitchkit.data.dense.layouts`, or `hfds/` and a Hugging Face data set.
         split: The requested name, looked up by `stitchkit.data.split_rule`.
-        task: `segmentation` or `depth`.
         num_classes: Number of classes, where the data set does not say it; with 0, the masks of the training split are
             read to find the largest class number.
         given_in: The settings file that gives `num_classes`, for messages; a flag of a command overrules it.
-        input_key: Column of images, of a Hugging Face data set.
         target_key: Column of masks or depth maps; empty for the first of `mask`, `annotation`, `label` and
             `segmentation`, or of `depth_map` and `depth`.
-        download: Download missing files of a Hugging Face data set.
     """
     if task not in NOUNS:
         raise unknown("task", task, NOUNS)
@@ -188,7 +178,6 @@ def open_pairs(
 
 @contextmanager
 def _readable(root: str | Path) -> Iterator[None]:
-    """Raise what hinders the listing of a folder as an `InputError`."""
     try:
         yield
     except OSError as error:
@@ -200,21 +189,19 @@ def _agreed(source: PairFiles | PairRows, wanted: int, given_in: str) -> int:
     if not 0 <= wanted <= MOST_CLASSES:
         raise InputError(f"num_classes is {wanted}; masks have 1 to {MOST_CLASSES} classes, and 0 counts them")
     if wanted and source.num_classes and wanted != source.num_classes:
-        place = f" (from '{given_in}')" if given_in else ""
+        origin = f" (from '{given_in}')" if given_in else ""
         has = f"'{source.named_in}' names" if source.named_in else "the data set has"
-        advice = (
-            f"add --num-classes {source.num_classes}" if given_in else f"leave it out, or give {source.num_classes}"
-        )
-        raise InputError(f"num_classes is {wanted}{place}, but {has} {counted(source.num_classes, 'class')}; {advice}")
+        advice = f"add --num-classes {source.num_classes}" if given_in else f"omit it, or give {source.num_classes}"
+        raise InputError(f"num_classes is {wanted}{origin}, but {has} {counted(source.num_classes, 'class')}; {advice}")
     return wanted or source.num_classes
 
 
-def _count_classes(source: PairFiles | PairRows, found: Callable[[str], PairFiles | PairRows]) -> int:
+def _count_classes(source: PairFiles | PairRows, open_split: Callable[[str], PairFiles | PairRows]) -> int:
     """One more than the largest class number in the training masks."""
     advice = "name the classes in classes.txt, one in each line, or give their number"
     if source.split not in names_of("train"):
         try:
-            source = found("train")
+            source = open_split("train")
         except InputError as error:
             raise InputError(
                 f"the number of classes is not known, and there are no training masks; {advice}"
@@ -238,16 +225,15 @@ def _count_classes(source: PairFiles | PairRows, found: Callable[[str], PairFile
         )
     if missing := largest + 1 - int(seen.sum()):
         _logger.warning(
-            "%s, of which %s in no mask of the %s split; the highest, %s, is in '%s'; if that is a mistake, correct "
+            "%s; %s in the masks of the %s split; the highest, %s, is in '%s'; if that is a mistake, correct "
             "it; so that such a mask is refused, %s",
-            counted(largest + 1, "class"), f"{missing} occur{'s' if missing == 1 else ''}", source.split, largest,
+            counted(largest + 1, "class"), f"{missing} never occur{'s' if missing == 1 else ''}", source.split, largest,
             name, advice,
         )  # fmt: skip
     return largest + 1
 
 
 def _contents(pairs: ImagePairs, notes: str) -> str:
-    """The number of images and classes of a split, and what is not used, in words."""
     known = f"{pairs.split}: {counted(len(pairs), 'image')} with {plural(NOUNS[pairs.task])}"
     if pairs.task == "segmentation":
         names = f" ({listed(pairs.classes)})" if pairs.classes else ""

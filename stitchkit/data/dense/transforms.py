@@ -1,7 +1,6 @@
 """Transforms of an image together with its mask or depth map, by torchvision's transforms v2.
 
-All random numbers come from torch's global generator, which torch seeds in each loader process. Its state decides
-everything, so runs that seed it at each epoch resume bitwise.
+All random numbers come from torch's global generator, so runs that seed it at each epoch resume bitwise.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -31,18 +31,8 @@ _MOST_OF_ONE_CLASS, _CROPS = 0.75, 10
 
 
 @dataclass(frozen=True)
-class TrainingPairs:
-    """The `PairTransform` of training: scale, crop, flip, distort the colours, normalise and pad.
-
-    Args:
-        task: `segmentation` or `depth`.
-        size: Height and width of the crop.
-        mean: Of the channels, for images in 0 to 1.
-        std: As `mean`.
-        scale: Range of the scale; None for none.
-        hflip: Share of images that are flipped.
-        distort: Changes the colours of an image; None for no change.
-    """
+class _TrainingPairs:
+    """The `PairTransform` of training: scale, crop, flip, distort the colours, normalise and pad."""
 
     task: str
     size: tuple[int, int]
@@ -80,7 +70,7 @@ class TrainingPairs:
         return pixels, F.resize_image(plan[None], size, InterpolationMode.NEAREST_EXACT)[0]
 
     def _corner(self, plan: torch.Tensor) -> tuple[int, int]:
-        """The top left corner of the crop, in which no class should have more than its share."""
+        """The top left corner of a crop that no class dominates."""
         height, width = self.size
         rows, columns = (max(0, side - wanted) + 1 for side, wanted in zip(plan.shape, self.size, strict=True))
         for _ in range(_CROPS if self.task == "segmentation" else 1):
@@ -101,28 +91,15 @@ class TrainingPairs:
         return F.pad_image(pixels, around, fill=0), F.pad_image(plan[None], around, fill=outside)[0]
 
 
-@dataclass(frozen=True)
-class EvaluatedPairs:
-    """The `PairTransform` of evaluation: normalise, at the image's own size.
-
-    Args:
-        task: `segmentation` or `depth`.
-        mean: Of the channels, for images in 0 to 1.
-        std: As `mean`.
-    """
-
-    task: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: Image, target: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The image and its target, at their own size."""
-        return _normalised(F.pil_to_tensor(image), self.mean, self.std), torch.tensor(target).to(_DTYPES[self.task])
+def _evaluated(
+    image: Image, target: NDArray[Any], *, task: str, mean: Sequence[float], std: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return _normalised(F.pil_to_tensor(image), mean, std), torch.tensor(target).to(_DTYPES[task])
 
 
 def _normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    found: torch.Tensor = F.normalize_image(F.to_dtype_image(pixels, torch.float32, scale=True), [*mean], [*std])
-    return found
+    normalised: torch.Tensor = F.normalize_image(F.to_dtype_image(pixels, torch.float32, scale=True), [*mean], [*std])
+    return normalised
 
 
 def training_transform(
@@ -138,8 +115,8 @@ def training_transform(
     """The augmentation of SN-Netv2's recipes for dense prediction.
 
     Segmentation: the image is scaled to fit a box whose short side is that of the crop and whose long side is four
-    times as long, (2048, 512) for crops of 512, times a random factor. Of ten random crops the first is taken in which
-    no class has 75 % of the pixels that count. Brightness, contrast, saturation and hue change with a probability of
+    times as long, (2048, 512) for crops of 512, times a random factor. The first of ten random crops where no class
+    has 75 % of the pixels that count is taken. Brightness, contrast, saturation and hue change with a probability of
     0.5 each. Depth: the image keeps its scale, which metric depth depends on; it is cropped, flipped, and its colours
     change slightly. Crops that are too small are padded at the right and below: the image with the mean, masks with
     255, depth with 0. Masks are resized to the nearest pixel.
@@ -149,13 +126,8 @@ def training_transform(
     by torchvision's jitter in place of a gamma, and there are no rotations by up to 2.5 degrees.
 
     Args:
-        task: `segmentation` or `depth`.
-        size: Height and width of the crop.
         mean: Of the channels, for images in 0 to 1.
-        std: As `mean`.
         scale: Range of the random factor; not used for depth.
-        hflip: Share of images that are flipped.
-        color_jitter: Change the colours.
     """
     _check(task, mean, std)
     if min(size) < 1:
@@ -165,14 +137,13 @@ def training_transform(
         raise InputError(f"the range of scales is {low:g} to {high:g}; both must be positive, the smaller first")
     if not 0 <= hflip <= 1:
         raise InputError(f"the share of flipped images is {hflip:g}; it must be from 0 to 1")
-    return TrainingPairs(
+    return _TrainingPairs(
         task, size, tuple(mean), tuple(std), scale if task == "segmentation" else None, hflip,
         _distortion(task) if color_jitter else None,
     )  # fmt: skip
 
 
 def _distortion(task: str) -> v2.Transform:
-    """The change of colours, of the strength of the task's published recipe."""
     if task == "depth":
         return v2.RandomApply([v2.ColorJitter(brightness=0.25, contrast=0.1, saturation=0.1)], p=0.5)
     steps: list[dict[str, float]] = [{"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.1}]
@@ -180,15 +151,9 @@ def _distortion(task: str) -> v2.Transform:
 
 
 def evaluation_transform(task: str, *, mean: Sequence[float], std: Sequence[float]) -> PairTransform:
-    """Normalise images, at their own size.
-
-    Args:
-        task: `segmentation` or `depth`.
-        mean: Of the channels, for images in 0 to 1.
-        std: As `mean`.
-    """
+    """Normalise images, at their own size."""
     _check(task, mean, std)
-    return EvaluatedPairs(task, tuple(mean), tuple(std))
+    return partial(_evaluated, task=task, mean=mean, std=std)
 
 
 def _check(task: str, mean: Sequence[float], std: Sequence[float]) -> None:
