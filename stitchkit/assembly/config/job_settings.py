@@ -22,10 +22,7 @@ from stitchkit.settings.schema import LocalPath, Settings, join, parse
 
 _logger = logging.getLogger(__name__)
 
-SWEEP_KEYS = (
-    *(key for key, kind in FILE_KINDS.items() if kind in SWEEPS),
-    *("seeds", "slurm"),
-)
+SWEEP_KEYS = (*(key for key, kind in FILE_KINDS.items() if kind in SWEEPS), *("seeds", "slurm"))
 """Keys that only sweeps have."""
 PARTS = ("model", "assembly", "head")
 """Keys of a job's parts."""
@@ -49,10 +46,7 @@ Device = Annotated[StrictStr, BeforeValidator(_gpu, json_schema_input_type=Stric
 
 OPTIMIZER_FLAGS = ("lr", "weight_decay", "momentum")
 """Arguments of optimizers that are flags too."""
-_INNER = {
-    "optimizer_args": OPTIMIZER_FLAGS,
-    "data_preprocessing": ("image_size", "data_augmentation"),
-}
+_INNER = {"optimizer_args": OPTIMIZER_FLAGS, "data_preprocessing": ("image_size", "data_augmentation")}
 """Keys of `train_config`, with those of their own keys that are flags too."""
 
 

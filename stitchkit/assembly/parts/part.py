@@ -75,13 +75,7 @@ class ClassifierHead(Part):
     in_format = Layout("NCHW")
     out_format = Layout("vector")
 
-    def __init__(
-        self,
-        *,
-        num_classes: Classes,
-        in_channels: Width,
-        pooled_size: Side | tuple[Side, Side] = (1, 1),
-    ):
+    def __init__(self, *, num_classes: Classes, in_channels: Width, pooled_size: Side | tuple[Side, Side] = (1, 1)):
         super().__init__()
         height, width = (pooled_size, pooled_size) if isinstance(pooled_size, int) else pooled_size
         self.in_format = Layout("NCHW", in_channels)
