@@ -15,8 +15,8 @@ from stitchkit.settings.schema import parse
 from stitchnet.settings import ComposeSettings, add_flags, flag_of
 
 if TYPE_CHECKING:
+    from stitchnet.compose import CompositionTask
     from stitchnet.journal import Journal
-    from stitchnet.task import CompositionTask
 
 _logger = logging.getLogger(__name__)
 
@@ -49,9 +49,8 @@ def begun(
     import torch
 
     from stitchkit.distributed import choose_device
-    from stitchnet.compose import networks_of
+    from stitchnet.compose import CompositionTask, networks_of
     from stitchnet.journal import resumable
-    from stitchnet.task import CompositionTask
 
     given = vars(flags)
     folder, download = Path(given.pop("output")), given.pop("download", False)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
+import torch
+from torch import nn
+
+from stitchkit.measure.profile import measure
 from stitchkit.routes.stitch import ARROW
+from stitchnet.activations import Activation, run
 from stitchnet.fragments import Fragment
+from stitchnet.joint import JointLayer, fit_joint, map_shapes
+from stitchnet.pool import Pool
 
 
 @dataclass(eq=False)
@@ -63,3 +73,131 @@ def uncut(fragments: Sequence[Fragment]) -> list[Composition]:
         if fragment.is_end:
             whole.append(last)
     return whole
+
+
+_BYTES = 2**28
+
+
+class Outputs:
+    """Outputs and joints of compositions: the most recently used are kept, others are recomputed on demand.
+
+    Both methods raise `torch.linalg.LinAlgError` if no map can be fitted to the values before a joint. `budget` limits
+    the bytes that are kept.
+    """
+
+    def __init__(self, pool: Pool, budget: int = _BYTES):
+        self._pool = pool
+        self._budget = budget
+        self._outputs: OrderedDict[Composition, Activation] = OrderedDict()
+        self._joints: OrderedDict[Composition, JointLayer | None] = OrderedDict()
+
+    def __len__(self) -> int:
+        """The number of outputs and joints kept."""
+        return len(self._outputs) + len(self._joints)
+
+    def of(self, composition: Composition) -> Activation:
+        """The output of a composition that has not reached an end."""
+        if composition.is_uncut:
+            return self._pool.own_output(composition.fragment)  # the pool has already run it
+        if composition not in self._outputs:
+            assert composition.parent is not None
+            x, joint = self.of(composition.parent), self.joint(composition)
+            # Not folded: the map runs once here, and folding would copy the fragment's weights.
+            module = composition.fragment.module
+            output = run(module if joint is None else nn.Sequential(joint, module), x.tensor)
+            self._outputs[composition] = Activation(output, composition.fragment.layout)
+        self._outputs.move_to_end(composition)
+        self._trim()
+        return self._outputs[composition]
+
+    def joint(self, composition: Composition) -> JointLayer | None:
+        """The joint before the last fragment of a composition; None if the fragment gets its usual input."""
+        if composition.parent is None or composition.is_uncut:
+            return None
+        if composition not in self._joints:
+            x, y = self.of(composition.parent), self._pool.input_of(composition.fragment)
+            # Equal content, as from a twin of the fragment's network, needs no map, which would only add rounding.
+            self._joints[composition] = None if x.key == y.key else fit_joint(x, y)
+            x.forget()
+            y.forget()
+        self._joints.move_to_end(composition)
+        self._trim()
+        return self._joints[composition]
+
+    def _trim(self) -> None:
+        """Drop the least recently used, but keep the last one."""
+        while len(self) > 2 and self._num_bytes() > self._budget:
+            # Outputs first: recomputing one takes a run, but a joint takes a fit.
+            (self._outputs if len(self._outputs) > 1 else self._joints).popitem(last=False)
+
+    def _num_bytes(self) -> int:
+        tensors = [output.tensor for output in self._outputs.values()]
+        for joint in self._joints.values():
+            tensors += joint.maps if joint else []
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+class FragmentCost(NamedTuple):
+    """The cost of a fragment for one image, and that of its first layers per input feature; 0 if none can be folded."""
+
+    macs: int
+    params: int
+    reader_macs: int
+    reader_params: int
+
+
+class Costs:
+    """MACs and parameters of compositions, as sums over their fragments, with joints folded as in their networks."""
+
+    def __init__(self, pool: Pool, *, is_folded: bool):
+        self._pool = pool
+        self._is_folded = is_folded
+        self._known: dict[Fragment, FragmentCost] = {}
+
+    def of(self, composition: Composition) -> tuple[int, int]:
+        """MACs and parameters of a composition for one image."""
+        fragment, parent = composition.fragment, composition.parent
+        if fragment not in self._known:
+            x = self._pool.images if parent is None else self._pool.input_of(fragment).tensor
+            self._known[fragment] = _measure(fragment, x[:1])
+        cost = self._known[fragment]
+        if parent is None:
+            return cost.macs, cost.params
+        macs, params = self.of(parent)
+        if self._is_unjoined(composition):
+            return macs + cost.macs, params + cost.params
+        more = self._behind(cost, self._pool.own_output(parent.fragment), self._pool.input_of(fragment))
+        return macs + more[0], params + more[1]
+
+    def _is_unjoined(self, composition: Composition) -> bool:
+        """Whether each of its fragments gets its usual input, as in its own network or a twin of it."""
+        parent = composition.parent
+        if parent is None:
+            return True
+        before, after = self._pool.own_output(parent.fragment), self._pool.input_of(composition.fragment)
+        return before.key == after.key and self._is_unjoined(parent)
+
+    def _behind(self, cost: FragmentCost, before: Activation, after: Activation) -> tuple[int, int]:
+        """MACs and parameters of a fragment and of the joint before it, from `before` to its usual input."""
+        macs, params, reader_macs, reader_params = cost
+        is_folded = self._is_folded and reader_params > 0
+        areas = before.num_positions, after.num_positions
+        enlarges = areas[0] < areas[1]  # an unfolded map runs at the smaller size, before the enlargement
+        if is_folded:
+            more = before.width - after.width  # the layers read these features instead of their own
+            macs, params = macs + more * reader_macs, params + more * reader_params
+        else:
+            own = sum(map(math.prod, map_shapes(before, after)))
+            macs, params = macs + own * (min(areas) + after.layout.num_prefix_tokens), params + own
+        if after.size is not None and before.size != after.size:
+            macs += 4 * areas[1] * (after.width if enlarges and not is_folded else before.width)  # as fvcore counts it
+        return macs, params
+
+
+def _measure(fragment: Fragment, x: torch.Tensor) -> FragmentCost:
+    """The cost of a fragment for its input of one image, which its first layers read as it is."""
+    cost, reader_macs, reader_params = measure(fragment.module, x), 0, 0
+    for reader in fragment.readers(fragment.module):
+        reader_macs += measure(reader, x).flops // reader.weight.shape[1]
+        reader_params += reader.weight.numel() // reader.weight.shape[1]
+    return FragmentCost(cost.flops, cost.params, reader_macs, reader_params)

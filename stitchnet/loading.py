@@ -13,15 +13,14 @@ from torch import nn
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import check_regular
+from stitchkit.networks.classifier import classifier_of
 from stitchkit.settings.files import unique_keys
 from stitchkit.settings.schema import image_size, parse
 from stitchkit.settings.stitch_config import AnchorSpec
-from stitchnet.classifier import Classifier
-from stitchnet.head import head_of, replace_head
+from stitchnet.classifier import Classifier, OutputMap
+from stitchnet.joint import rebuild
 from stitchnet.net import ABOUT, WEIGHTS, Net
 from stitchnet.networks import create
-from stitchnet.output_map import OutputMap
-from stitchnet.store import rebuild
 
 
 def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net:
@@ -77,3 +76,32 @@ def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -
             f"create it yourself and pass it as nets={{'{label}': module}}"
         )
     return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
+
+
+def head_of(net: Net) -> tuple[str, nn.Linear]:
+    """The last linear layer of a network, and its name."""
+    name = classifier_of(net)
+    layer = net.get_submodule(name)
+    if not isinstance(layer, nn.Linear):
+        raise InputError(f"'{net}' has no linear layer, so it has no head to train; use other networks")
+    return name, layer
+
+
+def replace_head(net: Net, num_classes: int, *, seed: int = 0) -> None:
+    """Replace the head by a random one for a number of classes.
+
+    All outputs must be those of the head; otherwise the network stays as it is.
+    """
+    name, old = head_of(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    net.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
+    try:
+        fits = net.num_outputs == num_classes
+    except RuntimeError:  # two heads of different sizes
+        fits = False
+    if not fits:
+        net.set_submodule(name, old)
+        raise InputError(f"'{net}' does not end in one linear layer, so it gets no new head; use other networks")
+    net.classifier, net.num_classes = None, num_classes

@@ -23,13 +23,11 @@ from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.formats import suffix_of
 from stitchkit.ship.stitch_files import FORMATS
 from stitchnet.activations import run
-from stitchnet.classifier import Classifier
+from stitchnet.classifier import Classifier, OutputMap, Outputs
 from stitchnet.data import Examples, Stream, as_images, batches, read_image
 from stitchnet.drawing import FragmentSummary, draw
 from stitchnet.fragments import Fragment
-from stitchnet.joint import joint_of
-from stitchnet.output_map import OutputMap, Outputs
-from stitchnet.store import describe
+from stitchnet.joint import describe, joint_of
 
 WEIGHTS, ABOUT = "net.safetensors", "net.json"
 _FILES = 128

@@ -15,15 +15,14 @@ import torch
 from typing_extensions import TypedDict
 
 from stitchkit.errors import InputError, unknown
-from stitchnet.composition import Composition
+from stitchnet.activations import Scores
+from stitchnet.composition import Composition, Costs, Outputs
 from stitchnet.fragments import Fragment
 from stitchnet.joint import layer
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.networks import Nets
-from stitchnet.outputs import Costs, Outputs
 from stitchnet.pool import Pool
-from stitchnet.scores import Scores
 
 ORDERS = ("depth", "best")
 _PUBLISHED = {"total_threshold": "totalThreshold", "max_depth": "maxDepth", "width": "K"}

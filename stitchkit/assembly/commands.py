@@ -165,8 +165,7 @@ def _job(flags: argparse.Namespace) -> None:
 
 def _sweep(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.config.job_settings import check_flags, check_own
-    from stitchkit.assembly.sweep.check import check_sweep
-    from stitchkit.assembly.sweep.settings import Place, Repeats, read_place
+    from stitchkit.assembly.sweep.settings import Place, Repeats, check_sweep, read_place
 
     settings = vars(flags)
     folder, picture_format = settings.pop("report"), settings.pop("format")
@@ -211,7 +210,7 @@ def _sweep(flags: argparse.Namespace) -> None:
 
 def _report(folder: str, picture_format: str, settings: Mapping[str, object]) -> None:
     """Report a sweep that may still run; `settings` are those of the other flags."""
-    from stitchkit.assembly.sweep.check import check_folder
+    from stitchkit.assembly.sweep.settings import check_folder
 
     if unused := [name for name, value in settings.items() if value and name not in ("output", "cluster")]:
         flag = "--" + unused[0].replace("_", "-")

@@ -16,9 +16,9 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.launch import write_folders
-from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.assembly.train.dense import PixelTest
+from stitchkit.assembly.train.metrics import planned_columns
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.errors import InputError

@@ -15,8 +15,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import check_job
 from stitchkit.assembly.config.settings import Metric, TrainConfig
 from stitchkit.assembly.parts.spec import class_token_of
-from stitchkit.assembly.train.check import check_training
-from stitchkit.assembly.train.job import engine_settings
+from stitchkit.assembly.train.job import check_training, engine_settings
 from stitchkit.assembly.train.metrics import create_measures
 from stitchkit.assembly.train.optim import (
     OPTIMIZERS,

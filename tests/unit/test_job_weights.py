@@ -8,8 +8,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.adapters import VisionTransformerBlock
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.parts.part import Assembly
-from stitchkit.assembly.parts.pretrained import Subnet
-from stitchkit.assembly.parts.weight_names import network_names
+from stitchkit.assembly.parts.pretrained import Subnet, network_names
 from stitchkit.assembly.train.checkpoint import load_weights
 from stitchkit.errors import InputError
 from tests.jobs import adapter, resnet

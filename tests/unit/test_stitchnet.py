@@ -22,14 +22,12 @@ from stitchkit.measure.profile import FlopCountAnalysis, measure
 from stitchkit.model.similarity import MEASURES, linear_cka, measure_by_name
 from stitchkit.networks.create import create_model
 from stitchkit.networks.layout import Layout
-from stitchnet.activations import Activation, run
-from stitchnet.composition import Composition
+from stitchnet.activations import Activation, Scores, run
+from stitchnet.composition import Composition, Outputs
 from stitchnet.fragments import _is_plain, fragments
 from stitchnet.joint import JointLayer, fit_joint, layer
 from stitchnet.networks import load_networks
-from stitchnet.outputs import Outputs
 from stitchnet.pool import Pool
-from stitchnet.scores import Scores
 from stitchnet.search import Search
 from stitchnet.settings import PUBLISHED
 from tests.composing import RESNET, VIT, convnet
@@ -215,7 +213,8 @@ def test_scores_are_computed_once_and_shared_by_content(monkeypatch):
     x, y = Activation(torch.randn(4, 3, 6, 6), layout), Activation(torch.randn(4, 5, 3, 3), layout)
     scores = Scores()
     calls = []
-    monkeypatch.setattr("stitchnet.scores.hsic", lambda a, b, real=stitchnet.scores.hsic: calls.append(1) or real(a, b))
+    real = stitchnet.activations.hsic
+    monkeypatch.setattr("stitchnet.activations.hsic", lambda a, b: calls.append(1) or real(a, b))
     first = scores(x, y)
     assert len(calls) == 3
     assert scores(Activation(y.tensor.clone(), layout), x) == first  # the other way round, by content
@@ -422,7 +421,7 @@ def test_a_map_that_cannot_be_computed_is_counted(convnets, monkeypatch):
     def fail(x, y):
         raise torch.linalg.LinAlgError("no")
 
-    monkeypatch.setattr("stitchnet.outputs.fit_joint", fail)
+    monkeypatch.setattr("stitchnet.composition.fit_joint", fail)
     ours = search(convnets)
     found = list(ours.compositions())
     assert all(one.is_uncut or one.score == pytest.approx(1) for one in found)

@@ -11,7 +11,7 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import generate
-from stitchnet.output_map import OutputMap
+from stitchnet.classifier import OutputMap
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
 
 CATS, DOGS = [281, 282, 283, 284, 285], list(range(151, 251))

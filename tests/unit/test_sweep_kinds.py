@@ -9,15 +9,15 @@ import torch
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.sweep.check import check_sweep
+from stitchkit.assembly.sweep import plan as by_dataset
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.kinds import by_dataset
 from stitchkit.assembly.sweep.report.tables import sweep_report
+from stitchkit.assembly.sweep.settings import check_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.checkpoint import JobCheckpoints
-from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.job import job_paths, open_job
+from stitchkit.assembly.train.metrics import planned_columns
 from stitchkit.assembly.train.result import read_metadata, update_metadata
 from stitchkit.assembly.train.run import _begin, run_job
 from stitchkit.cli import main

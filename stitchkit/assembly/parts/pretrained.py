@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field, StrictBool, StrictStr
+from timm.layers import to_2tuple
 from torch import nn
 
-from stitchkit.assembly.parts.convnet import ConvNet
-from stitchkit.assembly.parts.part import Part
-from stitchkit.assembly.parts.weight_names import is_of_job, model_names
-from stitchkit.errors import InputError
+from stitchkit.assembly.parts.part import Assembly, Part
+from stitchkit.errors import InputError, unknown
 from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.create import load_any_classes, load_model
 from stitchkit.networks.families import steps_of
@@ -23,6 +24,164 @@ from stitchkit.networks.weights import read_checkpoint, weights_of
 from stitchkit.settings.fields import Classes
 from stitchkit.settings.hub_names import ModelName, hub_fault
 from stitchkit.settings.schema import LocalPath
+
+# A job whose file has `model` wraps it here, but not in the published system; a plain model's file has neither wrapper.
+_ROOTS = ("", "parts.0.", "parts.0.net.")
+# The prefix of a pretrained part in a job.
+_PRETRAINED = re.compile(r"(?:(?:parts\.\d+|head)\.)*net\.")
+
+
+def network_names(network: Assembly, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights under the names of a job's network, given those of a checkpoint; names that suit nothing stay."""
+    own = network.state_dict().keys()
+    parts = {f"{place}.": part for place, part in network.named_modules() if isinstance(part, Part) and part.published}
+
+    def named(root: str) -> dict[str, torch.Tensor]:
+        found = {root + name: value for name, value in weights.items()}
+        for place, part in parts.items():
+            for old, new in part.published.items():
+                before, after = place + old, place + new
+                found = {
+                    after + name.removeprefix(before) if name.startswith(before) and name not in own else name: value
+                    for name, value in found.items()
+                }
+        return found
+
+    return max(map(named, _ROOTS), key=lambda found: len(found.keys() & own))
+
+
+def head_of(network: Assembly) -> str:
+    """The beginning of the names of the weights of a job's head, which may be in an assembly that is its `model`."""
+    place, whole = "", network
+    while whole.head is None and len(whole.parts) == 1 and isinstance(inner := whole.parts[0], Assembly):
+        place, whole = f"{place}parts.0.", inner
+    if whole.head is None:
+        raise InputError("load_from.head: the network has no head; name one file for the whole network")
+    return f"{place}head."
+
+
+def is_of_job(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the weights are those of a job with pretrained parts."""
+    return any(map(_PRETRAINED.match, weights))
+
+
+def model_names(
+    model: nn.Module, piece: Set[str], weights: Mapping[str, torch.Tensor], path: str
+) -> dict[str, torch.Tensor]:
+    """Weights under the names of a model, given those of a job of which one part has all weights of a piece of it.
+
+    The model's own weights stand in for those that the piece does not need. Parts are not combined: they may be of two
+    networks with the same names.
+    """
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, value in weights.items():
+        if found := _PRETRAINED.match(name):
+            parts.setdefault(found[0], {})[name.removeprefix(found[0])] = value
+    own = model.state_dict()
+    nearest = max(parts, key=lambda part: len(piece & parts[part].keys()))
+    if missing := next((name for name in own if name in piece and name not in parts[nearest]), None):
+        raise InputError(
+            f"checkpoint '{path}' is of a job, none of whose parts has all weights of this one: "
+            f"{nearest.removesuffix('.net.')} has no {missing}; begin and end it within one part of that job, or name "
+            "a file of the whole model"
+        )
+    return {name: value for name, value in own.items() if name not in piece} | parts[nearest]
+
+
+Size = int | Sequence[int]
+"""A side, or height and width."""
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    **dict.fromkeys(("bn", "batch", "batchnorm"), nn.BatchNorm2d),
+    **dict.fromkeys(("in", "instance", "instancenorm"), partial(nn.InstanceNorm2d, affine=True)),
+    **dict.fromkeys(("gn", "group", "groupnorm"), partial(nn.GroupNorm, 1)),
+}
+
+
+class ConvNet(nn.Module):
+    """Blocks of convolutions, each with a norm and ReLU, and a max-pooling; it has no classifier.
+
+    Each argument from `num_conv_per_block` on, and `num_filters`, may be a list with a value for each block. Two
+    numbers for a kernel, stride, padding or pooling are a height and a width.
+
+    Args:
+        input_shape: Shape of an image, `[C, H, W]`, whose channels replace `x_dim`.
+        x_dim: Channels of an image.
+        num_filters: Output channels of a block.
+        norm_type: `in`, `bn` or `gn` (one group), or None.
+        pool_size: 0 or None for no pooling.
+
+    Source: `convnet` of the published jobs, whose names of weights these are.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: Sequence[int] | None = None,
+        x_dim: int = 3,
+        num_filters: int | Sequence[int] = 64,
+        num_blocks: int = 4,
+        num_conv_per_block: int | Sequence[int] = 1,
+        kernel_size: Size | Sequence[Size] = (3, 3),
+        stride: Size | Sequence[Size] = (1, 1),
+        padding: Size | Sequence[Size] = 1,
+        norm_type: str | Sequence[str | None] | None = "in",
+        pool_size: Size | Sequence[Size | None] | None = 2,
+    ):
+        super().__init__()
+        if num_blocks < 1:
+            raise InputError(f"num_blocks is {num_blocks}; it must be at least 1")
+        per_block = partial(_per_block, count=num_blocks)
+        widths = per_block("num_filters", num_filters)
+        settings = zip(
+            [x_dim if input_shape is None else input_shape[0], *widths[:-1]],
+            widths,
+            per_block("num_conv_per_block", num_conv_per_block),
+            per_block("kernel_size", kernel_size, is_size=True),
+            per_block("stride", stride, is_size=True),
+            per_block("padding", padding, is_size=True),
+            per_block("norm_type", norm_type),
+            per_block("pool_size", pool_size, is_size=True),
+            strict=True,
+        )
+        blocks = OrderedDict[str, nn.Module]((f"block{n}", _block(*given)) for n, given in enumerate(settings, start=1))
+        self.encoder = nn.Sequential(blocks) if num_blocks > 1 else blocks["block1"]
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
+
+    def forward(self, x: object) -> object:
+        """Images `[B, C, H, W]` to features `[B, num_filters, H / 2^num_blocks, W / 2^num_blocks]`."""
+        return self.encoder(x)
+
+
+def _per_block(name: str, value: object, *, count: int, is_size: bool = False) -> list[object]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * count
+    if is_size and len(value) == 2 and not isinstance(value[0], Sequence):
+        return [value] * count
+    if len(value) != count:
+        raise InputError(f"{name} has {len(value)} values for {count} blocks; set one, or one for each block")
+    return list(value)
+
+
+def _block(
+    channels: int, width: int, num_conv: int, kernel: Size, stride: Size, padding: Size, norm: str | None,
+    pool: Size | None,
+) -> nn.Sequential:  # fmt: skip
+    if norm is not None and norm not in _NORMS:
+        raise unknown("norm_type", norm, _NORMS)
+    layers = nn.Sequential()
+    for number in range(num_conv):
+        before = width if number else channels
+        layers.add_module(f"conv{number}", nn.Conv2d(before, width, *map(to_2tuple, (kernel, stride, padding))))
+        if norm is not None:
+            layers.add_module(f"norm{number}", _NORMS[norm](width))
+        layers.add_module(f"relu{number}", nn.ReLU())
+    if pool:
+        layers.add_module("pool", nn.MaxPool2d(to_2tuple(pool)))
+    return layers
+
 
 CONVNET = "convnet"
 """The model name of `ConvNet`, which has neither published weights nor a classifier."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from stitchkit.assembly.config.job import JobConfig, differences, said
 from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart
-from stitchkit.assembly.parts.weight_names import head_of, network_names
+from stitchkit.assembly.parts.pretrained import head_of, network_names
 from stitchkit.assembly.train.job import Job
 from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.preprocessing import data_config

@@ -11,9 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import TracedPart, check_network
 from stitchkit.assembly.parts.part import Assembly, Part
-from stitchkit.assembly.train.check import check_training
 from stitchkit.assembly.train.data import TaskData, open_task
-from stitchkit.assembly.train.job import job_paths, trained_parameters
+from stitchkit.assembly.train.job import check_training, job_paths, trained_parameters
 from stitchkit.assembly.train.preprocessing import with_preparation
 from stitchkit.data.source import MissingData
 from stitchkit.display import aligned, quantity

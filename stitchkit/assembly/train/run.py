@@ -18,8 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import WRITTEN
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
-from stitchkit.assembly.train.columns import TRAIN_LOSS, accuracy_names, trained_column
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
+from stitchkit.assembly.train.metrics import TRAIN_LOSS, accuracy_names, trained_column
 from stitchkit.assembly.train.result import IMAGES, Row, read_metadata, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
 from stitchkit.assembly.train.testing import Evaluator

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from stitchkit.assembly.train.columns import loss_names
+from stitchkit.assembly.train.metrics import loss_names
 from stitchkit.assembly.train.optim import Loss
 from stitchkit.display import counted
 from stitchkit.distributed import sum_over_ranks

@@ -10,11 +10,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.assembly.train.columns import AVERAGE, tested_column
 from stitchkit.assembly.train.data import TaskData
 from stitchkit.assembly.train.dense import PixelTest
 from stitchkit.assembly.train.job import Job, engine_settings
-from stitchkit.assembly.train.metrics import Column, Measure, create_all_measures, dense_figures, metrics_of
+from stitchkit.assembly.train.metrics import (
+    AVERAGE,
+    Column,
+    Measure,
+    create_all_measures,
+    dense_figures,
+    metrics_of,
+    tested_column,
+)
 from stitchkit.assembly.train.task import Captured, output_of
 from stitchkit.distributed import World, sum_over_ranks
 from stitchkit.errors import InputError

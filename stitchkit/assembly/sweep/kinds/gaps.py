@@ -24,7 +24,7 @@ from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS, DoesNotApply
 from stitchkit.assembly.sweep.plan import JobSweepFile, PlannedJob, Sweep, all_seeds
 from stitchkit.assembly.sweep.settings import Different, Resources
-from stitchkit.assembly.train.check import check_training
+from stitchkit.assembly.train.job import check_training
 from stitchkit.display import quantity
 from stitchkit.errors import InputError, prefixed, unknown
 from stitchkit.networks.layout import Layout

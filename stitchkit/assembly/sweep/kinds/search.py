@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from stitchkit.assembly.config.job_settings import JobSettings, override
 from stitchkit.assembly.config.settings import TrainConfig
-from stitchkit.assembly.sweep.kinds.by_dataset import plan_datasets
-from stitchkit.assembly.sweep.kinds.search_file import SearchFile, Value
-from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
+from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, plan_datasets
+from stitchkit.assembly.sweep.settings import SearchFile, Value
 from stitchkit.assembly.sweep.worker import SweepJob
-from stitchkit.assembly.train.check import check_training
-from stitchkit.assembly.train.columns import planned_columns
+from stitchkit.assembly.train.job import check_training
+from stitchkit.assembly.train.metrics import planned_columns
 from stitchkit.assembly.train.result import read_figures
 from stitchkit.engine.lock import locked
 from stitchkit.errors import InputError

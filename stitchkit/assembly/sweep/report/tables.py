@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from stitchkit.assembly.sweep.check import check_folder
 from stitchkit.assembly.sweep.cluster import states
 from stitchkit.assembly.sweep.launch import counts
+from stitchkit.assembly.sweep.settings import check_folder
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.result import IMAGES, read_figures, read_metadata
 from stitchkit.engine.lock import locked
