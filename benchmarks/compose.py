@@ -19,10 +19,9 @@ from stitchkit.model.similarity import align, sample
 from stitchkit.networks.layout import as_rows
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.activations import Activation, Scores, run
-from stitchnet.composition import Composition
+from stitchnet.composition import Composition, Pool
 from stitchnet.fragments import Fragment
 from stitchnet.joint import JointLayer, fit_joint
-from stitchnet.pool import Pool
 from stitchnet.search import Search
 
 FIVE = "the five published networks"

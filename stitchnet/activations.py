@@ -56,10 +56,7 @@ class Activation:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of the map; None for vectors."""
-        if self.layout.is_vector:
-            return None
-        height, width = self.value.shape[2:]
-        return height, width
+        return None if self.layout.is_vector else (self.value.shape[2], self.value.shape[3])
 
     @property
     def num_positions(self) -> int:
@@ -82,7 +79,7 @@ class Activation:
         return resized
 
     def shelve(self) -> None:
-        """Move a large tensor to a temporary file, from which it is read on use."""
+        """Move a large tensor to a temporary file, which is read on use."""
         is_on_gpu, is_small = self.tensor.device.type != "cpu", self.tensor.nbytes < _SHELVED_BYTES
         if is_on_gpu or is_small or not hasattr(mmap, "MADV_DONTNEED"):
             return
@@ -114,8 +111,7 @@ class Activation:
 def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The output of a module for a batch, a few images at a time."""
     outputs: torch.Tensor | None = None
-    first = 0
-    count = _PORTION_BYTES * len(x) // x.nbytes if x.device.type == "cpu" and len(x) else len(x)
+    first, count = 0, _PORTION_BYTES * len(x) // x.nbytes if x.device.type == "cpu" and len(x) else len(x)
     for portion in torch.split(x, max(1, count)):
         part = module(portion)
         if outputs is None:  # filled in place: a concatenation at the end would need the memory twice

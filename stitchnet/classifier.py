@@ -89,12 +89,12 @@ class OutputMap:
         if kind not in MAPS:
             raise unknown("way to join outputs", kind, MAPS)
         where = f"'{source}'" if isinstance(source, str | Path) else "the output map"
-        found = _content(source, where)
-        classes = classes or in_order(found)
-        if extra := set(found) - set(classes):
+        entries = _content(source, where)
+        classes = classes or in_order(entries)
+        if extra := set(entries) - set(classes):
             raise unknown(f"class in {where}:", min(extra), classes)
         names = _imagenet_names()
-        groups = [sorted({n for entry in found.get(label, []) for n in _numbers(entry, names)}) for label in classes]
+        groups = [sorted({n for entry in entries.get(label, []) for n in _numbers(entry, names)}) for label in classes]
         taken: dict[int, str] = {}
         for label, group in zip(classes, groups, strict=True):
             if not group:
@@ -102,7 +102,7 @@ class OutputMap:
             for number in group:
                 if taken.setdefault(number, label) != label:
                     raise InputError(f"{where} gives output {number} to '{taken[number]}' and '{label}'; choose one")
-        is_named = any(not _NUMBERS.fullmatch(entry) for entries in found.values() for entry in entries)
+        is_named = any(not _NUMBERS.fullmatch(entry) for each in entries.values() for entry in each)
         return cls(kind, tuple(map(tuple, groups)), ImageNetInfo().num_classes() if is_named else 0)
 
     @property
@@ -128,37 +128,35 @@ class OutputMap:
 
 
 def _content(source: Outputs, where: str) -> dict[str, list[str]]:
-    """The entries of each class as texts."""
     if isinstance(source, str | Path) and Path(source).suffix.lower() == ".csv":
         return _table(Path(source))
     content = read_settings_file(source) if isinstance(source, str | Path) else source
-    found: dict[str, list[str]] = {}
+    by_class: dict[str, list[str]] = {}
     for label, value in content.items():
         entries = list(value) if isinstance(value, list | tuple | range) else [value]
         if wrong := [entry for entry in entries if not isinstance(entry, int | str) or isinstance(entry, bool)]:
-            raise InputError(f"{where}, class '{label}': {wrong[0]!r} is not an output; give numbers, names or synsets")
-        found[str(label)] = [str(entry) for entry in entries]
-    return found
+            raise InputError(f"{where}, class '{label}': {wrong[0]!r} is not an output; use numbers, names or synsets")
+        by_class[str(label)] = [str(entry) for entry in entries]
+    return by_class
 
 
 def _table(path: Path) -> dict[str, list[str]]:
-    """The entries of a table with a row for each output."""
-    table, found = read_table(path), dict[str, list[str]]()
+    table, by_class = read_table(path), dict[str, list[str]]()
     if not {"class", "output"} <= table.keys() or "" in table["class"] + table["output"]:
         raise InputError(f"'{path}' needs the columns class and output, and both in each row; add them")
     for label, output in zip(table["class"], table["output"], strict=True):
-        found.setdefault(label, []).append(output)
-    return found
+        by_class.setdefault(label, []).append(output)
+    return by_class
 
 
 def _imagenet_names() -> dict[str, set[int]]:
     """The outputs of ImageNet's networks by synset, name and list of names, in lower case."""
-    imagenet, found = ImageNetInfo(), dict[str, set[int]]()
+    imagenet, by_name = ImageNetInfo(), dict[str, set[int]]()
     for number, synset in enumerate(imagenet.label_names()):
         words = imagenet.index_to_description(number).lower()
         for name in {synset, words, *words.split(", ")}:
-            found.setdefault(name, set()).add(number)
-    return found
+            by_name.setdefault(name, set()).add(number)
+    return by_name
 
 
 def _numbers(entry: str, names: Mapping[str, set[int]]) -> Iterable[int]:
@@ -173,5 +171,5 @@ def _numbers(entry: str, names: Mapping[str, set[int]]) -> Iterable[int]:
         raise unknown("class of ImageNet", entry, names)
     if len(names[name]) > 1:
         places = " and ".join(map(str, sorted(names[name])))
-        raise InputError(f"'{entry}' is the name of the outputs {places}; give the number")
+        raise InputError(f"'{entry}' is the name of the outputs {places}; use the number")
     return names[name]

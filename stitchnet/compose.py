@@ -28,13 +28,12 @@ from stitchkit.settings.files import settings_text
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchnet.activations import Scores
 from stitchnet.classifier import KINDS as FITTED, OutputMap
-from stitchnet.composition import Composition, uncut
+from stitchnet.composition import Composition, Pool, uncut
 from stitchnet.data import Examples, batches, in_memory, open_split, stitching_images
 from stitchnet.drawing import write_contact_sheet
 from stitchnet.journal import Journal
 from stitchnet.net import ABOUT, WEIGHTS, Net
 from stitchnet.networks import specified
-from stitchnet.pool import Pool
 from stitchnet.search import Search
 from stitchnet.settings import ComposeSettings
 
@@ -60,14 +59,9 @@ class CompositionTask:
 
     @classmethod
     def load(
-        cls,
-        data: str | Path,
-        img_size: int,
-        classifier: str = "knn",
-        output_map: str | None = None,
-        *,
+        cls, data: str | Path, img_size: int, classifier: str = "knn", output_map: str | None = None, *,
         download: bool = False,
-    ) -> CompositionTask:
+    ) -> CompositionTask:  # fmt: skip
         """A task from an image folder with `train/` and `validation/`, or from a data set by name."""
         if output_map is None and classifier not in FITTED:
             raise InputError(f"--classifier {classifier} needs --output-map; name the file")
@@ -104,12 +98,8 @@ def judged(
     """The uncut networks, then the composed ones, all evaluated alike; each with its row of the ledger.
 
     The row of a composed network also has `parents_acc1`, the mean of its parents. A composed network whose outputs are
-    not finite is left out, and counted as skipped.
-
-    Args:
-        journal: Its rows are yielded without a network. A new row is added to it when the next one is requested, that
-            is, after the caller has written all files of the row.
-        is_written: Whether all files of the row of a `cfg_id` exist; if not, its network is evaluated again.
+    not finite is skipped and counted. Rows of the journal come without a network, unless a file of theirs is missing. A
+    new row enters the journal only when the next one is requested: after the caller has written all files of the row.
     """
     alone: dict[str, float] = {}
     number = 0
@@ -135,10 +125,9 @@ def judged(
 
 def _recalled(composition: Composition, journal: Journal) -> Row | None:
     """A network's figures from the journal; empty if its outputs are not finite."""
-    place = ("row", composition.name)
-    if journal.find(dict[str, object], *place) == {} and not composition.is_uncut:
+    if journal.find(dict[str, object], "row", composition.name) == {} and not composition.is_uncut:
         return {}
-    row = journal.find(JudgedNetwork, *place)
+    row = journal.find(JudgedNetwork, "row", composition.name)
     return None if row is None else Row(**row)
 
 
@@ -187,8 +176,7 @@ def _gain(row: Row) -> float:
 
 
 LEDGER, SHEET = "stitches_res.txt", "networks.html"
-_SETTINGS = "compose.yaml"
-"""The settings of a composition, for people and for the report."""
+_SETTINGS = "compose.yaml"  # the settings of a composition, for people and for the report
 _DRAWING = "net.svg"
 _SEARCH = ("threshold", "total_threshold", "max_depth", "width", "order", "max_macs", "max_params", "pretrained")
 """Settings that are arguments of `Search`."""
@@ -217,12 +205,11 @@ def find_best(search: Search, top: int) -> list[Composition]:
 
     With the order `best` the search ends with them; otherwise it visits all compositions.
     """
-    found: Iterable[Composition] = (one for one in search.compositions() if not one.is_uncut)
-    if search.order == "best":
-        found = islice(found, top)
-    with tqdm(found, desc="composing", unit=" found", leave=False, disable=None) as progress:
+    passing = (composition for composition in search.compositions() if not composition.is_uncut)
+    first = islice(passing, top if search.order == "best" else None)
+    with tqdm(first, desc="composing", unit=" found", leave=False, disable=None) as progress:
         search.on_step = lambda counts: progress.set_postfix_str(str(counts))
-        best = heapq.nlargest(top, progress, key=lambda one: one.score)
+        best = heapq.nlargest(top, progress, key=lambda composition: composition.score)
     search.on_step = lambda _: None  # the closed bar must not be drawn again
     if not best:
         raise InputError(
@@ -246,14 +233,14 @@ def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
     print(f"{counted(len(search.pool.fragments), 'fragment')} of {counted(len(search.pool.specs), 'network')}")
     best = find_best(search, settings.top)
     rows: list[Row] = []
-    found = judged(search, best, task, journal, is_written=is_written)
-    for row, net in tqdm(found, desc="evaluating", unit=" networks", leave=False, disable=None):
+    results = judged(search, best, task, journal, is_written=is_written)
+    for row, net in tqdm(results, desc="evaluating", unit=" networks", leave=False, disable=None):
         rows.append(row)
         if net is not None:
             # The row is written last, and only then added to the journal, so every row has a complete network.
-            place = own_folder(folder(row["cfg_id"]))
-            net.save(place)
-            net.draw_svg(place / _DRAWING)
+            own = own_folder(folder(row["cfg_id"]))
+            net.save(own)
+            net.draw_svg(own / _DRAWING)
             write_rows(output / LEDGER, rows)
     write_rows(output / LEDGER, rows)  # a journal may have all rows, and somebody may have removed the ledger
     write_contact_sheet(rows, [folder(row["cfg_id"]) / _DRAWING for row in rows], output / SHEET)

@@ -32,8 +32,7 @@ from stitchkit.training.task import StitchTask
 from stitchnet.classifier import OutputMap
 from stitchnet.compose import CompositionTask
 from stitchnet.data import Examples, Stream, batches, image_of, is_sized, label_of, rows_of
-from stitchnet.loading import head_of, replace_head
-from stitchnet.net import Net
+from stitchnet.net import Net, head_of, replace_head
 from stitchnet.settings import ComposeSettings
 
 EPOCHS = 8

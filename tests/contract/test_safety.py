@@ -380,7 +380,7 @@ READERS = {
     "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/training/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
-    "stitchnet/loading.py": test_hostile_files_of_a_composed_network,
+    "stitchnet/net.py": test_hostile_files_of_a_composed_network,
 }
 
 

@@ -23,11 +23,10 @@ from stitchkit.model.similarity import MEASURES, linear_cka, measure_by_name
 from stitchkit.networks.create import create_model
 from stitchkit.networks.layout import Layout
 from stitchnet.activations import Activation, Scores, run
-from stitchnet.composition import Composition, Outputs
+from stitchnet.composition import Composition, Outputs, Pool
 from stitchnet.fragments import _is_plain, fragments
 from stitchnet.joint import JointLayer, fit_joint, layer
 from stitchnet.networks import load_networks
-from stitchnet.pool import Pool
 from stitchnet.search import Search
 from stitchnet.settings import PUBLISHED
 from tests.composing import RESNET, VIT, convnet
@@ -601,7 +600,7 @@ def test_nothing_is_fetched_on_the_word_of_a_file(mixed, nets, tmp_path, name):
 
 
 def test_no_network_is_an_error():
-    with pytest.raises(InputError, match="no networks are given"):
+    with pytest.raises(InputError, match="no networks are named"):
         stitchnet.generate(images(), sample=True, nets={})
 
 
@@ -766,7 +765,7 @@ def test_channels_are_found_in_images_that_are_not_square():
         ([nn.Linear(2, 2)], "modules need labels"),
         ([{"name": "resnet18", "kwarg": {}}], "did you mean 'kwargs'"),
         (["resnet18.a1_in1kk"], "did you mean 'a1_in1k'"),
-        ({"a": "resnet18"}, "network 'a' is given as 'resnet18', not a module"),
+        ({"a": "resnet18"}, "network 'a' is 'resnet18', not a module"),
         ("resnet18, resnet500", "unknown network 'resnet500'"),
     ],
 )

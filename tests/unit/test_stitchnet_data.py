@@ -35,9 +35,9 @@ from stitchnet import (
     stitching_images,
 )
 from stitchnet.compose import CompositionTask, against_parents, judged
+from stitchnet.composition import Pool
 from stitchnet.data import batches, in_memory, read_image
 from stitchnet.networks import create
-from stitchnet.pool import Pool
 from studies.stitchnet.tuning import LabelledPairs
 from tests.composing import FLAGS, RESNET, VIT, convnet, write_colours, write_pico_nets
 from tests.support import ROOT, mostly_full

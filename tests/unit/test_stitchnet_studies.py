@@ -22,7 +22,7 @@ from stitchnet import generate, image_folder, stitching_images
 from stitchnet.compose import CompositionTask
 from stitchnet.data import in_memory
 from stitchnet.journal import Journal
-from stitchnet.loading import head_of, replace_head
+from stitchnet.net import head_of, replace_head
 from stitchnet.settings import ComposeSettings
 from studies.stitchnet import experiments, tuning
 from studies.stitchnet.__main__ import main as study_main
