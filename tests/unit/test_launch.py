@@ -25,7 +25,7 @@ class FakeCluster:
     """Jobs that end as a test says."""
 
     on_nodes = is_detached = False
-    check, when_stopped = LocalPool.check, LocalPool.when_stopped
+    when_stopped = LocalPool.when_stopped
 
     def __init__(self, ends, limit=1):
         self.ends, self.limit, self.started, self.is_closed = ends, limit, [], False
@@ -187,7 +187,7 @@ def test_results_of_unknown_settings_are_refused(folders, sweep, tmp_path):
     folders[1].result.touch()
     settings = folders[1].path / "config.yml"
     settings.unlink()
-    with pytest.raises(InputError, match=r"no config\.yml that says of what settings; put it"):
+    with pytest.raises(InputError, match=r"no config\.yml with their settings; put it"):
         sweep_jobs(sweep, tmp_path / "out", epochs=5)
     assert not settings.exists()
 
@@ -269,7 +269,7 @@ def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
         ({"jobs": 0}, "--jobs is 0"),
         ({"gpus": -1}, "--gpus is -1"),
         ({"gpus": 9}, "--gpus is 9, but this machine has 2; lower it, or use --cluster slurm"),
-        ({"partition": "big"}, "--partition is for Slurm; add --cluster slurm"),
+        ({"partition": "big"}, "--partition requires Slurm; add --cluster slurm"),
     ],
 )
 def test_a_pool_that_cannot_be(monkeypatch, tmp_path, options, message):

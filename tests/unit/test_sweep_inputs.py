@@ -9,7 +9,6 @@ import yaml
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.sweep import launch as inputs
-from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
 from stitchkit.assembly.sweep.launch import check_inputs, launch
@@ -73,7 +72,6 @@ class Runs:
     """A cluster that runs no job."""
 
     limit, on_nodes, is_detached = 1, False, False
-    check = LocalPool.check
 
     def run(self, jobs):
         for job in jobs:

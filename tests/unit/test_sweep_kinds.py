@@ -448,7 +448,7 @@ def test_mistakes_in_a_search(tmp_path, changes, message):
 
 def test_flags_of_another_kind(tmp_path):
     path = write_job(tmp_path, job_config("d"), "one.yml")
-    with pytest.raises(InputError, match="--trials is for a search, whose file has parameters; omit it"):
+    with pytest.raises(InputError, match="--trials requires a search, whose file has parameters; omit it"):
         check_sweep(path, run_cap=3)
     with pytest.raises(InputError, match="--seeds has no effect on heads by encoders"):
         check_sweep(write_job(tmp_path, {"ft_configs": [str(path)]}), seeds=[1])

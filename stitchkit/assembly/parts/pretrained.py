@@ -34,54 +34,49 @@ _PRETRAINED = re.compile(r"(?:(?:parts\.\d+|head)\.)*net\.")
 def network_names(network: Assembly, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights under the names of a job's network, given those of a checkpoint; names that suit nothing stay."""
     own = network.state_dict().keys()
-    parts = {f"{place}.": part for place, part in network.named_modules() if isinstance(part, Part) and part.published}
+    parts = {f"{name}.": part for name, part in network.named_modules() if isinstance(part, Part) and part.published}
 
-    def named(root: str) -> dict[str, torch.Tensor]:
-        found = {root + name: value for name, value in weights.items()}
-        for place, part in parts.items():
+    def renamed(root: str) -> dict[str, torch.Tensor]:
+        named = {root + name: value for name, value in weights.items()}
+        for prefix, part in parts.items():
             for old, new in part.published.items():
-                before, after = place + old, place + new
-                found = {
+                before, after = prefix + old, prefix + new
+                named = {
                     after + name.removeprefix(before) if name.startswith(before) and name not in own else name: value
-                    for name, value in found.items()
+                    for name, value in named.items()
                 }
-        return found
+        return named
 
-    return max(map(named, _ROOTS), key=lambda found: len(found.keys() & own))
+    return max(map(renamed, _ROOTS), key=lambda named: len(named.keys() & own))
 
 
 def head_of(network: Assembly) -> str:
     """The beginning of the names of the weights of a job's head, which may be in an assembly that is its `model`."""
-    place, whole = "", network
+    prefix, whole = "", network
     while whole.head is None and len(whole.parts) == 1 and isinstance(inner := whole.parts[0], Assembly):
-        place, whole = f"{place}parts.0.", inner
+        prefix, whole = f"{prefix}parts.0.", inner
     if whole.head is None:
         raise InputError("load_from.head: the network has no head; name one file for the whole network")
-    return f"{place}head."
-
-
-def is_of_job(weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the weights are those of a job with pretrained parts."""
-    return any(map(_PRETRAINED.match, weights))
+    return f"{prefix}head."
 
 
 def model_names(
     model: nn.Module, piece: Set[str], weights: Mapping[str, torch.Tensor], path: str
 ) -> dict[str, torch.Tensor]:
-    """Weights under the names of a model, given those of a job of which one part has all weights of a piece of it.
+    """The weights of a job under the names of a model, from the part of the job that has all weights of a piece of it.
 
     The model's own weights stand in for those that the piece does not need. Parts are not combined: they may be of two
     networks with the same names.
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in weights.items():
-        if found := _PRETRAINED.match(name):
-            parts.setdefault(found[0], {})[name.removeprefix(found[0])] = value
+        if prefix := _PRETRAINED.match(name):
+            parts.setdefault(prefix[0], {})[name.removeprefix(prefix[0])] = value
     own = model.state_dict()
     nearest = max(parts, key=lambda part: len(piece & parts[part].keys()))
     if missing := next((name for name in own if name in piece and name not in parts[nearest]), None):
         raise InputError(
-            f"checkpoint '{path}' is of a job, none of whose parts has all weights of this one: "
+            f"checkpoint '{path}' comes from a job; no part of it holds all these weights: "
             f"{nearest.removesuffix('.net.')} has no {missing}; begin and end it within one part of that job, or name "
             "a file of the whole model"
         )
@@ -144,7 +139,7 @@ class ConvNet(nn.Module):
             per_block("pool_size", pool_size, is_size=True),
             strict=True,
         )
-        blocks = OrderedDict[str, nn.Module]((f"block{n}", _block(*given)) for n, given in enumerate(settings, start=1))
+        blocks = OrderedDict[str, nn.Module]((f"block{n}", _block(*each)) for n, each in enumerate(settings, start=1))
         self.encoder = nn.Sequential(blocks) if num_blocks > 1 else blocks["block1"]
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -218,15 +213,9 @@ class WholeNetwork(Pretrained):
     out_format = Layout("vector")
 
     def __init__(
-        self,
-        *,
-        model_name: ModelName,
-        backend: StrictStr = "timm",
-        pretrained: StrictBool = True,
-        ckp_path: LocalPath | None = None,
-        num_classes: Classes | None = None,
-        **arguments: Any,
-    ):
+        self, *, model_name: ModelName, backend: StrictStr = "timm", pretrained: StrictBool = True,
+        ckp_path: LocalPath | None = None, num_classes: Classes | None = None, **arguments: Any,
+    ):  # fmt: skip
         super().__init__()
         if end := next((key for key in ("block_input", "block_output") if key in arguments), None):
             raise InputError(f"{end} is {arguments[end]!r}, but Net is a whole model; use Subnet for a slice of it")
@@ -261,10 +250,8 @@ class Subnet(Pretrained):
         first = block_input[0] if isinstance(block_input, list) else block_input
 
         def ends(model: nn.Module) -> tuple[str | None, str | list[str] | None]:
-            named = partial(_layer, model)
-            if isinstance(block_output, list):
-                return first and named(first), [*map(named, block_output)]
-            return first and named(first), block_output and named(block_output)
+            named, last = partial(_layer, model), block_output
+            return first and named(first), [*map(named, last)] if isinstance(last, list) else last and named(last)
 
         def piece(model: nn.Module) -> nn.Module:
             return steps_of(model).between(*ends(model))
@@ -292,7 +279,7 @@ def _model(
     name: str, path: str | None, piece: Callable[[nn.Module], nn.Module], *, backend: str, pretrained: bool,
     num_classes: int | None, arguments: Mapping[str, Any],
 ) -> nn.Module:  # fmt: skip
-    """A model, of which a `piece` is used, with weights: those of a file of the model, or of a checkpoint of a job."""
+    """A model with the weights of its file, or of a checkpoint of a job; the caller uses only a `piece` of it."""
     if backend == "satlas":  # of the published jobs
         raise InputError(
             "backend 'satlas' is not available here; from the model's file in huggingface.co/allenai/satlas-pretrain, "
@@ -301,9 +288,7 @@ def _model(
         )
     if name == CONVNET:
         if num_classes is not None:
-            raise InputError(
-                f"num_classes is {num_classes}, but a convnet has no classifier; remove it, and add a head"
-            )
+            raise InputError(f"num_classes is {num_classes}, but a convnet has no classifier; remove it and add a head")
         model: nn.Module = ConvNet(**arguments)
     else:
         pretrained = pretrained and path is None
@@ -312,7 +297,7 @@ def _model(
         model = load_model(name, backend=backend, pretrained=pretrained, num_classes=num_classes, **arguments)
     if path is not None:
         content = read_checkpoint(path)
-        if is_of_job(weights := weights_of(content)):
+        if any(map(_PRETRAINED.match, weights := weights_of(content))):  # of a job
             # Not the slice that will run: loading may replace the classifier.
             needed = piece(model).state_dict().keys()
             content = {**content, "state_dict": model_names(model, needed, weights, path)}

@@ -35,7 +35,7 @@ def load_sweep(path: str | Path, **changes: object) -> Sweep:
 
 
 def sweep_schema() -> JsonSchemaValue:
-    """The JSON Schema of a sweep's file: the keys of all kinds, of which each file has those of one."""
+    """The JSON Schema of a sweep's file: the keys of all kinds; each file has those of one kind."""
     kinds = [json_schema(kind) for kind in (GapFile, DatasetsFile, CrossFile, SearchFile)]
     return {
         **kinds[0],
@@ -46,8 +46,7 @@ def sweep_schema() -> JsonSchemaValue:
     }
 
 
-_BASE = "base"
-"""The name of the encoder before any fine-tuning, as the file of a head has it."""
+_BASE = "base"  # the name of the encoder before any fine-tuning, as the file of a head has it
 
 
 @dataclass(frozen=True)
@@ -73,29 +72,29 @@ def plan_cross(path: str | Path, **changes: object) -> Sweep:
 
 
 def _read(files: tuple[str, ...]) -> list[_Tuned]:
-    found = []
+    tuned = []
     for number, file in enumerate(map(Path, files)):
-        place = f"ft_configs[{number}]"
+        key = f"ft_configs[{number}]"
         if not isfile(file):  # unlike that of Path, it knows names that are too long
-            raise InputError(f"{place}: '{file}' is not a file; name the config.yml of a trained job")
+            raise InputError(f"{key}: '{file}' is not a file; name the config.yml of a trained job")
         config = JobConfig.load(file)
         folders = file.parent, Path(config.save_dir or file.parent)
         beside = [path for folder in folders if (path := folder / "checkpoint.pth").is_file()]
         # Runs of a sweep keep their checkpoints in a folder of their own.
         checkpoints = beside[:1] or sorted(file.parent.glob("result*/checkpoint.pth"))
         if not checkpoints:
-            raise InputError(f"{place}: there is no checkpoint.pth beside '{file}'; set save_checkpoints")
+            raise InputError(f"{key}: there is no checkpoint.pth beside '{file}'; set save_checkpoints")
         if len(checkpoints) > 1:
             raise InputError(
-                f"{place}: '{file}' was trained with several seeds; copy the checkpoint.pth of one, such as "
+                f"{key}: '{file}' was trained with several seeds; copy the checkpoint.pth of one, such as "
                 f"'{checkpoints[0]}', beside it"
             )
         name = "+".join(task.name for task in config.train_config.resolved_tasks)
-        found.append(_Tuned(name, file, read_settings_file(file), checkpoints[0]))
-    several = Counter(each.name for each in found)
+        tuned.append(_Tuned(name, file, read_settings_file(file), checkpoints[0]))
+    several = Counter(each.name for each in tuned)
     return [
         each if several[each.name] == 1 else replace(each, name=f"{each.name}-{number}")
-        for number, each in enumerate(found, 1)
+        for number, each in enumerate(tuned, 1)
     ]
 
 

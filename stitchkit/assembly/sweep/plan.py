@@ -1,4 +1,4 @@
-"""The plan of a sweep: its jobs, of which some do not apply, and what all kinds of sweeps have in common."""
+"""The plan of a sweep: its jobs; what all kinds of sweeps share; and sweeps over data sets."""
 
 from __future__ import annotations
 
@@ -40,27 +40,19 @@ class JobSweepFile(JobConfig):
 
 
 def all_seeds(file: JobSweepFile, job: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """The seeds with which each job of a sweep runs; None if its file names none."""
+    """The seeds of each job of a sweep; None if its file names none."""
     return file.seeds or (job["train_config"].get("seed"),)
 
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """One job of a sweep, or one that does not apply.
+    """One job of a sweep, or one that does not apply."""
 
-    Args:
-        name: Name of its folder.
-        metadata: The metadata in its folder, with the sweep's name as `arch`.
-        config: The configuration of the job; empty if it does not apply.
-        columns: What the plan says of it, by the heads of its columns.
-        note: What is special about it; the reason if it does not apply.
-    """
-
-    name: str
-    metadata: dict[str, object]
-    config: dict[str, object]
-    columns: Mapping[str, str] = field(default_factory=dict)
-    note: str = ""
+    name: str  # name of its folder
+    metadata: dict[str, object]  # the metadata in its folder, with the sweep's name as `arch`
+    config: dict[str, object]  # the configuration of the job; empty if it does not apply
+    columns: Mapping[str, str] = field(default_factory=dict)  # what the plan says of it, by the heads of its columns
+    note: str = ""  # what is special about it; the reason if it does not apply
 
     @property
     def applies(self) -> bool:
@@ -74,10 +66,10 @@ class PlannedJob:
 
     def write(self, folder: Path) -> Path:
         """Create its folder in `folder`, with `config.yml` and `metadata.yml`, which keeps facts that a run added."""
-        place = own_folder(folder / self.name)
-        update_metadata(place / "metadata.yml", self.metadata)
-        write_text(place / "config.yml", settings_text(self.config))
-        return place
+        own = own_folder(folder / self.name)
+        update_metadata(own / "metadata.yml", self.metadata)
+        write_text(own / "config.yml", settings_text(self.config))
+        return own
 
 
 @dataclass(frozen=True)
@@ -85,13 +77,12 @@ class Sweep:
     """The jobs that one file describes.
 
     Args:
-        seeds: The seeds that each job runs with, which are part of the names of its results; None is a job's own.
-        resources: The resources of each job with `--cluster slurm`.
+        seeds: The seeds of each job, which are part of the names of its results; None is a job's own.
     """
 
     jobs: Sequence[PlannedJob]
     seeds: tuple[int | None, ...] = (None,)
-    resources: Resources = field(default_factory=Resources)
+    resources: Resources = field(default_factory=Resources)  # the resources of each job with `--cluster slurm`
 
     def __post_init__(self) -> None:
         names = [job.name for job in self.jobs]
@@ -108,12 +99,12 @@ def choose(jobs: Sequence[PlannedJob], only: Sequence[str]) -> dict[int, Planned
     for wanted in only:
         span = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", wanted)
         numbers = range(int(span[1]), int(span[2] or span[1]) + 1) if span else ()
-        if not (found := {n: job for n, job in numbered.items() if n in numbers or fnmatchcase(job.name, wanted)}):
+        if not (matching := {n: job for n, job in numbered.items() if n in numbers or fnmatchcase(job.name, wanted)}):
             raise InputError(
                 f"--only {wanted} chooses no job; the plan has the numbers 1 to {len(jobs)}, and names such as "
-                f"'{jobs[-1].name}', in which * stands for anything"
+                f"'{jobs[-1].name}'; * in a name stands for anything"
             )
-        chosen |= found
+        chosen |= matching
     if not any(job.applies for job in chosen.values()):
         raise InputError(f"no job that --only chooses applies: {next(iter(chosen.values())).note}")
     return dict(sorted(chosen.items()))
@@ -153,23 +144,15 @@ def plan_datasets(path: str | Path, **changes: object) -> Sweep:
         else:
             file = parse(DatasetsFile, override(content, STAND_IN))
         job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
-        planned = [_planned(path.stem, job, name) for name in file.datasets or (None,)]
-        _check(planned[0].parsed)
+        stem, planned = path.stem, []
+        for name in file.datasets or ():
+            about: dict[str, object] = {"arch": stem, "dataset": Path(name).name}
+            config = override(job, {"dataset": name})
+            planned.append(PlannedJob(f"train-{stem}-{about['dataset']}", about, config, {"data set": name}))
+        planned = planned or [PlannedJob(f"train-{stem}", {"arch": stem}, job, {"job": stem})]
+        first = planned[0].parsed
+        check_training(first)
+        size = first.train_config.resolved_tasks[0].data_preprocessing.size
+        # Files of weights may be missing still; they are read before the first job starts.
+        check_network(first.network, num_classes=first.wanted(), input_size=(3, *size), replaced=True)
         return Sweep(planned, all_seeds(file, job), file.slurm)
-
-
-def _planned(name: str, job: Mapping[str, Any], dataset: str | None) -> PlannedJob:
-    if dataset is None:
-        return PlannedJob(f"train-{name}", {"arch": name}, {**job}, {"job": name})
-    about = {"arch": name, "dataset": Path(dataset).name}
-    return PlannedJob(
-        f"train-{name}-{about['dataset']}", {**about}, override(job, {"dataset": dataset}), {"data set": dataset}
-    )
-
-
-def _check(config: JobConfig) -> None:
-    """Check what the jobs share: their training and their network."""
-    check_training(config)
-    size = config.train_config.resolved_tasks[0].data_preprocessing.size
-    # Files of weights may be missing still; they are read before the first job starts.
-    check_network(config.network, num_classes=config.wanted(), input_size=(3, *size), replaced=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
-from pydantic.dataclasses import dataclass, dataclass as schema
+from pydantic.dataclasses import dataclass
 
 from stitchkit.assembly.config.job_settings import PARTS, STAND_IN, SWEEP_KEYS, JobSettings, override, refuse_misplaced
-from stitchkit.assembly.config.settings import Metric
+from stitchkit.assembly.config.settings import Metric, rule
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import Copies, Count, Number, Seed, Times, Whole, Workers
 from stitchkit.settings.files import naming, read_settings_file
@@ -24,17 +24,12 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
-def _check_name(value: str) -> str:
-    # A file may come from a stranger, and these go into a script for a shell.
-    if not re.fullmatch(r"\w[\w.+,-]*(/\w[\w.+-]*)*", value):
-        raise InputError(f"it is {value!r}; only letters, digits and . + , - / may be in it")
-    return value
+# A file may come from a stranger, and these go into a script for a shell.
+_is_plain = re.compile(r"\w[\w.+,-]*(/\w[\w.+-]*)*").fullmatch
+_Name = Annotated[StrictStr, rule(_is_plain, "it is {}; only letters, digits and . + , - / may be in it")]
 
 
-_Name = Annotated[StrictStr, AfterValidator(_check_name)]
-
-
-@schema(frozen=True)
+@dataclass(frozen=True)
 class Resources(Settings):
     """Resources that Slurm gives to each job of a sweep.
 
@@ -43,7 +38,7 @@ class Resources(Settings):
         gpus: GPUs of a job, each with its own process.
         cpus: CPUs of each process.
         mem_gb: Memory in gigabytes of 1024 MB.
-        hours: Time limit in hours, after which a job is requeued and resumes.
+        hours: Time limit in hours; a job is then requeued and resumes.
         modules: Environment modules, which `module load` loads before the job starts.
     """
 
@@ -55,7 +50,7 @@ class Resources(Settings):
     modules: tuple[_Name, ...] = ()
 
 
-@schema(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Place(Resources):
     """The place where the jobs of a sweep run, by the flags of `stitchkit sweep`.
 
@@ -78,11 +73,11 @@ class Place(Resources):
 
 def read_place(flags: Mapping[str, object], resources: Resources | None = None) -> Place:
     """The place that flags say, which take precedence over the resources in the file of a sweep."""
-    place = parse(Place, {**vars(resources or Resources()), **flags}, name=flag_of)
+    options = parse(Place, {**vars(resources or Resources()), **flags}, name=flag_of)
     on_slurm = next((name for name in flags if name not in ("cluster", "jobs", "gpus")), None)
-    if place.cluster == "local" and on_slurm:
-        raise InputError(f"{flag_of(on_slurm)} is for Slurm; add --cluster slurm, or omit it")
-    return place
+    if options.cluster == "local" and on_slurm:
+        raise InputError(f"{flag_of(on_slurm)} requires Slurm; add --cluster slurm, or omit it")
+    return options
 
 
 def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
@@ -99,7 +94,7 @@ Different = AfterValidator(_check_different)
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), Different]
 
 
-@schema(frozen=True)
+@dataclass(frozen=True)
 class Repeats(Settings):
     """How often a sweep runs its jobs, by flags of `stitchkit sweep`.
 
@@ -112,7 +107,7 @@ class Repeats(Settings):
     run_cap: Count | None = None
 
 
-@schema(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CrossFile(Settings):
     """A sweep of heads by encoders: the fine-tuned jobs, and settings of their tests in place of their own.
 
@@ -142,7 +137,7 @@ class CrossFile(Settings):
 Value = StrictInt | StrictFloat | StrictStr | StrictBool
 
 
-@schema(frozen=True)
+@dataclass(frozen=True)
 class Goal(Settings):
     """What a search improves.
 
@@ -156,7 +151,7 @@ class Goal(Settings):
     goal: Literal["maximize", "minimize"] = "minimize"
 
 
-@schema(frozen=True)
+@dataclass(frozen=True)
 class Range(Settings):
     """The values of a hyper-parameter.
 
@@ -176,9 +171,9 @@ class Range(Settings):
     distribution: Literal["constant", "categorical", "int_uniform", "uniform", "log_uniform_values"] | None = None
 
     def __post_init__(self) -> None:
-        given = [key for key in ("value", "values", "min", "max") if getattr(self, key) is not None]
-        if given not in (["value"], ["values"], ["min", "max"]):
-            raise InputError(f"it has {' and '.join(given) or 'no values'}; set value, values, or min and max")
+        keys = [key for key in ("value", "values", "min", "max") if getattr(self, key) is not None]
+        if keys not in (["value"], ["values"], ["min", "max"]):
+            raise InputError(f"it has {' and '.join(keys) or 'no values'}; set value, values, or min and max")
         if self.min is not None and self.max is not None:
             lowest = 1e-300 if self.distribution == "log_uniform_values" else -math.inf
             if not lowest <= self.min < self.max:
@@ -203,7 +198,7 @@ class Range(Settings):
         return FloatDistribution(self.min, self.max, log=is_log)
 
 
-@schema(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchFile(Settings):
     """A search: the job, and the hyper-parameters to try, as in a sweep of Weights & Biases.
 
@@ -249,7 +244,7 @@ def check_sweep(path: str | Path, **changes: object) -> None:
             own = {key: changes[key] for key in ("run_cap", "seeds") if key in changes}
             parse(SearchFile, content | own)
         elif "run_cap" in changes:
-            raise InputError("--trials is for a search, whose file has parameters; omit it")
+            raise InputError("--trials requires a search, whose file has parameters; omit it")
         elif kind == "heads by encoders":
             if "seeds" in changes:
                 raise InputError("--seeds has no effect on heads by encoders, which are only tested; omit it")
@@ -265,7 +260,6 @@ def check_sweep(path: str | Path, **changes: object) -> None:
 
 def check_folder(folder: str | Path) -> Path:
     """The folder of a sweep, which must exist."""
-    place = Path(folder)
-    if not place.is_dir():
+    if not Path(folder).is_dir():
         raise InputError(f"folder '{folder}' does not exist; name the output folder (-o) of a sweep")
-    return place
+    return Path(folder)
