@@ -18,12 +18,10 @@ from stitchkit import InputError, StitchConfig
 from stitchkit.model.similarity import align, sample
 from stitchkit.networks.layout import as_rows
 from stitchkit.settings.stitch_config import AnchorSpec
-from stitchnet.activations import Activation, run
-from stitchnet.composition import Composition
+from stitchnet.activations import Activation, Scores, run
+from stitchnet.composition import Composition, Pool
 from stitchnet.fragments import Fragment
 from stitchnet.joint import JointLayer, fit_joint
-from stitchnet.pool import Pool
-from stitchnet.scores import Scores
 from stitchnet.search import Search
 
 FIVE = "the five published networks"

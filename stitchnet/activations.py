@@ -7,12 +7,12 @@ import logging
 import math
 import mmap
 import tempfile
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
 
-from stitchkit.model.similarity import pool
+from stitchkit.model.similarity import alignment, common_size, hsic, measure_by_name, pool, sample
 from stitchkit.networks.layout import Layout, resize
 
 _logger = logging.getLogger(__name__)
@@ -56,10 +56,7 @@ class Activation:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width of the map; None for vectors."""
-        if self.layout.is_vector:
-            return None
-        height, width = self.value.shape[2:]
-        return height, width
+        return None if self.layout.is_vector else (self.value.shape[2], self.value.shape[3])
 
     @property
     def num_positions(self) -> int:
@@ -82,7 +79,7 @@ class Activation:
         return resized
 
     def shelve(self) -> None:
-        """Move a large tensor to a temporary file, from which it is read on use."""
+        """Move a large tensor to a temporary file, which is read on use."""
         is_on_gpu, is_small = self.tensor.device.type != "cpu", self.tensor.nbytes < _SHELVED_BYTES
         if is_on_gpu or is_small or not hasattr(mmap, "MADV_DONTNEED"):
             return
@@ -114,8 +111,7 @@ class Activation:
 def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The output of a module for a batch, a few images at a time."""
     outputs: torch.Tensor | None = None
-    first = 0
-    count = _PORTION_BYTES * len(x) // x.nbytes if x.device.type == "cpu" and len(x) else len(x)
+    first, count = 0, _PORTION_BYTES * len(x) // x.nbytes if x.device.type == "cpu" and len(x) else len(x)
     for portion in torch.split(x, max(1, count)):
         part = module(portion)
         if outputs is None:  # filled in place: a concatenation at the end would need the memory twice
@@ -124,3 +120,58 @@ def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
         first += len(part)
     assert outputs is not None
     return outputs
+
+
+_SYMMETRIC = ("cka", "unbiased_cka")
+
+
+class Scores:
+    """Scores of pairs of activations, identified by their content.
+
+    Args:
+        measure: `cka`, `unbiased_cka`, `r2` or `fit`.
+        rows_per_channel: Compare only a sample of the rows, 10 per channel as published; by default all.
+        seed: Seed of the sample.
+
+    Raises:
+        InputError: If there is no such measure.
+    """
+
+    def __init__(self, measure: str = "cka", *, rows_per_channel: int | None = None, seed: int = 0):
+        self._name, self._rows_per_channel, self._seed = measure, rows_per_channel, seed
+        self._measure = partial(measure_by_name(measure), rows_per_channel=rows_per_channel, seed=seed)
+        # By content, not by object: networks may share fragments (twins, or the beginnings of one network), and a
+        # search recomputes dropped outputs.
+        self._known: dict[tuple[bytes, bytes], float] = {}
+        self._own: dict[tuple[object, ...], float] = {}
+
+    def __call__(self, x: Activation, y: Activation) -> float:
+        """The score of joining an output `x` to an input `y`."""
+        key = self._key(x.key, y.key)
+        if key not in self._known:
+            self._known[key] = self._cka(x, y) if self._name == "cka" else self._measure(x.value, y.value)
+        return self._known[key]
+
+    def remember(self, x: bytes, y: bytes, score: float) -> None:
+        """Add a score that was computed earlier, of an output and an input by their keys, unless it is known."""
+        self._known.setdefault(self._key(x, y), score)
+
+    def _key(self, x: bytes, y: bytes) -> tuple[bytes, bytes]:
+        return (y, x) if self._name in _SYMMETRIC and y < x else (x, y)
+
+    def _cka(self, x: Activation, y: Activation) -> float:
+        """`linear_cka`, but each side's own HSIC, two thirds of the work, is computed only once per size."""
+        size = None if x.size is None or y.size is None else common_size(x.value, y.value)
+        if size is not None and self._rows_per_channel is not None:
+            whole = x.value, y.value  # `sample` resizes only the rows that it draws
+        else:
+            whole = x.at(size, keep=True), y.at(size)  # x is compared with all fragments, y only now
+        parts = sample(*whole, self._rows_per_channel, self._seed)
+        own = []
+        for activation, part in zip((x, y), parts, strict=True):
+            # The draw follows from the seed and the shape, so equal shapes mean equal rows.
+            key = (activation.key, size, tuple(part.shape))
+            if key not in self._own:
+                self._own[key] = hsic(part, part)
+            own.append(self._own[key])
+        return alignment(hsic(*parts), *own)

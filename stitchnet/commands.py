@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,8 +16,8 @@ from stitchkit.settings.schema import parse
 from stitchnet.settings import ComposeSettings, add_flags, flag_of
 
 if TYPE_CHECKING:
+    from stitchnet.compose import CompositionTask
     from stitchnet.journal import Journal
-    from stitchnet.task import CompositionTask
 
 _logger = logging.getLogger(__name__)
 
@@ -45,26 +46,24 @@ def _compose(flags: argparse.Namespace) -> None:
 def begun(
     name: str, flags: argparse.Namespace, kind: type[Kind], *results: str
 ) -> Iterator[tuple[CompositionTask, Kind, Journal]]:
-    """The task of a command, its settings, and the journal in its folder, from which it resumes."""
+    """The task of a command, its settings, and the journal in its folder for resuming it."""
     import torch
 
     from stitchkit.distributed import choose_device
-    from stitchnet.compose import networks_of
+    from stitchnet.compose import CompositionTask, networks_of
     from stitchnet.journal import resumable
-    from stitchnet.task import CompositionTask
 
-    given = vars(flags)
-    folder, download = Path(given.pop("output")), given.pop("download", False)
-    given["device"] = str(choose_device(given.get("device")))
-    # A resumed command may name the same place by another path.
-    if Path(flags.data).is_dir():
-        given["data"] = str(Path(flags.data).resolve())
-    if given.get("nets", "").endswith(".json"):
-        given["nets"] = str(Path(flags.nets).resolve())
-    if "output_map" in given:
-        given["output_map"] = str(Path(flags.output_map).resolve())
-    settings = parse(kind, given, name=flag_of)
-    with _plain_warnings(), resumable(folder, name, settings.by_flag(), results, growing="--top") as journal:
+    values = vars(flags)
+    folder, download = Path(values.pop("output")), values.pop("download", False)
+    values["device"] = str(choose_device(values.get("device")))
+    # A resumed command may name the same file by another path.
+    is_file = {"data": Path(flags.data).is_dir(), "nets": values.get("nets", "").endswith(".json"), "output_map": True}
+    for key in values.keys() & is_file.keys():
+        if is_file[key]:
+            values[key] = str(Path(values[key]).resolve())
+    settings = parse(kind, values, name=flag_of)
+    by_flag = {flag_of(key): value for key, value in asdict(settings).items()}
+    with _plain_warnings(), resumable(folder, name, by_flag, results, growing="--top") as journal:
         torch.manual_seed(settings.seed)  # for random weights
         networks_of(settings)  # a wrong name must not wait until all images are read
         task = CompositionTask.load(

@@ -4,36 +4,179 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 
 import torch
+from pydantic import FiniteFloat
 from torch import nn
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
-from stitchkit.display import counted
+from stitchkit.data.open_dataset import agreed_classes
+from stitchkit.display import aligned, counted, quantity
+from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, write_text
 from stitchkit.measure.ledger import Row, write_rows
+from stitchkit.measure.pareto import is_anchor
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
-from stitchnet.composition import Composition
-from stitchnet.data import stitching_images
+from stitchnet.activations import Scores
+from stitchnet.classifier import KINDS as FITTED, OutputMap
+from stitchnet.composition import Composition, Pool, uncut
+from stitchnet.data import Examples, batches, in_memory, open_split, stitching_images
 from stitchnet.drawing import write_contact_sheet
 from stitchnet.journal import Journal
-from stitchnet.net import ABOUT, WEIGHTS
+from stitchnet.net import ABOUT, WEIGHTS, Net
 from stitchnet.networks import specified
-from stitchnet.pool import Pool
-from stitchnet.scores import Scores
 from stitchnet.search import Search
 from stitchnet.settings import ComposeSettings
-from stitchnet.task import CompositionTask, against_parents, judged
+
+
+class JudgedNetwork(TypedDict):
+    """The figures of a network, as a journal keeps them."""
+
+    stitch: str
+    flops: int
+    params: int
+    score: FiniteFloat
+    acc1: FiniteFloat
+
+
+@dataclass(frozen=True)
+class CompositionTask:
+    """Images to fit classifiers of a kind to the outputs of networks, or a map of outputs; and others to evaluate."""
+
+    train: Examples
+    validation: Examples
+    classifier: str | OutputMap = "knn"
+    classes: Sequence[str] = ()
+
+    @classmethod
+    def load(
+        cls, data: str | Path, img_size: int, classifier: str = "knn", output_map: str | None = None, *,
+        download: bool = False,
+    ) -> CompositionTask:  # fmt: skip
+        """A task from an image folder with `train/` and `validation/`, or from a data set by name."""
+        if output_map is None and classifier not in FITTED:
+            raise InputError(f"--classifier {classifier} needs --output-map; name the file")
+        if output_map is not None and classifier in FITTED:
+            raise InputError(f"--output-map is not for --classifier {classifier}; choose max, sum or argmax")
+        train, validation = (open_split(data, split, img_size, download=download) for split in ("train", "validation"))
+        classes = agreed_classes(train.dataset, validation.dataset)
+        mapped = None if output_map is None else OutputMap.read(output_map, classifier, classes)
+        return cls(in_memory(train), in_memory(validation), mapped or classifier, classes)
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all images and labels: files of the same names may hold others."""
+        digest = hashlib.blake2b(digest_size=16)
+        for split in (self.train, self.validation):
+            for images, labels in batches(split):
+                digest.update(images.contiguous().numpy().data)
+                digest.update(labels.data)
+        return digest.hexdigest()
+
+    def accuracy(self, net: Net) -> float:
+        """Give a network its classifier; the percentage of the validation images that it then classifies correctly."""
+        if isinstance(self.classifier, OutputMap):
+            net.classifier = self.classifier
+        else:
+            net.fit(self.train, classifier=self.classifier)
+        return 100 * net.evaluate_dataset(self.validation)["accuracy"]
+
+
+def judged(
+    search: Search, compositions: Iterable[Composition], task: CompositionTask, journal: Journal | None = None, *,
+    is_written: Callable[[int], bool] = lambda _: True,
+) -> Iterator[tuple[Row, Net | None]]:  # fmt: skip
+    """The uncut networks, then the composed ones, all evaluated alike; each with its row of the ledger.
+
+    The row of a composed network also has `parents_acc1`, the mean of its parents. A composed network whose outputs are
+    not finite is skipped and counted. Rows of the journal come without a network, unless a file of theirs is missing. A
+    new row enters the journal only when the next one is requested: after the caller has written all files of the row.
+    """
+    alone: dict[str, float] = {}
+    number = 0
+    for composition in (*uncut(search.pool.fragments), *compositions):
+        net = None
+        figures = kept = _recalled(composition, journal) if journal else None
+        if figures is None or (figures and not is_written(number)):
+            net = search.build(composition)
+            figures = _judge(net, composition, task)
+        row = {"cfg_id": number, **figures} if figures else {}
+        if row:
+            number += 1
+            if composition.is_uncut:
+                alone[composition.fragment.network] = row["acc1"]
+            else:
+                row["parents_acc1"] = fmean(alone[label] for label in {part.network for part in composition.fragments})
+            yield row, net
+        else:
+            search.counts.skipped["its outputs are not finite"] += 1
+        if journal is not None and figures != kept:
+            journal.add(row, "row", composition.name)
+
+
+def _recalled(composition: Composition, journal: Journal) -> Row | None:
+    """A network's figures from the journal; empty if its outputs are not finite."""
+    if journal.find(dict[str, object], "row", composition.name) == {} and not composition.is_uncut:
+        return {}
+    row = journal.find(JudgedNetwork, "row", composition.name)
+    return None if row is None else Row(**row)
+
+
+def _judge(net: Net, composition: Composition, task: CompositionTask) -> Row:
+    """The figures of a network; empty if its outputs are not finite."""
+    try:
+        accuracy = task.accuracy(net)
+    except NotFinite as error:
+        if composition.is_uncut:
+            raise InputError(f"network '{composition.fragment.network}': {error}") from error
+        return {}
+    cost = net.get_macs_params()
+    return {
+        "stitch": net.name, "flops": cost["macs"], "params": cost["params"], "score": net.score, "acc1": accuracy
+    }  # fmt: skip
+
+
+def against_parents(rows: Iterable[Row]) -> str:
+    """A table of the rows from `judged`, the parents marked with `*`, and a line on how many beat their parents."""
+    head = ["", "cfg_id", "network", "FLOPs", "params", "score", "acc1", "parents", "gain"]
+    body, composed = [], []
+    for row in rows:
+        parents = ["-", "-"]
+        if "parents_acc1" in row:
+            composed.append(row)
+            parents = [f"{row['parents_acc1']:.2f}", f"{_gain(row):+.2f}"]
+        mark = "*" if is_anchor(row) else ""
+        figures = [quantity(row["flops"]), quantity(row["params"]), f"{row['score']:.3f}", f"{row['acc1']:.2f}"]
+        body.append([mark, str(row["cfg_id"]), row["stitch"], *figures, *parents])
+    return f"{aligned([head, *body], left={0, 2})}\n{_verdict(composed)}"
+
+
+def _verdict(composed: list[Row]) -> str:
+    better = [row for row in composed if _gain(row) > 0]
+    if not better:
+        return "no composed network beats the average of its parents"
+    best = max(better, key=lambda row: row["acc1"])
+    return (
+        f"{len(better)} of {len(composed)} composed networks beat the average of their parents, without training; "
+        f"the most accurate is {best['cfg_id']}: {best['acc1']:.2f} against {best['parents_acc1']:.2f} %"
+    )
+
+
+def _gain(row: Row) -> float:
+    return float(row["acc1"] - row["parents_acc1"])
+
 
 LEDGER, SHEET = "stitches_res.txt", "networks.html"
-_SETTINGS = "compose.yaml"
-"""The settings of a composition, for people and for the report."""
+_SETTINGS = "compose.yaml"  # the settings of a composition, for people and for the report
 _DRAWING = "net.svg"
 _SEARCH = ("threshold", "total_threshold", "max_depth", "width", "order", "max_macs", "max_params", "pretrained")
 """Settings that are arguments of `Search`."""
@@ -62,12 +205,11 @@ def find_best(search: Search, top: int) -> list[Composition]:
 
     With the order `best` the search ends with them; otherwise it visits all compositions.
     """
-    found: Iterable[Composition] = (one for one in search.compositions() if not one.is_uncut)
-    if search.order == "best":
-        found = islice(found, top)
-    with tqdm(found, desc="composing", unit=" found", leave=False, disable=None) as progress:
+    passing = (composition for composition in search.compositions() if not composition.is_uncut)
+    first = islice(passing, top if search.order == "best" else None)
+    with tqdm(first, desc="composing", unit=" found", leave=False, disable=None) as progress:
         search.on_step = lambda counts: progress.set_postfix_str(str(counts))
-        best = heapq.nlargest(top, progress, key=lambda one: one.score)
+        best = heapq.nlargest(top, progress, key=lambda composition: composition.score)
     search.on_step = lambda _: None  # the closed bar must not be drawn again
     if not best:
         raise InputError(
@@ -91,14 +233,14 @@ def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
     print(f"{counted(len(search.pool.fragments), 'fragment')} of {counted(len(search.pool.specs), 'network')}")
     best = find_best(search, settings.top)
     rows: list[Row] = []
-    found = judged(search, best, task, journal, is_written=is_written)
-    for row, net in tqdm(found, desc="evaluating", unit=" networks", leave=False, disable=None):
+    results = judged(search, best, task, journal, is_written=is_written)
+    for row, net in tqdm(results, desc="evaluating", unit=" networks", leave=False, disable=None):
         rows.append(row)
         if net is not None:
             # The row is written last, and only then added to the journal, so every row has a complete network.
-            place = own_folder(folder(row["cfg_id"]))
-            net.save(place)
-            net.draw_svg(place / _DRAWING)
+            own = own_folder(folder(row["cfg_id"]))
+            net.save(own)
+            net.draw_svg(own / _DRAWING)
             write_rows(output / LEDGER, rows)
     write_rows(output / LEDGER, rows)  # a journal may have all rows, and somebody may have removed the ledger
     write_contact_sheet(rows, [folder(row["cfg_id"]) / _DRAWING for row in rows], output / SHEET)

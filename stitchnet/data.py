@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -85,20 +85,6 @@ def read_image(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
         return preparation(size)(path)
 
 
-@overload
-def load_hf_dataset(
-    name: str, train_split: str = ..., val_split: str = ..., label_column: str | None = ..., seed: int = ...,
-    streaming: Literal[False] = ..., *, size: int = ...,
-) -> tuple[HubDataset, HubDataset]: ...  # fmt: skip
-
-
-@overload
-def load_hf_dataset(
-    name: str, train_split: str = ..., val_split: str = ..., label_column: str | None = ..., seed: int = ...,
-    *, streaming: Literal[True], size: int = ...,
-) -> tuple[StreamedDataset, StreamedDataset]: ...  # fmt: skip
-
-
 def load_hf_dataset(
     name: str,
     train_split: str = "validation",
@@ -108,7 +94,7 @@ def load_hf_dataset(
     streaming: bool = False,
     *,
     size: int = 224,
-) -> tuple[HubDataset | StreamedDataset, HubDataset | StreamedDataset]:
+) -> tuple[Any, Any]:
     """Two shuffled splits of an image dataset, with prepared images `[1, 3, H, W]` in the column `pixel_values`.
 
     Args:
@@ -134,7 +120,7 @@ def load_hf_dataset(
     try:
         if is_folder:
             local = [_local(Path(name), split, prepare) for split in splits]
-            both = [(one.to_iterable_dataset() if streaming else one, prepared) for one, prepared in local]
+            both = [(rows.to_iterable_dataset() if streaming else rows, prepared) for rows, prepared in local]
         else:
             prepared = partial(_prepared, prepare=prepare)
             both = [(datasets.load_dataset(name, split=split, streaming=streaming), prepared) for split in splits]
@@ -143,12 +129,11 @@ def load_hf_dataset(
             f"dataset '{name}' with the splits '{train_split}' and '{val_split}' cannot be loaded: {one_line(error)}; "
             "check the name, the splits and the network"
         ) from error
-    first, second = (_with_pixels(one.shuffle(seed=seed), column, prepared) for one, prepared in both)
+    first, second = (_with_pixels(rows.shuffle(seed=seed), column, prepared) for rows, prepared in both)
     return first, second
 
 
 def _prepared(rows: Rows, image_column: str, prepare: Preparation) -> Rows:
-    """Rows with the column of prepared images."""
     return {**rows, PIXELS: [prepare(image)[None].numpy() for image in rows[image_column]]}
 
 
@@ -191,7 +176,6 @@ def _with_pixels(
 
 
 def _image_column(features: Features, label_column: str) -> str:
-    """The first column of images; the labels must have one, too."""
     from datasets import Image as ImageColumn
 
     if label_column not in features:
@@ -205,11 +189,8 @@ def _image_column(features: Features, label_column: str) -> str:
 def image_folder(folder: str | Path, size: int | tuple[int, int] = 224) -> CheckedImages:
     """Prepared images and labels of a folder with one folder for each class, numbered as in all commands.
 
-    Unreadable images have the label -1, which no figure counts; the log names them.
-
-    Args:
-        folder: The folder.
-        size: Height and width, or the side.
+    Unreadable images have the label -1, which no figure counts; the log names them. `size` is a side, or height and
+    width.
 
     Raises:
         InputError: If it has no images.
@@ -246,12 +227,9 @@ def in_memory(dataset: CheckedImages) -> Examples:
 
 
 def stitching_images(dataset: Examples | Stream, count: int = 32, *, seed: int = 0) -> torch.Tensor:
-    """Random images of a dataset `[count, 3, H, W]`, without repetition; of a streamed one, the first.
+    """Random images `[count, 3, H, W]` of a dataset as for `Net.fit`, or all if there are fewer.
 
-    Args:
-        dataset: A dataset as for `Net.fit`.
-        count: Number of images; all if there are fewer.
-        seed: Seed of the draw.
+    A streamed dataset gives its first images.
     """
     rows = rows_of(dataset)
     if not is_sized(rows):

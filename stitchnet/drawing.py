@@ -78,10 +78,16 @@ def draw(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int], sco
     for number, step in enumerate(steps):
         x, y = columns[step.network], _TOP + number * (_HEIGHT + _GAP)
         if number:
-            before = columns[steps[number - 1].network]
-            label = _label(before + box / 2, x + box / 2, y, step)
+            x1, x2 = columns[steps[number - 1].network] + box / 2, x + box / 2
+            words = f"score {step.score:.3f}" + (f", {step.joint}" if step.joint else "")
+            clear = 4 if x1 == x2 else -6 if x1 < x2 else 14  # above an arrow to the right, below one to the left
+            label = Text((x1 + x2) / 2 + 8, y - _GAP / 2 + clear, words, size=12)
             right = max(right, label.right)
-            parts += _arrow(before + box / 2, y - _GAP, x + box / 2, y, label)
+            parts += [
+                f'<line x1="{x1:g}" y1="{y - _GAP:g}" x2="{x2:g}" y2="{y:g}" stroke="#333" stroke-width="1.3" '
+                'marker-end="url(#tip)"/>',
+                f'<g stroke="white" stroke-width="4" paint-order="stroke">{label}</g>',
+            ]
         colour = _COLOURS[networks.index(step.network) % len(_COLOURS)]
         parts.append(
             f'<rect x="{x:g}" y="{y:g}" width="{box:g}" height="{_HEIGHT}" rx="6" fill="{colour}" fill-opacity="0.16" '
@@ -102,27 +108,12 @@ def _heading(steps: Sequence[FragmentSummary], input_size: tuple[int, int, int],
 
 
 def _about(step: FragmentSummary, x: float, y: float) -> list[Text]:
-    """The lines of text in the box at a place."""
     name = f"{step.network}[{step.index}] of {counted(step.count, 'fragment')}"
     cost = f"{quantity(step.macs)} MACs, {quantity(step.params)} parameters"
     return [
         Text(x + _INSET, y + 21, name, weight="bold"),
         Text(x + _INSET, y + 38, cost, colour="#444", size=12),
         Text(x + _INSET, y + 54, f"gives {_shape(step.shape)}", colour="#444", size=12),
-    ]
-
-
-def _label(x1: float, x2: float, y: float, step: FragmentSummary) -> Text:
-    words = f"score {step.score:.3f}" + (f", {step.joint}" if step.joint else "")
-    clear = 4 if x1 == x2 else -6 if x1 < x2 else 14  # above an arrow to the right, below one to the left
-    return Text((x1 + x2) / 2 + 8, y - _GAP / 2 + clear, words, size=12)
-
-
-def _arrow(x1: float, y1: float, x2: float, y2: float, label: Text) -> list[str]:
-    return [
-        f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="#333" stroke-width="1.3" '
-        'marker-end="url(#tip)"/>',
-        f'<g stroke="white" stroke-width="4" paint-order="stroke">{label}</g>',
     ]
 
 

@@ -18,7 +18,7 @@ from stitchkit.networks.slices import Boundary, Slice
 from stitchkit.networks.steps import Steps
 
 Reader = nn.Conv2d | nn.Linear
-"""A layer into which a joint before it can be folded."""
+"""A layer that can take up a joint before it."""
 
 _PLAIN = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward, Linear.forward)
 """The `forward` of layers that only multiply by their weight."""
@@ -26,22 +26,14 @@ _PLAIN = (nn.Conv2d.forward, Conv2dSame.forward, nn.Linear.forward, Linear.forwa
 
 @dataclass(frozen=True, eq=False)
 class Fragment:
-    """Consecutive layers of a network.
+    """Consecutive layers of a network."""
 
-    Args:
-        network: Label of the network.
-        index: Its number among the `count` fragments of the network.
-        start: Its first boundary; None at the network's input.
-        stop: Its last boundary; None at the network's output.
-        module: The layers; they share the network's weights.
-    """
-
-    network: str
-    index: int
+    network: str  # label of the network
+    index: int  # its number among the `count` fragments of the network
     count: int
-    start: Boundary | None
-    stop: Boundary | None
-    module: Slice
+    start: Boundary | None  # its first boundary; None at the network's input
+    stop: Boundary | None  # its last boundary; None at the network's output
+    module: Slice  # the layers; they share the network's weights
 
     @property
     def layout(self) -> Layout:
@@ -69,16 +61,12 @@ class Fragment:
         Empty if one of them does more with its weight than multiply by it, such as standardise it.
         """
         layers = [module.get_submodule(path) for path in (self.start.takers if self.start else ())]
-        found = [layer for layer in layers if isinstance(layer, Reader)]
-        return found if all(map(_is_plain, found)) else []
+        readers = [layer for layer in layers if isinstance(layer, Reader)]
+        return readers if all(map(_is_plain, readers)) else []
 
 
 def fragments(label: str, model: nn.Module, example: torch.Tensor) -> list[Fragment]:
-    """The fragments of a network in the order in which they run: a start, middles, an end.
-
-    Args:
-        model: Any module that torch.fx can trace between its blocks.
-        example: Images `[B, C, H, W]`.
+    """The fragments of a network in their order: a start, middles, an end; `example` are images `[B, C, H, W]`.
 
     Source: StitchNet, section 3.1; released code.
     """
@@ -103,30 +91,23 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
     """The places where a network can be cut, in order, found with an example image `[1, C, H, W]`.
 
     These are the inputs of ungrouped convolutions and linear layers that nothing else reads, if the rest of the network
-    depends on no other tensor; and the borders of blocks between which tokens, or maps with their channels last, pass.
-    The takers of a boundary are the layers into which a joint can be folded.
+    depends on no other tensor; and the borders of blocks that pass tokens, or maps with their channels last. The takers
+    of a boundary are the layers that can take up a joint.
     """
-    found = list(_between_blocks(Steps(model, example), example))
+    # At the border of a block; convolutional networks are cut only at layers, as published.
+    borders = [
+        replace(border, takers=())
+        for border, takers in _known_places(Steps(model, example), example)
+        if len(takers) == 1 and list(takers[0].children()) and border.layout.channel_dim == -1
+    ]
     with contextlib.suppress(InputError):  # some networks cannot be traced inside all blocks
         layers = Steps(model, example, deep=True)
-        every = [*found, *_before_layers(layers, example)]
-        # If both graphs have a place, that of the layers is used: a joint can be folded into them.
-        by_position = {layers.position(place): place for place in every}
-        found = [by_position[position] for position in sorted(by_position)]
-    return found
-
-
-def _between_blocks(steps: Steps, example: torch.Tensor) -> Iterator[Boundary]:
-    """The places at the border of a block; convolutional networks are cut only at layers, as published."""
-    for place, takers in _known_places(steps, example):
-        is_block = len(takers) == 1 and list(takers[0].children())
-        if is_block and place.layout.channel_dim == -1:
-            yield replace(place, takers=())
-
-
-def _before_layers(steps: Steps, example: torch.Tensor) -> Iterator[Boundary]:
-    """The places before layers into which a joint can be folded."""
-    return (place for place, takers in _known_places(steps, example) if takers and all(map(_is_reader, takers)))
+        known = _known_places(layers, example)
+        borders += [border for border, takers in known if takers and all(map(_is_reader, takers))]
+        # If both graphs have a boundary, that of the layers is used: they can take up a joint.
+        by_position = {layers.position(border): border for border in borders}
+        borders = [by_position[position] for position in sorted(by_position)]
+    return borders
 
 
 def _known_places(steps: Steps, example: torch.Tensor) -> Iterator[tuple[Boundary, list[nn.Module]]]:
@@ -134,12 +115,12 @@ def _known_places(steps: Steps, example: torch.Tensor) -> Iterator[tuple[Boundar
     is_square = example.shape[-2] == example.shape[-1]  # only then is the grid of tokens known
     readers = (path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path)))
     first = next(readers, None)  # there is no cut before it, even if its input is a normalised image
-    for place in steps.boundaries:
-        found = place.found
-        if found is None or not found.is_by_row or (found.kind == "NLC" and not is_square):
+    for border in steps.boundaries:
+        layout = border.found
+        if layout is None or not layout.is_by_row or (layout.kind == "NLC" and not is_square):
             continue
-        if first not in place.takers:
-            yield place, [steps.model.get_submodule(path) for path in place.takers]
+        if first not in border.takers:
+            yield border, [steps.model.get_submodule(path) for path in border.takers]
 
 
 def _is_plain(layer: nn.Module) -> bool:

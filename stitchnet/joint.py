@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,12 +13,12 @@ from torch import nn
 from stitchkit.model.similarity import pool
 from stitchkit.model.solve import Gram
 from stitchkit.networks.layout import Layout, as_rows, prefix_tokens, resize
-from stitchkit.networks.slices import extract
+from stitchkit.networks.slices import Boundary, extract
+from stitchkit.settings.schema import parse
 from stitchnet.activations import Activation
-from stitchnet.fragments import Fragment, Reader
+from stitchnet.fragments import Fragment, Reader, fragment_between
 
-_FOLDED_ROWS = 256
-"""Number of a layer's outputs folded at a time; the largest layers would need gigabytes in float64."""
+_FOLDED_ROWS = 256  # number of a layer's outputs folded at a time; the largest layers would need gigabytes in float64
 
 
 @torch.no_grad()
@@ -28,7 +30,7 @@ def fit_joint(x: Activation, y: Activation) -> JointLayer:
 
     Source: StitchNet, section 3.3.
     """
-    # In float64: sums of products in float32 would lose the directions in which features hardly vary.
+    # In float64: sums of products in float32 would lose the directions of features that hardly vary.
     if _has_few_rows(x, y):
         factors = _solve_rows(x, y)
     elif y.size is None:
@@ -41,8 +43,7 @@ def fit_joint(x: Activation, y: Activation) -> JointLayer:
 
 
 def _num_rows(x: Activation, y: Activation) -> int:
-    """At the smaller of both sizes."""
-    return len(x.tensor) * min(x.num_positions, y.num_positions)
+    return len(x.tensor) * min(x.num_positions, y.num_positions)  # at the smaller of both sizes
 
 
 def _has_few_rows(x: Activation, y: Activation) -> bool:
@@ -86,7 +87,7 @@ def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
     device, enlarged = x.tensor.device, _enlarges(x, y)
     gram = Gram(x.width, device, intercept=False)
     cross = torch.zeros(x.width, y.width, dtype=torch.float64, device=device)
-    sides = [_resizing(a, b).to(device) for a, b in zip(x.size, y.size, strict=True)]
+    rows, columns = (_resizing(a, b).to(device) for a, b in zip(x.size, y.size, strict=True))
     prefixes = None
     if y.prefix is not None:
         prefixes = prefix_tokens(x.value, x.prefix, y.prefix.shape[-1], "avg"), y.prefix
@@ -96,8 +97,8 @@ def _solve_maps(x: Activation, y: Activation) -> torch.Tensor:
         a, b = front.double(), end.double()
         again = a
         if enlarged:
-            again = _apply([side.T @ side for side in sides], a)
-            b = _apply([side.T for side in sides], b)
+            again = (rows.T @ rows) @ a @ (columns.T @ columns).T
+            b = rows.T @ b @ columns
         gram.product += a.flatten(1) @ again.flatten(1).T
         cross += a.flatten(1) @ b.flatten(1).T
         if prefixes is not None:
@@ -113,19 +114,10 @@ def _resizing(before: int, after: int) -> torch.Tensor:
     return resize(identity, (after, before), align_corners=True)[0, 0]
 
 
-def _apply(sides: Sequence[torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    """Matrices on both sides of maps `[C, H, W]`."""
-    return sides[0] @ x @ sides[1].T
-
-
 class JointLayer(nn.Module):
-    """A linear map of features, and a change of size and layout.
+    """A linear map of features, and a change of layout, and of size to that of the end's maps, None for vectors.
 
-    Args:
-        source: Layout of the front's output.
-        target: Layout of the end's input.
-        size: Height and width of the end's maps; None for vectors.
-        maps: The matrices `[out, in]` of the map, applied in turn; none if they are folded into the layers behind.
+    `maps` are the matrices `[out, in]` of the map, applied in turn; none if they are folded into the layers behind.
     """
 
     def __init__(self, source: Layout, target: Layout, size: tuple[int, int] | None, maps: Sequence[torch.Tensor] = ()):
@@ -137,7 +129,7 @@ class JointLayer(nn.Module):
         """The end's input."""
         prefix, x = self.source.split(x)[1], self.source.maps(x)
         if self.size is None:
-            x = pool(x)  # the mean over positions, by which maps and vectors are also scored
+            x = pool(x)  # the mean over positions, as in the score of a map and a vector
             for weight in self.maps:
                 x = nn.functional.linear(x, weight)
             return x
@@ -212,3 +204,58 @@ def resize_input(layer: Reader, width: int) -> None:
     if layer.weight.shape[1] != width:
         shape = (layer.weight.shape[0], width, *layer.weight.shape[2:])
         layer.weight = nn.Parameter(layer.weight.new_empty(shape))
+
+
+def describe(fragment: Fragment, layer: nn.Module) -> dict[str, object]:
+    """The data of a fragment and its layers, without their weights."""
+    joint, about = joint_of(layer), None
+    if joint is not None:
+        _, module = layer.children()
+        about = {
+            "source": _describe_layout(joint.source),
+            "target": _describe_layout(joint.target),
+            "size": joint.size,
+            "maps": [tuple(weight.shape) for weight in joint.maps],
+            "reader_widths": [reader.weight.shape[1] for reader in fragment.readers(module)],
+        }
+    ends = {"start": _describe_boundary(fragment.start), "stop": _describe_boundary(fragment.stop)}
+    own = {"network": fragment.network, "index": fragment.index, "count": fragment.count}
+    return {**own, **ends, "joint": about}
+
+
+def rebuild(about: Mapping[str, Any], model: nn.Module) -> tuple[Fragment, nn.Sequential]:
+    """The fragment of some data, from its network, and its layers, of the right shapes but with any weights."""
+    ends = _boundary(about["start"]), _boundary(about["stop"])
+    fragment = fragment_between(model, *ends, about["network"], about["index"], about["count"])
+    fragment = replace(fragment, module=extract(fragment.module))  # two fragments of one network must not share weights
+    joint = about["joint"]
+    if joint is None:
+        return fragment, nn.Sequential(fragment.module)
+    for reader, width in zip(fragment.readers(fragment.module), joint["reader_widths"], strict=True):
+        resize_input(reader, width)
+    size = joint["size"] and (joint["size"][0], joint["size"][1])
+    maps = [torch.empty(shape) for shape in joint["maps"]]
+    layer = JointLayer(_layout(joint["source"]), _layout(joint["target"]), size, maps)
+    return fragment, nn.Sequential(layer, fragment.module)
+
+
+def _describe_boundary(boundary: Boundary | None) -> dict[str, object] | None:
+    if boundary is None:
+        return None
+    form = _describe_layout(boundary.layout)
+    return {"before": boundary.before[0], "after": boundary.after[0], "readers": boundary.takers, "form": form}
+
+
+def _boundary(about: Mapping[str, Any] | None) -> Boundary | None:
+    if about is None:
+        return None
+    return Boundary((about["before"],), (about["after"],), tuple(about["readers"]), _layout(about["form"]))
+
+
+def _describe_layout(layout: Layout) -> dict[str, object]:
+    return {"layout": None if layout.is_vector else layout.kind, "num_prefix_tokens": layout.num_prefix_tokens}
+
+
+def _layout(about: Mapping[str, Any]) -> Layout:
+    prefix = about["num_prefix_tokens"]
+    return parse(Layout, {"kind": about["layout"] or "vector", "num_prefix_tokens": prefix}, "layout")

@@ -1,4 +1,4 @@
-"""The journal of a composition or a study, from which it resumes: one JSON array per line for each completed item."""
+"""The journal of a composition or a study, for resuming it: one JSON array per line for each completed item."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Journal:
 
     def find(self, kind: type[Entry], *key: str | int) -> Entry | None:
         """The entry of a key, checked to be of a type; None if there is none."""
-        place = (*self._scope, *key)
-        if place not in self._entries:
+        full = (*self._scope, *key)
+        if full not in self._entries:
             return None
         try:
-            return TypeAdapter(kind).validate_python(self._entries[place], strict=True)
+            return TypeAdapter(kind).validate_python(self._entries[full], strict=True)
         except ValidationError as error:
-            raise self.damaged(json.dumps(place)) from error
+            raise self.damaged(json.dumps(full)) from error
 
     def damaged(self, name: str) -> InputError:
         """The error for an entry that this program cannot have written."""
@@ -65,10 +65,10 @@ class Journal:
         It is not synced: a SIGKILL does not lose data that the system has accepted, and a power cut at worst shortens
         the file, so that some work is repeated. Syncing each of thousands of scores would cost more than the scores.
         """
-        place = (*self._scope, *key)
-        self._entries[place] = value
+        full = (*self._scope, *key)
+        self._entries[full] = value
         with opened(self.path, "a") as file:
-            file.write(json.dumps([place, value]) + "\n")
+            file.write(json.dumps([full, value]) + "\n")
 
     def agree_on_settings(self, settings: Mapping[str, object], *, growing: str = "") -> None:
         """Check that the results in the folder depend on the same settings, by flag, as new ones.
@@ -79,12 +79,11 @@ class Journal:
         for flag, value in settings.items():
             old = before.get(flag)
             has_grown = flag == growing and isinstance(old, int) and isinstance(value, int) and old < value
-            if old == value or has_grown:
-                continue
-            raise InputError(
-                f"'{folder}' was started with {flag} {old}, but now it is {value}; repeat the original command to "
-                "resume it, or choose another folder"
-            )
+            if old != value and not has_grown:
+                raise InputError(
+                    f"'{folder}' was started with {flag} {old}, but now it is {value}; repeat the original command to "
+                    "resume it, or choose another folder"
+                )
         if growing and before[growing] != settings[growing]:
             self.add(dict(settings), "settings")
 
@@ -120,11 +119,9 @@ def resumable(
     with made(folder, "-o"), locked(folder / f".{name}.lock"):
         path = folder / f"{name}.jsonl"
         is_new = not path.exists()
-        for place in (folder / result for result in results if is_new):
-            if os.path.lexists(place):
-                raise InputError(
-                    f"'{place}' exists, without a journal to resume it; choose another folder or remove it"
-                )
+        for file in (folder / result for result in results if is_new):
+            if os.path.lexists(file):
+                raise InputError(f"'{file}' exists, without a journal to resume it; choose another folder or remove it")
         journal = Journal(path)
         journal.agree_on_settings(settings, growing=growing)
         try:

@@ -5,35 +5,36 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import nn
 
-from stitchkit.errors import InputError
-from stitchkit.files import replacing, write_text
+from stitchkit.errors import InputError, one_line
+from stitchkit.files import check_regular, replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
+from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.mode import evaluating
+from stitchkit.settings.files import unique_keys
+from stitchkit.settings.schema import image_size, parse
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchkit.ship.formats import suffix_of
 from stitchkit.ship.stitch_files import FORMATS
 from stitchnet.activations import run
-from stitchnet.classifier import Classifier
+from stitchnet.classifier import Classifier, OutputMap, Outputs
 from stitchnet.data import Examples, Stream, as_images, batches, read_image
 from stitchnet.drawing import FragmentSummary, draw
 from stitchnet.fragments import Fragment
-from stitchnet.joint import joint_of
-from stitchnet.output_map import OutputMap, Outputs
-from stitchnet.store import describe
+from stitchnet.joint import describe, joint_of, rebuild
+from stitchnet.networks import create
 
 WEIGHTS, ABOUT = "net.safetensors", "net.json"
-_FILES = 128
-"""Number of images read at a time."""
+_FILES = 128  # number of images read at a time
 
 
 class Prediction(TypedDict):
@@ -52,7 +53,7 @@ class Net(nn.Module):
         path: The fragments.
         layers: For each fragment, a joint if one is needed, and the fragment's layers.
         scores: Score of each joint; 1 for the first.
-        input_size: `(C, H, W)` of the images for which its joints were fitted.
+        input_size: `(C, H, W)` of the images that its joints were fitted to.
         specs: Specifications of the fragments' networks, by label.
 
     Attributes:
@@ -60,15 +61,9 @@ class Net(nn.Module):
     """
 
     def __init__(
-        self,
-        name: str,
-        score: float,
-        path: Sequence[Fragment],
-        layers: Sequence[nn.Sequential],
-        scores: Sequence[float],
-        input_size: tuple[int, int, int],
-        specs: dict[str, AnchorSpec | None],
-    ):
+        self, name: str, score: float, path: Sequence[Fragment], layers: Sequence[nn.Sequential],
+        scores: Sequence[float], input_size: tuple[int, int, int], specs: dict[str, AnchorSpec | None],
+    ):  # fmt: skip
         super().__init__()
         self.name, self.score, self.scores = name, score, tuple(scores)
         self.path, self.specs, self.input_size = tuple(path), specs, input_size
@@ -106,15 +101,15 @@ class Net(nn.Module):
     @torch.no_grad()
     def steps(self) -> list[FragmentSummary]:
         """The fragments with their joints and costs."""
-        found, x = [], self.example()
+        summaries, x = [], self.example()
         with evaluating(self):
             for fragment, layer, score in zip(self.path, self.layers, self.scores, strict=True):
                 cost, joint = measure(layer, x), joint_of(layer)
                 words = joint.describe(x) if joint else ""
                 x = layer(x)
-                place = (fragment.network, fragment.index, fragment.count)
-                found.append(FragmentSummary(*place, score, words, tuple(x.shape[1:]), cost.flops, cost.params))
-        return found
+                own = (fragment.network, fragment.index, fragment.count)
+                summaries.append(FragmentSummary(*own, score, words, tuple(x.shape[1:]), cost.flops, cost.params))
+        return summaries
 
     def save_onnx(self, path: str | Path) -> Path:
         """Export to ONNX, for any number of images of one size; `.onnx` is added to the path if it is missing.
@@ -139,8 +134,8 @@ class Net(nn.Module):
 
     def outputs(self, dataset: Examples | Stream, label_column: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The network's outputs `[N, D]` for a dataset as for `fit`, and the labels `[N]`."""
-        found = [(self._outputs(images), labels) for images, labels in batches(dataset, label_column)]
-        outputs, labels = zip(*found, strict=True)
+        pairs = ((self._outputs(images), labels) for images, labels in batches(dataset, label_column))
+        outputs, labels = zip(*pairs, strict=True)
         return np.concatenate(outputs), np.concatenate(labels)
 
     def _outputs(self, images: torch.Tensor) -> np.ndarray:
@@ -153,16 +148,13 @@ class Net(nn.Module):
             return run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
 
     def fit(self, dataset: Examples | Stream, label_column: str | None = None, *, classifier: str = "knn") -> Net:
-        """Fit a classifier to the network's outputs; the network itself does not change.
+        """Fit a classifier to the network's outputs, and return the network, which itself does not change.
 
         Args:
             dataset: A dataset of `load_hf_dataset`, one of images and labels, as from `image_folder`, or arrays
                 `(images, labels)`.
             label_column: Name of the labels in a dataset of `load_hf_dataset`.
             classifier: `knn`: the five nearest neighbours, as published; `linear`: logistic regression.
-
-        Returns:
-            The network.
 
         Raises:
             InputError: If there is no such column or classifier, or the images are of another size than the network was
@@ -172,7 +164,7 @@ class Net(nn.Module):
         return self
 
     def map_outputs(self, outputs: Outputs, *, kind: str = "max", classes: Sequence[str] = ()) -> Net:
-        """Classify by the network's own outputs, which mean other classes, such as ImageNet's; nothing is fitted.
+        """Classify by the network's own outputs, which mean other classes, such as ImageNet's, and return the network.
 
         Args:
             outputs: For each class the numbers of its outputs, ranges such as `"151-268"`, ImageNet's names or synsets:
@@ -180,10 +172,7 @@ class Net(nn.Module):
                 each output and the columns `class` and `output`.
             kind: `max`: the class of the highest of these outputs; `sum`: that with the highest sum of probabilities;
                 `argmax`: the class of the highest of all outputs, -1 if it belongs to none, as published.
-            classes: The classes in the order of their numbers; by default the given ones, class2 before class10.
-
-        Returns:
-            The network.
+            classes: The classes in the order of their numbers; by default those of `outputs`, class2 before class10.
 
         Raises:
             InputError: If the outputs are unknown, ambiguous or of two classes, or a class has none.
@@ -212,11 +201,11 @@ class Net(nn.Module):
         """
         self._fitted()
         paths = [paths] if isinstance(paths, str | Path) else list(paths)
-        found: list[Prediction] = []
+        predictions: list[Prediction] = []
         for first in range(0, len(paths), _FILES):
             images = [read_image(path, self.input_size[1:]) for path in paths[first : first + _FILES]]
-            found += self.predict(torch.stack(images))
-        return found
+            predictions += self.predict(torch.stack(images))
+        return predictions
 
     def evaluate_dataset(self, dataset: Examples | Stream, label_column: str | None = None) -> dict[str, float]:
         """The share of a dataset, as for `fit`, that is classified correctly: `{"accuracy": ...}`.
@@ -269,3 +258,86 @@ def _with_suffix(path: str | Path, suffix: str) -> Path:
     target = target if target.suffix == suffix else target.with_name(target.name + suffix)
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def load(folder: str | Path, nets: Mapping[str, nn.Module] | None = None) -> Net:
+    """Read a network from a folder of `Net.save`; nothing in the files is executed.
+
+    Args:
+        nets: The search's networks by label, if it got modules instead of names. Their weights do not matter.
+
+    Raises:
+        InputError: If the files cannot be read, or a module is missing.
+    """
+    folder = Path(folder)
+    try:
+        for name in (ABOUT, WEIGHTS):
+            check_regular(folder / name)
+        about = json.loads((folder / ABOUT).read_text(), object_pairs_hook=unique_keys)
+        return _restore(about, load_file(folder / WEIGHTS), nets or {})
+    except InputError:
+        raise
+    except Exception as error:  # on a damaged file, the reader may raise anything
+        fault = f"'{folder}' contains no readable composed network: {one_line(error)}; check the path"
+        raise InputError(fault) from error
+
+
+def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets: Mapping[str, nn.Module]) -> Net:
+    specs = {label: spec and AnchorSpec.parse(spec) for label, spec in about["networks"].items()}
+    # The file has the weights, so only the structure of the networks is needed.
+    models = {label: _model(label, spec, nets) for label, spec in specs.items()}
+    path, layers = zip(*(rebuild(entry, models[entry["network"]]) for entry in about["path"]), strict=True)
+    size = image_size(about["input_size"])
+    net = Net(about["name"], about["score"], path, layers, about["scores"], size, specs)
+    num_classes = about.get("num_classes")  # believed only if the weights have it: the number may be any
+    if num_classes is not None and num_classes == len(tensors[f"net.{head_of(net)[0]}.weight"]):
+        replace_head(net, num_classes)
+    net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
+    if "classifier" in about:
+        outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
+        net.classifier = Classifier(about["classifier"], outputs, labels)
+    if "output_map" in about:
+        net.classifier = parse(OutputMap, about["output_map"], "output_map")
+    return net.eval()
+
+
+def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -> nn.Module:
+    if label in nets:
+        return nets[label]
+    if spec is None:
+        raise InputError(f"network '{label}' was a module of the search; pass it as nets={{'{label}': module}}")
+    if ":" in spec.name or "/" in spec.name:
+        raise InputError(
+            f"network '{label}' is from '{spec.name}', but files must not cause downloads; "
+            f"create it yourself and pass it as nets={{'{label}': module}}"
+        )
+    return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
+
+
+def head_of(net: Net) -> tuple[str, nn.Linear]:
+    """The last linear layer of a network, and its name."""
+    name = classifier_of(net)
+    layer = net.get_submodule(name)
+    if not isinstance(layer, nn.Linear):
+        raise InputError(f"'{net}' has no linear layer, so it has no head to train; use other networks")
+    return name, layer
+
+
+def replace_head(net: Net, num_classes: int, *, seed: int = 0) -> None:
+    """Replace the head by a random one for a number of classes.
+
+    All outputs must be those of the head; otherwise the network stays as it is.
+    """
+    name, old = head_of(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    net.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
+    try:
+        fits = net.num_outputs == num_classes
+    except RuntimeError:  # two heads of different sizes
+        fits = False
+    if not fits:
+        net.set_submodule(name, old)
+        raise InputError(f"'{net}' does not end in one linear layer, so it gets no new head; use other networks")
+    net.classifier, net.num_classes = None, num_classes

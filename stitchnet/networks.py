@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 
 import torch
@@ -53,7 +52,7 @@ def load_networks(
     _check_any(nets)
     for label, module in nets.items():
         if not isinstance(module, nn.Module):
-            raise InputError(f"network '{label}' is given as {module!r}, not a module; names must be in a list")
+            raise InputError(f"network '{label}' is {module!r}, not a module; names must be in a list")
     return {label: (module.eval(), None) for label, module in nets.items()}
 
 
@@ -78,13 +77,12 @@ def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
 
 def _check_any(nets: Sized) -> None:
     if not nets:
-        raise InputError("no networks are given; name at least one")
+        raise InputError("no networks are named; name at least one")
 
 
 def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[int, int] | None) -> Loaded:
-    found: Loaded = {}
-    for given in specs:
-        spec = _sized(given, img_size)
+    loaded: Loaded = {}
+    for spec in (_sized(spec, img_size) for spec in specs):
         try:
             model = create(spec, pretrained=pretrained).eval()
         except InputError as error:
@@ -101,8 +99,8 @@ def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[i
         decided = ["num_classes"] if spec.checkpoint is not None else []
         decided += ["transform_input", "aux_logits"] if hasattr(model, "transform_input") else []
         kept = {name: getattr(model, name) for name in decided if hasattr(model, name)}
-        found[spec.label] = model, replace(spec, kwargs={**spec.kwargs, **kept})
-    return found
+        loaded[spec.label] = model, replace(spec, kwargs={**spec.kwargs, **kept})
+    return loaded
 
 
 def _preparation(spec: AnchorSpec, img_size: tuple[int, int] | None) -> dict[str, object]:
@@ -151,11 +149,15 @@ def create(spec: AnchorSpec, *, pretrained: bool = False) -> nn.Module:
         is_fetched = pretrained and spec.checkpoint is None
         # The paper used the first weights of a network; torchvision's default is the last.
         weights = next(iter(get_model_weights(spec.name))) if is_fetched else None
-        with _cached():
-            made = create_torchvision(spec.name, spec.kwargs, weights=weights)
+        before = hub.get_dir()
+        hub.set_dir(get_cache_folder())
+        try:
+            network = create_torchvision(spec.name, spec.kwargs, weights=weights)
+        finally:
+            hub.set_dir(before)
         if spec.checkpoint is not None:
-            load_checkpoint(made, spec.checkpoint)
-        return made
+            load_checkpoint(network, spec.checkpoint)
+        return network
     model = create_model(spec.name, checkpoint=spec.checkpoint, pretrained=pretrained, **spec.kwargs)
     _take_imagenet_normalisation(model, spec.kwargs.get("in_chans", 3))
     return model
@@ -169,17 +171,6 @@ def get_cache_folder() -> str:
     return os.environ.get("SN_HOME") or hub.get_dir()
 
 
-@contextmanager
-def _cached() -> Iterator[None]:
-    """Let torchvision keep its weights in the cache folder."""
-    before = hub.get_dir()
-    hub.set_dir(get_cache_folder())
-    try:
-        yield
-    finally:
-        hub.set_dir(before)
-
-
 class Renormalise(nn.Module):
     """Changes images normalised as ImageNet's to the mean and standard deviation that a network expects."""
 
@@ -188,12 +179,12 @@ class Renormalise(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], num_channels: int):
         super().__init__()
-        given, wanted = (
+        present, wanted = (
             torch.tensor([adapt_to_chs(tuple(figures), num_channels) for figures in pair])[..., None, None]
             for pair in (_IMAGENET, (mean, std))
         )
-        self.register_buffer("scale", given[1] / wanted[1])
-        self.register_buffer("shift", (given[0] - wanted[0]) / wanted[1])
+        self.register_buffer("scale", present[1] / wanted[1])
+        self.register_buffer("shift", (present[0] - wanted[0]) / wanted[1])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The images `[B, C, H, W]` for the network."""
@@ -205,10 +196,10 @@ def _take_imagenet_normalisation(model: TimmModel, num_channels: int) -> None:
     config = model.pretrained_cfg
     if (tuple(config["mean"]), tuple(config["std"])) == _IMAGENET:
         return
-    found = config.get("first_conv") or ()
-    places = (found,) if isinstance(found, str) else found
-    layers = [model.get_submodule(place) for place in places]
-    if not layers or not all(isinstance(one, nn.Conv2d) and one.in_channels == num_channels for one in layers):
+    first = config.get("first_conv") or ()
+    paths = (first,) if isinstance(first, str) else first
+    layers = [model.get_submodule(path) for path in paths]
+    if not layers or not all(isinstance(layer, nn.Conv2d) and layer.in_channels == num_channels for layer in layers):
         _logger.warning(
             "%s expects images of mean %s and standard deviation %s, but does not read them with a convolution; "
             "it gets ImageNet's normalisation instead, which makes it less accurate",
@@ -216,6 +207,6 @@ def _take_imagenet_normalisation(model: TimmModel, num_channels: int) -> None:
         )  # fmt: skip
         return
     # Around the convolution, because around the network all names would get a prefix.
-    for place, layer in zip(places, layers, strict=True):
+    for path, layer in zip(paths, layers, strict=True):
         before = Renormalise(config["mean"], config["std"], num_channels)
-        model.set_submodule(place, nn.Sequential(before, layer))
+        model.set_submodule(path, nn.Sequential(before, layer))

@@ -15,21 +15,18 @@ import torch
 from typing_extensions import TypedDict
 
 from stitchkit.errors import InputError, unknown
-from stitchnet.composition import Composition
+from stitchnet.activations import Scores
+from stitchnet.composition import Composition, Costs, Outputs, Pool
 from stitchnet.fragments import Fragment
 from stitchnet.joint import layer
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.networks import Nets
-from stitchnet.outputs import Costs, Outputs
-from stitchnet.pool import Pool
-from stitchnet.scores import Scores
 
 ORDERS = ("depth", "best")
 _PUBLISHED = {"total_threshold": "totalThreshold", "max_depth": "maxDepth", "width": "K"}
 """Our options and their names in the published call."""
-_DRAWS = 100
-"""Number of draws, each of which may end nowhere."""
+_DRAWS = 100  # number of draws; each may end nowhere
 
 
 class Ranking(TypedDict):
@@ -72,8 +69,8 @@ class Search:
         pretrained: Download the weights of named networks; otherwise they are random.
         order: `depth`: each composition to its end before the next, as published; `best`: the highest score first.
         seed: Seed of `draw`.
-        max_macs: Leave out compositions with more MACs.
-        max_params: Leave out compositions with more parameters.
+        max_macs: Skip compositions with more MACs.
+        max_params: Skip compositions with more parameters.
         drops_used_last: Drop used fragments only after choosing the best ones, as published, so that fewer remain.
         is_folded: Fold joints into the layers behind them; otherwise they are separate layers.
         scores: The scores of fragments, or the name of a measure.
@@ -155,7 +152,7 @@ class Search:
                 continue
             children = self.following(composition)[::-1]
             if self.order == "best":  # the sort is stable, so of equal scores the oldest is next
-                frontier = sorted([*children, *frontier], key=lambda one: one.score)
+                frontier = sorted([*children, *frontier], key=lambda composition: composition.score)
             else:
                 frontier += children
 
@@ -206,7 +203,6 @@ class Search:
         return [(score, fragment) for score, fragment in scored[: self.width] if fragment not in used]
 
     def _rank(self, composition: Composition) -> Ranking:
-        """Score all fragments that may follow a composition."""
         used = composition.fragments
         x = self._outputs.of(composition)
         scores: dict[str, float] = {}

@@ -1,9 +1,8 @@
-"""The settings of a composition, each of which is a flag of the commands that compose networks."""
+"""The settings of a composition; each is a flag of the commands that compose networks."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -45,7 +44,7 @@ class ComposeSettings(Settings):
     )
     pretrained: bool = flag(True, "download their weights, instead of random ones")
     threshold: Share = flag(
-        0.8, "lowest score at which two fragments are joined: 0 for nothing in common, 1 for identical activations"
+        0.8, "lowest score for joining two fragments: 0 for nothing in common, 1 for identical activations"
     )
     total_threshold: Share = flag(0.8, "lowest product of the scores of a network's joints")
     max_depth: Annotated[Times, Field(ge=2)] = flag(10, "largest number of fragments in a network")
@@ -57,8 +56,8 @@ class ComposeSettings(Settings):
         "best", "best: highest score first, and stop with --top; depth: search all, as published"
     )
     score: Literal["cka", "unbiased_cka", "r2", "fit"] = flag("cka", "how fragments are compared")
-    max_macs: Limit | None = flag(None, "leave out networks with more multiply-adds, such as 3G", strict=None)
-    max_params: Limit | None = flag(None, "leave out networks with more parameters, such as 30M", strict=None)
+    max_macs: Limit | None = flag(None, "skip networks with more multiply-adds, such as 3G", strict=None)
+    max_params: Limit | None = flag(None, "skip networks with more parameters, such as 30M", strict=None)
     num_images: Batch = flag(32, "number of images from train/ for the comparison")
     img_size: Side = flag(224, "side of the images")
     classifier: Literal["knn", "linear", "max", "sum", "argmax"] = flag(
@@ -72,10 +71,6 @@ class ComposeSettings(Settings):
     seed: Seed = flag(0, "seed of the image draw and of random weights")
     device: str | None = flag(None, "cpu, cuda or cuda:N; by default cuda if available")
 
-    def by_flag(self) -> dict[str, object]:
-        """All settings under the names that they have for users."""
-        return {flag_of(name): value for name, value in asdict(self).items()}
-
 
 def flag_of(name: str) -> str:
     """The flag of a setting."""
@@ -83,7 +78,7 @@ def flag_of(name: str) -> str:
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type[ComposeSettings], **defaults: object) -> None:
-    """Add the flag of each setting to a parser, whose result has only those that were given, and other defaults."""
+    """Add the flag of each setting to a parser; its result has only flags that the user set, and `defaults`."""
     parser.argument_default = argparse.SUPPRESS
     options = _VALUES | {name: {"default": default} for name, default in defaults.items()}
     add_settings(parser, kind, lambda name: DATA_FLAGS if name == "data" else [flag_of(name)], options)

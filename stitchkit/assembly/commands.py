@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -30,12 +30,8 @@ def _add_training_flags(parser: argparse.ArgumentParser, *, is_sweep: bool) -> C
         seed("--seeds", nargs="+", help="run every job once with each")
     add("-d", "--device", metavar="DEVICE", help="cpu, cuda, cuda:N or N; by default cuda if available")
     number("-j", "--workers", help="loader processes of each rank")
-    add(
-        "--no-pretrained",
-        action="store_false",
-        dest="pretrained",
-        help="download no weights; without a file, start from random ones",
-    )
+    about = "download no weights; without a file, start from random ones"
+    add("--no-pretrained", action="store_false", dest="pretrained", help=about)
     return add
 
 
@@ -44,30 +40,27 @@ def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     add = sweep.add_argument
     source = sweep.add_mutually_exclusive_group(required=True)
     source.add_argument("-c", "--config", metavar="YAML", help="configuration of the sweep")
-    about = "run nothing, and collect the results in the output folder of a sweep into tables and pictures"
-    source.add_argument("--report", metavar="DIR", help=about)
+    source.add_argument("--report", metavar="DIR", help="only make tables and pictures of the results in this folder")
     add_picture_format(sweep)
     train("--trials", dest="run_cap", type=int, metavar="N", help="trials of a search; 10, or a whole grid")
     add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of the jobs")
-    about = "run only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"
+    about = "only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"
     add("--only", nargs="+", default=[], metavar="JOB", help=about)
     switch = partial(sweep.add_mutually_exclusive_group().add_argument, action="store_true")
-    switch("-n", "--dry-run", help="print the plan, and with Slurm the script of its jobs, and run nothing")
+    switch("-n", "--dry-run", help="only print the plan, and with Slurm the script of its jobs")
     switch("--smoke", "--st", "--smoke-test", help="run one step of every job in this process, and keep no files")
-    about = "with Slurm, submit the jobs and return; repeat the command to see their progress"
-    switch("--detach", default=argparse.SUPPRESS, help=about)
+    switch("--detach", default=argparse.SUPPRESS, help="with Slurm, submit the jobs and return; repeat it for progress")
     add("--retry-failed", action="store_true", help="rerun jobs that failed")
     train("--jobs", type=int, metavar="N", help="jobs to run at a time; by default 1, or all with Slurm")
     add("--cluster", choices=("local", "slurm"), default="local", help="where the jobs run")
     train("--gpus", type=int, metavar="N", help="GPUs per job; by default 1, or 0 on a machine without GPUs")
-    slurm = sweep.add_argument_group(
-        "Slurm", "for each job; `slurm` in the file of the sweep may set those above --setup, in the same units"
-    )
+    about = "for each job; `slurm` in the file of the sweep may set those above --setup, in the same units"
+    slurm = sweep.add_argument_group("Slurm", about)
     add = partial(slurm.add_argument, default=argparse.SUPPRESS)
     add("--partition", metavar="NAME", help="partition")
     add("--cpus", type=int, metavar="N", help="CPUs per process; a job has one process per GPU")
     add("--mem-gb", type=float, metavar="GB", help="memory per job in gigabytes (of 1024 MB)")
-    add("--hours", type=float, metavar="H", help="time limit in hours, after which a job is requeued and resumes; 24")
+    add("--hours", type=float, metavar="H", help="time limit in hours; a job is then requeued and resumes; 24")
     add("--modules", nargs="+", metavar="NAME", help="environment modules to load")
     add("--setup", nargs="+", metavar="LINE", help="shell commands to run before a job starts")
     add("--sbatch", nargs="+", metavar="KEY=VALUE", help="further options for sbatch")
@@ -79,16 +72,12 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     job.add_argument("-c", "--config", required=True, metavar="YAML", help="configuration of the job")
     add = _add_training_flags(job, is_sweep=False)
     number, switch = partial(add, type=int, metavar="N"), partial(add, action="store_true")
-    about = "folder of the job; by default outputs/<configuration>"
-    add("-o", "--output", "--dest", dest="save_dir", metavar="DIR", help=about)
-    about = "file of the result; by default result.pkl in the job's folder"
-    add("--metrics-output", "--metrics-dest", metavar="FILE", help=about)
+    add("-o", "--output", "--dest", dest="save_dir", metavar="DIR", help="folder; by default outputs/<configuration>")
+    add("--metrics-output", "--metrics-dest", metavar="FILE", help="file of the result; by default result.pkl in -o")
     add("--dataset", metavar="NAME", help="name or folder of the data set")
-    about = "side of an input image, or its height and width: 224,256"
-    add("--image-size", "--resize", type=_sides, metavar="N", help=about)
+    add("--image-size", "--resize", type=_sides, metavar="N", help="side of input images, or height and width: 224,256")
     switch("--data-augmentation", help="the default augmentation: a flip and AutoAugment")
-    about = "weights of classes in the loss: balanced, or a number for each, such as 1,2.5,1"
-    add("--class-weights", metavar="WEIGHTS", help=about)
+    add("--class-weights", metavar="WEIGHTS", help="class weights of the loss: balanced, or numbers such as 1,2.5,1")
     rate = partial(add, type=float, metavar="RATE")
     rate("--lr", "--learning-rate", help="learning rate of the optimizer")
     rate("--wd", "--weight-decay", dest="weight_decay", help="weight decay of the optimizer")
@@ -98,15 +87,13 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     number("--print-freq", help="steps between log lines")
     start = partial(job.add_mutually_exclusive_group().add_argument, default=argparse.SUPPRESS, metavar="FILE")
     start("--load-from", "--weights", help="start from the weights in this file")
-    about = "checkpoint of a job to resume from; auto is the newest good one in the job's folder"
-    start("--resume-from", "--resume", help=about)
+    start("--resume-from", "--resume", help="checkpoint to resume from; auto is the newest good one in -o")
     number("--start-epoch", help="number of epochs that count as done")
-    add("--non-strict", action="store_false", dest="strict_load", help="of --load-from, take only weights that fit")
+    add("--non-strict", action="store_false", dest="strict_load", help="load only the weights of --load-from that fit")
     switch("--test-only", help="test without training")
     switch("--save-checkpoints", help="save a checkpoint after each epoch")
     switch("--checkpoint-initial-model", help="test the network before the first epoch, too")
-    about = "steps between checkpoints within an epoch; with 0, only when a signal stops the job"
-    number("--checkpoint-interval", help=about)
+    number("--checkpoint-interval", help="steps between checkpoints within an epoch; with 0, only on a signal")
     number("--grad-accum-steps", help="batches per step, whose gradients add up")
     switch("--amp", help="mixed precision")
     add("--amp-dtype", choices=("float16", "bfloat16"), help="low precision of --amp; CPUs always use bfloat16")
@@ -121,10 +108,8 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     tracking("--group", help="group of runs there")
     tracking("--id", help="run there to resume")
     add("-v", "--verbose", action="count", help="twice, a line for every step")
-    about = "check everything, print the network, its cost and its data, and write and train nothing"
-    switch("-n", "--dry-run", default=False, help=about)
-    about = "a very short run, three batches per rank, into the folder smoke in that of the job; torchrun accepts only "
-    about += "the longer name"
+    switch("-n", "--dry-run", default=False, help="only check everything and print the network, its cost and its data")
+    about = "run three batches per rank, in the folder smoke of -o; torchrun accepts only the longer name"
     switch("--st", "--smoke-test", dest="smoke_test", default=False, help=about)
     show_defaults(job, Preprocessing, TrainConfig, JobSettings)
 
@@ -134,9 +119,7 @@ def _sides(text: str) -> int | list[int]:
     try:
         sides = [int(side) for side in text.strip("()[]").split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"it is '{text}'; write a side, 224, or a height and a width, 224,256"
-        ) from None
+        raise argparse.ArgumentTypeError(f"'{text}' is not a side, 224, or a height and a width, 224,256") from None
     return sides[0] if len(sides) == 1 else sides
 
 
@@ -153,7 +136,7 @@ def _job(flags: argparse.Namespace) -> None:
     check_job(source, **settings)  # before torch is loaded
 
     from stitchkit.assembly.config.job import JobConfig
-    from stitchkit.assembly.train.plan import job_plan
+    from stitchkit.assembly.train.job import job_plan
     from stitchkit.assembly.train.run import run_job
 
     config = JobConfig.load(source, **settings)
@@ -165,20 +148,23 @@ def _job(flags: argparse.Namespace) -> None:
 
 def _sweep(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.config.job_settings import check_flags, check_own
-    from stitchkit.assembly.sweep.check import check_sweep
-    from stitchkit.assembly.sweep.settings import Place, Repeats, read_place
+    from stitchkit.assembly.sweep.settings import Place, Repeats, check_folder, check_sweep, read_place
 
     settings = vars(flags)
     folder, picture_format = settings.pop("report"), settings.pop("format")
-    if folder is not None:
-        _report(folder, picture_format, settings)
+    if folder is not None:  # the sweep may still run
+        if unused := [key for key, value in settings.items() if value and key not in ("output", "cluster")]:
+            flag = "--" + unused[0].replace("_", "-")
+            raise InputError(f"{flag} has no effect with --report, which runs no job; remove one of the two")
+        check_folder(folder)  # before torch is loaded
+        _print_report(folder, picture_format)
         return
     path, output, only, is_dry, is_smoke, retry_failed = (
         settings.pop(key) for key in ("config", "output", "only", "dry_run", "smoke", "retry_failed")
     )
-    place = {field.name: settings.pop(field.name) for field in fields(Place) if field.name in settings}
+    options = {field.name: settings.pop(field.name) for field in fields(Place) if field.name in settings}
     download = settings.pop("download", False)
-    read_place(place)
+    read_place(options)
     check_flags(settings)
     check_own(Repeats, {}, settings)
     check_sweep(path, **settings)  # before torch is loaded
@@ -191,9 +177,9 @@ def _sweep(flags: argparse.Namespace) -> None:
 
     sweep = load_sweep(path, **settings)
     jobs = choose(sweep.jobs, only)
-    name = place.pop("cluster")
-    enter = partial(create_cluster, name, folder=Path(output), resources=sweep.resources, **place)
-    if is_dry:  # it may be for another machine, with other GPUs, but Slurm's script is wanted
+    name = options.pop("cluster")
+    enter = partial(create_cluster, name, folder=Path(output), resources=sweep.resources, **options)
+    if is_dry:  # the plan may be for another machine, with other GPUs, but it shows Slurm's script
         show_plan(sweep, jobs, Path(output), enter() if name == "slurm" else None)
         return
     planned = [job for job in jobs.values() if job.applies]
@@ -207,17 +193,6 @@ def _sweep(flags: argparse.Namespace) -> None:
         launch(sweep, Path(output), cluster, only=names, retry_failed=retry_failed)
         if not cluster.is_detached:
             _print_report(output, picture_format)
-
-
-def _report(folder: str, picture_format: str, settings: Mapping[str, object]) -> None:
-    """Report a sweep that may still run; `settings` are those of the other flags."""
-    from stitchkit.assembly.sweep.check import check_folder
-
-    if unused := [name for name, value in settings.items() if value and name not in ("output", "cluster")]:
-        flag = "--" + unused[0].replace("_", "-")
-        raise InputError(f"{flag} has no effect on --report, which runs no job; remove one of the two")
-    check_folder(folder)  # before torch is loaded
-    _print_report(folder, picture_format)
 
 
 def _print_report(folder: str, picture_format: str) -> None:

@@ -29,13 +29,12 @@ from stitchkit.files import opened
 from stitchkit.measure.figure import BLUE, RED, new_figure, save_figure, side_by_side
 from stitchkit.measure.ledger import Row
 from stitchkit.measure.pareto import plot
-from stitchnet.compose import begin_search, find_best
+from stitchnet.compose import CompositionTask, begin_search, find_best, judged
 from stitchnet.composition import uncut
 from stitchnet.data import batches
 from stitchnet.journal import Journal
 from stitchnet.net import Net
 from stitchnet.settings import ComposeSettings
-from stitchnet.task import CompositionTask, judged
 from studies.stitchnet import tuning
 from studies.stitchnet.tuning import TuningSettings
 

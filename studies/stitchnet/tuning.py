@@ -29,12 +29,11 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchkit.settings.fields import Count, flag
 from stitchkit.training.task import StitchTask
+from stitchnet.classifier import OutputMap
+from stitchnet.compose import CompositionTask
 from stitchnet.data import Examples, Stream, batches, image_of, is_sized, label_of, rows_of
-from stitchnet.head import head_of, replace_head
-from stitchnet.net import Net
-from stitchnet.output_map import OutputMap
+from stitchnet.net import Net, head_of, replace_head
 from stitchnet.settings import ComposeSettings
-from stitchnet.task import CompositionTask
 
 EPOCHS = 8
 _BATCH, _LR, _WEIGHT_DECAY, _WORKERS = 64, 1e-3, 0.05, 4

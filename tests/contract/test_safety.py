@@ -36,11 +36,11 @@ from stitchkit.networks.weights import read_checkpoint
 from stitchkit.settings.recipe import Recipe
 from stitchkit.ship.report import read_ledgers
 from stitchkit.training.summary import cut_summaries
+from stitchnet.classifier import OutputMap
+from stitchnet.compose import JudgedNetwork
 from stitchnet.data import read_image
 from stitchnet.journal import Journal
-from stitchnet.output_map import OutputMap
 from stitchnet.search import Ranking
-from stitchnet.task import JudgedNetwork
 from tests.commands import refused
 from tests.hostile import Hostile, hostile_yaml
 from tests.jobs import job_config, write_job
@@ -380,7 +380,7 @@ READERS = {
     "stitchkit/ship/hub.py": test_hostile_files_of_a_hub_folder,
     "stitchkit/data/timm_readers.py": test_a_hostile_card_of_a_data_set,
     "stitchkit/training/summary.py": test_a_hostile_summary_does_not_stop_a_run_that_resumes,
-    "stitchnet/loading.py": test_hostile_files_of_a_composed_network,
+    "stitchnet/net.py": test_hostile_files_of_a_composed_network,
 }
 
 

@@ -10,7 +10,7 @@ from stitchkit.display import quantity
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchnet.task import against_parents
+from stitchnet.compose import against_parents
 from studies.stitchnet import experiments
 from tests.support import ROOT
 

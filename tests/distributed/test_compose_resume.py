@@ -21,7 +21,7 @@ import stitchkit.files as files
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
-from stitchnet import compose, outputs, task
+from stitchnet import compose, composition
 from stitchnet.journal import Journal, resumable
 from stitchnet.search import Search
 from studies.stitchnet import experiments, tuning
@@ -95,9 +95,9 @@ PLACES: dict[str, tuple[Any, str, Callable[..., None], int]] = {
     # where, its name, what happens there at last, how often it is passed in the run
     "ranking": (Search, "_rank", kill_myself, 12),
     "line": (Journal, "add", write_half, 30),
-    "joint": (outputs, "fit_joint", kill_myself, 10),
+    "joint": (composition, "fit_joint", kill_myself, 10),
     "build": (Search, "build", kill_myself, 5),
-    "judge": (task.CompositionTask, "accuracy", kill_myself, 5),
+    "judge": (compose.CompositionTask, "accuracy", kill_myself, 5),
     "ledger": (compose, "write_rows", kill_myself, 5),
     "draft": (files.os, "fsync", kill_myself, 30),
     "rename": (files.os, "replace", kill_myself, 15),

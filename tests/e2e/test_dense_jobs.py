@@ -16,9 +16,9 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.launch import write_folders
-from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.data import TrainingLoader, open_data
-from stitchkit.assembly.train.dense import PixelTest
+from stitchkit.assembly.train.metrics import planned_columns
+from stitchkit.assembly.train.testing import PixelTest
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -231,15 +231,15 @@ def test_one_head_and_one_dense_data_set(data, tmp_path):
     [
         ({"task": "pose"}, "tasks[0].task"),
         ({"loss_scale": 0}, "tasks[0].loss_scale"),
-        ({"class_weights": "balanced"}, "tasks[0].class_weights is for classification; segmentation has a loss of its"),
-        ({"loss_fn": "nll_loss"}, "tasks[0].loss_fn is for classification; segmentation has a loss of its own"),
+        ({"class_weights": "balanced"}, "tasks[0].class_weights is for classification; segmentation has its own loss"),
+        ({"loss_fn": "nll_loss"}, "tasks[0].loss_fn is for classification; segmentation has its own loss"),
         ({"metrics": [{"metric_fn": "mIoU"}]}, "metrics[0].metric_fn: unknown metric of segmentation 'mIoU'; did you"),
         ({"metrics": [{"metric_fn": "rmse"}]}, "unknown metric of segmentation 'rmse'"),
         ({"task": "classification", "metrics": [{"metric_fn": "miou"}]}, "is miou, a figure of segmentation; list it"),
         ({"task": "depth"}, "depths are positive, and the logits of a SegmentationHead are not; end with a DepthHead"),
         ({"dataset": "nowhere"}, "nowhere"),
         ({"num_classes": 4}, "the network outputs 3 channels, but the data have 4 classes; end it with a Segmentation"),
-        ({"max_depth": 5}, "tasks[0].max_depth is for depth, and has no effect on segmentation; leave it out"),
+        ({"max_depth": 5}, "tasks[0].max_depth is for depth, and has no effect on segmentation; remove it"),
         (
             {"task": "depth", "num_classes": 3},
             "tasks[0].num_classes is for classification and segmentation, and has no",

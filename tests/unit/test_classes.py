@@ -25,7 +25,7 @@ from stitchkit.networks.trained_with import TrainedWith, note, noted
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import open_datasets
 from stitchnet import image_folder, load_hf_dataset
-from stitchnet.task import CompositionTask
+from stitchnet.compose import CompositionTask
 from tests.support import ROOT
 
 NAMES = ("A", "a", "01", "1", "2", "10", "B-side", "apple", "class2", "Class10", "class9", "zebra", "Zebu")

@@ -154,7 +154,7 @@ def test_an_old_name_of_a_command_is_answered_by_the_new_one(old, new, capsys):
 def test_what_profile_and_sweep_do_instead_takes_no_other_flags(capsys):
     assert "--latency has no effect on --nodes" in refused(capsys, "profile", "--nodes", "resnet18", "--latency")
     assert "--backend and --inside require --nodes" in refused(capsys, "profile", "--anchors", "a,b", "--inside", "x")
-    assert "--jobs has no effect on --report" in refused(capsys, "sweep", "--report", "x", "--jobs", "2")
+    assert "--jobs has no effect with --report" in refused(capsys, "sweep", "--report", "x", "--jobs", "2")
     assert "one of the arguments -c/--config --report is required" in refused(capsys, "sweep")
 
 

@@ -179,9 +179,9 @@ def test_ctrl_c_leaves_the_jobs_in_slurm_and_says_how_to_cancel_them(command, sl
         (["--seed", "4", "--seeds", "1", "2"], "argument --seeds: not allowed with argument --seed"),
         (["--cluster", "slurm", "--hours", "0"], "--hours is 0.0; it must be at least 0.1"),
         (["--cluster", "slurm", "--partition", "a b"], "partition: it is 'a b'; only letters"),
-        (["--detach"], "--detach is for Slurm; add --cluster slurm"),
-        (["--modules", "cuda"], "--modules is for Slurm; add --cluster slurm"),
-        (["--hours", "3"], "--hours is for Slurm; add --cluster slurm"),
+        (["--detach"], "--detach requires Slurm; add --cluster slurm"),
+        (["--modules", "cuda"], "--modules requires Slurm; add --cluster slurm"),
+        (["--hours", "3"], "--hours requires Slurm; add --cluster slurm"),
         (["--detach", "--dry-run"], "argument -n/--dry-run: not allowed with argument --detach"),
     ],
 )
@@ -192,14 +192,14 @@ def test_flags_of_slurm_that_are_refused(sweep, tmp_path, capsys, flags, message
 
 def test_where_there_is_no_slurm(monkeypatch, folders, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="there is no Slurm on this machine"):
+    with pytest.raises(InputError, match="this machine has no Slurm"):
         next(create_cluster("slurm", folder=tmp_path, jobs=1, gpus=0).run(folders))
 
 
 def test_a_sweep_where_there_is_no_slurm_writes_nothing(monkeypatch, sweep, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
     line = refused(capsys, "sweep", "-c", sweep, "-o", tmp_path / "out", "--cluster", "slurm", "--no-pretrained")
-    assert "there is no Slurm on this machine" in line
+    assert "this machine has no Slurm" in line
     assert not (tmp_path / "out").exists()
 
 

@@ -27,7 +27,7 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.settings.flags import make_recipe
 from stitchkit.training.data import open_datasets
-from stitchnet.task import CompositionTask
+from stitchnet.compose import CompositionTask
 from tests import archives, composing
 from tests.jobs import job_config, write_job
 from tests.support import FLAGS, ROOT, write_config

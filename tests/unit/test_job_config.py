@@ -15,8 +15,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import check_job
 from stitchkit.assembly.config.settings import Metric, TrainConfig
 from stitchkit.assembly.parts.spec import class_token_of
-from stitchkit.assembly.train.check import check_training
-from stitchkit.assembly.train.job import engine_settings
+from stitchkit.assembly.train.job import check_training, engine_settings
 from stitchkit.assembly.train.metrics import create_measures
 from stitchkit.assembly.train.optim import (
     OPTIMIZERS,
@@ -260,11 +259,11 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
          "unknown value 'defualt'; did you mean 'default'?"),
         ("model:\n  Net: {model_name: resnet18}\n", "assembly: []\n", "line 1: assembly is []; its length"),
         ("  dataset: cifar10\n", "", "line 3: train_config: no data set is named; set dataset, or tasks"),
-        ("train_config:", "assembly: [ClassifierHead]\ntrain_config:", "model or assembly: both are there"),
-        ("model:\n  Net: {model_name: resnet18}\n", "", "model or assembly: neither is there"),
+        ("train_config:", "assembly: [ClassifierHead]\ntrain_config:", "model or assembly: both are set"),
+        ("model:\n  Net: {model_name: resnet18}\n", "", "model or assembly: neither is set"),
         ("train_config:", "load_from: a\nresume_from: b\ntrain_config:",
-         "line 3: load_from and resume_from are both there"),
-        ("train_config:", "head: ClassifierHead\ntrain_config:", "line 3: head goes with assembly"),
+         "line 3: load_from and resume_from are both set"),
+        ("train_config:", "head: ClassifierHead\ntrain_config:", "line 3: head requires assembly"),
         ("  epochs: 3", "  epochs: 3\n  data_preprocessing:\n    image_size: 32\n    mean: [0.5, 0.5]",
          "line 8: train_config.data_preprocessing.mean: it is [0.5, 0.5]; set one value, or one for each channel"),
         ("  epochs: 3", "  epochs: 3\n  data_preprocessing:\n    image_size: 32\n    random_resize_scale: [1.0, 0.5]",
@@ -316,7 +315,7 @@ def test_flags_take_the_place_of_what_they_exclude(tmp_path):
     text = SMALL + "load_from: a\n"
     config = JobConfig.load(write(tmp_path, text), resume_from="b")
     assert (config.load_from, config.resume_from) == (None, "b")
-    assert "are both there" in refusal(tmp_path, text, load_from="a", resume_from="b")
+    assert "are both set" in refusal(tmp_path, text, load_from="a", resume_from="b")
 
 
 def rates(train, epochs, steps):
@@ -552,7 +551,7 @@ def test_published_flags_set_their_keys(tmp_path):
 
 def test_an_image_size_that_is_none(capsys):
     said = refused(capsys, "job", "-c", "x", "--image-size", "abc")
-    assert "it is 'abc'; write a side, 224, or a height and a width, 224,256" in said
+    assert "'abc' is not a side, 224, or a height and a width, 224,256" in said
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.adapters import VisionTransformerBlock
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.parts.part import Assembly
-from stitchkit.assembly.parts.pretrained import Subnet
-from stitchkit.assembly.parts.weight_names import network_names
+from stitchkit.assembly.parts.pretrained import Subnet, network_names
 from stitchkit.assembly.train.checkpoint import load_weights
 from stitchkit.errors import InputError
 from tests.jobs import adapter, resnet
@@ -92,7 +91,7 @@ def test_a_piece_starts_from_the_part_of_a_job_that_has_its_weights(is_published
         part = Subnet(**piece["Subnet"], ckp_path=path)
         for name, value in before.parts[number].state_dict().items():
             assert torch.equal(part.state_dict()[name], value), name
-    words = r"none of whose parts has all weights of this one: parts\.0 has no layer3\.0\.conv1\.weight; begin and end"
+    words = r"no part of it holds all these weights: parts\.0 has no layer3\.0\.conv1\.weight; begin and end"
     with pytest.raises(InputError, match=words):
         Subnet(**resnet("layer2", "layer3")["Subnet"], ckp_path=path)
 

@@ -187,7 +187,7 @@ def test_results_of_unknown_settings_are_refused(folders, sweep, tmp_path):
     folders[1].result.touch()
     settings = folders[1].path / "config.yml"
     settings.unlink()
-    with pytest.raises(InputError, match=r"no config\.yml that says of what settings; put it"):
+    with pytest.raises(InputError, match=r"no config\.yml with their settings; put it"):
         sweep_jobs(sweep, tmp_path / "out", epochs=5)
     assert not settings.exists()
 
@@ -269,7 +269,7 @@ def test_a_preempted_job_is_started_again_as_it_was(tmp_path):
         ({"jobs": 0}, "--jobs is 0"),
         ({"gpus": -1}, "--gpus is -1"),
         ({"gpus": 9}, "--gpus is 9, but this machine has 2; lower it, or use --cluster slurm"),
-        ({"partition": "big"}, "--partition is for Slurm; add --cluster slurm"),
+        ({"partition": "big"}, "--partition requires Slurm; add --cluster slurm"),
     ],
 )
 def test_a_pool_that_cannot_be(monkeypatch, tmp_path, options, message):

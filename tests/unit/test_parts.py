@@ -354,7 +354,7 @@ def test_a_convnet_has_the_published_weights_and_can_be_cut(tmp_path):
         ({"num_blocks": 0}, "num_blocks is 0; it must be at least 1"),
         ({"kernel_size": [3, 3, 3]}, "kernel_size has 3 values for 2 blocks"),
         ({"norm_type": "bm"}, "unknown norm_type 'bm'; did you mean 'bn'"),
-        ({"num_classes": 7}, "num_classes is 7, but a convnet has no classifier; remove it, and add a head"),
+        ({"num_classes": 7}, "num_classes is 7, but a convnet has no classifier; remove it and add a head"),
         ({"backend": "satlas"}, "backend 'satlas' is not available here; .* set backend: torchvision"),
     ],
 )

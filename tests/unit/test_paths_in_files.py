@@ -11,8 +11,7 @@ import yaml
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import JobSettings
 from stitchkit.assembly.config.settings import TaskConfig, TrainConfig
-from stitchkit.assembly.sweep.kinds.search_file import SearchFile
-from stitchkit.assembly.sweep.settings import CrossFile
+from stitchkit.assembly.sweep.settings import CrossFile, SearchFile
 from stitchkit.cli import main
 from stitchkit.paths import _DATASETS, _FILES, _FOLDERS, for_file, from_file
 from stitchkit.settings.by_name import read_settings

@@ -52,7 +52,7 @@ def test_a_mistake_in_the_file_of_a_job_is_found_without_torch(tmp_path):
     mistakes = {
         "epoch": (parts + train.replace("epochs", "epoch"), "line 2: train_config.epoch: unknown key"),
         "worker": (parts + train + "worker: 3\n", "line 3: worker: unknown key 'worker'; did you mean 'workers'"),
-        "both": (parts + train + "assembly: []\n", "model or assembly: both are there"),
+        "both": (parts + train + "assembly: []\n", "model or assembly: both are set"),
         "yaml": (parts + "train_config: {", "is not YAML of plain data"),
     }
     for name, (text, _) in mistakes.items():

@@ -22,14 +22,11 @@ from stitchkit.measure.profile import FlopCountAnalysis, measure
 from stitchkit.model.similarity import MEASURES, linear_cka, measure_by_name
 from stitchkit.networks.create import create_model
 from stitchkit.networks.layout import Layout
-from stitchnet.activations import Activation, run
-from stitchnet.composition import Composition
+from stitchnet.activations import Activation, Scores, run
+from stitchnet.composition import Composition, Outputs, Pool
 from stitchnet.fragments import _is_plain, fragments
 from stitchnet.joint import JointLayer, fit_joint, layer
 from stitchnet.networks import load_networks
-from stitchnet.outputs import Outputs
-from stitchnet.pool import Pool
-from stitchnet.scores import Scores
 from stitchnet.search import Search
 from stitchnet.settings import PUBLISHED
 from tests.composing import RESNET, VIT, convnet
@@ -215,7 +212,8 @@ def test_scores_are_computed_once_and_shared_by_content(monkeypatch):
     x, y = Activation(torch.randn(4, 3, 6, 6), layout), Activation(torch.randn(4, 5, 3, 3), layout)
     scores = Scores()
     calls = []
-    monkeypatch.setattr("stitchnet.scores.hsic", lambda a, b, real=stitchnet.scores.hsic: calls.append(1) or real(a, b))
+    real = stitchnet.activations.hsic
+    monkeypatch.setattr("stitchnet.activations.hsic", lambda a, b: calls.append(1) or real(a, b))
     first = scores(x, y)
     assert len(calls) == 3
     assert scores(Activation(y.tensor.clone(), layout), x) == first  # the other way round, by content
@@ -422,7 +420,7 @@ def test_a_map_that_cannot_be_computed_is_counted(convnets, monkeypatch):
     def fail(x, y):
         raise torch.linalg.LinAlgError("no")
 
-    monkeypatch.setattr("stitchnet.outputs.fit_joint", fail)
+    monkeypatch.setattr("stitchnet.composition.fit_joint", fail)
     ours = search(convnets)
     found = list(ours.compositions())
     assert all(one.is_uncut or one.score == pytest.approx(1) for one in found)
@@ -602,7 +600,7 @@ def test_nothing_is_fetched_on_the_word_of_a_file(mixed, nets, tmp_path, name):
 
 
 def test_no_network_is_an_error():
-    with pytest.raises(InputError, match="no networks are given"):
+    with pytest.raises(InputError, match="no networks are named"):
         stitchnet.generate(images(), sample=True, nets={})
 
 
@@ -767,7 +765,7 @@ def test_channels_are_found_in_images_that_are_not_square():
         ([nn.Linear(2, 2)], "modules need labels"),
         ([{"name": "resnet18", "kwarg": {}}], "did you mean 'kwargs'"),
         (["resnet18.a1_in1kk"], "did you mean 'a1_in1k'"),
-        ({"a": "resnet18"}, "network 'a' is given as 'resnet18', not a module"),
+        ({"a": "resnet18"}, "network 'a' is 'resnet18', not a module"),
         ("resnet18, resnet500", "unknown network 'resnet500'"),
     ],
 )

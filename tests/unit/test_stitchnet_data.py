@@ -34,10 +34,10 @@ from stitchnet import (
     set_device,
     stitching_images,
 )
+from stitchnet.compose import CompositionTask, against_parents, judged
+from stitchnet.composition import Pool
 from stitchnet.data import batches, in_memory, read_image
 from stitchnet.networks import create
-from stitchnet.pool import Pool
-from stitchnet.task import CompositionTask, against_parents, judged
 from studies.stitchnet.tuning import LabelledPairs
 from tests.composing import FLAGS, RESNET, VIT, convnet, write_colours, write_pico_nets
 from tests.support import ROOT, mostly_full
@@ -345,7 +345,7 @@ def test_all_networks_are_checked_before_one_is_made_or_an_image_read(
     beans, tmp_path, monkeypatch, capsys, wrong, words
 ):
     monkeypatch.setattr("stitchnet.networks.create", lambda *_, **__: pytest.fail("a network is made"))
-    monkeypatch.setattr("stitchnet.task.open_split", lambda *_: pytest.fail("images are read"))
+    monkeypatch.setattr("stitchnet.compose.open_split", lambda *_: pytest.fail("images are read"))
     assert run("--data", beans, "--nets", f"resnet50,{wrong}", "-o", tmp_path / "out") == 2
     assert capsys.readouterr().err.startswith(f"stitchkit: error: {words}")
 

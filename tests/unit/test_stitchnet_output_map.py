@@ -11,7 +11,7 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import generate
-from stitchnet.output_map import OutputMap
+from stitchnet.classifier import OutputMap
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
 
 CATS, DOGS = [281, 282, 283, 284, 285], list(range(151, 251))
@@ -57,10 +57,10 @@ def test_a_map_is_the_same_in_each_format(tmp_path):
     ("content", "words"),
     [
         ({"cat": ["taby"]}, "unknown class of ImageNet 'taby'; did you mean 'tabby'"),
-        ({"cat": ["crane"]}, "'crane' is the name of the outputs 134 and 517; give the number"),
+        ({"cat": ["crane"]}, "'crane' is the name of the outputs 134 and 517; use the number"),
         ({"cat": 1, "dog": [1]}, "gives output 1 to 'cat' and 'dog'; choose one"),
         ({"cat": []}, "has no output for class 'cat'; name at least one"),
-        ({"cat": [1.5]}, "class 'cat': 1.5 is not an output; give numbers, names or synsets"),
+        ({"cat": [1.5]}, "class 'cat': 1.5 is not an output; use numbers, names or synsets"),
         ({"cat": True}, "True is not an output"),
         ({"cat": "0-999999999"}, "output 999999999 is too large"),
     ],

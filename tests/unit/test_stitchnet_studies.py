@@ -19,11 +19,11 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchnet import generate, image_folder, stitching_images
+from stitchnet.compose import CompositionTask
 from stitchnet.data import in_memory
-from stitchnet.head import head_of, replace_head
 from stitchnet.journal import Journal
+from stitchnet.net import head_of, replace_head
 from stitchnet.settings import ComposeSettings
-from stitchnet.task import CompositionTask
 from studies.stitchnet import experiments, tuning
 from studies.stitchnet.__main__ import main as study_main
 from studies.stitchnet.tuning import LabelledPairs, checkpoints

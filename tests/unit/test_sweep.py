@@ -164,7 +164,7 @@ def test_mistakes_that_need_no_torch_are_found_without_it(tmp_path):
     }
     commands = {
         ("-c", "nowhere.yml"): "'nowhere.yml' cannot be read",
-        ("-c", "x", "--hours", "3"): "--hours is for Slurm",
+        ("-c", "x", "--hours", "3"): "--hours requires Slurm",
     }
     for number, (text, words) in enumerate(files.items()):
         (tmp_path / f"{number}.yml").write_text(text)

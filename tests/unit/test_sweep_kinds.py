@@ -9,15 +9,15 @@ import torch
 import yaml
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.sweep.check import check_sweep
+from stitchkit.assembly.sweep import plan as by_dataset
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.kinds import by_dataset
 from stitchkit.assembly.sweep.report.tables import sweep_report
+from stitchkit.assembly.sweep.settings import check_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.checkpoint import JobCheckpoints
-from stitchkit.assembly.train.columns import planned_columns
 from stitchkit.assembly.train.job import job_paths, open_job
+from stitchkit.assembly.train.metrics import planned_columns
 from stitchkit.assembly.train.result import read_metadata, update_metadata
 from stitchkit.assembly.train.run import _begin, run_job
 from stitchkit.cli import main
@@ -448,7 +448,7 @@ def test_mistakes_in_a_search(tmp_path, changes, message):
 
 def test_flags_of_another_kind(tmp_path):
     path = write_job(tmp_path, job_config("d"), "one.yml")
-    with pytest.raises(InputError, match="--trials is for a search, whose file has parameters; omit it"):
+    with pytest.raises(InputError, match="--trials requires a search, whose file has parameters; omit it"):
         check_sweep(path, run_cap=3)
     with pytest.raises(InputError, match="--seeds has no effect on heads by encoders"):
         check_sweep(write_job(tmp_path, {"ft_configs": [str(path)]}), seeds=[1])

@@ -51,11 +51,10 @@ class JobConfig(JobSettings):
             config = cls.parse(content)
             # The configuration may be a stranger's: only the user's own flags choose where files are written.
             for key, flag in WRITTEN.items():
-                place = Path("" if key in changes else getattr(config, key) or "")
-                if place.is_absolute() or ".." in place.parts or str(place).startswith("~"):
+                target = Path("" if key in changes else getattr(config, key) or "")
+                if target.is_absolute() or ".." in target.parts or str(target).startswith("~"):
                     raise InputError(
-                        f"{key} is '{place}'; files may only name relative paths without '..'; for other places, set "
-                        f"{flag}"
+                        f"{key} is '{target}'; files may only name relative paths without '..'; for others, set {flag}"
                     )
         return config
 
@@ -86,18 +85,13 @@ class JobConfig(JobSettings):
         return tuple(Wanted(count, task.is_dense, is_depth=task.task == "depth") for count, task in pairs)
 
     @property
-    def has_weights(self) -> bool:
-        """Whether weights are downloaded, or a file with weights is named."""
-        return bool(self.pretrained or self.files)
-
-    @property
     def replaces_weights(self) -> bool:
         """Whether a checkpoint of the whole network replaces all pretrained weights, so none are downloaded or read."""
         return bool(self.resume_from or (isinstance(self.load_from, str) and self.strict_load))
 
     @property
     def files(self) -> list[str]:
-        """The files of weights that are named."""
+        """All files of weights that it names."""
         return [*self._files_of_all, *_files_of((self.model, self.assembly, self.head))]
 
     @property
@@ -110,15 +104,15 @@ class JobConfig(JobSettings):
 
     @property
     def _files_of_all(self) -> list[str]:
-        """The files of weights that are not named by a part."""
         start = self.load_from
         pieces = [start.get("encoder"), start.get("head")] if isinstance(start, dict) else [start]
         return [file for file in (*pieces, self.resume_from) if file]
 
     def changes(self, later: JobConfig) -> str:
         """Settings that affect results and differ in a later job, in one line: `KEY OLD -> NEW, ...`."""
-        each = (change for change in differences(self.to_dict(), later.to_dict()) if change[0] not in _MAY_DIFFER)
-        return ", ".join(f"{place} {said(old)} -> {said(new)}" for place, old, new in each)
+        changed = differences(self.to_dict(), later.to_dict())
+        each = [(key, in_words(old), in_words(new)) for key, old, new in changed if key not in _MAY_DIFFER]
+        return ", ".join(f"{key} {old} -> {new}" for key, old, new in each)
 
     def to_dict(self) -> dict[str, object]:
         """All settings as plain data, as in a file for `load`."""
@@ -133,33 +127,27 @@ def differences(old: object, new: object, place: str = "") -> Iterator[tuple[str
         for key in dict.fromkeys([*old, *new]):
             yield from differences(old.get(key), new.get(key), join(place, key))
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for number, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from differences(one, other, join(place, number))
-    elif _is_other(old, new):
-        yield place, old, new
-
-
-def _is_other(old: object, new: object) -> bool:
+        for number, pair in enumerate(zip(old, new, strict=True)):
+            yield from differences(*pair, join(place, number))
     # A checkpoint may contain values that no settings file can, such as tensors; those differ by their types.
-    are_numbers = all(isinstance(value, int | float) for value in (old, new))
-    return (type(old) is not type(new) and not are_numbers) or bool(old != new)
+    elif (type(old) is not type(new) and not all(isinstance(each, int | float) for each in (old, new))) or old != new:
+        yield place, old, new
 
 
 def _files_of(part: object) -> Iterator[str]:
     if isinstance(part, Mapping):
         yield from [str(part["ckp_path"])] if part.get("ckp_path") else []
     inner = part.values() if isinstance(part, Mapping) else part if isinstance(part, list | tuple) else ()
-    for one in inner:
-        yield from _files_of(one)
+    for value in inner:
+        yield from _files_of(value)
 
 
-def said(value: object) -> str:
+def in_words(value: object) -> str:
     """A setting in a message."""
     return "unset" if value is None else in_short(str(value))
 
 
 def _plain(value: object) -> object:
-    """Data that YAML can represent."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -22,10 +22,7 @@ from stitchkit.settings.schema import LocalPath, Settings, join, parse
 
 _logger = logging.getLogger(__name__)
 
-SWEEP_KEYS = (
-    *(key for key, kind in FILE_KINDS.items() if kind in SWEEPS),
-    *("seeds", "slurm"),
-)
+SWEEP_KEYS = (*(key for key, kind in FILE_KINDS.items() if kind in SWEEPS), *("seeds", "slurm"))
 """Keys that only sweeps have."""
 PARTS = ("model", "assembly", "head")
 """Keys of a job's parts."""
@@ -34,9 +31,8 @@ STAND_IN = {"dataset": "digits"}
 IGNORED = {"lr"}
 """Keys of `train_config` in published files, which the published system does not use."""
 WRITTEN = {"save_dir": "-o", "metrics_output": "--metrics-output"}
-"""Keys for the places of a job's files, with their flags. Saved settings leave them out: another job may use those."""
-_FLAGS = {**WRITTEN, "data_path": "--data", "run_cap": "--trials"}
-"""Flags that are not called like their keys."""
+"""Keys of the places of a job's files, and their flags; saved settings omit them, because other jobs may use those."""
+_FLAGS = {**WRITTEN, "data_path": "--data", "run_cap": "--trials"}  # flags that are not called like their keys
 
 
 def _gpu(value: object) -> object:
@@ -49,10 +45,7 @@ Device = Annotated[StrictStr, BeforeValidator(_gpu, json_schema_input_type=Stric
 
 OPTIMIZER_FLAGS = ("lr", "weight_decay", "momentum")
 """Arguments of optimizers that are flags too."""
-_INNER = {
-    "optimizer_args": OPTIMIZER_FLAGS,
-    "data_preprocessing": ("image_size", "data_augmentation"),
-}
+_INNER = {"optimizer_args": OPTIMIZER_FLAGS, "data_preprocessing": ("image_size", "data_augmentation")}
 """Keys of `train_config`, with those of their own keys that are flags too."""
 
 
@@ -121,12 +114,12 @@ class JobSettings(Settings):
     def check(self, parts: Mapping[str, object]) -> None:
         """Refuse settings that are incompatible, also with the `parts` that the file has; nothing is computed."""
         if (parts.get("model") is None) == (parts.get("assembly") is None):
-            found = "neither is there" if parts.get("model") is None else "both are there"
-            raise InputError(f"model or assembly: {found}; give one part as model, or a list of parts as assembly")
+            fault = "neither is set" if parts.get("model") is None else "both are set"
+            raise InputError(f"model or assembly: {fault}; set model to one part, or assembly to a list of parts")
         if parts.get("model") is not None and parts.get("head") is not None:
-            raise InputError("head goes with assembly; put it into the part that is the model, or use assembly")
+            raise InputError("head requires assembly; move it into the part that is the model, or use assembly")
         if self.load_from and self.resume_from:
-            raise InputError("load_from and resume_from are both there; the first takes only weights, so give one")
+            raise InputError("load_from and resume_from are both set; set load_from for weights only, or resume_from")
         tasks = self.train_config.resolved_tasks
         if len({task.name for task in tasks}) < len(tasks):
             raise InputError(
@@ -179,7 +172,7 @@ def refuse_sweep(content: Mapping[str, object]) -> None:
 
 
 def refuse_misplaced(content: Mapping[str, object]) -> None:
-    """Refuse a key of the file of a job or sweep that belongs to another level; the message says to which."""
+    """Refuse a key of the file of a job or sweep that belongs to another level, which the message names."""
     homes: dict[str, Collection[str]] = {
         "": [*(item.name for item in fields(JobSettings)), *PARTS, *SWEEP_KEYS],
         "train_config": [item.name for item in fields(TrainConfig)],
@@ -190,12 +183,12 @@ def refuse_misplaced(content: Mapping[str, object]) -> None:
     tasks = train.get("tasks") if isinstance(train, Mapping) else None
     of_tasks = {f"train_config.tasks[{n}]": task for n, task in enumerate(tasks if isinstance(tasks, list) else [])}
     homes |= {key: [item.name for item in fields(TaskConfig)] for key in of_tasks}
-    for place, level in {"": content, "train_config": train, **of_tasks}.items():
-        strangers = [key for key in level if key not in homes[place]] if isinstance(level, Mapping) else []
+    for where, level in {"": content, "train_config": train, **of_tasks}.items():
+        strangers = [key for key in level if key not in homes[where]] if isinstance(level, Mapping) else []
         for key in strangers:
             if (home := next((home for home, keys in homes.items() if key in keys), None)) is not None:
                 to = f"into {home}" if home else "to the top level of the file"
-                raise InputError(f"{join(place, key)} is at the wrong level; move it {to}")
+                raise InputError(f"{join(where, key)} is at the wrong level; move it {to}")
 
 
 def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, object]:
@@ -203,11 +196,8 @@ def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, objec
     content = read_settings_file(path)
     train = content.get("train_config")
     for key in IGNORED & train.keys() if isinstance(train, Mapping) else ():
-        _logger.warning(
-            "'%s': train_config.%s is ignored, as in the published system; move it to train_config.optimizer_args",
-            path,
-            key,
-        )
+        advice = "move it to train_config.optimizer_args"
+        _logger.warning("'%s': train_config.%s is ignored, as in the published system; %s", path, key, advice)
     return override(content, changes)
 
 
@@ -231,7 +221,7 @@ def override(content: Mapping[str, object], changes: Mapping[str, object]) -> di
         if own or train:
             others["train_config"] = {**own, **train}
     # A job starts from one file, so either flag replaces both keys of the file.
-    for one, other in (("load_from", "resume_from"), ("resume_from", "load_from")):
-        if others.get(one) and not others.get(other):
+    for key, other in (("load_from", "resume_from"), ("resume_from", "load_from")):
+        if others.get(key) and not others.get(other):
             others[other] = None
     return {**content, **others}

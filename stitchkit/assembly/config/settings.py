@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr
 from pydantic.dataclasses import dataclass
@@ -28,38 +29,32 @@ from stitchkit.settings.fields import (
 from stitchkit.settings.schema import Arguments, ClassWeights, DatasetName, LocalPath, Settings, as_written, parse
 
 
-def _check_channels(values: tuple[float, ...]) -> tuple[float, ...]:
-    if len(values) not in (1, 3):
-        raise InputError(f"it is {list(values)}; set one value, or one for each channel")
-    return values
+def rule(is_right: Callable[[Any], bool], fault: str) -> AfterValidator:
+    """The rule of a value; `fault` is the message for others, which quotes them as `{}`."""
 
+    def check(value: object) -> object:
+        if not is_right(value):
+            raise InputError(fault.format([*value] if isinstance(value, tuple) else repr(value)))
+        return value
 
-def _check_shares(shares: tuple[float, float]) -> tuple[float, float]:
-    if not 0 < shares[0] <= shares[1]:
-        raise InputError(f"it is {list(shares)}; set the smallest and the largest share")
-    return shares
-
-
-def _in_list(value: object) -> object:
-    return (value,) if isinstance(value, int | float) else value
-
-
-def _check_rgb(value: bool) -> bool:
-    if not value:
-        raise InputError("it is false, but networks take images of three channels; remove it")
-    return value
-
-
-def _check_colour(value: str) -> str:
-    if not is_colour(value):
-        raise InputError(f"it is {value!r}, not an opaque colour; give a name such as white, or '#rrggbb'")
-    return value
+    return AfterValidator(check)
 
 
 PerChannel = Annotated[
     tuple[Number, ...],
-    BeforeValidator(_in_list, json_schema_input_type=Number | tuple[Number, ...]),
-    AfterValidator(_check_channels),
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, int | float) else value,
+        json_schema_input_type=Number | tuple[Number, ...],
+    ),
+    rule(lambda values: len(values) in (1, 3), "it is {}; set one value, or one for each channel"),
+]
+Shares = Annotated[
+    tuple[Number, Number],
+    rule(lambda shares: 0 < shares[0] <= shares[1], "it is {}; set the smallest and the largest share"),
+]
+ToRGB = Annotated[StrictBool, rule(bool, "it is false, but networks take images of three channels; remove it")]
+Colour = Annotated[
+    StrictStr, rule(is_colour, "it is {}, not an opaque colour; give a name such as white, or '#rrggbb'")
 ]
 Augmentation = Literal["default"] | StrictBool | tuple[object, ...] | None
 
@@ -73,8 +68,8 @@ class Preprocessing(Settings):
     Args:
         image_size: Side of an input image, or its height and width; 224 by default.
         to_rgb: Convert images to three channels, which is the only way.
-        mean: Mean of each channel, or of all, with which images are normalised; by default that of `cifar10` or
-            `cifar100` for these, otherwise ImageNet's.
+        mean: Mean of each channel, or of all, for normalising images; by default that of `cifar10` or `cifar100` for
+            these, otherwise ImageNet's.
         std: Standard deviation of each channel, or of all, likewise.
         resize_mode: The side that becomes `image_size` if images are not square: `shortest`, the default, with the rest
             cropped; `longest`, with the rest padded; or both (`squash`).
@@ -82,7 +77,7 @@ class Preprocessing(Settings):
             The default is 1.
         interpolation: torchvision's name of the interpolation; `bicubic` by default.
         input_img_mode: PIL mode of the images, of three channels; RGB by default.
-        background: Colour on which transparent images are composited; white by default.
+        background: Colour behind transparent images; white by default.
         exif: Turn images as their EXIF orientation says; true by default.
         random_resize_scale: Smallest and largest share of an image in a training crop; `[1, 1]` crops as in tests.
         data_augmentation: `default` or true is a flip and AutoAugment, by the policies of CIFAR and SVHN for these; a
@@ -90,16 +85,16 @@ class Preprocessing(Settings):
     """
 
     image_size: Side | tuple[Side, Side] | None = None
-    to_rgb: Annotated[StrictBool, AfterValidator(_check_rgb)] = True
+    to_rgb: ToRGB = True
     mean: PerChannel | None = None
     std: PerChannel | None = None
     resize_mode: Literal["shortest", "longest", "squash"] | None = None
     crop_pct: Annotated[Number, Field(ge=0.01, le=1)] | None = None
     interpolation: Literal["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"] | None = None
     input_img_mode: Literal["RGB", "YCbCr", "LAB", "HSV"] | None = None
-    background: Annotated[StrictStr, AfterValidator(_check_colour)] | None = None
+    background: Colour | None = None
     exif: StrictBool | None = None
-    random_resize_scale: Annotated[tuple[Number, Number], AfterValidator(_check_shares)] = (0.9, 1.0)
+    random_resize_scale: Shares = (0.9, 1.0)
     data_augmentation: Augmentation = None
 
     @property
@@ -267,16 +262,12 @@ class TaskConfig(SharedByTasks):
         """Refuse settings of classification in a dense task; errors begin with its `place` in the file."""
         if not self.is_dense:
             return
-        pieces = [
-            (place, self),
-            *((f"{place}.aux_losses[{number}]", aux) for number, aux in enumerate(self.aux_losses)),
-        ]
-        for where, piece in pieces:
+        auxiliary = ((f"{place}.aux_losses[{number}]", aux) for number, aux in enumerate(self.aux_losses))
+        for where, piece in ((place, self), *auxiliary):
             for key, default in _OF_CLASSES.items():
                 if getattr(piece, key, default) != default:
                     raise InputError(
-                        f"{where}.{key} is for classification; {self.task} has a loss of its own; set it only in the "
-                        "tasks that it is for"
+                        f"{where}.{key} is for classification; {self.task} has its own loss; set it in other tasks only"
                     )
         if isinstance(self.augmentation, tuple):
             raise InputError(
@@ -294,7 +285,7 @@ class TrainConfig(SharedByTasks):
         dataset: Name or folder of the data set.
         tasks: Several data sets instead; the network has an output for each, or one for all.
         seed: Seed of weights, order and augmentation.
-        max_steps: Number of steps after which training ends.
+        max_steps: Number of steps at the most.
         optimizer: Class of `torch.optim`.
         optimizer_args: Its arguments.
         lr_scheduler: Class of `torch.optim.lr_scheduler`; by default the rate is constant.
@@ -329,8 +320,8 @@ class TrainConfig(SharedByTasks):
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (not self.tasks):
-            found = "both dataset and tasks are set" if self.tasks else "no data set is named"
-            raise InputError(f"{found}; set dataset, or tasks with a dataset in each")
+            fault = "both dataset and tasks are set" if self.tasks else "no data set is named"
+            raise InputError(f"{fault}; set dataset, or tasks with a dataset in each")
 
     @property
     def places(self) -> list[str]:
@@ -356,5 +347,5 @@ class TrainConfig(SharedByTasks):
                 if is_own or not any(other.task in users for other in tasks):
                     where = place if is_own else "train_config"
                     raise InputError(
-                        f"{where}.{key} is for {' and '.join(users)}, and has no effect on {task.task}; leave it out"
+                        f"{where}.{key} is for {' and '.join(users)}, and has no effect on {task.task}; remove it"
                     )

@@ -1,1 +1,1 @@
-"""Parts: the modules of which a job's network consists."""
+"""Parts: the modules of a job's network."""

@@ -251,7 +251,7 @@ class SwinTransformerBlock(_Block):
         mlp_ratio: Width of the MLP in units of `embed_dim`.
         dropout: Share of values that are dropped after attention and in the MLP.
         attention_dropout: Share of attention weights that are dropped.
-        drop_path_rate: Share of images for which attention or the MLP is left out.
+        drop_path_rate: Share of images that skip attention or the MLP.
     """
 
     inferred = ("embed_dim",)

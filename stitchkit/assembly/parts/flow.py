@@ -17,8 +17,7 @@ from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.networks.layout import Layout, convert
 from stitchkit.networks.mode import evaluating
 
-_MOST_NUMBERS = 2**31
-"""Of one tensor of one image: 8 GiB."""
+_MOST_NUMBERS = 2**31  # of one tensor of one image: 8 GiB
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,13 @@ def enter(
 ) -> tuple[Conversion, PassingTensor]:
     """The conversion of a tensor to the input format of a part, and the converted tensor.
 
-    A tensor of unknown format counts as one of the target format if it has as many axes.
-
-    Args:
-        target: The declared input format; None if the part accepts formats as they come.
-        takes: Names of the formats that it accepts as they come; empty for any.
+    A tensor of unknown format counts as one of the target format if it has as many axes. `target` is None if the part
+    accepts formats as they come: those that `takes` names, or any if it is empty.
     """
     source = flow.format
     if target is None:
         if takes and source is not None and source.name not in takes:
-            raise InputError(
-                f"it gets {flow}, but accepts {' or '.join(takes)}; declare the in_format to convert it to"
-            )
+            raise InputError(f"it gets {flow}, but accepts {' or '.join(takes)}; declare the in_format to convert to")
         return nn.Identity(), flow
     x = flow.tensor
     if source is None:
@@ -95,12 +89,12 @@ def run(part: Part, flow: PassingTensor) -> tuple[PassingTensor, bool]:
         with evaluating(part), torch.no_grad():
             value = torch.func.functional_call(part, state, (flow.tensor,))
     except Exception as error:  # torch and the models raise many types
-        layer, given = layers[-1], tuple(flow.tensor.shape[-2:])
+        layer, size_of_images = layers[-1], tuple(flow.tensor.shape[-2:])
         size = getattr(layer, "img_size", None)  # timm's patch embeddings accept only this one
-        if size is not None and tuple(size) != given:
+        if size is not None and tuple(size) != size_of_images:
             raise InputError(
                 f"it gets {flow}, but its model takes images of {list(size)}; set image_size in "
-                f"train_config.data_preprocessing to {list(size)}, or img_size in this part to {list(given)}"
+                f"train_config.data_preprocessing to {list(size)}, or img_size in this part to {list(size_of_images)}"
             ) from error
         where = type(layer).__name__ if any(layer.children()) else in_short(repr(layer))
         raise InputError(
@@ -123,9 +117,9 @@ def leave(flow: PassingTensor, declared: Layout | None) -> PassingTensor:
     if declared is not None:
         if x.ndim != declared.rank:
             raise InputError(f"it returns {list(x.shape[1:])}, but out_format is {declared} {declared.axes}")
-        found = declared.sized(x)
-        if declared.channels not in (None, found.channels):
-            raise InputError(f"it returns {found}, but out_format is {declared}; correct one of them")
+        actual = declared.sized(x)
+        if declared.channels not in (None, actual.channels):
+            raise InputError(f"it returns {actual}, but out_format is {declared}; correct one of them")
         return PassingTensor(x, declared.bare)
     if x.ndim == 2:
         return PassingTensor(x, Layout("vector"))

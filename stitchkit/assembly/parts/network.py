@@ -37,12 +37,10 @@ def build_network(
 ) -> Assembly:
     """The network that a configuration describes: its `parts` one after the other, and its `head`.
 
-    It is built twice: first without weights and memory (on the meta device), so that errors are found before anything
-    is downloaded.
+    It is built twice: first without weights and memory (on the meta device), to find errors before any download.
 
     Args:
-        num_classes: Number of classes; or what each task wants, in the order of the outputs, or of the one that all
-            share.
+        num_classes: Number of classes; or what each task needs, in the order of the outputs.
         input_size: Size of an image, `(C, H, W)`.
         pretrained: Download the weights of pretrained parts; files of weights that parts name are always read.
         replaced: The caller replaces all weights, so none are downloaded or read.
@@ -85,15 +83,14 @@ class _Placed(InputError):
 @contextmanager
 def _at(spec: PartSpec) -> Iterator[None]:
     """Begin errors with the place of a part, unless they have that of a part inside it."""
-    here = f"{spec.place}.{spec.name}"
     try:
         yield
     except _Placed:
         raise
-    except InputError as error:
-        raise _Placed(f"{here}: {error}") from error
     except Exception as error:  # torch and the models raise many types
-        raise _Placed(f"{here}: it cannot be built with its arguments: {one_line(error)}") from error
+        own = isinstance(error, InputError)
+        fault = f"{error}" if own else f"it cannot be built with its arguments: {one_line(error)}"
+        raise _Placed(f"{spec.place}.{spec.name}: {fault}") from error
 
 
 @dataclass(frozen=True)
@@ -124,8 +121,9 @@ class _Builder:
                 _check_output(value, end, wanted)
                 if not self.checking and not wanted.is_dense and value.shape[1] > wanted.channels:
                     _logger.warning(
-                        "the network has %d logits, but the data have %d classes, so the other logits are always "
-                        "wrong. That suits a classifier that knows these classes; otherwise end with a ClassifierHead",
+                        "the network has %d logits, but the data have %d classes, so the extra logits are never "
+                        "correct; this is fine only for a pretrained classifier of these classes; otherwise end with a "
+                        "ClassifierHead",
                         value.shape[1], wanted.channels,
                     )  # fmt: skip
         return network
@@ -134,7 +132,7 @@ class _Builder:
         """A builder for each of the outputs of a network: of the output of each task, or of those of all."""
         if count != len(self.wanted):
             return [self] * count
-        return [replace(self, wanted=(one,)) for one in self.wanted]
+        return [replace(self, wanted=(wanted,)) for wanted in self.wanted]
 
     def _chain(
         self, specs: Sequence[PartSpec], head: PartSpec | None, flow: PassingTensor, class_token: str
@@ -147,13 +145,12 @@ class _Builder:
         return Assembly(parts[: len(specs)], entries, None if head is None else parts[-1]), flow
 
     def _part(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Conversion, Part, PassingTensor]:
-        """The conversion before a part, the part, and its output."""
         if spec.name not in PARTS:
             raise _Placed(f"{spec.place}: {unknown('part', spec.name, PARTS)}")
-        kind, given = PARTS[spec.name], spec.arguments
+        kind, arguments = PARTS[spec.name], spec.arguments
         with _at(spec):
             in_format, out_format = _declared(spec, "in_format"), _declared(spec, "out_format")
-            class_token = class_token_of(given.get("reformat_options"), class_token)
+            class_token = class_token_of(arguments.get("reformat_options"), class_token)
             if kind in (Assembly, ParallelPart):
                 entry, flow = enter(flow, in_format, (), class_token)
                 make = self._assembly if kind is Assembly else self._parallel
@@ -165,7 +162,7 @@ class _Builder:
                 if changes_input:  # parallel parts and losses on inner outputs may still read the input
                     entry = partial(_copied, entry)
             flow = leave(flow, out_format or part.out_format)
-        if (frozen := given.get("frozen")) and not self.spec.unfrozen:
+        if (frozen := arguments.get("frozen")) and not self.spec.unfrozen:
             part.freeze(statistics=frozen == "statistics")
         self.traced.append(TracedPart(part, spec, str(flow)))
         return entry, part, flow
@@ -173,12 +170,11 @@ class _Builder:
     def _arguments(
         self, spec: PartSpec, wanted: Layout | None, flow: PassingTensor, class_token: str
     ) -> dict[str, object]:
-        """A part's arguments: those of the file, and those inferred from data and input."""
         kind = PARTS[spec.name]
         arguments = own_arguments(spec, pretrained=self.pretrained, replaced=self.replaced)
         for name in kind.inferred:  # the data and the previous part decide these if the file does not
             if name not in arguments and not (kind is WholeNetwork and _keeps_its_outputs(spec)):
-                most = max(one.channels for one in self.wanted)
+                most = max(need.channels for need in self.wanted)
                 known = most if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
         if self.checking and issubclass(kind, Pretrained):
@@ -198,9 +194,9 @@ class _Builder:
         inside = _inside(spec)
         builders = self._branches(len(inside)) if agg == "none" else [self] * len(inside)
         built = (builder._part(part, flow, class_token) for builder, part in zip(builders, inside, strict=True))
-        entries, parts, given = zip(*built, strict=True)
-        common = None if agg == "none" else _common_format(declared, given, agg)
-        exits, left = zip(*(enter(gives, common, (), class_token) for gives in given), strict=True)
+        entries, parts, outputs = zip(*built, strict=True)
+        common = None if agg == "none" else _common_format(declared, outputs, agg)
+        exits, left = zip(*(enter(gives, common, (), class_token) for gives in outputs), strict=True)
         layout = Layout("vector") if common is None else common.bare
         value = [gives.value for gives in left] if common is None else combined(left, agg, layout, declared)
         return ParallelPart(parts, entries, exits, agg, layout), PassingTensor(value, layout)
@@ -246,9 +242,8 @@ def _check_output(value: object, end: nn.Module, wanted: Wanted) -> None:
     if not isinstance(value, torch.Tensor) or value.ndim != (4 if wanted.is_dense else 2):
         shape = list(value.shape[1:]) if isinstance(value, torch.Tensor) else type(value).__name__
         advice = "a vector of logits; add `head: {ClassifierHead: {}}`"
-        if wanted.is_dense:
-            advice = "a map; end with a SegmentationHead or a DepthHead"
-        raise InputError(f"the last part returns {shape}, not {advice}")
+        dense = "a map; end with a SegmentationHead or a DepthHead"
+        raise InputError(f"the last part returns {shape}, not {dense if wanted.is_dense else advice}")
     if wanted.is_depth and isinstance(end, SegmentationHead):
         raise InputError("depths are positive, and the logits of a SegmentationHead are not; end with a DepthHead")
     if value.shape[1] < wanted.channels:
@@ -262,8 +257,7 @@ def _check_output(value: object, end: nn.Module, wanted: Wanted) -> None:
 
 
 def _declared(spec: PartSpec, name: str) -> Layout | None:
-    value = spec.arguments.get(name)
-    return None if value is None else Layout.parse(value)
+    return None if (value := spec.arguments.get(name)) is None else Layout.parse(value)
 
 
 def _narrowed(declared: Layout | None, part: Part) -> Layout | None:
@@ -281,23 +275,24 @@ def _channels(flow: PassingTensor, wanted: Layout | None, takes: Sequence[str], 
 
 
 def _inside(spec: PartSpec) -> list[PartSpec]:
-    """The parts inside a part."""
-    place = f"{spec.place}.{spec.name}.parts"
-    return [PartSpec.parse(value, f"{place}[{number}]") for number, value in enumerate(spec.arguments["parts"])]
+    where = f"{spec.place}.{spec.name}.parts"
+    return [PartSpec.parse(value, f"{where}[{number}]") for number, value in enumerate(spec.arguments["parts"])]
 
 
-def _common_format(declared: Layout | None, given: Sequence[PassingTensor], agg: str) -> Layout:
-    """The format to which the outputs of parallel parts are converted before they are combined."""
-    target = declared or given[0].full_format
+def _common_format(declared: Layout | None, outputs: Sequence[PassingTensor], agg: str) -> Layout:
+    """The format of all outputs of parallel parts before they are combined."""
+    target = declared or outputs[0].full_format
     if target is None:
-        raise InputError(f"the format of its output {given[0]} is not known; declare the out_format")
+        raise InputError(f"the format of its output {outputs[0]} is not known; declare the out_format")
     resized = declared is not None and agg != "concat_sequence"
     return replace(target, channels=None, positions=target.positions if resized else None)
 
 
-def combined(given: Sequence[PassingTensor], agg: str, layout: Layout, declared: Layout | None = None) -> torch.Tensor:
+def combined(
+    outputs: Sequence[PassingTensor], agg: str, layout: Layout, declared: Layout | None = None
+) -> torch.Tensor:
     """The output of parallel parts, once their outputs fit together and have the declared channels and size."""
-    formats = [layout.sized(gives.tensor) for gives in given]
+    formats = [layout.sized(output.tensor) for output in outputs]
     each = f"its parts return {', '.join(map(str, formats))}"
     if len({form.positions for form in formats}) > 1 and agg != "concat_sequence":
         raise InputError(f"{each}, of different sizes; declare a size in out_format")
@@ -305,8 +300,8 @@ def combined(given: Sequence[PassingTensor], agg: str, layout: Layout, declared:
         raise InputError(f"{each}; {agg} needs the same number of channels from all")
     if agg == "concat_sequence" and layout.name != "token":
         raise InputError(f"concat_sequence joins sequences, not {layout.name}; declare out_format: [token, [C, L]]")
-    value = combine([gives.tensor for gives in given], agg, layout)
-    found, wanted = layout.sized(value), declared or layout
-    if wanted.channels not in (None, found.channels) or wanted.positions not in (None, found.positions):
-        raise InputError(f"{each}, together {found}, but out_format is {declared}; correct one of them")
+    value = combine([output.tensor for output in outputs], agg, layout)
+    actual, wanted = layout.sized(value), declared or layout
+    if wanted.channels not in (None, actual.channels) or wanted.positions not in (None, actual.positions):
+        raise InputError(f"{each}, together {actual}, but out_format is {declared}; correct one of them")
     return value

@@ -75,13 +75,7 @@ class ClassifierHead(Part):
     in_format = Layout("NCHW")
     out_format = Layout("vector")
 
-    def __init__(
-        self,
-        *,
-        num_classes: Classes,
-        in_channels: Width,
-        pooled_size: Side | tuple[Side, Side] = (1, 1),
-    ):
+    def __init__(self, *, num_classes: Classes, in_channels: Width, pooled_size: Side | tuple[Side, Side] = (1, 1)):
         super().__init__()
         height, width = (pooled_size, pooled_size) if isinstance(pooled_size, int) else pooled_size
         self.in_format = Layout("NCHW", in_channels)
@@ -150,11 +144,7 @@ def _functions() -> dict[str, Callable[..., torch.Tensor]]:
     """The functions of `torch.nn.functional` itself, and the tensor methods that return one tensor, by name."""
     # Only from these modules: the namespace also contains other functions, such as warnings.warn.
     homes = (F.__name__, "torch", "torch._C._nn")
-    functions = {
-        name: getattr(F, name)
-        for name, value in vars(F).items()
-        if inspect.isroutine(value) and value.__module__ in homes
-    }
+    functions = {name: f for name, f in vars(F).items() if inspect.isroutine(f) and f.__module__ in homes}
     members = (name for name, _ in inspect.getmembers(torch.Tensor, callable) if _gives_a_tensor(name))
     methods = {name: getattr(torch.Tensor, name) for name in members}
     return {name: value for name, value in (methods | functions).items() if not name.startswith("_")}
@@ -167,17 +157,11 @@ def _gives_a_tensor(method: str) -> bool:
     if operator is None:
         return method in ("float", "double", "half", "bfloat16")  # casts, which are not operators of aten
     schemas = [getattr(operator, overload)._schema for overload in operator.overloads()]
-    return any([str(given.type) for given in schema.returns] == ["Tensor"] for schema in schemas)
+    return any([str(value.type) for value in schema.returns] == ["Tensor"] for schema in schemas)
 
 
 class Assembly(Part):
-    """Parts that run one after the other.
-
-    Args:
-        parts: The parts.
-        entries: The conversion before each part, and before the head if there is one.
-        head: A last part.
-    """
+    """Parts that run one after the other; `entries` are the conversions before each, and before a head."""
 
     def __init__(self, parts: Sequence[Part], entries: Sequence[Conversion], head: Part | None = None):
         super().__init__()
@@ -197,7 +181,6 @@ class ParallelPart(Part):
     """Parts that take the same input; their outputs are listed, averaged or concatenated.
 
     Args:
-        parts: The parts.
         entries: The conversion before each part.
         exits: The conversion of each part's output to the common format.
         agg: `none` for a list, or as in `combine`.
@@ -241,8 +224,7 @@ class SegmentationHead(Part):
     """
 
     inferred = ("num_classes", "in_channels")
-    in_format = Layout("NCHW")
-    out_format = Layout("NCHW")
+    in_format = out_format = Layout("NCHW")
 
     def __init__(self, *, num_classes: Classes, in_channels: Width):
         super().__init__()
@@ -261,12 +243,11 @@ class DepthHead(Part):
     Args:
         in_channels: Channels of the input map.
 
-    Source: as in `stitchkit.model.heads.head`, from which the smallest depth and the first bias are.
+    Source: `stitchkit.model.heads.head`, which has the same smallest depth and first bias.
     """
 
     inferred = ("in_channels",)
-    in_format = Layout("NCHW")
-    out_format = Layout("NCHW")
+    in_format = out_format = Layout("NCHW")
 
     def __init__(self, *, in_channels: Width):
         super().__init__()

@@ -12,40 +12,20 @@ from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from stitchkit.assembly.parts import adapters
-from stitchkit.assembly.parts.part import (
-    Assembly,
-    BaseBlock,
-    ClassifierHead,
-    DepthHead,
-    Format,
-    Function,
-    ParallelPart,
-    Part,
-    SegmentationHead,
-)
+from stitchkit.assembly.parts import adapters, part
+from stitchkit.assembly.parts.part import Assembly, Format, ParallelPart, Part
 from stitchkit.assembly.parts.pretrained import Subnet, WholeNetwork
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import Side
 from stitchkit.settings.schema import Settings, as_written
 
-PARTS: dict[str, type[Part]] = {
-    "Subnet": Subnet,
-    "Net": WholeNetwork,
-    "ClassifierHead": ClassifierHead,
-    "SegmentationHead": SegmentationHead,
-    "DepthHead": DepthHead,
-    "BaseBlock": BaseBlock,
-    "Function": Function,
-    "Assembly": Assembly,
-    "ParallelPart": ParallelPart,
-    "SimpleAdapter": adapters.SimpleAdapter,
-    "ResNetBasicBlock": adapters.ResNetBasicBlock,
-    "ResNetBottleneck": adapters.ResNetBottleneck,
-    "VisionTransformerBlock": adapters.VisionTransformerBlock,
-    "SwinTransformerBlock": adapters.SwinTransformerBlock,
-}
+_ALL: tuple[type[Part], ...] = (
+    Subnet, WholeNetwork, part.ClassifierHead, part.SegmentationHead, part.DepthHead, part.BaseBlock, part.Function,
+    Assembly, ParallelPart, adapters.SimpleAdapter, adapters.ResNetBasicBlock, adapters.ResNetBottleneck,
+    adapters.VisionTransformerBlock, adapters.SwinTransformerBlock,
+)  # fmt: skip
+PARTS = {"Net" if kind is WholeNetwork else kind.__name__: kind for kind in _ALL}
 """The published name of each part -> its class."""
 COMMON = ("frozen", "in_format", "out_format")
 """Arguments of every part."""
@@ -57,7 +37,7 @@ class PartSettings(Settings):
 
     Args:
         frozen: Do not train its weights; its batch norms still learn statistics, unless it is `statistics`.
-        in_format: Layout to which its input is converted: `img`, `bhwc`, `token`, `bert` or `vector`, or a list of one
+        in_format: Layout that its input is converted to: `img`, `bhwc`, `token`, `bert` or `vector`, or a list of one
             of them and a size, such as `[img, [C, H, W]]`.
         out_format: Layout of its output, likewise.
     """
@@ -116,20 +96,20 @@ class ParallelSettings(_ContainerSettings):
     agg: Literal["none", "avg", "concat", "concat_channels", "concat_sequence"] | None = None
 
 
-def _settings(part: type[Part]) -> type:
-    """The schema of a part's arguments: those of its constructor, of which some are inferred if a file omits them."""
-    if part in (Assembly, ParallelPart):  # constructors that take parts which are built already
-        return AssemblySettings if part is Assembly else ParallelSettings
+def _settings(kind: type[Part]) -> type:
+    """The schema of a part's arguments: those of its constructor; those that are inferred may be missing."""
+    if kind in (Assembly, ParallelPart):  # constructors that take parts which are built already
+        return AssemblySettings if kind is Assembly else ParallelSettings
     # pydantic makes a dataclass of a class with annotations and defaults, so one is made here. Its annotations must be
     # objects: pydantic looks names up in this module, not in the part's. `include_extras` keeps Annotated's rules.
-    hints, parameters = get_type_hints(part.__init__, include_extras=True), inspect.signature(part).parameters
-    own = {name: given.default for name, given in parameters.items() if given.kind is given.KEYWORD_ONLY}
-    given = {name: default for name, default in own.items() if default is not inspect.Parameter.empty}
+    hints, parameters = get_type_hints(kind.__init__, include_extras=True), inspect.signature(kind).parameters
+    own = {name: item.default for name, item in parameters.items() if item.kind is item.KEYWORD_ONLY}
+    defaults = {name: default for name, default in own.items() if default is not inspect.Parameter.empty}
     # The JSON Schema takes its descriptions from docstrings; arguments may be described in a base class.
-    doc = "\n\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in part.__mro__ if issubclass(kind, Part))
-    content = {**given, **dict.fromkeys(part.inferred), "__annotations__": {name: hints[name] for name in own}}
+    doc = "\n\n".join(inspect.cleandoc(base.__doc__ or "") for base in kind.__mro__ if issubclass(base, Part))
+    content = {**defaults, **dict.fromkeys(kind.inferred), "__annotations__": {name: hints[name] for name in own}}
     base = PartSettings if own.keys() == parameters.keys() else _OpenSettings
-    return dataclass(frozen=True, kw_only=True)(type(part.__name__, (base,), {**content, "__doc__": doc}))
+    return dataclass(frozen=True, kw_only=True)(type(kind.__name__, (base,), {**content, "__doc__": doc}))
 
 
 class _OnePart(Settings):
@@ -141,7 +121,7 @@ class _OnePart(Settings):
         content = {content: None} if isinstance(content, str) else content
         if not isinstance(content, Mapping) or len(content) != 1:
             raise InputError(f"{content!r} is not a part; write one class name with its arguments, {{Subnet: {{...}}}}")
-        return {name: {} if given is None else given for name, given in content.items()}
+        return {name: {} if arguments is None else arguments for name, arguments in content.items()}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -149,7 +129,7 @@ class _OnePart(Settings):
 
 
 # A part as a file has it, with a key for each kind; `_OnePart` requires exactly one of them.
-_kinds = {name: _settings(part) for name, part in PARTS.items()}
+_kinds = {name: _settings(kind) for name, kind in PARTS.items()}
 PartFile = dataclass(frozen=True)(
     type("PartFile", (_OnePart,), {"__annotations__": _kinds, "__doc__": _OnePart.__doc__, **dict.fromkeys(_kinds)})
 )

@@ -12,38 +12,26 @@ ReformatOptions = dict[Literal["class_token"], Literal["zeros", "ones", "avg", "
 
 def class_token_of(options: ReformatOptions | None, otherwise: str) -> str:
     """The replacement for a missing class token, in our spelling."""
-    given: str = (options or {}).get("class_token", otherwise)
-    return {"zeroes": "zeros", "mean": "avg"}.get(given, given)
+    token: str = (options or {}).get("class_token", otherwise)
+    return {"zeroes": "zeros", "mean": "avg"}.get(token, token)
 
 
 class Wanted(NamedTuple):
-    """The output that a task needs of a network.
+    """The output that a task needs of a network."""
 
-    Args:
-        channels: How many values it has, one for each class, and one for depth.
-        is_dense: Whether it has them at each position.
-        is_depth: Whether they are depths, which are positive.
-    """
-
-    channels: int
-    is_dense: bool = False
-    is_depth: bool = False
+    channels: int  # how many values it has, one for each class, and one for depth
+    is_dense: bool = False  # whether it has them at each position
+    is_depth: bool = False  # whether they are depths, which are positive
 
 
 @dataclass(frozen=True)
 class PartSpec:
-    """One part: the name of its class and its arguments.
+    """One part: the name of its class and its arguments."""
 
-    Args:
-        name: Name of the class, e.g. `SimpleAdapter`.
-        arguments: The arguments in the file.
-        place: Its place in the file, e.g. `assembly[2]`; errors begin with it.
-    """
-
-    name: str
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # name of the class, e.g. `SimpleAdapter`
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # the arguments in the file
     # Equality ignores the place: a sweep compares its two networks.
-    place: str = field(default="part", compare=False)
+    place: str = field(default="part", compare=False)  # its place in the file, e.g. `assembly[2]`; errors begin with it
 
     @classmethod
     def parse(cls, value: object, place: str) -> PartSpec:
@@ -57,13 +45,10 @@ class NetworkSpec:
     """The network of a job: a list of parts and the head that follows them, or one model.
 
     Args:
-        parts: The parts in the order in which they run; a single one if the file has `model`.
-        head: Built for the output of the parts; None if the last part returns logits.
         reformat_options: `class_token`: the replacement for a missing one, `zeros`, `ones` or `avg`.
-        unfrozen: Train all parts, even frozen ones.
     """
 
-    parts: tuple[PartSpec, ...]
-    head: PartSpec | None = None
+    parts: tuple[PartSpec, ...]  # the parts in their order; a single one if the file has `model`
+    head: PartSpec | None = None  # built for the output of the parts; None if the last part returns logits
     reformat_options: ReformatOptions = field(default_factory=dict)
-    unfrozen: bool = False
+    unfrozen: bool = False  # train all parts, even frozen ones

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _LOCAL_POLL_S = 2
-_NO_LIMIT = 60 * 24 * 365
-"""More minutes and more preemptions than any job has; submitit needs a number for both."""
+_NO_LIMIT = 60 * 24 * 365  # more minutes and more preemptions than any job has; submitit needs a number for both
 
 
 @dataclass
@@ -40,15 +39,10 @@ class _Slot:
     job: SweepJob | None = None
     process: LocalJob | None = None
 
-    @property
-    def has_ended(self) -> bool:
-        if self.job is None or self.job.is_running:
+    def has_ended(self, job: SweepJob) -> bool:
+        if job.is_running:
             return False
-        return self.process.done() if self.process else self.job.state != "waiting"
-
-    @property
-    def needs_start(self) -> bool:
-        return not (self.job is None or self.process or self.job.is_running) and self.job.state == "waiting"
+        return self.process.done() if self.process else job.state != "waiting"
 
 
 @dataclass(frozen=True)
@@ -76,15 +70,15 @@ class LocalPool:
         try:
             while True:
                 for number, slot in enumerate(slots):
-                    if slot.job and slot.has_ended:
+                    if slot.job and slot.has_ended(slot.job):
                         yield slot.job
                         slot.job = slot.process = None
                     if waiting and slot.job is None:
                         slot.job = waiting.pop(0)
                     # Jobs outlive a killed sweep, and keep their slots and GPUs until they end; one that is killed too
                     # starts again here.
-                    if slot.job and slot.needs_start:
-                        slot.process = self._submit(slot.job, number)
+                    if (job := slot.job) and not slot.process and not job.is_running and job.state == "waiting":
+                        slot.process = self._submit(job, number)
                 if not any(slot.job for slot in slots):
                     return
                 time.sleep(_LOCAL_POLL_S)
@@ -101,12 +95,9 @@ class LocalPool:
         first = slot * self.num_gpus
         chosen = [self.gpus[number % len(self.gpus)] for number in range(first, first + self.num_gpus)]
         executor.update_parameters(
-            timeout_min=_NO_LIMIT,
-            tasks_per_node=max(1, self.num_gpus),
-            gpus_per_node=self.num_gpus,
-            visible_gpus=chosen,
-            stderr_to_stdout=True,
-        )
+            timeout_min=_NO_LIMIT, tasks_per_node=max(1, self.num_gpus), gpus_per_node=self.num_gpus,
+            visible_gpus=chosen, stderr_to_stdout=True,
+        )  # fmt: skip
         # By default torch uses all cores in each job, so that the jobs would slow each other down.
         threads = str(max(1, (os.cpu_count() or 1) // self.limit))
         # Ctrl-C reaches all processes of a terminal. submitit's would print tracebacks, and kill the job before it has
@@ -204,44 +195,40 @@ class Slurm:
             with executor.batch():
                 submitted = [executor.submit(job) for job in jobs]
         except (RuntimeError, submitit.core.utils.FailedJobError) as error:
-            raise InputError(
-                f"Slurm does not accept the jobs: {str(error).strip()}; correct the flags for Slurm, whose script "
-                "--dry-run shows"
-            ) from error
+            advice = "correct the flags for Slurm, whose script --dry-run shows"
+            raise InputError(f"Slurm does not accept the jobs: {str(error).strip()}; {advice}") from error
         return [job.job_id for job in submitted]
 
 
 def states(jobs: Sequence[SweepJob]) -> dict[SweepJob, State]:
     """The state of each job, also if it runs on a node of Slurm whose locks are not seen here."""
-    found = {job: job.state for job in jobs}
-    if submitted := {number: job for job, state in found.items() if state == "waiting" and (number := job.number)}:
+    each = {job: job.state for job in jobs}
+    if submitted := {number: job for job, state in each.items() if state == "waiting" and (number := job.number)}:
         with suppress(InputError):  # this machine may not belong to the cluster
             queue = _queue()
-            found |= {job: "running" for number, job in submitted.items() if queue.get(number, "PD") != "PD"}
-    return found
+            each |= {job: "running" for number, job in submitted.items() if queue.get(number, "PD") != "PD"}
+    return each
 
 
 def create_cluster(
     name: str, *, folder: Path, resources: Resources | None = None, **flags: object
 ) -> LocalPool | Slurm:
-    """The place, `local` or `slurm`, where the jobs of the sweep in a folder run, by the flags of `stitchkit sweep`.
+    """The place, `local` or `slurm`, of the jobs of the sweep in a folder, by the flags of `stitchkit sweep`.
 
-    Args:
-        resources: The resources in the file of the sweep; flags take precedence.
+    Flags take precedence over `resources`, those in the file of the sweep.
     """
-    place = read_place({"cluster": name, **flags}, resources)
+    options = read_place({"cluster": name, **flags}, resources)
     check_installed(["submitit"], "jobs", "a sweep")
-    if place.cluster == "slurm":
-        return Slurm(folder / "submitit", _parameters(place), place.poll, place.jobs, place.detach)
-    found = _gpus()
-    num_gpus = place.gpus if "gpus" in flags else min(1, len(found))
-    if num_gpus > len(found):
-        raise InputError(f"--gpus is {num_gpus}, but this machine has {len(found)}; lower it, or use --cluster slurm")
-    return LocalPool(place.jobs or 1, found, num_gpus)
+    if options.cluster == "slurm":
+        return Slurm(folder / "submitit", _parameters(options), options.poll, options.jobs, options.detach)
+    gpus = _gpus()
+    num_gpus = options.gpus if "gpus" in flags else min(1, len(gpus))
+    if num_gpus > len(gpus):
+        raise InputError(f"--gpus is {num_gpus}, but this machine has {len(gpus)}; lower it, or use --cluster slurm")
+    return LocalPool(options.jobs or 1, gpus, num_gpus)
 
 
 def _parameters(place: Place) -> dict[str, object]:
-    """What submitit passes to Slurm."""
     # submitit expects true for options without a value, such as `exclusive`.
     further = {key: value or True for key, _, value in (option.partition("=") for option in place.sbatch)}
     lines = [*(f"module load {name}" for name in place.modules), *place.setup]
@@ -262,15 +249,15 @@ def _parameters(place: Place) -> dict[str, object]:
     return {key: value for key, value in parameters.items() if value is not None}
 
 
-def _new_folder(place: Path, begin: str | None = None) -> Path:
+def _new_folder(folder: Path, begin: str | None = None) -> Path:
     """A new folder for the files of submitit, which follows links and names files by process numbers, which recur."""
-    refuse_link(place)
-    place.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=place, prefix=begin))
+    refuse_link(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=folder, prefix=begin))
 
 
 def arrays(jobs: Iterable[SweepJob]) -> str:
-    """The numbers of the arrays, or single jobs, in which Slurm has jobs."""
+    """Slurm's numbers of the arrays, or single jobs, that hold some jobs."""
     return " ".join(dict.fromkeys(job.number.partition("_")[0] for job in jobs if job.number))
 
 
@@ -281,9 +268,7 @@ def _queue() -> dict[str, str]:
     try:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except FileNotFoundError as error:
-        raise InputError(
-            "there is no Slurm on this machine; use --cluster local, or a machine of the cluster"
-        ) from error
+        raise InputError("this machine has no Slurm; use --cluster local, or a machine of the cluster") from error
     except subprocess.CalledProcessError as error:
         raise InputError(f"Slurm does not answer: {error.stderr.strip()}; check it with squeue --me") from error
     return dict(line.split(maxsplit=1) for line in output.splitlines())

@@ -46,13 +46,9 @@ def show_plan(sweep: Sweep, jobs: Mapping[int, PlannedJob], folder: Path, cluste
     names = [job.name for job in jobs.values() if job.applies]
     num_jobs = len(names) * len(sweep.seeds)
     num_done = sum(SweepJob(folder / name, seed).state == "done" for name in names for seed in sweep.seeds)
-    match sweep.seeds:
-        case (None,):
-            seeds = ""
-        case (seed,):
-            seeds = f" with seed {seed}"
-        case several:
-            seeds = f": {len(names)} with each of the seeds {', '.join(map(str, several))}"
+    numbers = ", ".join(map(str, sweep.seeds))
+    seeds = f" with seed {numbers}" if len(sweep.seeds) == 1 else f": {len(names)} with each of the seeds {numbers}"
+    seeds = "" if sweep.seeds == (None,) else seeds
     done = f"; {num_done} done already in '{folder}'" if num_done else ""
     print(f"{counted(num_jobs, 'job')}{seeds}; {counted(len(jobs) - len(names), 'combination')} left out{done}")
     if isinstance(cluster, Slurm) and num_done < num_jobs:
@@ -95,7 +91,7 @@ def write_folders(plan: Sequence[PlannedJob], folder: Path, seeds: Sequence[int 
     for planned, run in runs:
         if run.state != "done":
             planned.write(folder)
-            own_folder(run.checkpoints)  # by which a report knows of the run before it begins
+            own_folder(run.checkpoints)  # it tells a report of the run before this begins
         elif not planned.parsed.save_checkpoints:
             run.remove_checkpoints()  # a sweep that was killed right after the result did not
     return [run for _, run in runs]
@@ -110,8 +106,8 @@ def _check_settings(job: SweepJob, config: JobConfig) -> None:
     own_folder(job.path)  # a link to nothing must be refused as a link, not taken for a missing file
     if not settings.exists():
         raise InputError(
-            f"'{job.path}' holds a result or checkpoints, but no config.yml that says of what settings; put it back, "
-            "choose another -o, or remove the folder"
+            f"'{job.path}' holds a result or checkpoints, but no config.yml with their settings; put it back, choose "
+            "another -o, or remove the folder"
         )
     if changes := JobConfig.load(settings).changes(config):
         raise InputError(
@@ -125,24 +121,23 @@ def run_sweep(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_fai
     if retry_failed:
         for job in jobs:
             job.failure.unlink(missing_ok=True)
-    found = states(jobs)
-    _logger.info("%s", counts(found.values()))
-    left = [job for job, state in found.items() if state in ("running", "waiting")]
+    before = states(jobs)
+    _logger.info("%s", counts(before.values()))
+    left = [job for job, state in before.items() if state in ("running", "waiting")]
     if left:
         _watch(left, cluster)
     interrupted = [] if cluster.is_detached else [job for job in left if job.state in ("running", "waiting")]
     _list_unfinished(jobs, interrupted=interrupted)
 
 
-def counts(found: Iterable[State]) -> str:
+def counts(each: Iterable[State]) -> str:
     """The number of jobs in each state: `12 jobs: 7 done, 1 running, 1 failed, 3 waiting`."""
-    by_state = Counter(found)
+    by_state = Counter(each)
     numbers = ", ".join(f"{by_state[state]} {state}" for state in get_args(State))
     return f"{counted(by_state.total(), 'job')}: {numbers}"
 
 
 def _watch(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm) -> None:
-    """Start jobs and wait until all have ended."""
     how = {"done": "done", "failed": "FAILED"}
     # Exit with the status of a stopped program, but stop the jobs first. Shells let background commands of scripts
     # ignore Ctrl-C; their jobs end with it, so the sweep must not start the next ones.
@@ -154,10 +149,10 @@ def _watch(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm) -> None:
                 passed = time.monotonic() - start
                 # On average, the others that run now are half done.
                 done = number + (min(cluster.limit or len(jobs), len(jobs) - number + 1) - 1) / 2
-                left = passed / done * (len(jobs) - done)
+                seconds = passed, passed / done * (len(jobs) - done)
                 _logger.info(
-                    "%d/%d %s: %s; %s so far, about %s left", number, len(jobs),
-                    job.name, how.get(job.state, "INTERRUPTED"), _duration(passed), _duration(left),
+                    "%d/%d %s: %s; %s so far, about %s left", number, len(jobs), job.name,
+                    how.get(job.state, "INTERRUPTED"), *(timedelta(seconds=round(each)) for each in seconds),
                 )  # fmt: skip
     except Stopped as stop:
         raise Stopped(stop.number, cluster.when_stopped(jobs)) from None
@@ -168,10 +163,6 @@ def _watch(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm) -> None:
 
 def _raise_stopped(number: int, _: object) -> NoReturn:
     raise Stopped(number, "")
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
 
 
 def smoke(plan: Sequence[PlannedJob]) -> None:
@@ -232,10 +223,7 @@ def _list_unfinished(jobs: Sequence[SweepJob], *, interrupted: Sequence[SweepJob
         )
 
 
-_logger = logging.getLogger(__name__)
-
-_SLICE = ("block_input", "block_output")
-"""Arguments that say which slice of a model a part is."""
+_SLICE = ("block_input", "block_output")  # arguments that say which slice of a model a part is
 
 
 def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
@@ -244,8 +232,13 @@ def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
     On other machines' nodes, missing data are only a warning.
     """
     configs = [job.parsed for job in jobs]
+    different = {  # jobs that prepare the images in other ways read the same files
+        (config.data_path, *((task.dataset, task.val_split) for task in config.train_config.resolved_tasks)): config
+        for config in configs
+    }
     try:
-        _open_data(configs)
+        for config in different.values():
+            open_data(config, World(0, 1, torch.device("cpu")))
     except MissingData as error:
         if not on_nodes:
             raise
@@ -258,33 +251,21 @@ def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
         build()
 
 
-def _open_data(configs: Iterable[JobConfig]) -> None:
-    # Jobs that prepare the images in other ways read the same files.
-    different = {
-        (config.data_path, *((task.dataset, task.val_split) for task in config.train_config.resolved_tasks)): config
-        for config in configs
-    }
-    for config in different.values():
-        open_data(config, World(0, 1, torch.device("cpu")))
-
-
 def _pretrained_parts(config: JobConfig) -> Iterator[Callable[[], Part]]:
     """What builds each part of a job that reads weights."""
     network = config.network
     for spec in network.parts if network.head is None else (*network.parts, network.head):
         for part in _with_inner(spec):
             if issubclass(kind := PARTS[part.name], Pretrained):
-                given = own_arguments(part, pretrained=config.pretrained, replaced=config.replaces_weights)
-                if given.get("ckp_path") is None:  # all slices of a model are of the same download
-                    given = {key: value for key, value in given.items() if key not in _SLICE}
-                if given.get("pretrained", True) or given.get("ckp_path"):
-                    yield partial(kind, **given)
+                own = own_arguments(part, pretrained=config.pretrained, replaced=config.replaces_weights)
+                if own.get("ckp_path") is None:  # all slices of a model are of the same download
+                    own = {key: value for key, value in own.items() if key not in _SLICE}
+                if own.get("pretrained", True) or own.get("ckp_path"):
+                    yield partial(kind, **own)
 
 
 def _with_inner(spec: PartSpec) -> Iterator[PartSpec]:
-    """A part and those inside it."""
     yield spec
-    inner = [*spec.arguments.get("parts", ()), spec.arguments.get("head")]
-    for value in inner:
+    for value in (*spec.arguments.get("parts", ()), spec.arguments.get("head")):
         if value is not None:
             yield from _with_inner(PartSpec.parse(value, spec.place))

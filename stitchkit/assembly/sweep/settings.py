@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, StrictBool, StrictStr
-from pydantic.dataclasses import dataclass as schema
+from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic.dataclasses import dataclass
 
-from stitchkit.assembly.config.settings import Metric
+from stitchkit.assembly.config.job_settings import PARTS, STAND_IN, SWEEP_KEYS, JobSettings, override, refuse_misplaced
+from stitchkit.assembly.config.settings import Metric, rule
 from stitchkit.errors import InputError
-from stitchkit.settings.fields import Copies, Count, Seed, Times, Workers
+from stitchkit.settings.fields import Copies, Count, Number, Seed, Times, Whole, Workers
+from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, Settings, parse
 
-
-def _check_name(value: str) -> str:
-    # A file may come from a stranger, and these go into a script for a shell.
-    if not re.fullmatch(r"\w[\w.+,-]*(/\w[\w.+-]*)*", value):
-        raise InputError(f"it is {value!r}; only letters, digits and . + , - / may be in it")
-    return value
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 
-_Name = Annotated[StrictStr, AfterValidator(_check_name)]
+# A file may come from a stranger, and these go into a script for a shell.
+_is_plain = re.compile(r"\w[\w.+,-]*(/\w[\w.+-]*)*").fullmatch
+_Name = Annotated[StrictStr, rule(_is_plain, "it is {}; only letters, digits and . + , - / may be in it")]
 
 
-@schema(frozen=True)
+@dataclass(frozen=True)
 class Resources(Settings):
     """Resources that Slurm gives to each job of a sweep.
 
@@ -35,7 +38,7 @@ class Resources(Settings):
         gpus: GPUs of a job, each with its own process.
         cpus: CPUs of each process.
         mem_gb: Memory in gigabytes of 1024 MB.
-        hours: Time limit in hours, after which a job is requeued and resumes.
+        hours: Time limit in hours; a job is then requeued and resumes.
         modules: Environment modules, which `module load` loads before the job starts.
     """
 
@@ -47,7 +50,7 @@ class Resources(Settings):
     modules: tuple[_Name, ...] = ()
 
 
-@schema(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Place(Resources):
     """The place where the jobs of a sweep run, by the flags of `stitchkit sweep`.
 
@@ -70,11 +73,11 @@ class Place(Resources):
 
 def read_place(flags: Mapping[str, object], resources: Resources | None = None) -> Place:
     """The place that flags say, which take precedence over the resources in the file of a sweep."""
-    place = parse(Place, {**vars(resources or Resources()), **flags}, name=flag_of)
+    options = parse(Place, {**vars(resources or Resources()), **flags}, name=flag_of)
     on_slurm = next((name for name in flags if name not in ("cluster", "jobs", "gpus")), None)
-    if place.cluster == "local" and on_slurm:
-        raise InputError(f"{flag_of(on_slurm)} is for Slurm; add --cluster slurm, or omit it")
-    return place
+    if options.cluster == "local" and on_slurm:
+        raise InputError(f"{flag_of(on_slurm)} requires Slurm; add --cluster slurm, or omit it")
+    return options
 
 
 def _check_different(values: tuple[object, ...]) -> tuple[object, ...]:
@@ -91,7 +94,7 @@ Different = AfterValidator(_check_different)
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), Different]
 
 
-@schema(frozen=True)
+@dataclass(frozen=True)
 class Repeats(Settings):
     """How often a sweep runs its jobs, by flags of `stitchkit sweep`.
 
@@ -104,7 +107,7 @@ class Repeats(Settings):
     run_cap: Count | None = None
 
 
-@schema(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CrossFile(Settings):
     """A sweep of heads by encoders: the fine-tuned jobs, and settings of their tests in place of their own.
 
@@ -129,3 +132,134 @@ class CrossFile(Settings):
     workers: Workers | None = None
     deterministic: StrictBool | None = None
     slurm: Resources = Field(default_factory=Resources)
+
+
+Value = StrictInt | StrictFloat | StrictStr | StrictBool
+
+
+@dataclass(frozen=True)
+class Goal(Settings):
+    """What a search improves.
+
+    Args:
+        name: The end of a column's name in the results, such as `Test Accuracy`, with or without `Avg` before it. The
+            search improves the mean of all such columns in the last epoch, over all seeds.
+        goal: Whether it should be high or low.
+    """
+
+    name: StrictStr
+    goal: Literal["maximize", "minimize"] = "minimize"
+
+
+@dataclass(frozen=True)
+class Range(Settings):
+    """The values of a hyper-parameter.
+
+    Args:
+        value: A single value.
+        values: A list of values.
+        min: The lowest value.
+        max: The highest value.
+        distribution: How values between `min` and `max` are drawn: evenly (`uniform`, `int_uniform`), or evenly on a
+            logarithmic scale (`log_uniform_values`).
+    """
+
+    value: Value | None = None
+    values: tuple[Value, ...] | None = Field(default=None, min_length=1)
+    min: Whole | Number | None = None
+    max: Whole | Number | None = None
+    distribution: Literal["constant", "categorical", "int_uniform", "uniform", "log_uniform_values"] | None = None
+
+    def __post_init__(self) -> None:
+        keys = [key for key in ("value", "values", "min", "max") if getattr(self, key) is not None]
+        if keys not in (["value"], ["values"], ["min", "max"]):
+            raise InputError(f"it has {' and '.join(keys) or 'no values'}; set value, values, or min and max")
+        if self.min is not None and self.max is not None:
+            lowest = 1e-300 if self.distribution == "log_uniform_values" else -math.inf
+            if not lowest <= self.min < self.max:
+                raise InputError(f"min is {self.min} and max {self.max}; min must be lower, and positive with log")
+
+    @property
+    def choices(self) -> tuple[Value, ...] | None:
+        """All values, if they can be counted."""
+        return self.values if self.value is None else (self.value,)
+
+    def distributed(self) -> BaseDistribution:
+        """The range as optuna has it."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choices is not None:
+            return CategoricalDistribution(self.choices)
+        assert self.min is not None
+        assert self.max is not None
+        is_log = self.distribution == "log_uniform_values"
+        if isinstance(self.min, int) and isinstance(self.max, int) and self.distribution in (None, "int_uniform"):
+            return IntDistribution(self.min, self.max)
+        return FloatDistribution(self.min, self.max, log=is_log)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFile(Settings):
+    """A search: the job, and the hyper-parameters to try, as in a sweep of Weights & Biases.
+
+    Args:
+        job: The file of the job, or of a sweep over data sets, beside this one.
+        program: The published program, which has no effect.
+        command: Its command, whose `--config` names the job if `job` does not.
+        method: `bayes` learns from the results so far, by optuna's tree of Parzen estimators; `random` draws; `grid`
+            tries all.
+        metric: What to improve.
+        parameters: The values of each key of `train_config`, or of its `optimizer_args`.
+        run_cap: Number of trials; by default 10, or all of a grid.
+        seeds: Seeds of replicates; every job of every trial runs once with each.
+        name: Name of the search in Weights & Biases, which has no effect.
+        slurm: The resources of each job with `--cluster slurm`, unless flags say otherwise.
+    """
+
+    method: Literal["bayes", "random", "grid"]
+    metric: Goal
+    parameters: dict[str, Range] = Field(min_length=1)
+    job: LocalPath | None = None
+    program: StrictStr | None = None
+    command: tuple[StrictStr, ...] = ()
+    run_cap: Count | None = None
+    seeds: Seeds | None = None
+    name: StrictStr | None = None
+    slurm: Resources = Field(default_factory=Resources)
+
+
+@dataclass(frozen=True)
+class _SharedSettings(JobSettings):
+    """What the jobs of a sweep share, without their parts."""
+
+    further_keys: ClassVar[tuple[str, ...]] = (*PARTS, *SWEEP_KEYS)
+
+
+def check_sweep(path: str | Path, **changes: object) -> None:
+    """Check what can be checked without torch in the file of a sweep, with `changes` as in `load_sweep`."""
+    content = read_settings_file(path)
+    with naming(path):
+        _, kind = kind_of(content)
+        if kind == "search":
+            own = {key: changes[key] for key in ("run_cap", "seeds") if key in changes}
+            parse(SearchFile, content | own)
+        elif "run_cap" in changes:
+            raise InputError("--trials requires a search, whose file has parameters; omit it")
+        elif kind == "heads by encoders":
+            if "seeds" in changes:
+                raise InputError("--seeds has no effect on heads by encoders, which are only tested; omit it")
+            parse(CrossFile, content)
+        else:
+            train = content.get("train_config")
+            if "datasets" in content and isinstance(train, Mapping) and "tasks" not in train:
+                changes |= STAND_IN
+            shared = override(content, changes)
+            refuse_misplaced(shared)
+            parse(_SharedSettings, {key: value for key, value in shared.items() if key not in (*PARTS, *SWEEP_KEYS)})
+
+
+def check_folder(folder: str | Path) -> Path:
+    """The folder of a sweep, which must exist."""
+    if not Path(folder).is_dir():
+        raise InputError(f"folder '{folder}' does not exist; name the output folder (-o) of a sweep")
+    return Path(folder)

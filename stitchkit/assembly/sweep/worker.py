@@ -31,11 +31,10 @@ class SweepJob:
     """A run of one job.
 
     Args:
-        path: The job's folder, with `config.yml`, `metadata.yml`, its log and the files of each run.
         seed: The seed of this run. Runs with other seeds share the folder; None stands for the configuration's seed.
     """
 
-    path: Path
+    path: Path  # the job's folder, with `config.yml`, `metadata.yml`, its log and the files of each run
     seed: int | None = None
 
     @property
@@ -55,7 +54,7 @@ class SweepJob:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints, from which an interrupted run resumes."""
+        """The folder of checkpoints; an interrupted run resumes from them."""
         return self.result.with_suffix("")
 
     @property
@@ -83,16 +82,13 @@ class SweepJob:
     @property
     def is_running(self) -> bool:
         """Whether a process runs it now, or is about to, perhaps one that outlived a killed sweep."""
-        return self._is_locked or any(map(_is_alive, self.path.glob(f"submitit/{self.submits}*/*_submitted.pkl")))
+        is_locked = is_held(self.checkpoints / TRAIN_LOCK)
+        return is_locked or any(map(_is_alive, self.path.glob(f"submitit/{self.submits}*/*_submitted.pkl")))
 
     @property
     def submits(self) -> str:
-        """The beginning of the names of its folders for submitit, which runs with other seeds do not share."""
+        """The beginning of the names of its folders for submitit; runs with other seeds have others."""
         return f"{self.result.stem}."
-
-    @property
-    def _is_locked(self) -> bool:
-        return is_held(self.checkpoints / TRAIN_LOCK)
 
     def fail(self, reason: str) -> None:
         """Record that the run failed; it is not restarted until the user asks for it."""
@@ -111,13 +107,13 @@ class SweepJob:
 
         if self.result.exists():
             return
-        here = JobEnvironment()
-        is_primary = here.global_rank == 0
+        environment = JobEnvironment()
+        is_primary = environment.global_rank == 0
         _write_to(self.log, logging.INFO if is_primary else logging.ERROR)
-        if here.num_tasks > 1:
+        if environment.num_tasks > 1:
             # Each rank sees all GPUs of the job and uses the one with its number.
             TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        _handle_signals(is_local=here.cluster == "local")
+        _handle_signals(is_local=environment.cluster == "local")
         try:
             self._run(is_primary)
         except Stopped as stop:  # by the user; the job resumes when the sweep is repeated
@@ -125,7 +121,7 @@ class SweepJob:
             sys.exit(128 + stop.number)
         except Exception as error:
             # A job that outlived its sweep may hold the folder; the sweep waits for it, so this is not a failure.
-            if not self._is_locked:
+            if not is_held(self.checkpoints / TRAIN_LOCK):
                 self.fail(str(error) or type(error).__name__)
             if isinstance(error, InputError):
                 _logger.error("stitchkit: error: %s", error)
@@ -145,22 +141,20 @@ class SweepJob:
         settings = self.path / "config.yml"
         keep = JobConfig.load(settings).save_checkpoints
         # An interrupted job resumes from checkpoints, even if the user does not want to keep them.
-        changes: dict[str, object] = {
-            "save_checkpoints": True, "save_dir": str(self.checkpoints), "metrics_output": str(self.result)
-        }  # fmt: skip
+        changes: dict[str, object] = {"save_dir": str(self.checkpoints), "metrics_output": str(self.result)}
         if self.seed is not None:
             changes["seed"] = self.seed  # a sweep of another seed may have rewritten the file since
         # Only with a checkpoint, because resume_from would override the file's load_from.
         if JobCheckpoints(self.checkpoints).candidates():
             changes["resume_from"] = AUTO
-        run_job(JobConfig.load(settings, **changes), settings)
+        run_job(JobConfig.load(settings, save_checkpoints=True, **changes), settings)
         # Only the first rank saves, and others may finish earlier.
         if is_primary and not keep:
             self.remove_checkpoints()
 
 
 def _is_alive(submitted: Path) -> bool:
-    """Whether the process for which submitit wrote this file lives on this machine.
+    """Whether the process that submitit wrote this file for lives on this machine.
 
     It takes the job's lock only once torch is loaded, which takes seconds.
     """
@@ -189,6 +183,6 @@ def _handle_signals(*, is_local: bool) -> None:
     if is_local:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Loader processes inherit submitit's handler of a preemption, and would requeue the job again.
-    here, answer = os.getpid(), signal.getsignal(signal.SIGUSR2)
+    own, answer = os.getpid(), signal.getsignal(signal.SIGUSR2)
     if callable(answer):
-        signal.signal(signal.SIGUSR2, lambda number, frame: answer(number, frame) if os.getpid() == here else None)
+        signal.signal(signal.SIGUSR2, lambda number, frame: answer(number, frame) if os.getpid() == own else None)

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from stitchkit.assembly.config.job import JobConfig, differences, said
+from stitchkit.assembly.config.job import JobConfig, differences, in_words
 from stitchkit.assembly.parts.part import Assembly, Function, ParallelPart
-from stitchkit.assembly.parts.weight_names import head_of, network_names
+from stitchkit.assembly.parts.pretrained import head_of, network_names
 from stitchkit.assembly.train.job import Job
 from stitchkit.assembly.train.optim import JobSchedule
 from stitchkit.assembly.train.preprocessing import data_config
@@ -139,12 +139,14 @@ def _origins(part: nn.Module, number: int | None) -> Iterator[tuple[int | None, 
         yield number, trained
     elif isinstance(part, Assembly):
         # Functions such as softmax keep the order of classes.
-        lasts = [part.head] if part.head is not None else [one for one in part.parts if not isinstance(one, Function)]
+        lasts = (
+            [part.head] if part.head is not None else [each for each in part.parts if not isinstance(each, Function)]
+        )
         for last in lasts[-1:]:
             yield from _origins(last, number)
     elif isinstance(part, ParallelPart) and part.agg in ("none", "avg"):
-        for place, inner in enumerate(part.parts):
-            yield from _origins(inner, place if part.agg == "none" else number)
+        for index, inner in enumerate(part.parts):
+            yield from _origins(inner, index if part.agg == "none" else number)
 
 
 def resume(job: Job, path: str) -> tuple[int, Position | None]:
@@ -168,10 +170,13 @@ def resume(job: Job, path: str) -> tuple[int, Position | None]:
     if job.trainer is not None:
         position = training_state.restore(content, job.trainer, path, otherwise=_START_ANEW)
         _restore_schedule(content, job.trainer, position, path)
-        _restore_scales(content, job.trainer, path)
+        assert isinstance(job.trainer.task, JobTask)
+        if len(content["loss_scales"]) != len(job.trainer.task.losses):
+            raise InputError(f"checkpoint '{path}' is damaged: its loss_scales are not one for each of the tasks")
+        job.trainer.task.scales.copy_(torch.tensor(content["loss_scales"]))
         _check_step(content, path, job.trainer)
         job.rows = content["rows"]
-    if job.trainer is not None or "within" not in content:  # or else the position was not read
+    if job.trainer is not None or "within" not in content:  # otherwise the position was not read
         _check_rows(content, path, 0 if position is None else position.done)
     return content["epoch"], position
 
@@ -184,14 +189,6 @@ def _check_rows(content: Mapping[str, Any], path: str, done: int) -> None:
     epoch, step = places[-1] if places else (None, None)
     if epoch != content["epoch"] or not isinstance(step, int) or step + done != content["step"]:
         raise InputError(f"checkpoint '{path}' is damaged: its epoch and step are not those of its last row")
-
-
-def _restore_scales(content: Mapping[str, Any], trainer: Trainer, path: str) -> None:
-    assert isinstance(trainer.task, JobTask)
-    scales = content["loss_scales"]
-    if len(scales) != len(trainer.task.losses):
-        raise InputError(f"checkpoint '{path}' is damaged: its loss_scales are not one for each of the tasks")
-    trainer.task.scales.copy_(torch.tensor(scales))
 
 
 def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
@@ -248,10 +245,10 @@ def _check_settings(content: Mapping[str, Any], job: Job, path: str) -> None:
     before = JobConfig.parse(content["config"])
     old_settings, new_settings = before.to_dict(), job.config.to_dict()
     for key in (*_NETWORK, *(("train_config",) if job.trainer is not None else ())):
-        for place, one, other in differences(old_settings.get(key), new_settings.get(key), key):
-            if place not in _MAY_CHANGE:
+        for changed, old, new in differences(old_settings.get(key), new_settings.get(key), key):
+            if changed not in _MAY_CHANGE:
                 raise InputError(
-                    f"checkpoint '{path}' was trained with {place} {said(one)}, not {said(other)}; use the "
+                    f"checkpoint '{path}' was trained with {changed} {in_words(old)}, not {in_words(new)}; use the "
                     f"same, or {_START_ANEW}"
                 )
     changes = replace(before, load_from=None).changes(job.config)  # `resume_from` takes its place

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, Subset
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.settings import TaskConfig
-from stitchkit.assembly.train.dense import open_task_pairs, outputs_of
 from stitchkit.assembly.train.preprocessing import create_transform, data_config
 from stitchkit.assembly.train.task import Labels
 from stitchkit.data.batches import Batch, DirectLoader
 from stitchkit.data.decoding import Decoding
-from stitchkit.data.dense.pairs import ImagePairs
+from stitchkit.data.dense.pairs import ImagePairs, open_pairs
+from stitchkit.data.dense.transforms import evaluation_transform, training_transform
 from stitchkit.data.labelled_images import numbered
 from stitchkit.data.loader_processes import usable_cores, workers_for
 from stitchkit.data.open_dataset import agreed_classes, download, open_dataset
@@ -26,6 +27,7 @@ from stitchkit.data.source import Source
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
+from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.training.class_weights import class_weights
 from stitchkit.training.dense.data import PairLoader
 
@@ -62,10 +64,10 @@ def open_data(config: JobConfig, world: World) -> list[TaskData]:
 
 def open_task(config: JobConfig, number: int, world: World) -> TaskData:
     """Open the data set of one task of a job."""
-    task, place = config.train_config.resolved_tasks[number], config.train_config.places[number]
+    task, where = config.train_config.resolved_tasks[number], config.train_config.places[number]
     decoding = Decoding.of(data_config(task))
     if task.is_dense:
-        with prefixed(f"{place}.dataset: "):
+        with prefixed(f"{where}.dataset: "):
             pairs, judged = open_task_pairs(task, _root(config))
             for split in (pairs, judged):
                 split.decoding = decoding
@@ -74,17 +76,18 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
         loader = _loader(pairs, config, task, world, training=True)
         tested: Any = _some(judged, config.train_config.seed, task)
         workers = min(config.workers, usable_cores())
-        return TaskData(task, outputs_of(pairs), loader, PairLoader(tested, task.batch_size, workers, world))
+        names = ("depth",) if pairs.task == "depth" else pairs.classes or numbered(pairs.num_classes)
+        return TaskData(task, names, loader, PairLoader(tested, task.batch_size, workers, world))
     options = (("batch_size", task.batch_size), ("seed", config.train_config.seed))
     source = Source(task.dataset, _root(config), options=options)
-    with prefixed(f"{place}.dataset: "):
+    with prefixed(f"{where}.dataset: "):
         train = open_dataset(source, "train", is_training=True, num_samples=task.train_num_samples)
         test = open_dataset(source, task.val_split or "validation", num_samples=task.val_num_samples)
         known = agreed_classes(train, test)
-    classes = _classes(known, task, place)
+    classes = _classes(known, task, where)
     weights = None
     if task.class_weights is not None and not config.test_only:
-        with prefixed(f"{place}.class_weights: "):
+        with prefixed(f"{where}.class_weights: "):
             weights = class_weights(task.class_weights, train, len(classes))
     loaders = []
     for opened, training in ((train, True), (test, False)):
@@ -92,31 +95,54 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
         images: Any = opened
         if not isinstance(opened, IterableDataset):
             images = CheckedImages(opened, num_classes=len(classes), is_training=training)
-        images.transform = create_transform(task, place, training=training)
+        images.transform = create_transform(task, where, training=training)
         loaders.append(_loader(images, config, task, world, training=training))
     return TaskData(task, classes, loaders[0], loaders[1], weights)
+
+
+def dense_recipe(task: TaskConfig) -> DenseRecipe:
+    """The settings of a dense task as an SN-Net has them."""
+    return DenseRecipe(task=task.task, max_depth=task.max_depth)
+
+
+def open_task_pairs(task: TaskConfig, root: Path | None, *, download: bool = False) -> tuple[ImagePairs, ImagePairs]:
+    """The images of a dense task with their masks or depth maps, to train and to test."""
+    is_hub = task.dataset.lower().startswith("hfds/")
+    source = task.dataset if is_hub else Path(root or "", task.dataset).expanduser()
+    count = (task.num_classes or 0) if task.task == "segmentation" else 0
+    train = open_pairs(source, "train", task.task, num_classes=count, download=download)
+    split = task.val_split or "validation"
+    test = open_pairs(source, split, task.task, num_classes=train.num_classes, download=download)
+    how, is_augmented = task.data_preprocessing, bool(task.augmentation)
+    each = {"mean": how.mean or IMAGENET_DEFAULT_MEAN, "std": how.std or IMAGENET_DEFAULT_STD}
+    colours: dict[str, Any] = {key: values * 3 if len(values) == 1 else values for key, values in each.items()}
+    train.transform = training_transform(
+        task.task, how.size, **colours, hflip=0.5 if is_augmented else 0.0, color_jitter=is_augmented,
+        scale=(0.5, 2.0) if is_augmented else (1.0, 1.0),
+    )  # fmt: skip
+    test.transform = evaluation_transform(task.task, **colours)
+    return train, test
 
 
 def _root(config: JobConfig) -> Path | None:
     return None if config.data_path is None else Path(config.data_path).expanduser()
 
 
-def _classes(known: tuple[str, ...], task: TaskConfig, place: str) -> tuple[str, ...]:
+def _classes(known: tuple[str, ...], task: TaskConfig, where: str) -> tuple[str, ...]:
     """Class names of a data set, or numbers if `num_classes` is set."""
     if not known and task.num_classes is None:
         raise InputError(
-            f"{place}.dataset: the classes of '{task.dataset}' are not known; a job needs labels that are class "
+            f"{where}.dataset: the classes of '{task.dataset}' are not known; a job needs labels that are class "
             "names or whole numbers from 0, an image folder with one folder per class, or num_classes"
         )
     if known and task.num_classes not in (None, len(known)):
         raise InputError(
-            f"{place}.num_classes is {task.num_classes}, but '{task.dataset}' has {len(known)} classes; remove it"
+            f"{where}.num_classes is {task.num_classes}, but '{task.dataset}' has {len(known)} classes; remove it"
         )
     return known or numbered(task.num_classes or 0)
 
 
 def _loader(dataset: Any, config: JobConfig, task: TaskConfig, world: World, *, training: bool) -> DirectLoader:
-    """The loader of a split."""
     settings, most = config.train_config, None
     workers = workers_for(dataset, min(config.workers, usable_cores()), world)
     options: dict[str, Any] = {"num_workers": workers, "pin_memory": world.device.type == "cuda"}

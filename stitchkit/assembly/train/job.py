@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,25 +15,30 @@ import timm
 import torch
 from timm.utils import random_seed
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from stitchkit._version import __version__
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.parts.network import build_network, check_network
-from stitchkit.assembly.parts.part import Assembly
-from stitchkit.assembly.train.check import check_training
-from stitchkit.assembly.train.data import TaskData, TrainingLoader, download_data, open_data
-from stitchkit.assembly.train.dense import pixel_loss
+from stitchkit.assembly.parts.network import TracedPart, build_network, check_network
+from stitchkit.assembly.parts.part import Assembly, Part
+from stitchkit.assembly.train.data import TaskData, TrainingLoader, dense_recipe, download_data, open_data, open_task
+from stitchkit.assembly.train.metrics import create_all_measures, tested_figures
 from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
-from stitchkit.assembly.train.preprocessing import with_preparation
+from stitchkit.assembly.train.preprocessing import create_transform, with_preparation
 from stitchkit.assembly.train.result import Row
-from stitchkit.assembly.train.task import Captured, Expected, JobTask, TaskLoss, WeightedLoss, rehearse
+from stitchkit.assembly.train.task import Captured, Expected, JobTask, PixelLoss, TaskLoss, WeightedLoss, rehearse
+from stitchkit.data.source import MissingData
+from stitchkit.display import aligned, quantity
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.bfloat16 import suit_precision
 from stitchkit.engine.loop import Trainer
+from stitchkit.engine.recovery import AUTO
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.errors import InputError, one_line
 from stitchkit.measure.profile import measure
+from stitchkit.networks.mode import evaluating
 from stitchkit.settings.files import naming
+from stitchkit.training.dense.task import loss_of
 
 _logger = logging.getLogger(__name__)
 
@@ -78,7 +83,7 @@ def job_paths(config: JobConfig, source: Path | None, *, is_quick: bool = False)
 class Job:
     """A job that is ready to run; its network is on the device of this rank, its trainer None if it only tests.
 
-    `rows` are the figures of all epochs so far, of which a resumed job has some.
+    `rows` are the figures of all epochs so far, also of those before a resume.
     """
 
     config: JobConfig
@@ -97,8 +102,8 @@ def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPat
         prepared = with_preparation(config)
         size = (3, *prepared.train_config.resolved_tasks[0].data_preprocessing.size)
         build: dict[str, Any] = {"input_size": size, "replaced": config.replaces_weights}
-        # First the settings and the parts: an error in them should not wait for data that may take long to download.
-        # The number of classes is not known yet; a network that fits one class fits any.
+        # First the settings and the parts: an error in them should not wait for a download. The number of classes is
+        # not known yet; a network that fits one class fits any.
         check_training(config)
         check_network(config.network, num_classes=config.wanted(), **build)
         if download:
@@ -116,7 +121,6 @@ def open_job(config: JobConfig, world: World, source: Path | None, paths: JobPat
 
 
 def _metadata(network: nn.Module, image: torch.Tensor, data: list[TaskData], world: World) -> dict[str, object]:
-    """Facts about a job: the cost of its network for an image, its classes, and the versions of the software."""
     parameters = list(network.parameters())
     try:
         with warnings.catch_warnings():
@@ -141,15 +145,15 @@ def _metadata(network: nn.Module, image: torch.Tensor, data: list[TaskData], wor
 
 def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: World) -> JobTask:
     train, losses = config.train_config, []
-    for task, place in zip(data, train.places, strict=True):
+    for task, where in zip(data, train.places, strict=True):
         weighted = {} if task.class_weights is None else {"weight": task.class_weights.to(world.device)}
-        dense = pixel_loss(task.config) if task.config.is_dense else None
-        main = dense or create_loss(task.config.loss_fn, {**task.config.loss_fn_args, **weighted}, place, world.device)
+        dense = PixelLoss(loss_of(dense_recipe(task.config))) if task.config.is_dense else None
+        main = dense or create_loss(task.config.loss_fn, {**task.config.loss_fn_args, **weighted}, where, world.device)
         further = []
         for number, aux in enumerate(task.config.aux_losses):
-            here = f"{place}.aux_losses[{number}]"
-            loss = dense or create_loss(aux.loss_fn, aux.loss_fn_args, here, world.device)
-            further.append(WeightedLoss(Captured(network, aux.output, here, training=True), loss, aux.weight))
+            own = f"{where}.aux_losses[{number}]"
+            loss = dense or create_loss(aux.loss_fn, aux.loss_fn_args, own, world.device)
+            further.append(WeightedLoss(Captured(network, aux.output, own, training=True), loss, aux.weight))
         losses.append(TaskLoss(main, tuple(further)))
     return JobTask(network, losses, device=world.device)
 
@@ -177,7 +181,7 @@ def _trainer(
 
 
 def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a network that train, of which it must have some."""
+    """The parameters of a network that train; it must have some."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not parameters:
         raise InputError("every part is frozen, so nothing would be trained; unfreeze one, or set --test-only")
@@ -210,3 +214,92 @@ def deterministic(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
+
+
+def check_training(config: JobConfig) -> None:
+    """Create everything once that training and tests need beyond network and data, to check that torch accepts it."""
+    if config.test_only and not (config.pretrained or config.files):
+        raise InputError(
+            "test_only needs trained weights, but pretrained is false and no file is named; set load_from: FILE, or "
+            "omit pretrained: false or --no-pretrained"
+        )
+    train = config.train_config
+    for number, (task, where) in enumerate(zip(train.resolved_tasks, train.places, strict=True)):
+        tested_figures(config, number)
+        if task.is_dense:
+            continue  # its loss and its transform are its own
+        create_loss(task.loss_fn, task.loss_fn_args, where)
+        if task.class_weights is not None and "weight" in task.loss_fn_args:
+            raise InputError(f"{where}.class_weights: loss_fn_args has a weight too; remove one of the two")
+        for index, aux in enumerate(task.aux_losses):
+            create_loss(aux.loss_fn, aux.loss_fn_args, f"{where}.aux_losses[{index}]")
+        create_transform(task, where, training=True)
+    # A matrix, because Muon accepts nothing else; the network's own weights are checked later.
+    create_schedule(train, create_optimizer(train, [nn.Parameter(torch.zeros(1, 1))]))
+    create_all_measures(config.metrics)
+
+
+def job_plan(config: JobConfig, source: Path) -> str:
+    """The plan of a job in words; missing data and files of weights are named in it, all other mistakes are errors."""
+    with naming(source, is_parsed=True):
+        config = with_preparation(config)
+        size = (3, *config.train_config.resolved_tasks[0].data_preprocessing.size)
+        check_training(config)
+        opened = [_opened(config, number) for number in range(len(config.train_config.places))]
+        data = [task for task in opened if isinstance(task, TaskData)]
+        wanted = config.wanted([len(task.classes) if isinstance(task, TaskData) else 1 for task in opened])
+        network, traced = check_network(config.network, num_classes=wanted, input_size=size, replaced=True)
+        if not config.test_only:
+            trained_parameters(network)
+    lines = [_table(network, traced, size), ""]
+    for task in data:
+        batches = f"batches of {task.config.batch_size} images: {len(task.train)} to train, {len(task.test)} to test"
+        what = "depth" if task.config.task == "depth" else f"{len(task.classes)} classes"
+        lines.append(f"data: {task.config.dataset}, {what}, {batches}")
+    files = dict.fromkeys(path for path in config.files if path != AUTO and not Path(path).is_file())
+    lines += [f"missing: {fault}" for fault in opened if isinstance(fault, str)]
+    lines += [f"missing: '{path}', a file of weights" for path in files]
+    if not data:
+        lines.append("without data, parts that take their classes from them have one logit")
+    folder = job_paths(config, source).folder
+    return "\n".join([*lines, f"this was a dry run: nothing was trained or written; the folder would be {folder}"])
+
+
+def _opened(config: JobConfig, number: int) -> TaskData | str:
+    try:
+        return open_task(config, number, World(0, 1, torch.device("cpu")))
+    except MissingData as error:
+        return str(error)
+
+
+def _table(network: Assembly, traced: list[TracedPart], size: tuple[int, int, int]) -> str:
+    flops = _flops(network, size)
+    by_part = {id(each.part): each for each in traced}
+    rows: list[tuple[str, ...]] = [("part", "kind", "output", "parameters", "trained", "FLOPs")]
+    for name, part in network.named_modules():
+        if (each := by_part.get(id(part))) is not None:
+            arguments = each.spec.arguments
+            named = [arguments.get(key) for key in ("block_input", "block_output")]
+            first, last = (", ".join(end) if isinstance(end, list) else end for end in named)
+            cut = f" {first or 'x'} to {last or 'the end'}" if any(named) else ""
+            kind = f"{each.spec.name} {arguments.get('model_name', '')}".strip() + cut
+            rows.append((name, kind, each.output, *_cost(name, part, flops)))
+    return aligned([*rows, ("", "", "total", *_cost("", network, flops))], left={0, 1, 2})
+
+
+def _cost(name: str, part: torch.nn.Module, flops: Mapping[str, int]) -> tuple[str, str, str]:
+    parameters = list(part.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return quantity(sum(parameter.numel() for parameter in parameters)), quantity(trained), quantity(flops[name])
+
+
+def _flops(network: Assembly, size: tuple[int, int, int]) -> dict[str, int]:
+    """Multiply-adds of each part for one image, by its name; those of convolutions and matrix products."""
+    images = torch.empty(1, *size, device="meta")
+    counter = FlopCounterMode(display=False)  # fvcore, which the metadata are from, cannot trace without memory
+    with torch.device("meta"), evaluating(network), torch.no_grad(), counter:
+        network.to("meta")(images)
+    root = type(network).__name__
+    flops = {name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()}
+    names = [name for name, part in network.named_modules() if isinstance(part, Part)]
+    return {name: flops.get(f"{root}.{name}" if name else root, 0) for name in names}

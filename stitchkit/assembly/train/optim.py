@@ -28,8 +28,7 @@ _REFUSED = {
 
 # Prefixes that torch's names may have in a file.
 _PREFIXES = {
-    "loss": ("torch.nn.functional.", "nn.functional.", "F."),
-    "metric": ("torch.nn.functional.", "nn.functional.", "F."),
+    **dict.fromkeys(("loss", "metric"), ("torch.nn.functional.", "nn.functional.", "F.")),
     "optimizer": ("torch.optim.", "optim."),
     "schedule": ("torch.optim.lr_scheduler.", "optim.lr_scheduler.", "lr_scheduler."),
 }
@@ -53,52 +52,49 @@ LOSSES = {
 }
 
 
-def named(kind: str, name: str, known: Collection[str], place: str) -> str:
+def named(kind: str, name: str, known: Collection[str], where: str) -> str:
     """The bare name of an object in torch; a file may prefix its module, as the published ones do."""
-    prefix = next((prefix for prefix in _PREFIXES[kind] if name.startswith(prefix)), "")
-    bare = name.removeprefix(prefix)
+    bare = name.removeprefix(next(filter(name.startswith, _PREFIXES[kind]), ""))
     if bare not in known:
-        raise InputError(f"{place}: {unknown(kind, bare, known)}")
+        raise InputError(f"{where}: {unknown(kind, bare, known)}")
     return bare
 
 
-def create_loss(name: str, arguments: Mapping[str, object], place: str, device: torch.device | None = None) -> Loss:
+def create_loss(name: str, arguments: Mapping[str, object], where: str, device: torch.device | None = None) -> Loss:
     """A loss of outputs and labels: a function of `torch.nn.functional` with its further arguments.
 
-    Args:
-        place: Place of the task in the file; errors begin with it.
-        device: Device of arguments that are lists, such as class weights.
+    Errors begin with `where` the task is in the file; arguments that are lists become tensors on the `device`.
     """
-    loss = LOSSES[named("loss", name, LOSSES, f"{place}.loss_fn")]
+    loss = LOSSES[named("loss", name, LOSSES, f"{where}.loss_fn")]
     try:
         lists = {key: value for key, value in arguments.items() if isinstance(value, list)}
         tensors = {key: torch.tensor(value, device=device) for key, value in lists.items()}
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{place}.loss_fn_args: {one_line(error)}; lists must contain numbers") from error
+        raise InputError(f"{where}.loss_fn_args: {one_line(error)}; lists must contain numbers") from error
     return partial(loss, **{**arguments, **tensors})
 
 
 def create_optimizer(train: TrainConfig, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer of a job, for the parameters that train."""
-    place = "train_config.optimizer"
+    where = "train_config.optimizer"
     if reason := _REFUSED.get(train.optimizer.rpartition(".")[2]):
-        raise InputError(f"{place} is {train.optimizer}, which cannot train a job: {reason}; use AdamW or SGD")
-    name = named("optimizer", train.optimizer, OPTIMIZERS, place)
+        raise InputError(f"{where} is {train.optimizer}, which cannot train a job: {reason}; use AdamW or SGD")
+    name = named("optimizer", train.optimizer, OPTIMIZERS, where)
     odd = next((parameter for parameter in parameters if parameter.ndim != 2), None)
     if name == "Muon" and odd is not None:  # torch's own error does not say what to do
         raise InputError(
-            f"{place} is Muon, which trains only matrices, and this network also trains weights of shape "
+            f"{where} is Muon, which trains only matrices, and this network also trains weights of shape "
             f"{list(odd.shape)}; use AdamW or SGD"
         )
     known = list(inspect.signature(OPTIMIZERS[name]).parameters)[1:]
     if stray := next((key for key in train.optimizer_args if key not in known), None):
         flag = f", or {flag_of(stray)}" if stray in OPTIMIZER_FLAGS else ""
-        raise InputError(f"{place}_args.{stray}{flag}: {unknown(f'argument of {name}', stray, known)}")
+        raise InputError(f"{where}_args.{stray}{flag}: {unknown(f'argument of {name}', stray, known)}")
     try:
         optimizer: torch.optim.Optimizer = OPTIMIZERS[name](parameters, **train.optimizer_args)
     except Exception as error:  # optimizers raise many types
         raise InputError(
-            f"{place}_args: {name} rejects them: {one_line(error)}; torch.optim.{name} documents what it takes"
+            f"{where}_args: {name} rejects them: {one_line(error)}; torch.optim.{name} documents what it takes"
         ) from error
     return optimizer
 
@@ -117,7 +113,7 @@ class JobSchedule:
             self._advance_to(steps, 0.0)
 
     def step(self, epochs: int, loss: float | None = None) -> None:
-        """Advance to the state after this number of epochs, of which the last had this mean loss."""
+        """Advance to the state after this number of epochs; `loss` is the mean of the last one."""
         if self.cadence == "epochs":
             self._advance_to(epochs, loss or 0.0)
 
@@ -149,49 +145,51 @@ def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Job
         return None
     arguments = dict(train.lr_scheduler_args)
     cadence = arguments.pop("cadence", "epochs")
-    place = "train_config.lr_scheduler_args"
+    where = "train_config.lr_scheduler_args"
     if cadence != "epochs" and cadence != "steps":
-        raise InputError(f"{place}.cadence: {unknown('cadence', str(cadence), ('epochs', 'steps'))}")
+        raise InputError(f"{where}.cadence: {unknown('cadence', str(cadence), ('epochs', 'steps'))}")
     schedule = JobSchedule(_create(train.lr_scheduler, arguments, optimizer, "train_config"), cadence)
     if cadence == "steps" and isinstance(schedule.scheduler, schedulers.ReduceLROnPlateau):
-        raise InputError(f"{place}.cadence is steps; ReduceLROnPlateau needs epochs, whose loss it uses")
+        raise InputError(f"{where}.cadence is steps; ReduceLROnPlateau needs epochs, whose loss it uses")
     return schedule
 
 
 def _create(
-    name: object, arguments: Mapping[str, object], optimizer: torch.optim.Optimizer, place: str
+    name: object, arguments: Mapping[str, object], optimizer: torch.optim.Optimizer, where: str
 ) -> schedulers.LRScheduler:
     """One of torch's schedules, with its parts."""
-    name = named("schedule", str(name), SCHEDULERS, f"{place}.lr_scheduler")
-    arguments, place = dict(arguments), f"{place}.lr_scheduler_args"
+    name = named("schedule", str(name), SCHEDULERS, f"{where}.lr_scheduler")
+    arguments, where = dict(arguments), f"{where}.lr_scheduler_args"
     # JobSchedule advances only the outermost schedule, which advances its parts.
     if "cadence" in arguments:
-        raise InputError(f"{place}.cadence: all parts of a schedule share it; set it on the outermost")
+        raise InputError(f"{where}.cadence: all parts of a schedule share it; set it on the outermost")
     parts = arguments.get("schedulers")
     if parts is not None:
-        arguments["schedulers"] = _create_parts(parts, optimizer, f"{place}.schedulers")
+        arguments["schedulers"] = _create_parts(parts, optimizer, f"{where}.schedulers")
     try:
         schedule: schedulers.LRScheduler = SCHEDULERS[name](optimizer=optimizer, **arguments)
     except Exception as error:  # schedules raise many types
         raise InputError(
-            f"{place}: {name} rejects them: {one_line(error)}; torch.optim.lr_scheduler.{name} documents what it takes"
+            f"{where}: {name} rejects them: {one_line(error)}; torch.optim.lr_scheduler.{name} documents what it takes"
         ) from error
     return schedule
 
 
-def _create_parts(parts: object, optimizer: torch.optim.Optimizer, place: str) -> list[schedulers.LRScheduler]:
+def _create_parts(parts: object, optimizer: torch.optim.Optimizer, where: str) -> list[schedulers.LRScheduler]:
     created = []
     if not isinstance(parts, list | tuple):
-        raise InputError(f"{place} is {parts!r}; it must be a list of schedules")
+        raise InputError(f"{where} is {parts!r}; it must be a list of schedules")
     for number, part in enumerate(parts):
-        here = f"{place}[{number}]"
-        known = {"lr_scheduler", "lr_scheduler_args"}
-        if not isinstance(part, Mapping) or not {"lr_scheduler"} <= part.keys() <= known:
-            raise InputError(f"{here} is {part!r}; set lr_scheduler and lr_scheduler_args, and nothing else")
+        own = f"{where}[{number}]"
+        if not isinstance(part, Mapping) or not {"lr_scheduler"} <= part.keys() <= {
+            "lr_scheduler",
+            "lr_scheduler_args",
+        }:
+            raise InputError(f"{own} is {part!r}; set lr_scheduler and lr_scheduler_args, and nothing else")
         if part["lr_scheduler"] in _MADE_OF_OTHERS:
             raise InputError(
-                f"{here}.lr_scheduler is {part['lr_scheduler']}, which torch cannot start inside another schedule; "
+                f"{own}.lr_scheduler is {part['lr_scheduler']}, which torch cannot start inside another schedule; "
                 "list its parts in the outer one, with more milestones"
             )
-        created.append(_create(part["lr_scheduler"], part.get("lr_scheduler_args") or {}, optimizer, here))
+        created.append(_create(part["lr_scheduler"], part.get("lr_scheduler_args") or {}, optimizer, own))
     return created

@@ -34,22 +34,21 @@ _NORMALISATIONS = {
 }
 _IMAGENET = [*IMAGENET_DEFAULT_MEAN], [*IMAGENET_DEFAULT_STD]
 _INTERPOLATION = "bicubic"
-_CROP_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}
-"""timm's names of ways to resize."""
+_CROP_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}  # timm's names of ways to resize
 _DECODING = ("input_img_mode", "background", "exif")
-# Arguments for which torchvision has enumerations.
+# Arguments that are enumerations in torchvision.
 _ENUMS: dict[str, type[Enum]] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
 
 
-def create_transform(task: TaskConfig, place: str, *, training: bool) -> Transform:
+def create_transform(task: TaskConfig, where: str, *, training: bool) -> Transform:
     """The transform of a task's decoded images to tensors `[3, H, W]`, H and W the image size; `training` adds chance.
 
-    Errors begin with the `place` of the task in the file.
+    Errors begin with `where` the task is in the file.
     """
-    how, place = task.data_preprocessing, f"{place}.data_preprocessing"
+    how, where = task.data_preprocessing, f"{where}.data_preprocessing"
     steps = _resize(how, crop=training and how.random_resize_scale != (1.0, 1.0))
     if training:
-        steps += _augmentation(task.augmentation, _dataset(task), f"{place}.data_augmentation")
+        steps += _augmentation(task.augmentation, _dataset(task), f"{where}.data_augmentation")
     mean, std = _normalisation(task)
     steps = [*steps, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
     transform: Transform = v2.Compose([*steps, v2.Normalize(mean, std)])
@@ -61,7 +60,6 @@ def _dataset(task: TaskConfig) -> str:
 
 
 def _normalisation(task: TaskConfig) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel, or of all."""
     how, (mean, std) = task.data_preprocessing, _NORMALISATIONS.get(_dataset(task), _IMAGENET)
     return list(how.mean or mean), list(how.std or std)
 
@@ -84,9 +82,8 @@ def _resize(how: Preprocessing, *, crop: bool) -> list[Callable[..., object]]:
 def data_config(task: TaskConfig) -> dict[str, Any]:
     """How the images of a task are prepared, under timm's names; those of a dense task keep their sizes."""
     how, (mean, std) = task.data_preprocessing, _normalisation(task)
-    size = (3, *how.size)
     decoding = {key: value for key in _DECODING if (value := getattr(how, key)) is not None}
-    config: dict[str, Any] = {**data_config_of({"mean": mean, "std": std, **decoding}, size, {})}
+    config: dict[str, Any] = {**data_config_of({"mean": mean, "std": std, **decoding}, (3, *how.size), {})}
     if task.is_dense:
         return {key: value for key, value in config.items() if key not in ("interpolation", "crop_pct", "crop_mode")}
     crop = {"crop_pct": how.crop_pct or 1.0, "crop_mode": _CROP_MODES[how.resize_mode or "shortest"]}
@@ -148,44 +145,40 @@ def _left_open(task: TaskConfig, trained: TrainedWith, has_size: bool) -> dict[s
     }
 
 
-def _augmentation(setting: Augmentation, dataset: str, place: str) -> list[Callable[..., object]]:
+def _augmentation(setting: Augmentation, dataset: str, where: str) -> list[Callable[..., object]]:
     if setting is True or setting == "default":
         policies = {"cifar": v2.AutoAugmentPolicy.CIFAR10, "svhn": v2.AutoAugmentPolicy.SVHN}
         own = next((policy for name, policy in policies.items() if dataset.startswith(name)), None)
         return [v2.RandomHorizontalFlip(), v2.AutoAugment(own or v2.AutoAugmentPolicy.IMAGENET)]
-    return [*_transforms(setting, place)] if isinstance(setting, Sequence) else []
+    return [*_transforms(setting, where)] if isinstance(setting, Sequence) else []
 
 
-def _transforms(items: Sequence[object], place: str) -> list[torch.nn.Module]:
-    return [_transform(item, f"{place}[{number}]") for number, item in enumerate(items)]
+def _transforms(items: Sequence[object], where: str) -> list[torch.nn.Module]:
+    return [_transform(item, f"{where}[{number}]") for number, item in enumerate(items)]
 
 
-def _transform(item: object, place: str) -> torch.nn.Module:
+def _transform(item: object, where: str) -> torch.nn.Module:
     """One transform: its name, or a mapping of its name to its arguments."""
     item = {item: None} if isinstance(item, str) else item
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise InputError(f"{place} is {item!r}; a transform is one class name with its arguments")
+        raise InputError(f"{where} is {item!r}; a transform is one class name with its arguments")
     [(name, arguments)] = item.items()
     if name not in TRANSFORMS:
-        raise InputError(f"{place}: {unknown('transform', str(name), TRANSFORMS)}")
+        raise InputError(f"{where}: {unknown('transform', str(name), TRANSFORMS)}")
     try:
-        given = dict(arguments or {})
-        for key in given.keys() & _ENUMS.keys():
-            given[key] = _enum(key, given[key], f"{place}.{name}")
-        if "transforms" in given:
-            given["transforms"] = _transforms(given["transforms"], f"{place}.{name}.transforms")
-        return TRANSFORMS[name](**given)
+        own = dict(arguments or {})
+        for key in own.keys() & _ENUMS.keys():
+            known = {item.value: item for item in _ENUMS[key]}
+            if own[key] not in known:
+                raise InputError(f"{where}.{name}.{key}: {unknown(key, str(own[key]), known)}")
+            own[key] = known[own[key]]
+        if "transforms" in own:
+            own["transforms"] = _transforms(own["transforms"], f"{where}.{name}.transforms")
+        return TRANSFORMS[name](**own)
     except InputError:
         raise
     except Exception as error:  # transforms raise many types
         raise InputError(
-            f"{place}: {name} rejects its arguments: {one_line(error)}; torchvision.transforms.v2.{name} documents "
+            f"{where}: {name} rejects its arguments: {one_line(error)}; torchvision.transforms.v2.{name} documents "
             "what it takes"
         ) from error
-
-
-def _enum(key: str, value: object, place: str) -> Enum:
-    try:
-        return _ENUMS[key](value)
-    except ValueError:
-        raise InputError(f"{place}.{key}: {unknown(key, str(value), [item.value for item in _ENUMS[key]])}") from None

@@ -28,8 +28,8 @@ Row = dict[str, float]
 def _frame(rows: list[Row]) -> pd.DataFrame:
     import pandas as pd
 
-    found = dict.fromkeys(key for row in rows for key in row)
-    return pd.DataFrame(rows, columns=[key for key in dict.fromkeys([*FIRST_COLUMNS, *found]) if key in found])
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return pd.DataFrame(rows, columns=[key for key in dict.fromkeys([*FIRST_COLUMNS, *keys]) if key in keys])
 
 
 def write_rows(result: Path, rows: list[Row]) -> None:

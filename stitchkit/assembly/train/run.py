@@ -18,28 +18,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import WRITTEN
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
-from stitchkit.assembly.train.columns import TRAIN_LOSS, accuracy_names, trained_column
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
+from stitchkit.assembly.train.metrics import TRAIN_LOSS, accuracy_names, trained_column
 from stitchkit.assembly.train.result import IMAGES, Row, read_metadata, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
 from stitchkit.assembly.train.testing import Evaluator
 from stitchkit.data.identity import images_digest
 from stitchkit.display import counted
 from stitchkit.distributed import World, from_primary
+from stitchkit.engine import recovery
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.lock import made
 from stitchkit.engine.loop import Trainer
-from stitchkit.engine.recovery import (
-    AUTO,
-    TRAIN_LOCK,
-    advising,
-    advising_evaluation,
-    check_unused,
-    entered,
-    find_resume,
-    launched,
-)
+from stitchkit.engine.recovery import AUTO, TRAIN_LOCK, advising, advising_evaluation
 from stitchkit.engine.run_log import begin_log
 from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
@@ -69,7 +61,7 @@ def run_job(
     paths = job_paths(config, source, is_quick=is_quick)
     files = JobCheckpoints(paths.folder)
     with (
-        entered(paths.folder / TRAIN_LOCK, config.device, flag="-o") as world,
+        recovery.entered(paths.folder / TRAIN_LOCK, config.device, flag="-o") as world,
         made(paths.result.parent, "-o"),
         deterministic(config.deterministic),
     ):
@@ -80,7 +72,7 @@ def run_job(
             return paths.result
         config = _find_resume(config, files, paths.result, world)
         job = open_job(config, world, source, paths, download=download)
-        with launched(paths.folder, world):
+        with recovery.launched(paths.folder, world):
             _run(job, files)
     return paths.result
 
@@ -92,9 +84,8 @@ def _remove(*files: Path) -> None:
 
 def _is_done(config: JobConfig, paths: JobPaths, files: JobCheckpoints) -> bool:
     """Whether `--resume auto` finds no checkpoint, but the result of a training with the same settings."""
-    if config.resume_from != AUTO or config.test_only or files.candidates():
-        return False
-    if not (paths.result.exists() and paths.settings.exists()):
+    is_new = config.resume_from != AUTO or config.test_only or bool(files.candidates())
+    if is_new or not (paths.result.exists() and paths.settings.exists()):
         return False
     before = replace(JobConfig.load(paths.settings), load_from=None)  # `resume_from` takes its place
     return not before.changes(config)
@@ -102,12 +93,12 @@ def _is_done(config: JobConfig, paths: JobPaths, files: JobCheckpoints) -> bool:
 
 def _find_resume(config: JobConfig, files: JobCheckpoints, result: Path, world: World) -> JobConfig:
     """The job with a file, or None if there is none yet, in place of `resume_from: auto`."""
-    found, _ = find_resume(config.resume_from, files, world, only="test" if config.test_only else "")
-    if result.exists() and (config.test_only or not found):
+    file, _ = recovery.find_resume(config.resume_from, files, world, only="test" if config.test_only else "")
+    if result.exists() and (config.test_only or not file):
         raise InputError(f"'{result}' exists, so this job is done; choose another -o or --metrics-output, or remove it")
     if not config.test_only:
-        check_unused(files, found, flag="-o")
-    return replace(config, resume_from=found)
+        recovery.check_unused(files, file, flag="-o")
+    return replace(config, resume_from=file)
 
 
 def _run(job: Job, files: JobCheckpoints) -> None:
@@ -121,10 +112,8 @@ def _run(job: Job, files: JobCheckpoints) -> None:
         write_text(job.paths.settings, settings_text(paths_for_file(settings, job.paths.settings)))
         update_metadata(job.paths.metadata, job.metadata, writer=job.paths.result.stem)
         begin_log(job.paths.folder)
-    options = None
-    if config.project:
-        options = {"project": config.project, "entity": config.entity, "group": config.group, "id": config.id}
-        options["resume"] = "allow" if config.id else None
+    about = {key: getattr(config, key) for key in ("project", "entity", "group", "id")}
+    options = about | {"resume": "allow" if config.id else None} if config.project else None
     tracking = Tracking(job.paths.folder, world, config.to_dict(), options=options)
 
     def add(row: Row) -> None:
@@ -203,16 +192,16 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
 def _scale_losses(job: Job, trainer: Trainer) -> None:
     """Scale the losses of tasks as the file says, those of several tasks by their start, and say by how much."""
     assert isinstance(trainer.task, JobTask)
-    given = [each.config.loss_scale for each in job.data]
-    if None in given and len(given) > 1:
+    settings = [each.config.loss_scale for each in job.data]
+    if None in settings and len(settings) > 1:
         scale_losses(trainer.task, trainer.loader)
-    for number, scale in enumerate(given):
+    for number, scale in enumerate(settings):
         if scale is not None:
             trainer.task.scales[number] = scale
-    if len(given) > 1:
+    if len(settings) > 1:
         pairs = zip(job.data, trainer.task.scales.tolist(), strict=True)
         scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
-        how = "their start" if given == [None] * len(given) else "their start or loss_scale"
+        how = "their start or loss_scale" if any(settings) else "their start"
         _logger.info("losses are divided by %s: %s", how, scales)
 
 
@@ -232,8 +221,8 @@ def _train(
     before = job.rows[-1].get("Time/Total", 0.0) if job.rows else 0.0
     began = time.perf_counter()
 
-    def save_within(epoch: int, here: Position, state: Mapping[str, object]) -> Path:
-        step = epoch * trainer.updates_per_epoch + here.done
+    def save_within(epoch: int, within: Position, state: Mapping[str, object]) -> Path:
+        step = epoch * trainer.updates_per_epoch + within.done
         return files.write_newest({**state, **header(job, trainer, epoch, step)})
 
     def finish(trained: TrainedEpoch) -> None:
@@ -251,7 +240,6 @@ def _train(
 
 
 def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Row:
-    """The figures of an epoch's training, by the columns of the result."""
     world, seconds = job.world, trained.seconds
     row: Row = {
         "Epoch": trained.number + 1,
@@ -269,8 +257,7 @@ def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Ro
     row |= _accuracies(job, task.last["accuracy"].tolist(), is_mean=False)
     row[TRAIN_LOSS] = trained.loss
     row |= _accuracies(job, task.accuracies(), is_mean=True)
-    names = [each.config.name for each in job.data]
-    losses = [(name, loss) for name, of in zip(names, task.losses, strict=True) for loss in of.names]
+    losses = [(each.config.name, loss) for each, of in zip(job.data, task.losses, strict=True) for loss in of.names]
     if len(losses) > 1:  # the only loss is `Loss`
         for is_mean, figures in ((False, task.last["losses"].tolist()), (True, task.mean_losses())):
             columns = [trained_column(*loss, is_mean=is_mean) for loss in losses]
@@ -279,15 +266,14 @@ def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Ro
 
 
 def _accuracies(job: Job, figures: Sequence[float], *, is_mean: bool) -> Row:
-    pairs = [(each.config, figure) for each, figure in zip(job.data, figures, strict=True)]
     return {
-        trained_column(task.name, name, is_mean=is_mean): figure
-        for task, figure in pairs
-        for name in accuracy_names(task)
+        trained_column(task.config.name, name, is_mean=is_mean): figure
+        for task, figure in zip(job.data, figures, strict=True)
+        for name in accuracy_names(task.config)
     }
 
 
 def _resident() -> float:
     """Resident memory of this process in bytes; NaN if the system does not tell."""
-    place = Path("/proc/self/statm")
-    return float(int(place.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")) if place.exists() else math.nan
+    file = Path("/proc/self/statm")
+    return float(int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")) if file.exists() else math.nan

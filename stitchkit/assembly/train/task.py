@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from stitchkit.assembly.train.columns import loss_names
+from stitchkit.assembly.train.metrics import loss_names
 from stitchkit.assembly.train.optim import Loss
 from stitchkit.display import counted
 from stitchkit.distributed import sum_over_ranks
@@ -26,14 +26,14 @@ Labels = tuple[torch.Tensor, ...]
 class Captured:
     """The last output of a submodule of a network, in training steps or else in tests.
 
-    Errors begin with the `place` of the setting that names it.
+    Errors begin with `where` the setting is that names it.
     """
 
-    def __init__(self, network: nn.Module, output: str, place: str, *, training: bool):
+    def __init__(self, network: nn.Module, output: str, where: str, *, training: bool):
         modules = dict(network.named_modules())
         if not output or output not in modules:
-            raise InputError(f"{place}.output: {unknown('submodule', output, list(modules)[1:])}")
-        self._place = f"{place}.output"
+            raise InputError(f"{where}.output: {unknown('submodule', output, list(modules)[1:])}")
+        self._place = f"{where}.output"
         self._output = output
         self._training = training
         self._value: object = None
@@ -60,23 +60,19 @@ class WeightedLoss(NamedTuple):
 
 
 class PixelLoss:
-    """The loss of a dense task, as losses of classes are called.
-
-    Attributes:
-        is_warm: Whether the step is one of the first, which some losses treat otherwise.
-    """
+    """The loss of a dense task, as losses of classes are called; some losses treat the first steps otherwise."""
 
     def __init__(self, loss: DenseLoss):
         self._loss = loss
-        self.is_warm = False
+        self._is_warm = False
 
     def begin(self, step: int) -> None:
         """Note the number of the step."""
-        self.is_warm = step < self._loss.warm_steps
+        self._is_warm = step < self._loss.warm_steps
 
     def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The loss `[]` of an output and its target."""
-        loss: torch.Tensor = self._loss([output], target, warm=self.is_warm)
+        loss: torch.Tensor = self._loss([output], target, warm=self._is_warm)
         return loss
 
 
@@ -146,10 +142,10 @@ class JobTask(Task):
         """`loss` and `output`, that of each task, of images `[B, C, H, W]` ordered by task."""
         outputs = self.trainable_module(images)
         logits = [rows_of(outputs, labels, number) for number in range(len(labels))]
-        found = [self.losses_of(number, logits[number], labels) for number in range(len(labels))]
-        means = [losses.sum() / of.weight for losses, of in zip(found, self.losses, strict=True)]
+        each = [self.losses_of(number, logits[number], labels) for number in range(len(labels))]
+        means = [losses.sum() / of.weight for losses, of in zip(each, self.losses, strict=True)]
         loss = (torch.stack(means) / self.scales).sum()
-        self._count(loss, found, logits, labels)
+        self._count(loss, each, logits, labels)
         return {"loss": loss, "output": logits}
 
     def losses_of(self, number: int, logits: torch.Tensor, labels: Labels) -> torch.Tensor:
@@ -162,7 +158,7 @@ class JobTask(Task):
 
     @torch.no_grad()
     def _count(
-        self, loss: torch.Tensor, found: Sequence[torch.Tensor], logits: Sequence[torch.Tensor], labels: Labels
+        self, loss: torch.Tensor, each: Sequence[torch.Tensor], logits: Sequence[torch.Tensor], labels: Labels
     ) -> None:
         hits = torch.stack([_hits(output, own) for output, own in zip(logits, labels, strict=True)])
         # Filled on the device: copying a list there would make the host wait for the GPU.
@@ -171,8 +167,8 @@ class JobTask(Task):
         self.last["loss"].copy_(loss.detach())
         self.last["accuracy"].copy_(hits / counts)
         if len(self._loss_sums):
-            self.last["losses"].copy_(torch.cat(list(found)))
-            self._loss_sums += torch.cat([losses * len(own) for losses, own in zip(found, labels, strict=True)])
+            self.last["losses"].copy_(torch.cat(list(each)))
+            self._loss_sums += torch.cat([losses * len(own) for losses, own in zip(each, labels, strict=True)])
 
     def counters(self) -> dict[str, torch.Tensor]:
         """Hits and images of the epoch, the sums of its losses, and the figures of its last batch."""
@@ -197,13 +193,12 @@ class JobTask(Task):
 
 
 def _hits(output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Images whose class is found; none of a dense task, which only its losses judge in training."""
-    found = output.argmax(1) == labels if labels.ndim == 1 else labels.new_zeros((), dtype=torch.bool)
-    return found.sum()
+    """Correctly classified images; 0 for a dense task, which only its losses judge in training."""
+    are_hits = output.argmax(1) == labels if labels.ndim == 1 else labels.new_zeros((), dtype=torch.bool)
+    return are_hits.sum()
 
 
-_FIRST_BATCHES = 3
-"""Batches by which the published system scales the losses of tasks."""
+_FIRST_BATCHES = 3  # as many as the published system uses to scale the losses of tasks
 
 
 def scale_losses(task: JobTask, batches: Iterable[tuple[torch.Tensor, Labels]]) -> None:

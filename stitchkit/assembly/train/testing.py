@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.assembly.train.columns import AVERAGE, tested_column
-from stitchkit.assembly.train.data import TaskData
-from stitchkit.assembly.train.dense import PixelTest
+from stitchkit.assembly.config.settings import TaskConfig
+from stitchkit.assembly.train.data import TaskData, dense_recipe
 from stitchkit.assembly.train.job import Job, engine_settings
-from stitchkit.assembly.train.metrics import Column, Measure, create_all_measures, dense_figures, metrics_of
+from stitchkit.assembly.train.metrics import (
+    AVERAGE,
+    Column,
+    Measure,
+    create_all_measures,
+    dense_figures,
+    metrics_of,
+    tested_column,
+)
 from stitchkit.assembly.train.task import Captured, output_of
 from stitchkit.distributed import World, sum_over_ranks
+from stitchkit.engine.settings import Autocast
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import batches_of
 from stitchkit.networks.mode import evaluating
 from stitchkit.training.dense.data import PairLoader
+from stitchkit.training.dense.judging import DenseJudge
 
 _logger = logging.getLogger(__name__)
 
 _Outputs = Mapping[str | None, Captured | None]
 """The outputs of a network that metrics are of, by name; None is its own."""
-_Run = Callable[[torch.Tensor], Mapping[str | None, torch.Tensor]]
-"""Images to the outputs for a task, by name."""
+_IN_PERCENT = ("miou", "pixel_acc", "delta1")  # figures that are shares of 1 in results, as accuracies are there
+_Run = Callable[[torch.Tensor], Mapping[str | None, torch.Tensor]]  # images to the outputs for a task, by name
 
 
 class Evaluator:
@@ -44,19 +53,24 @@ class Evaluator:
         if job.trainer is not None and job.trainer.task.average is not None:
             networks[AVERAGE] = job.trainer.task.average
         places = {
-            metric.output: f"{place}[{number}]"
-            for metrics, place in (metrics_of(job.config, task) for task in range(len(job.data)))
+            metric.output: f"{where}[{number}]"
+            for metrics, where in (metrics_of(job.config, task) for task in range(len(job.data)))
             for number, metric in enumerate(metrics)
         }
-        self._networks = [(prefix, network, _outputs(network, places)) for prefix, network in networks.items()]
+        self._networks: list[tuple[str, nn.Module, _Outputs]] = []
+        for prefix, network in networks.items():
+            own = {
+                key: key if key is None else Captured(network, key, at, training=False) for key, at in places.items()
+            }
+            self._networks.append((prefix, network, own))
         self._tests = [self._test(number, data) for number, data in enumerate(job.data)]
 
     def _test(self, number: int, data: TaskData) -> ImageTest | PixelTest:
-        metrics, place = metrics_of(self._job.config, number)
+        metrics, where = metrics_of(self._job.config, number)
         if isinstance(data.test, PairLoader):
-            figures = dense_figures(data.config.task, metrics, place)
+            figures = dense_figures(data.config.task, metrics, where)
             return PixelTest(data.config, data.test, len(data.classes), figures, self._autocast)
-        return ImageTest(data, create_all_measures(metrics, place), self._job.world)
+        return ImageTest(data, create_all_measures(metrics, where), self._job.world)
 
     def evaluate(
         self, when: str, after_batch: Callable[[], None] = lambda: None
@@ -76,18 +90,22 @@ class Evaluator:
                 for (output, kind), figure in zip(test.columns, means, strict=True):
                     figures[tested_column(data.config.name, kind, output=output, average=average)] = figure
         if figures:
-            said = (f"{name.removeprefix('Overall/')} {_said(name, figure)}" for name, figure in figures.items())
-            _logger.info("%s  %s", when, "  ".join(said))
+            # Shares are of 1 in the result, as in the publication.
+            words = (
+                f"{100 * figure:.2f} %" if name.endswith(("Accuracy", "mIoU", "delta1")) else f"{figure:.4g}"
+                for name, figure in figures.items()
+            )
+            pairs = zip((name.removeprefix("Overall/") for name in figures), words, strict=True)
+            _logger.info("%s  %s", when, "  ".join(map(" ".join, pairs)))
         return figures, losses
 
     def _run(
         self, network: nn.Module, outputs: _Outputs, number: int, images: torch.Tensor
     ) -> dict[str | None, torch.Tensor]:
-        """The outputs for a task, by name."""
         with self._autocast():
             own = network(images)
-        found = {name: own if inner is None else inner.take() for name, inner in outputs.items()}
-        return {name: output_of(value, number) for name, value in found.items()}
+        taken = {name: own if inner is None else inner.take() for name, inner in outputs.items()}
+        return {name: output_of(value, number) for name, value in taken.items()}
 
 
 class ImageTest:
@@ -98,7 +116,7 @@ class ImageTest:
         self._data, self._world = data, world
         outputs = dict.fromkeys(output for output, _ in figures)
         self._num_losses = len(outputs)
-        # First the loss of each output, by which a network that is not finite is found.
+        # First the loss of each output, which shows whether the network is finite.
         self._measures: list[tuple[str | None, Measure]] = [
             *((output, partial(F.cross_entropy, reduction="sum")) for output in outputs),
             *((output, measure) for (output, _), measure in figures.items()),
@@ -118,8 +136,8 @@ class ImageTest:
                 known = labels >= 0  # others are of images that cannot be read
                 if len(labels[known]):
                     # autocast's outputs have too few digits for a mean of losses
-                    found = [measure(outputs[name][known].float(), labels[known]) for name, measure in self._measures]
-                    sums += torch.stack([*(one.double() for one in found), known.sum().double()])
+                    each = [measure(outputs[name][known].float(), labels[known]) for name, measure in self._measures]
+                    sums += torch.stack([*(figure.double() for figure in each), known.sum().double()])
         *totals, count = sum_over_ranks(sums).tolist()
         if not count:
             raise InputError("there is no image to evaluate on; check the validation set")
@@ -127,13 +145,38 @@ class ImageTest:
         return means[self._num_losses :], means[: self._num_losses]
 
 
-def _outputs(network: nn.Module, places: Mapping[str | None, str]) -> _Outputs:
-    """The outputs that metrics are of, by name, with the place of each in the file."""
-    return {
-        name: None if name is None else Captured(network, name, place, training=False) for name, place in places.items()
-    }
+class PixelTest:
+    """Tests a network on the images of a dense task, each at its own size, in windows of the size of its input."""
 
+    def __init__(
+        self, task: TaskConfig, loader: PairLoader, num_classes: int, figures: Mapping[Column, str], autocast: Autocast
+    ):
+        self.columns = [*figures]
+        self._task = task.name
+        self._loader, self._figures = loader, [*figures.items()]
+        self._outputs = [*dict.fromkeys(output for output, _ in figures)]
+        self._judge = DenseJudge(
+            dense_recipe(task), num_classes, task.data_preprocessing.size, autocast, loader.batch_size
+        )
 
-def _said(name: str, figure: float) -> str:
-    """A figure for the log; shares are of 1 in the result, as in the publication."""
-    return f"{100 * figure:.2f} %" if name.endswith(("Accuracy", "mIoU", "delta1")) else f"{figure:.4g}"
+    def measure(
+        self,
+        network: nn.Module,
+        run: Callable[[torch.Tensor], Mapping[str | None, torch.Tensor]],
+        after_batch: Callable[[], None],
+    ) -> tuple[list[float], list[float]]:
+        """The figures in the order of the columns, and no losses, over the images of all ranks."""
+
+        def outputs(portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+            parts = [run(portion) for portion in portions]
+            return ((number, torch.cat([part[name] for part in parts])) for number, name in enumerate(self._outputs))
+
+        batches = self._loader.batches(after_batch=after_batch)
+        names = {  # in messages
+            number: f"{'the network' if output is None else repr(output)} for '{self._task}'"
+            for number, output in enumerate(self._outputs)
+        }
+        sums = self._judge.over_ranks(self._judge.sums(network, outputs, [*names], batches, names))
+        each = [sums.figures(number) for number in range(len(self._outputs))]
+        figures = [(name, each[self._outputs.index(output)][name]) for (output, _), name in self._figures]
+        return [value / 100 if name in _IN_PERCENT else value for name, value in figures], []

@@ -12,12 +12,11 @@ from torch import nn
 import stitchnet
 from stitchkit.parser import Parser
 from stitchkit.settings.schema import parse
-from stitchnet.compose import networks_of
+from stitchnet.classifier import OutputMap
+from stitchnet.compose import JudgedNetwork, networks_of
 from stitchnet.journal import Journal
-from stitchnet.output_map import OutputMap
 from stitchnet.search import Ranking
 from stitchnet.settings import ComposeSettings, add_flags, flag_of
-from stitchnet.task import JudgedNetwork
 from tests.composing import convnet
 from tests.fuzz.inputs import Seed
 from tests.fuzz.readers.base import JSON, LINES, SETTINGS, Reader, arguments, shipped

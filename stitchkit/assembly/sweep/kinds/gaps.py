@@ -24,7 +24,7 @@ from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS, DoesNotApply
 from stitchkit.assembly.sweep.plan import JobSweepFile, PlannedJob, Sweep, all_seeds
 from stitchkit.assembly.sweep.settings import Different, Resources
-from stitchkit.assembly.train.check import check_training
+from stitchkit.assembly.train.job import check_training
 from stitchkit.display import quantity
 from stitchkit.errors import InputError, prefixed, unknown
 from stitchkit.networks.layout import Layout
@@ -35,15 +35,10 @@ from stitchkit.settings.schema import Settings, parse
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SweepSlice(PartSpec):
-    """A slice of a network of a sweep, which is a part of a job, with its shapes.
+    """A slice of a network of a sweep, which is a part of a job, with its shapes."""
 
-    Args:
-        takes: The full layout of its input.
-        gives: The full layout of its output; without sizes for the last slice, which returns logits.
-    """
-
-    takes: Layout
-    gives: Layout
+    takes: Layout  # the full layout of its input
+    gives: Layout  # the full layout of its output; without sizes for the last slice, which returns logits
 
 
 def find_shapes(parts: Sequence[PartSpec], image_size: tuple[int, int]) -> tuple[SweepSlice, ...]:
@@ -74,14 +69,13 @@ def find_shapes(parts: Sequence[PartSpec], image_size: tuple[int, int]) -> tuple
 
 def without_sizes(part: PartSpec, *keys: str) -> PartSpec:
     """A slice whose formats under these keys are declared by name only, without sizes."""
-    names = {key: found.name for key in keys if (found := _declared(part, key))}
+    names = {key: layout.name for key in keys if (layout := _declared(part, key))}
     return replace(part, arguments={**part.arguments, **names})
 
 
 def _declared(part: PartSpec, key: str) -> Layout | None:
-    value = part.arguments.get(key)
     with prefixed(f"{part.place}.{part.name}.{key}: "):
-        return None if value is None else Layout.parse(value)
+        return None if (value := part.arguments.get(key)) is None else Layout.parse(value)
 
 
 def _shape(x: torch.Tensor, part: PartSpec, key: str, layout: Layout) -> Layout:
@@ -101,12 +95,12 @@ def _shape(x: torch.Tensor, part: PartSpec, key: str, layout: Layout) -> Layout:
 
 @dataclass(frozen=True)
 class Gap(Settings):
-    """Slices that are left out between two networks.
+    """Slices that are dropped between two networks.
 
     Args:
-        blocks_to_drop: Numbers of the first and the last slice left out; the source's slices before them and the
+        blocks_to_drop: Numbers of the first and the last dropped slice; the source's slices before them and the
             destination's after them stay.
-        num_downsamples: Number of times that the slices left out halve the map.
+        num_downsamples: Number of times that the dropped slices halve the map.
     """
 
     blocks_to_drop: tuple[Natural, Natural]
@@ -118,12 +112,12 @@ class Gap(Settings):
 
     @property
     def first(self) -> int:
-        """Number of the first slice left out."""
+        """Number of the first dropped slice."""
         return self.blocks_to_drop[0]
 
     @property
     def last(self) -> int:
-        """Number of the last slice left out."""
+        """Number of the last dropped slice."""
         return self.blocks_to_drop[1]
 
     def __str__(self) -> str:
@@ -138,7 +132,7 @@ class GapFile(JobSweepFile):
         stages: Slices of a network that is stitched to itself.
         src_stages: Slices of the network with the first blocks.
         dest_stages: Slices of the network with the last blocks.
-        gaps: The slices to leave out; by default those of the published sweeps.
+        gaps: The slices to drop; by default those of the published sweeps.
         stitchers: The names of the stitchers to try; by default those of the published sweeps.
     """
 
@@ -163,19 +157,16 @@ class GapSweep:
     """A sweep over gaps: two networks in slices, the gaps between them and the stitchers to try.
 
     Args:
-        name: The stem of its file, with which the names of its jobs' folders begin.
         source: Slices of the network with the first blocks: a stem, the rest of its stage, then alternately a
             down-sampling slice and the rest of its stage.
-        destination: Slices of the network with the last blocks, in the same order.
-        job: All other keys of the file, for every job.
     """
 
-    name: str
+    name: str  # the stem of its file, which begins the names of its jobs' folders
     source: tuple[SweepSlice, ...]
-    destination: tuple[SweepSlice, ...]
+    destination: tuple[SweepSlice, ...]  # slices of the network with the last blocks, in the same order
     gaps: tuple[Gap, ...]
     stitchers: tuple[str, ...]
-    job: Mapping[str, Any]
+    job: Mapping[str, Any]  # all other keys of the file, for every job
     seeds: tuple[int | None, ...]
     resources: Resources
 
@@ -184,7 +175,7 @@ class GapSweep:
         """The sweep in a file, with `changes` to the settings of its jobs, as in `JobConfig.load`."""
         content = read_job(path, changes)
         with naming(path):
-            # Left out and null mean the same, as for all keys whose default is None.
+            # Missing and null mean the same, as for all keys whose default is None.
             keys = [key for key in ("stages", "src_stages", "dest_stages") if content.get(key) is not None]
             if keys not in (["stages"], ["src_stages", "dest_stages"]):
                 raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
@@ -250,14 +241,11 @@ def _planned(config: GapSweep, gap: Gap, stitcher: str) -> PlannedJob:
 
 def _metadata(config: GapSweep, gap: Gap | None = None, stitcher: str = "", uncut: str = "") -> dict[str, object]:
     """The facts about a job; the published scripts need the same keys in all of them, and no value that is none."""
+    first, last, num_downsamples = (-1, -1, 0) if gap is None else (gap.first, gap.last, gap.num_downsamples)
     return {
-        "arch": config.name,
-        "first_deleted_block": -1 if gap is None else gap.first,
-        "last_deleted_block": -1 if gap is None else gap.last,
-        "num_downsamples": 0 if gap is None else gap.num_downsamples,
-        "adapter": stitcher,
-        "uncut": uncut,
-    }
+        "arch": config.name, "first_deleted_block": first, "last_deleted_block": last,
+        "num_downsamples": num_downsamples, "adapter": stitcher, "uncut": uncut,
+    }  # fmt: skip
 
 
 def _finetuned(config: GapSweep, gap: Gap) -> list[SweepSlice]:
@@ -266,9 +254,9 @@ def _finetuned(config: GapSweep, gap: Gap) -> list[SweepSlice]:
     for number, part in enumerate(config.destination):
         # Slices alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
         if number > gap.last or (number >= gap.first and number % 2 == 0):
-            given = kept[-1].gives
-            if given.converted_to(part.takes) != part.takes:
-                raise DoesNotApply(f"slice {number} takes {part.takes}, but the previous slice returns {given}")
+            before = kept[-1].gives
+            if before.converted_to(part.takes) != part.takes:
+                raise DoesNotApply(f"slice {number} takes {part.takes}, but the previous slice returns {before}")
             kept.append(part)
     return kept
 
@@ -298,14 +286,13 @@ def _own_normalisation(config: GapSweep, stem: PartSpec) -> dict[str, object]:
 
 
 def _assembly(parts: Sequence[PartSpec], *, frozen: bool) -> list[dict[str, object]]:
-    def how(part: PartSpec) -> object:  # the file may say `statistics`
-        return frozen and (part.arguments.get("frozen") or True)
-
-    return [{part.name: {**part.arguments, "frozen": how(part)}} for part in parts]
+    # The file may say `statistics`.
+    return [
+        {part.name: {**part.arguments, "frozen": frozen and (part.arguments.get("frozen") or True)}} for part in parts
+    ]
 
 
 def _num_params(part: PartSpec) -> int:
     own = {key: value for key, value in part.arguments.items() if key not in COMMON}
-    # Built rather than computed, because the blocks are torchvision's and timm's.
-    with torch.device("meta"):
+    with torch.device("meta"):  # built rather than computed, because the blocks are torchvision's and timm's
         return sum(parameter.numel() for parameter in PARTS[part.name](**own).parameters())

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 from stitchkit.assembly.config.job_settings import JobSettings, override
 from stitchkit.assembly.config.settings import TrainConfig
-from stitchkit.assembly.sweep.kinds.by_dataset import plan_datasets
-from stitchkit.assembly.sweep.kinds.search_file import SearchFile, Value
-from stitchkit.assembly.sweep.plan import PlannedJob, Sweep
+from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, plan_datasets
+from stitchkit.assembly.sweep.settings import SearchFile, Value
 from stitchkit.assembly.sweep.worker import SweepJob
-from stitchkit.assembly.train.check import check_training
-from stitchkit.assembly.train.columns import planned_columns
+from stitchkit.assembly.train.job import check_training
+from stitchkit.assembly.train.metrics import planned_columns
 from stitchkit.assembly.train.result import read_figures
 from stitchkit.engine.lock import locked
 from stitchkit.errors import InputError
@@ -34,8 +33,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-_TRIALS = 10
-"""Trials of a search whose file does not say how many, unless it is a grid."""
+_TRIALS = 10  # trials of a search whose file does not say how many, unless it is a grid
 _MOST_TRIALS = 1000
 _RANDOM_TRIALS = 3
 """Random trials before `bayes` learns from results; with optuna's own 10, a search of 10 trials would not learn."""
@@ -55,9 +53,7 @@ def plan_search(path: str | Path, **changes: object) -> HyperSearch:
         if max(size, file.run_cap or 0) > _MOST_TRIALS:
             raise InputError(f"a search has at most {_MOST_TRIALS} trials; lower run_cap, or list fewer values")
         if "seed" in file.parameters:
-            raise InputError(
-                "parameters.seed: all trials run with the same seeds; list those as seeds, beside parameters"
-            )
+            raise InputError("parameters.seed: all trials run with the same seeds; move it to seeds")
         job = Path(file.job) if file.job else _job_of(file.command)
         ignored = [key for key in ("name", "program") if getattr(file, key)]
         ignored += [word for word in file.command if word.startswith("--") and not word.startswith("--config=")]
@@ -86,14 +82,14 @@ def _job_of(command: Sequence[str]) -> Path:
 def _chosen(metric: str, columns: Sequence[str]) -> list[str]:
     """The columns of a result that a metric names by their end; it may begin with `Avg`."""
     end = metric.removeprefix("Avg ")
-    if not (found := [name for name in columns if name == end or name.endswith(f"/{end}")]):
+    if not (names := [name for name in columns if name == end or name.endswith(f"/{end}")]):
         raise InputError(f"metric.name: no column of the results ends with '{end}'; they are {', '.join(columns)}")
-    return found
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
 class HyperSearch(Sweep):
-    """Trials of the jobs of a file, of which later ones may depend on the results of earlier ones."""
+    """Trials of the jobs of a file; later ones may depend on the results of earlier ones."""
 
     jobs: Sequence[PlannedJob] = field(init=False)
     path: Path
@@ -104,11 +100,6 @@ class HyperSearch(Sweep):
         first = self._ask(self._study(None), 1 if self.file.method == "bayes" else self._num_trials)
         object.__setattr__(self, "jobs", self._checked(first))
 
-    @property
-    def name(self) -> str:
-        """Its name, which begins those of its files."""
-        return self.path.stem
-
     def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:
         """The jobs of the trials that have no result, and when these have ended, those of the next trials.
 
@@ -116,7 +107,7 @@ class HyperSearch(Sweep):
         """
         if self.file.method == "bayes" and at_once is None:
             _logger.info("bayes runs one trial at a time; --jobs N runs N")
-        with locked(own_folder(folder) / f".{self.name}.lock"):
+        with locked(own_folder(folder) / f".{self.path.stem}.lock"):
             yield from self._rounds(folder, at_once)
 
     def _rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:
@@ -152,14 +143,14 @@ class HyperSearch(Sweep):
         from optuna.storages.journal import JournalFileBackend
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        goal, journal = self.file.metric.goal, folder and folder / f"{self.name}.journal"
+        goal, journal = self.file.metric.goal, folder and folder / f"{self.path.stem}.journal"
         if journal is not None:
             refuse_link(journal)
             if journal.exists():  # optuna would append to an unfinished line, and could never read the file again
                 json_lines(journal, f"'{journal}', the journal of the search", "move it away", cuts=True)
         try:
             storage = JournalStorage(JournalFileBackend(str(journal))) if journal else None
-            study = optuna.create_study(storage=storage, study_name=self.name, direction=goal, load_if_exists=True)
+            study = optuna.create_study(storage=storage, study_name=self.path.stem, direction=goal, load_if_exists=True)
             before = study.direction.name.lower()
         except Exception as error:  # optuna raises many types, AssertionError too
             raise InputError(f"'{journal}', the journal of the search, is damaged: {error}; move it away") from error
@@ -198,28 +189,29 @@ class HyperSearch(Sweep):
         return jobs
 
     def _jobs(self, trial: FrozenTrial) -> list[PlannedJob]:
-        """The jobs of a trial."""
         known = {item.name for kind in (TrainConfig, JobSettings) for item in fields(kind)}
         changes = {key: value for key, value in trial.params.items() if key in known}
         changes["optimizer_args"] = {key: value for key, value in trial.params.items() if key not in known}
-        place, said = f"trial-{trial.number}", {key: str(value) for key, value in trial.params.items()}
+        words = {key: str(value) for key, value in trial.params.items()}
         # So that they have other columns in a report than the figures of the job, such as its rate in an epoch.
         tried = {f"param/{key}": value for key, value in trial.params.items()}
         return [
             replace(
                 job,
-                name=f"{place}-{job.name.removeprefix('train-')}",
+                name=f"trial-{trial.number}-{job.name.removeprefix('train-')}",
                 config=override(job.config, changes),
-                metadata={**job.metadata, "arch": self.name, "trial": trial.number, **tried},
-                columns={"trial": str(trial.number), **said, **job.columns},
+                metadata={**job.metadata, "arch": self.path.stem, "trial": trial.number, **tried},
+                columns={"trial": str(trial.number), **words, **job.columns},
             )
             for job in self.base
         ]
 
     def _tell(self, study: Study, folder: Path) -> tuple[list[FrozenTrial], list[FrozenTrial]]:
-        """Note the results of trials whose jobs are all done; return the unfinished trials, and the failed ones.
+        """Note the results of trials whose jobs are all done: the mean of the metric in their last epochs.
 
-        optuna is not told of failures, because it lets no trial that has ended run again.
+        Return the unfinished trials, and the failed ones.
+
+        optuna does not learn of failures, because it lets no trial that has ended run again.
         """
         from optuna.trial import TrialState
 
@@ -229,18 +221,14 @@ class HyperSearch(Sweep):
             if any(run.state == "failed" for run in runs):
                 failed.append(trial)
             elif all(run.state == "done" for run in runs):
-                study.tell(trial.number, self._figure(runs))
+                last = [read_figures(run.result.with_suffix(".csv")).iloc[-1] for run in runs]
+                figures = [float(row[_chosen(self.file.metric.name, row.index)].mean()) for row in last]
+                study.tell(trial.number, sum(figures) / len(figures))
             else:
                 unfinished.append(trial)
         return unfinished, failed
 
-    def _figure(self, runs: Sequence[SweepJob]) -> float:
-        """The mean of the metric over runs, each in its last epoch."""
-        last = [read_figures(run.result.with_suffix(".csv")).iloc[-1] for run in runs]
-        return sum(float(row[_chosen(self.file.metric.name, row.index)].mean()) for row in last) / len(last)
-
     def _report(self, study: Study, folder: Path) -> None:
-        """Write the table of all trials, and say which is the best."""
         import pandas as pd
         from optuna.trial import TrialState
 
@@ -250,7 +238,7 @@ class HyperSearch(Sweep):
              **trial.params, self.file.metric.name: trial.value}
             for trial in study.get_trials() if trial.state is not TrialState.WAITING
         ]  # fmt: skip
-        with replacing(folder / f"{self.name}-trials.csv") as draft:
+        with replacing(folder / f"{self.path.stem}-trials.csv") as draft:
             pd.DataFrame(rows).to_csv(draft, index=False)
         if study.get_trials(states=[TrialState.COMPLETE]):
             best = study.best_trial

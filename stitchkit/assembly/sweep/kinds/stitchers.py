@@ -22,23 +22,15 @@ class DoesNotApply(Exception):
 
 @dataclass(frozen=True)
 class Stitcher:
-    """One way to bridge a gap.
+    """One way to bridge a gap."""
 
-    Args:
-        unit: The kind of the units of its adapter: `linear`, `linear_relu`, `conv3x3`, `bottleneck` or `block`.
-        resize: `never` (later slices run at the source's size), `before` or `after` a unit, or by its `stride`.
-    """
-
-    unit: str
-    resize: str
+    unit: str  # the kind of the units of its adapter: `linear`, `linear_relu`, `conv3x3`, `bottleneck` or `block`
+    resize: str  # `never` (later slices run at the source's size), `before` or `after` a unit, or by its `stride`
 
     def parts(self, source: Layout, destination: Layout, num_downsamples: int) -> list[PartSpec]:
-        """The adapter between two slices: a chain of trainable parts.
+        """The adapter between two slices: a chain of trainable parts, one for each down-sampling, but at least one.
 
-        Args:
-            source: Full layout of the output of the last slice before the gap.
-            destination: Full layout of the input of the first slice after the gap.
-            num_downsamples: Number of times that the gap halves the map, and of units in the chain, at least one.
+        `source` is the full layout before the gap, `destination` that after it.
         """
         image_like = source.is_map or destination.is_map
         needs = _NEEDS_MAP.get(self.unit) or ("a stride" if self.resize == "stride" else None)
@@ -55,7 +47,7 @@ class Stitcher:
         return [self._part(start, *channel, *side) for channel, side in steps]
 
     def _part(self, layout: Layout, in_channels: int, out_channels: int, in_side: int, out_side: int) -> PartSpec:
-        """One unit with its declared input shape, to which the assembly resizes its input."""
+        """One unit that declares its input shape; the assembly resizes its input to that."""
         unit = _unit(self.unit, in_channels, out_channels, is_map=layout.is_map)
         # Rounded up, because a strided unit keeps the last row of an odd side, as the networks' own blocks do.
         stride = {"stride": math.ceil(in_side / out_side)} if self.resize == "stride" else {}
@@ -109,16 +101,7 @@ STITCHERS: dict[str, Stitcher] = {
 }
 """All stitchers with an adapter, by their published names."""
 
-DEFAULT_STITCHERS = (
-    FINETUNE,
-    "linear_no_downsample",
-    "linear_relu_no_downsample",
-    "bottleneck_no_downsample",
-    "downsample_then_linear",
-    "downsample_then_linear_relu",
-    "downsample_then_3x3conv",
-    "downsample_then_bottleneck",
-    "conv3x3_with_downsample",
-    "bottleneck_with_downsample",
+DEFAULT_STITCHERS = tuple(
+    name for name in (FINETUNE, *STITCHERS) if "block" not in name and name != "linear_post_downsample"
 )
 """The ten of the published sweeps."""

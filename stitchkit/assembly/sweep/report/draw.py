@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, cycle
+from itertools import chain, cycle, product
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stitchkit.assembly.sweep.kinds.gaps import UNCUT
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _ORDER = (FINETUNE, *STITCHERS)
-# The hue shows the units of an adapter and the shade when it resizes, so that thirteen adapters can be told apart.
+# The hue shows the units of an adapter and the shade when it resizes, to tell thirteen adapters apart.
 _HUES = {"linear": "Blues", "linear_relu": "Greens", "conv3x3": "YlOrBr", "bottleneck": "Reds", "block": "Purples"}
 _SHADES = {"never": 0.95, "before": 0.7, "after": 0.55, "stride": 0.45}
 _UNITS = {"linear_relu": "linear + ReLU", "conv3x3": "3×3 convolution"}
@@ -34,12 +34,9 @@ _MARKERS = "osD^vP"
 _LINES: Sequence[Literal["--", ":"]] = ("--", ":")
 _UNCUT = "#333333"
 _Color = tuple[float, float, float, float]
-_POINT = 7
-"""Diameter of a point, in typographic points."""
-_DASH = 4
-"""Length of a dash, in widths of its line."""
-_WIDTH = 1
-"""Points of a figure (%) that a line in a panel covers."""
+_POINT = 7  # diameter of a point, in typographic points
+_DASH = 4  # length of a dash, in widths of its line
+_WIDTH = 1  # points of a figure (%) that a line in a panel covers
 
 
 def draw(rows: pd.DataFrame, title: str) -> dict[str, Figure]:
@@ -78,11 +75,11 @@ def _uncut(final: pd.DataFrame) -> dict[str, float]:
     """Accuracy of each uncut network that was measured, by its name with that accuracy."""
     if "uncut" not in final:
         return {}  # a sweep of random weights has no uncut networks
-    found = final.set_index("uncut")
+    by_name = final.set_index("uncut")
     return {
-        f"uncut {name} {shown(found.loc[name], ' ')} %": float(found.loc[name, "test_accuracy"])
+        f"uncut {name} {shown(by_name.loc[name], ' ')} %": float(by_name.loc[name, "test_accuracy"])
         for name in UNCUT
-        if name in found.index
+        if name in by_name.index
     }
 
 
@@ -132,9 +129,9 @@ def _accuracy_over_parameters(
     _add_legend(figure, uncut, colors, markers)
     axes.update_datalim([*zip(x, y - spread.fillna(0), strict=True), *zip(x, y + spread.fillna(0), strict=True)])
     axes.autoscale_view()
-    for place, (_, job) in zip(side_by_side(axes, x, y, size=_POINT), final.iterrows(), strict=True):
+    for left, (_, job) in zip(side_by_side(axes, x, y, size=_POINT), final.iterrows(), strict=True):
         color, marker = colors[job["adapter"]], markers[job["num_downsamples"]]
-        _draw_point(axes, place, job["test_accuracy"], job["test_accuracy_std"], color, marker)
+        _draw_point(axes, left, job["test_accuracy"], job["test_accuracy_std"], color, marker)
     return figure
 
 
@@ -161,13 +158,9 @@ def _add_legend(figure: Figure, uncut: Iterable[str], colors: Mapping[str, _Colo
 
 
 def _learning_curves(
-    panels: Mapping[str, pd.DataFrame],
-    key: str,
-    colors: Mapping[str, _Color],
-    uncut: Mapping[str, float],
-    title: str,
+    panels: Mapping[str, pd.DataFrame], key: str, colors: Mapping[str, _Color], uncut: Mapping[str, float], title: str,
     figure_of_merit: str = "test_accuracy",
-) -> Figure:
+) -> Figure:  # fmt: skip
     """A figure of merit over epochs: panels by title, a line for each value of `key`, a band for its seeds."""
     from matplotlib.ticker import MaxNLocator
 
@@ -219,19 +212,17 @@ def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping
             axes.plot(mean.index, mean, color=colors[name], linewidth=1.8, linestyle=dashes)
 
 
-def _coincide(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+def _coincide(first: pd.DataFrame, second: pd.DataFrame) -> bool:
     """Whether two curves lie within the width of a line from each other."""
-    if not one.index.equals(other.index):
-        return False
-    return bool((one["mean"] - other["mean"]).abs().max() < _WIDTH)
+    return first.index.equals(second.index) and bool((first["mean"] - second["mean"]).abs().max() < _WIDTH)
 
 
 def _draw_single_epochs(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping[str, _Color]) -> None:
     """Draw jobs of one epoch, which have no line, as points side by side."""
     single = {name: curve.reset_index().iloc[0] for name, curve in curves.items() if len(curve) == 1}
     x, y = ([job[key] for job in single.values()] for key in ("epoch", "mean"))
-    for place, (name, job) in zip(side_by_side(axes, x, y, size=_POINT), single.items(), strict=True):
-        _draw_point(axes, place, job["mean"], job["std"], colors[name], "o")
+    for left, (name, job) in zip(side_by_side(axes, x, y, size=_POINT), single.items(), strict=True):
+        _draw_point(axes, left, job["mean"], job["std"], colors[name], "o")
 
 
 def _colors(adapters: Sequence[str]) -> dict[str, _Color]:
@@ -246,7 +237,6 @@ def _colors(adapters: Sequence[str]) -> dict[str, _Color]:
 
 
 def _readable(adapter: str) -> str:
-    """The name of an adapter in words."""
     if adapter == FINETUNE:
         return "no adapter, all slices trained"
     if (known := STITCHERS.get(adapter)) is None:
@@ -296,18 +286,13 @@ class Side(NamedTuple):
 
 
 def draw_heat_map(
-    axes: Axes,
-    final: pd.DataFrame,
-    rows: Side,
-    columns: Side,
-    *,
-    limits: Sequence[float],
+    axes: Axes, final: pd.DataFrame, rows: Side, columns: Side, *, limits: Sequence[float],
     figure: str = "test_accuracy",
-) -> QuadMesh:
+) -> QuadMesh:  # fmt: skip
     """Draw the final figure of each job, whose colours range over `limits`; a cell without a job is a dash."""
     table = final.pivot_table(index=rows.key, columns=columns.key, values=figure)
     # Edges, not centres: of a single row or column, matplotlib would not know the size.
-    edges = ([place - 0.5 for place in range(len(side.values) + 1)] for side in (columns, rows))
+    edges = ([number - 0.5 for number in range(len(side.values) + 1)] for side in (columns, rows))
     axes.set_facecolor("#eeeeee")
     # A mesh, because an image would be pixels in a vector file.
     mesh = axes.pcolormesh(
@@ -317,19 +302,14 @@ def draw_heat_map(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     jobs = {(job[rows.key], job[columns.key]): job for _, job in final.iterrows()}
-    for row, name in enumerate(rows.values):
-        for column, other in enumerate(columns.values):
-            _write_value(axes, column, row, jobs.get((name, other)), mesh, figure)
-    return mesh
-
-
-def _write_value(axes: Axes, x: int, y: int, job: pd.Series | None, mesh: QuadMesh, figure: str) -> None:
-    """Write a job's figure into its cell, light on dark."""
     low, high = mesh.get_clim()
-    text, color = ("–", "#999999") if job is None else (shown(job, "\n", figure), "black")
-    if job is not None and job[figure] <= low + 0.6 * (high - low):  # colours below this are dark
-        color = "white"
-    axes.text(x, y, text, ha="center", va="center", color=color, fontsize=8)
+    for (y, name), (x, other) in product(enumerate(rows.values), enumerate(columns.values)):
+        job = jobs.get((name, other))
+        text, color = ("–", "#999999") if job is None else (shown(job, "\n", figure), "black")
+        if job is not None and job[figure] <= low + 0.6 * (high - low):  # colours below this are dark
+            color = "white"
+        axes.text(x, y, text, ha="center", va="center", color=color, fontsize=8)
+    return mesh
 
 
 def shown(job: pd.Series, between: str, figure: str = "test_accuracy") -> str:

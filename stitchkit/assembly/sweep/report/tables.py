@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from stitchkit.assembly.sweep.check import check_folder
 from stitchkit.assembly.sweep.cluster import states
 from stitchkit.assembly.sweep.launch import counts
+from stitchkit.assembly.sweep.settings import check_folder
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.result import IMAGES, read_figures, read_metadata
 from stitchkit.engine.lock import locked
@@ -35,8 +35,7 @@ _Number = Annotated[int, Field(strict=True, ge=-1, lt=2**63)]
 _Value = (
     str | Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | float | bool | date | list[Any] | dict[Any, Any]
 )
-_Facts = dict[str, _Value | None]
-"""Facts about a job that a table can hold; lists and mappings are left out."""
+_Facts = dict[str, _Value | None]  # facts about a job that a table can hold; it omits lists and mappings
 
 
 class _Stitched(TypedDict):
@@ -57,17 +56,17 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
     the pictures show only jobs that are done and have their figures; titles say if some are not done. A sweep has no
     pictures until a job has a figure of merit. Returns the files.
     """
-    place = check_folder(folder)
-    with locked(place / ".report.lock"):  # two sweeps may share the folder, and end together
-        return _write_report(place, picture_format)
+    root = check_folder(folder)
+    with locked(root / ".report.lock"):  # two sweeps may share the folder, and end together
+        return _write_report(root, picture_format)
 
 
-def _write_report(place: Path, picture_format: str) -> list[Path]:
+def _write_report(root: Path, picture_format: str) -> list[Path]:
     from stitchkit.assembly.sweep.report.draw import draw, draw_cross, draw_jobs, spread, summarise
 
-    table = collect(place)
+    table = collect(root)
     measured = table[(table["state"] == "done") & table["epoch"].notna()].astype({"epoch": int})
-    files = [place / "results.csv", place / "results.parquet", place / "summary.csv"]
+    files = [root / "results.csv", root / "results.parquet", root / "summary.csv"]
     with replacing(files[0]) as draft:
         table.to_csv(draft, index=False)
     with replacing(files[1]) as draft:
@@ -89,7 +88,7 @@ def _write_report(place: Path, picture_format: str) -> list[Path]:
         elif "uncut" not in done:  # or it is a sweep of gaps that has just begun
             pictures = draw_jobs(done, title)
         for kind, figure in pictures.items():
-            files.append(place / f"{arch}-{kind}.{picture_format}")
+            files.append(root / f"{arch}-{kind}.{picture_format}")
             save_figure(figure, files[-1])
     return files
 
@@ -101,18 +100,18 @@ def collect(folder: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    place = check_folder(folder)
+    root = check_folder(folder)
     jobs = {
         job: about
-        for file in sorted(place.glob("*/metadata.yml"))
+        for file in sorted(root.glob("*/metadata.yml"))
         if "arch" in (about := _about(file))  # jobs outside sweeps have none
         for job in _runs(file.parent)
     }
     if not jobs:
         raise InputError(f"folder '{folder}' contains no jobs of a sweep; run one with stitchkit sweep -c FILE -o DIR")
     _compare_images({job.path.name: str(about.get(IMAGES, "")) for job, about in jobs.items()})
-    found = states([*jobs])
-    tables = [_rows(job, about).assign(state=found[job]) for job, about in jobs.items()]
+    by_job = states([*jobs])
+    tables = [_rows(job, about).assign(state=by_job[job]) for job, about in jobs.items()]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -137,10 +136,6 @@ def _runs(place: Path) -> list[SweepJob]:
     return [SweepJob(place, seed) for seed in sorted(seeds, key=lambda seed: -1 if seed is None else seed)]
 
 
-def _figures(job: SweepJob) -> Path:
-    return job.result.with_suffix(".csv")
-
-
 def _about(file: Path) -> dict[str, object]:
     """The metadata in a job's folder; names of pictures begin with the architecture, so it must not be a path."""
     about = read_metadata(file)
@@ -154,10 +149,9 @@ def _about(file: Path) -> dict[str, object]:
 
 
 def _rows(job: SweepJob, about: dict[str, object]) -> pd.DataFrame:
-    """The epochs of one run, in tidy columns."""
     import pandas as pd
 
-    file = _figures(job)
+    file = job.result.with_suffix(".csv")
     raw = read_figures(file) if file.exists() else pd.DataFrame({"Epoch": [pd.NA]})
     try:
         raw = raw[[name for name in raw if name in _COLUMNS or _TESTED.match(name)]].apply(pd.to_numeric)
@@ -171,7 +165,7 @@ def _rows(job: SweepJob, about: dict[str, object]) -> pd.DataFrame:
         "gap": f"{about['first_deleted_block']},{about['last_deleted_block']}" if about.get("adapter") else "",
         # A picture has one value per job, so several data sets are averaged.
         "test_accuracy": 100 * raw.filter(regex="/Test Accuracy$").mean(axis=1),
-        **{key: 100 * found.mean(axis=1) for key, name in _DENSE.items() if len((found := raw.filter(regex=name)).T)},
+        **{key: 100 * each.mean(axis=1) for key, name in _DENSE.items() if len((each := raw.filter(regex=name)).T)},
     }
     plain = {
         key: value
