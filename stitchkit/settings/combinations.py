@@ -80,14 +80,7 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
     if "zoom" in flags and recipe.dense.is_dense and recipe.augment.no_aug and not recipe.run.eval:
         # In a file it is part of a recipe, from which --no-aug takes all augmentation.
         raise InputError("--no-aug leaves random scales out, so --zoom has no effect; leave one out")
-    parts = (
-        _check_subject,
-        _check_network,
-        _check_features,
-        _check_dense,
-        _check_schedule,
-        _check_batches,
-    )
+    parts = (_check_subject, _check_network, _check_features, _check_dense, _check_schedule, _check_batches)
     for part in (*parts, _check_pairs, _check_packages):
         part(recipe)
     _ = recipe.folder  # refuses one outside --output

@@ -61,7 +61,5 @@ def _zoo(flags: argparse.Namespace) -> None:
 
 
 zoo = Command(
-    _zoo,
-    "list families of pretrained networks that are ready to be stitched, with their FLOPs",
-    _add_zoo_flags,
+    _zoo, "list families of pretrained networks that are ready to be stitched, with their FLOPs", _add_zoo_flags
 )

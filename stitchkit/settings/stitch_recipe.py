@@ -6,14 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from stitchkit.settings.fields import (
-    AtLeastBillionth,
-    AtLeastThousandth,
-    Batch,
-    NonNegative,
-    Share,
-    flag,
-)
+from stitchkit.settings.fields import AtLeastBillionth, AtLeastThousandth, Batch, NonNegative, Share, flag
 from stitchkit.settings.schema import Budgets, LocalPath, Settings
 
 

@@ -16,10 +16,7 @@ __all__ = ["SAMPLERS", "Sampler", "check_sampler", "create_sampler"]
 
 _logger = logging.getLogger(__name__)
 
-SAMPLERS: dict[str, type[Sampler]] = {
-    "uniform": Uniform,
-    "cost_bins": CostBins,
-}
+SAMPLERS: dict[str, type[Sampler]] = {"uniform": Uniform, "cost_bins": CostBins}
 """The samplers by the name that the setting `sampler` gives them; one of your own is added here."""
 _REMOVED = ("sandwich", "best_of", "importance")
 """Samplers of earlier versions, which checkpoints and settings files may name."""
