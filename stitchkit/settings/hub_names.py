@@ -47,7 +47,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def hub_fault(name: str, *, weights: bool = False) -> str | None:
-    """Why a file may not name a model, of which perhaps the `weights` are wanted: a server would have to be asked."""
+    """Why a file may not name a model, perhaps with its `weights`: a server would have to be asked."""
     if not is_on_hub(name) or ((folder := cached_folder(name)) and (not weights or has_weights(folder))):
         return None
     repository, at, revision = name.partition(":")[2].partition("@")

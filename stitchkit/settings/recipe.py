@@ -139,14 +139,14 @@ class DataRecipe(Settings):
     epoch_repeats: Repeats = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/")
     class_map: LocalPath = flag("", "file that maps class names to numbers")
     input_img_mode: str | None = flag(None, "PIL mode of the images; by default L, LA, RGB or RGBA by channels")
-    background: str | None = flag(None, "colour on which transparent images are composited; by default white")
+    background: str | None = flag(None, "background colour of transparent images; by default white")
     exif: bool | None = flag(None, "turn images by their EXIF orientation, the default; timm does not turn them")
     input_key: str | None = flag(None, "key of the images in a record")
     target_key: str | None = flag(None, "key of the labels in a record")
     batch_size: Batch = flag(128, "training batch of each rank")
     validation_batch_size: Batch | None = flag(None, "validation batch of each rank; by default the training one")
     max_unreadable: Share = flag(
-        0.01, "share of a split's images that may be unreadable or without a class; 5 always may, unless it is 0"
+        0.01, "share of a split allowed to be unreadable or unlabelled; up to 5 images are always tolerated, unless 0"
     )
     workers: Workers = flag(4, "loader processes of each rank")
     worker_seeding: Literal["all", "part"] = flag("all", "which random generators loader processes seed")
@@ -194,7 +194,7 @@ class AugmentRecipe(Settings):
     mixup_prob: Share = flag(1.0, "probability of mixup or cutmix")
     mixup_switch_prob: Share = flag(0.5, "probability of cutmix if both are on")
     mixup_mode: Literal["batch", "pair", "elem"] = flag("batch", "unit of mixing")
-    mixup_off_epoch: Natural = flag(0, "epoch after which mixing stops; 0 is never")
+    mixup_off_epoch: Natural = flag(0, "first epoch without mixing; 0 is never")
     smoothing: AtMost99Percent = flag(0.1, "label smoothing")
 
     @property
@@ -230,7 +230,7 @@ class OptimRecipe(Settings):
     layer_decay: Share | None = flag(None, "factor on the learning rate for each block further from the classifier")
     layer_decay_min_scale: Share = flag(0.0, "smallest factor of --layer-decay")
     layer_decay_no_opt_scale: Share | None = flag(
-        None, "freeze parameters to which --layer-decay gives a smaller factor than this"
+        None, "freeze parameters whose factor from --layer-decay is smaller than this"
     )
     base_lr_scale: NonNegative = flag(1.0, "factor on the learning rate of the anchors of an SN-Net")
     stitch_lr_scale: NonNegative = flag(1.0, "factor on the learning rate of the stitching layers of an SN-Net")
@@ -312,13 +312,12 @@ class RunRecipe(Settings):
     )
     bank_images: Count | None = flag(
         None,
-        "with --eval of networks without classes: training images by which k-NN and a linear probe judge features; by "
-        "default at most 50,000",
+        "with --eval of networks without classes: training images for k-NN and the linear probe; by default at most "
+        "50,000",
     )
     self_stitch: bool = flag(
         False,
-        "with --eval of networks without classes: add to the ledger what an anchor keeps that is cut in the middle and "
-        "joined to itself",
+        "with --eval of networks without classes: also evaluate each anchor cut in the middle and stitched to itself",
     )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")

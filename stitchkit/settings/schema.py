@@ -48,7 +48,7 @@ _EXPECTED = {
 
 _MESSAGES = {
     "missing": "{place} is missing; add it",
-    "place": "{shown}, which {fault}",
+    "fault": "{shown}, which {fault}",
     "too_short": "{shown}; its length must be at least {min_length}",
     "too_long": "{shown}; its length must be at most {max_length}",
     "greater_than_equal": "{shown}; it must be at least {ge:g}",
@@ -84,10 +84,10 @@ class Settings(metaclass=_Reported):
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, content: object) -> object:
-        given = content.kwargs if isinstance(content, ArgsKwargs) else content
-        if isinstance(given, Mapping):
+        values = content.kwargs if isinstance(content, ArgsKwargs) else content
+        if isinstance(values, Mapping):
             known = [*(field.name for field in fields(cls)), *cls.further_keys]
-            for key in given:
+            for key in values:
                 if key not in known:
                     raise PydanticCustomError("unknown_key", "unknown key", {"key": str(key), "known": known})
         return content
@@ -113,8 +113,8 @@ def checked_by(fault: Callable[[Kind], str | None]) -> AfterValidator:
     """The rule of a value: what is wrong with it, or None."""
 
     def check(value: Kind) -> Kind:
-        if found := fault(value):
-            raise PydanticCustomError("place", "{fault}", {"fault": found})
+        if reason := fault(value):
+            raise PydanticCustomError("fault", "{fault}", {"fault": reason})
         return value
 
     return AfterValidator(check)
@@ -142,11 +142,7 @@ ClassWeights = Annotated[str, checked_by(_weights_fault)]
 
 
 def budget_list(text: str) -> list[float]:
-    """The counts in a text such as `2G,5G`.
-
-    Raises:
-        InputError: If one of them is not a positive number.
-    """
+    """The counts in a text such as `2G,5G`."""
     return [count(part) for part in text.split(",")]
 
 
@@ -182,14 +178,17 @@ _MOST_NUMBERS = 10_000
 
 
 def _argument_fault(arguments: dict[str, Any]) -> str | None:
-    if found := next((key for key in arguments if key in _RESERVED), None):
-        return f"sets {found}; choose weights by checkpoint, in a job by ckp_path, or by --pretrained-path"
-    found = next((key for key in _BLOCKS if _total(arguments.get(key)) > _MOST_BLOCKS), None)
-    if found:
-        return f"sets {found} to more than {_MOST_BLOCKS} blocks; lower it"
+    for key in arguments:
+        if key in _RESERVED:
+            return f"sets {key}; choose weights by checkpoint, in a job by ckp_path, or by --pretrained-path"
+    for key in _BLOCKS:
+        if _total(arguments.get(key)) > _MOST_BLOCKS:
+            return f"sets {key} to more than {_MOST_BLOCKS} blocks; lower it"
     for key, (least, most) in _SIZES.items():
-        if not _is_within(least, most, arguments.get(key)):
-            return f"sets {key} to {arguments[key]!r:.60}; it must be at least {least} and at most {most}"
+        value = arguments.get(key)
+        sizes = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        if not all(isinstance(size, int) and least <= size <= most for size in sizes):
+            return f"sets {key} to {value!r:.60}; it must be at least {least} and at most {most}"
     return _number_fault(arguments, _MOST_OF_MODEL)
 
 
@@ -201,15 +200,11 @@ def _number_fault(arguments: dict[str, Any], most: float = _MOST_NUMBER) -> str 
     for key, number in numbers:
         limit = min(most, _MOST_FACTOR) if key.endswith(("ratio", "multiplier")) else most
         if not abs(number) <= limit:  # NaN is not
-            return f"sets {key} to {_shown(number)}; it must be at most {limit:,}"
+            # No float holds such an integer, and Python may refuse to print it.
+            is_long = isinstance(number, int) and abs(number) >= 10**300
+            shown = "a number of more than 300 digits" if is_long else f"{number:.9g}"
+            return f"sets {key} to {shown}; it must be at most {limit:,}"
     return None
-
-
-def _shown(number: float) -> str:
-    try:
-        return f"{number:.9g}"
-    except OverflowError:  # a whole number that no float holds, and that Python may refuse to print
-        return "a number of more than 300 digits"
 
 
 def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:
@@ -222,12 +217,6 @@ def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(item, key)
     elif isinstance(value, int | float):
         yield key, value
-
-
-def _is_within(least: int, most: int, value: object) -> bool:
-    """Whether a size, or each of several, is a whole number within limits; None is the model's own."""
-    sizes = value if isinstance(value, list | tuple) else (least if value is None else value,)
-    return all(isinstance(size, int) and least <= size <= most for size in sizes)
 
 
 def _total(value: object) -> int:

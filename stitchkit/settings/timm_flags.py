@@ -14,13 +14,7 @@ from stitchkit.settings.recipe import flag_of
 
 @dataclass(frozen=True)
 class Refusal:
-    """The refusal of one of timm's flags.
-
-    Args:
-        reason: Why it has no meaning here, and what to use instead.
-        default: timm's default, which a settings file may state.
-        aliases: Other spellings of the flag.
-    """
+    """Why one of timm's flags has no meaning here and what to use instead; its default there, and other spellings."""
 
     reason: str
     default: object = None
@@ -55,7 +49,7 @@ REFUSED: dict[str, Refusal] = {
     "device_modules": Refusal("cpu and cuda, the devices supported here, need no further module; use --device"),
     "local_rank": Refusal("the environment numbers the ranks; start them with ./distributed_train.sh", 0),
     "patience_epochs": PLATEAU,
-    "tta": Refusal("timm's loader yields each image once, so there is nothing to average; leave it out", 0),
+    "tta": Refusal("timm's loader yields each image once, so there is nothing to average; omit it", 0),
     "use_multi_epochs_loader": Refusal(
         "loader processes restart at each epoch, so that a resumed run equals an unbroken one; use more --workers",
         False,
@@ -91,7 +85,7 @@ REFUSED: dict[str, Refusal] = {
     "kd_student_feature_dim": Refusal(_FEATURES),
     "kd_teacher_feature_dim": Refusal(_FEATURES),
     "kd_token_distill_type": Refusal(_TOKENS, "soft"),
-    "dist_eval": Refusal("an evaluation always uses all ranks, and counts each image once; leave it out", False),
+    "dist_eval": Refusal("an evaluation always uses all ranks, and counts each image once; omit it", False),
     "get_flops": Refusal("FLOPs are counted whenever they are needed; use stitchkit profile to print them", False),
 }
 """Refusals by name of the setting in a file."""
@@ -105,16 +99,16 @@ class Removed(Refusal):
         return InputError(f"{flag_of(name)} was removed: {self.reason}")
 
 
-_SAMPLERS = "only samplers that studies/samplers has used it; leave it out"
-_FOCUS = "studies/evidence shows no gain by it; leave it out"
-_ONE_STAGE = Removed("an evaluation judges every stitch on all images; leave it out, or choose --eval-stitches")
+_SAMPLERS = "only samplers that studies/samplers has used it; omit it"
+_FOCUS = "studies/evidence shows no gain by it; omit it"
+_ONE_STAGE = Removed("an evaluation judges every stitch on all images; omit it, or choose --eval-stitches")
 
 REMOVED: dict[str, Refusal] = {
     "sampler_routes": Removed(_SAMPLERS),
     "sandwich_divergence": Removed(_SAMPLERS, "kl"),
     "focus": Removed(_FOCUS, 0),
     "focus_images": Removed(_FOCUS),
-    "cache_features": Removed("each epoch computes the features of the anchors; leave it out"),
+    "cache_features": Removed("each epoch computes the features of the anchors; omit it"),
     "eval_images": _ONE_STAGE,
     "keep_within": _ONE_STAGE,
 }

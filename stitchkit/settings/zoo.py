@@ -24,11 +24,8 @@ def zoo(*, max_flops: float | None = None, licence: str | None = None) -> dict[s
     """The configurations of the zoo by name, from cheap to costly.
 
     Args:
-        max_flops: Only those that have a stitch of at most so many FLOPs.
+        max_flops: Only those with a stitch of at most this many FLOPs.
         licence: Only those whose weights have this licence.
-
-    Raises:
-        InputError: If none has the licence, or none is as cheap.
     """
     configs = {name: StitchConfig.load(path) for name, path in short_names().items()}
     every = {name: config for name, config in configs.items() if config.zoo is not None}

@@ -14,7 +14,7 @@ from stitchkit.settings.flags import resolve
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
-from stitchkit.training.samplers.uniform import Uniform
+from stitchkit.training.samplers import Uniform
 from stitchkit.training.session import engine_settings
 from stitchkit.training.task import create_task
 from tests.support import pico_config, pico_images, pico_snnet, randomize, write_config

@@ -10,8 +10,7 @@ from stitchkit.model.create import read_config
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.flags import resolve
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.samplers import create_sampler
-from stitchkit.training.samplers.cost_bins import CostBins
+from stitchkit.training.samplers import CostBins, create_sampler
 from tests.support import ROOT
 
 
