@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.routes import Joint
@@ -43,38 +41,27 @@ def candidates(model: SNNet, buckets: int) -> list[Candidate]:
     profiler = Profiler(model)
     anchors = [model.space[cfg_id] for cfg_id in range(model.space.num_anchors)]
     alone = {anchor.segments[0].anchor: profiler.cost(anchor).flops for anchor in anchors}
-    found = []
+    joints = []
     for joint, cfg_id in joint_routes(model).items():
         low, high = sorted((alone[joint.front], alone[joint.end]))
         flops = profiler.cost(cfg_id).flops
-        place = (flops - low) * buckets // max(high - low, 1)  # in whole numbers, so that limits are exact
-        bucket = min(max(place, 0), buckets - 1)
-        found.append(Candidate(joint, model.space[cfg_id].name, flops, bucket))
-    return found
+        number = (flops - low) * buckets // max(high - low, 1)  # in whole numbers, so that limits are exact
+        joints.append(Candidate(joint, model.space[cfg_id].name, flops, min(max(number, 0), buckets - 1)))
+    return joints
 
 
-def least_scores(given: Sequence[Candidate], scores: Mapping[Joint, float]) -> dict[Joint, float]:
+def least_scores(joints: Sequence[Candidate], scores: Mapping[Joint, float]) -> dict[Joint, float]:
     """For each joint the lowest score in its bucket between the same anchors, in the same direction."""
     groups: dict[tuple[str, str, int], list[Joint]] = defaultdict(list)
-    for one in given:
-        groups[one.joint.front, one.joint.end, one.bucket].append(one.joint)
+    for candidate in joints:
+        groups[candidate.joint.front, candidate.joint.end, candidate.bucket].append(candidate.joint)
     return {joint: min(scores[other] for other in group) for group in groups.values() for joint in group}
 
 
-def check_scores(given: Sequence[Candidate], scores: Mapping[Joint, float]) -> None:
-    """Refuse scores of which one is missing, negative or not finite."""
-    for one in given:
-        score = scores.get(one.joint, math.nan)
-        if not 0 <= score < math.inf:
-            raise InputError(
-                f"the score of {one.joint} is {score}, not a finite number from 0; check weights and images"
-            )
-
-
-def keep(given: Sequence[Candidate], scores: Mapping[Joint, float], tau: float) -> list[Joint]:
-    """The joints whose score is at most 1 + `tau` times the lowest of their bucket, in the order given.
+def keep(joints: Sequence[Candidate], scores: Mapping[Joint, float], tau: float) -> list[Joint]:
+    """The joints whose score is at most 1 + `tau` times the lowest of their bucket, in their order.
 
     Source: KLAS, for Gamma.
     """
-    least = least_scores(given, scores)
-    return [one.joint for one in given if scores[one.joint] <= (1 + tau) * least[one.joint]]
+    least = least_scores(joints, scores)
+    return [joint for joint in (each.joint for each in joints) if scores[joint] <= (1 + tau) * least[joint]]

@@ -54,18 +54,14 @@ def theta(p: torch.Tensor, q: torch.Tensor) -> float:
 
 @torch.no_grad()
 def anchor_thetas(model: SNNet, batches: Batches) -> dict[tuple[str, str], float]:
-    """Theta between the outputs of every two anchors, from the cheaper to the costlier.
-
-    Raises:
-        InputError: If the anchors have no classifiers.
-    """
+    """Theta between the outputs of every two anchors, from the cheaper to the costlier."""
     if not model.num_classes:
-        raise InputError("anchors without classifiers cannot be compared by their predictions; leave out --pair")
-    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+        raise InputError("anchors without classifiers cannot be compared by their predictions; omit --pair")
+    logits: dict[str, list[torch.Tensor]] = defaultdict(list)
     for images, _ in batches:
         for label, anchor in model.views.items():
-            found[label].append(anchor.model(images).double().log_softmax(1))
-    outputs = {label: torch.cat(parts) for label, parts in found.items()}
+            logits[label].append(anchor.model(images).double().log_softmax(1))
+    outputs = {label: torch.cat(parts) for label, parts in logits.items()}
     return {(front, end): theta(outputs[front], outputs[end]) for front, end in combinations(outputs, 2)}
 
 
@@ -118,7 +114,7 @@ def _read(model: SNNet, batches: Batches) -> tuple[dict[Place, torch.Tensor], di
     if not labels:
         raise InputError("klas needs images, but there are none; give a folder of images")
     return (
-        {place: torch.cat(parts).float() for place, parts in features.items()},
+        {key: torch.cat(parts).float() for key, parts in features.items()},
         {label: torch.cat(parts).float() for label, parts in outputs.items()},
         torch.cat(labels),
     )
@@ -151,7 +147,6 @@ def train_probes(
         features: `[images, C]` by place.
         targets: Probabilities `[images, classes]` by anchor.
         held_out: `[images]`, true for images that no probe is trained on.
-        seed: Decides the order of the images.
     """
     generator = torch.Generator().manual_seed(seed)
     probes: dict[Place, nn.Linear] = {}
@@ -169,10 +164,10 @@ def train_probes(
     for _ in range(_EPOCHS):
         for order in torch.split(torch.randperm(len(trained_on), generator=generator), _BATCH_SIZE):
             chosen = trained_on[order]
-            for place, probe in probes.items():
+            for (label, entry), probe in probes.items():
                 optimizer.zero_grad()  # the others have no gradients, and stay as they are
-                loss = F.cross_entropy(probe(inputs[place][chosen]), targets[place[0]][chosen])
+                loss = F.cross_entropy(probe(inputs[label, entry][chosen]), targets[label][chosen])
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     with torch.no_grad():
-        return {place: probe(inputs[place][held_out]).double().log_softmax(1) for place, probe in probes.items()}
+        return {key: probe(inputs[key][held_out]).double().log_softmax(1) for key, probe in probes.items()}

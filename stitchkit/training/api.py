@@ -17,12 +17,7 @@ from stitchkit.training.summary import read_summary
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished training.
-
-    Args:
-        folder: Its folder.
-        summary: The rows of its `summary.csv`: for each epoch, loss, accuracies and learning rate by their names.
-    """
+    """A finished training: its folder, and the rows of its `summary.csv`, one dictionary for each epoch."""
 
     folder: Path
     summary: list[dict[str, float | None]]
@@ -72,8 +67,8 @@ def evaluate(data: str | os.PathLike[str] | None = None, /, **settings: object) 
 
 def _run(data: str | os.PathLike[str] | None, settings: dict[str, object]) -> Recipe:
     """Run the command with these flags, and return its recipe."""
-    given = settings if data is None else {"data_dir": data, **settings}
-    recipe, config = read_run({key: _as_flag(key, value) for key, value in given.items()})
+    flags = settings if data is None else {"data_dir": data, **settings}
+    recipe, config = read_run({key: _as_flag(key, value) for key, value in flags.items()})
     if recipe.run.dry_run:
         raise InputError("dry_run has no result to return; use stitchkit train --dry-run")
     run(recipe, config)

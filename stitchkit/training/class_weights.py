@@ -1,4 +1,4 @@
-"""Weights of classes in the loss, for data in which some classes are rare."""
+"""Weights of classes in the loss, for data with rare classes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,13 @@ def class_weights(text: str, images: Images, num_classes: int) -> torch.Tensor:
         num_classes: Number of logits.
     """
     if text == "balanced":
-        counts = _count(images)
+        reader = getattr(images, "reader", None)
+        if not isinstance(reader, FolderReader):
+            raise InputError("balanced requires an image folder; for this data set, give a number for each class")
+        counts = Counter(label for _, label in reader.samples)
         mean = counts.total() / len(counts)
         return torch.tensor([mean / counts[label] if label in counts else 0.0 for label in range(num_classes)])
-    given = [float(word) for word in text.split(",")]
-    if len(given) != num_classes:
+    weights = [float(word) for word in text.split(",")]
+    if len(weights) != num_classes:
         raise InputError(f"'{text}' is not for {num_classes} classes; give {num_classes} numbers, in their order")
-    return torch.tensor(given)
-
-
-def _count(images: Images) -> Counter[int]:
-    """The number of images of each class of an image folder."""
-    reader = getattr(images, "reader", None)
-    if not isinstance(reader, FolderReader):
-        raise InputError(
-            "balanced counts the images of an image folder, which this data set is not; give a number for each class"
-        )
-    return Counter(label for _, label in reader.samples)
+    return torch.tensor(weights)

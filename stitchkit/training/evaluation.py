@@ -73,15 +73,21 @@ def evaluate_stitches(session: Session) -> None:
         return
     norms = give_statistics(session, model, missing, ledgers, origin, keeps_anchors=freezes_anchors(content))
     numbers = count(1)
-    for found in _judged(session, model, origin, missing, ledgers):
+    judged: Iterator[_Scores]
+    if isinstance(model, DenseSNNet):
+        judged = DenseEvaluation(session, model, origin, ledgers).stitches(missing)
+    elif model.num_classes:
+        judged = Answering(session, model, origin, ledgers).stitches(missing)
+    else:
+        judged = _by_features(session, model, missing, ledgers)
+    for scores in judged:
         for ledger in ledgers:
-            _record(session, ledger, found, norms)
-        for cfg_id, one in found.items():
-            said = [f"{key} {value:.2f}" for key, value in one.figures.items() if key not in _UNSAID]
+            _record(session, ledger, scores, norms)
+        for cfg_id, worth in scores.items():
+            figures = "  ".join(f"{key} {value:.2f}" for key, value in worth.figures.items() if key not in _UNSAID)
             _logger.info(
-                "stitch %d/%d  cfg_id %d  %s  %s",
-                next(numbers), len(missing), cfg_id, model.space[cfg_id], "  ".join(said),
-            )  # fmt: skip
+                "stitch %d/%d  cfg_id %d  %s  %s", next(numbers), len(missing), cfg_id, model.space[cfg_id], figures
+            )
 
     def finish() -> None:
         for ledger in ledgers:
@@ -97,17 +103,6 @@ def evaluate_stitches(session: Session) -> None:
     from_primary(world, finish)  # the other ranks wait, since their callers read the ledger next
 
 
-def _judged(
-    session: Session, model: SNNet, origin: Mapping[str, object], cfg_ids: Sequence[int], ledgers: Sequence[Ledger]
-) -> Iterator[_Scores]:
-    """What stitches are worth: by pixels, by labels, or by their features."""
-    if isinstance(model, DenseSNNet):
-        return DenseEvaluation(session, model, origin, ledgers).stitches(cfg_ids)
-    if model.num_classes:
-        return Answering(session, model, origin, ledgers).stitches(cfg_ids)
-    return _by_features(session, model, cfg_ids, ledgers)
-
-
 def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, object], list[int], list[Ledger]]:
     """Load the weights, and check what is wanted against the results so far; nothing is written.
 
@@ -117,7 +112,12 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
     """
     recipe, model, ledgers = session.recipe, session.model, list[Ledger]()
     content, digest = load_weights(session, ema=recipe.optim.model_ema) if recipe.run.resume else ({}, "")
-    _check_images(session)
+    for name in ("bank_images", "self_stitch") if as_timm(model).num_classes else ():
+        if getattr(recipe.run, name):
+            raise InputError(
+                f"{flag_of(name)} is for networks without classes, whose features are judged; omit it, or add "
+                "--num-classes 0"
+            )
     origin, wanted = origin_of(recipe, digest), list[int]()
     if isinstance(model, SNNet):
         if not model.num_classes:
@@ -149,16 +149,6 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
     return content, origin, from_primary(session.world, find_missing), ledgers
 
 
-def _check_images(session: Session) -> None:
-    """Refuse settings that do not fit the images, or what stitches are judged by: labels, or features."""
-    for name in ("bank_images", "self_stitch") if as_timm(session.model).num_classes else ():
-        if getattr(session.recipe.run, name):
-            raise InputError(
-                f"{flag_of(name)} is for networks without classes, whose features are judged; leave it out, or add "
-                "--num-classes 0"
-            )
-
-
 def _result(session: Session) -> Path:
     """The file of an evaluation's figures."""
     return session.folder / (LEDGER if isinstance(session.model, SNNet) else PER_CLASS)
@@ -175,10 +165,7 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
 
 
 def _record(session: Session, ledger: Ledger, scores: _Scores, norms: Mapping[int, Mapping[str, object]]) -> None:
-    """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete.
-
-    `norms` is what rows say of batch-norm statistics.
-    """
+    """Write scores, and what rows say of `norms`: first per class, since stitches in the ledger are complete."""
     columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score)}
     if columns:
         write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
@@ -221,17 +208,14 @@ def _plain_score(session: Session) -> Score:
 
 
 def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:
-    """Measure the latency of every stitch in the ledger again: results of separate runs are not comparable.
-
-    Only the primary rank does this, while the others wait.
-    """
+    """Measure the latency of every stitch in the ledger again: results of separate runs are not comparable."""
     if not batch_size or not ledger.rows:
         return
     _logger.info("measuring the latency of each stitch in turns, for about a minute or at least seven rounds")
     with uncompiled(model):
-        said = add_latencies(ledger.rows, model, batch_size=batch_size)
+        summary = add_latencies(ledger.rows, model, batch_size=batch_size)
     ledger.rewrite()
-    _logger.info("%s", said)
+    _logger.info("%s", summary)
 
 
 def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:

@@ -72,12 +72,12 @@ def give_statistics(
         kept = (read_statistics(path, model, origin) if path.is_file() else None) or {}
         check_statistics(kept, ledger.path, ledger.rows)
         lacking = [cfg_id for cfg_id in cfg_ids if cfg_id not in kept]
-        found = own_statistics(
+        added = own_statistics(
             session.recipe, model, session.loaders, lacking, autocast=session.autocast, keeps_anchors=keeps_anchors,
             by_agreement=session.by_agreement,
         )  # fmt: skip
-        kept |= {cfg_id: (each.statistics, each.figures) for cfg_id, each in found.items()}
-        if found:
+        kept |= {cfg_id: (each.statistics, each.figures) for cfg_id, each in added.items()}
+        if added:
             write_statistics(path, model, kept, origin)
         return {cfg_id: (_on("cpu", statistics), figures) for cfg_id, (statistics, figures) in kept.items()}
 
@@ -91,15 +91,9 @@ def _on(device: torch.device | str, statistics: Any) -> dict[str, torch.Tensor]:
 
 
 def own_statistics(
-    recipe: Recipe,
-    model: SNNet,
-    loaders: Loaders,
-    cfg_ids: Iterable[int],
-    *,
-    keeps_anchors: bool,
-    by_agreement: bool,
+    recipe: Recipe, model: SNNet, loaders: Loaders, cfg_ids: Iterable[int], *, keeps_anchors: bool, by_agreement: bool,
     autocast: Autocast = nullcontext,
-) -> dict[int, BestStatistics]:
+) -> dict[int, BestStatistics]:  # fmt: skip
     """The batch-norm statistics that suit stitches; nothing for those that have no norms, or keep all of theirs.
 
     With `--recalibrate-bn` they are renewed. Otherwise given, blended and renewed ones compete on training images that
@@ -112,7 +106,8 @@ def own_statistics(
         return {}
     train, count = loaders.train, forced or PORTIONS
     assert train is not None, "recalibration opens the training split"
-    batches = chain.from_iterable(map(_batches, (train, *loaders.held_out)))
+    parts: Any = (train, *loaders.held_out)
+    batches = chain.from_iterable(part.batches() if isinstance(part, PairLoader) else part for part in parts)
     if not isinstance(train.dataset, IterableDataset):
         count = len(train)
     with autocast():
@@ -124,13 +119,20 @@ def own_statistics(
     tried = candidates(model, fresh)
     held_out: Iterable[Any] = islice(batches, PORTIONS)
     if isinstance(model, DenseSNNet):
-        found = best(tried, _dense_penalties(model, tried, held_out, recipe, autocast), LOSS)
+        chosen = best(tried, _dense_penalties(model, tried, held_out, recipe, autocast), LOSS)
     else:
         if by_agreement:
             held_out = ((images, torch.full_like(labels, NO_CLASS)) for images, labels in held_out)
-        found = best(tried, *penalties(model, tried, held_out, autocast))
-    _say(found)
-    return found
+        chosen = best(tried, *penalties(model, tried, held_out, autocast))
+    kinds = Counter(str(each.figures["bn"]) for each in chosen.values())
+    _logger.info(
+        "batch-norm statistics of %s, compared on training images that renewed none: %s; --recalibrate-bn N renews "
+        "all, --recalibrate-bn 0 none",
+        counted(len(chosen), "route"), ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
+    )  # fmt: skip
+    if worse := [str(cfg_id) for cfg_id, each in chosen.items() if each.is_worse]:
+        _logger.info("renewed statistics are worse than given ones for cfg_id %s", ", ".join(worse))
+    return chosen
 
 
 def renewed_copy(session: Session) -> nn.Module:
@@ -140,10 +142,6 @@ def renewed_copy(session: Session) -> nn.Module:
     with session.autocast():
         renew(net, (images for images, _ in islice(train, session.recipe.run.recalibrate_bn)))
     return net
-
-
-def _batches(loader: Any) -> Iterator[Any]:
-    return iter(loader.batches() if isinstance(loader, PairLoader) else loader)
 
 
 def _portions(batches: Iterable[Any], recipe: Recipe, model: SNNet) -> Iterator[torch.Tensor]:
@@ -182,15 +180,3 @@ def _dense_penalties(
             for output, (_, target) in zip(outputs, pairs, strict=True):
                 losses[keys[number]] += loss([output[None]], target[None]).item()
     return {key: value / total for key, value in losses.items()}
-
-
-def _say(found: Mapping[int, BestStatistics]) -> None:
-    """Log which statistics routes have, and where renewed ones are worse than those that were given."""
-    kinds = Counter(str(each.figures["bn"]) for each in found.values())
-    _logger.info(
-        "batch-norm statistics of %s, compared on training images that renewed none: %s; --recalibrate-bn N renews "
-        "all, --recalibrate-bn 0 none",
-        counted(len(found), "route"), ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
-    )  # fmt: skip
-    if worse := [str(cfg_id) for cfg_id, each in found.items() if each.is_worse]:
-        _logger.info("renewed statistics are worse than given ones for cfg_id %s", ", ".join(worse))

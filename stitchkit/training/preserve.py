@@ -38,10 +38,10 @@ def say_frozen(model: SNNet, settings: StitchRecipe) -> str:
         return ""
     weights = [*model.parameters()]
     trained = quantity(sum(weight.numel() for weight in weights if weight.requires_grad))
-    said = f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
+    line = f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
     if settings.way_to_preserve == "frozen":
-        said += f", which saves {100 * saved_share(model, settings):.0f} % of a step's FLOPs"
-    return said
+        line += f", which saves {100 * saved_share(model, settings):.0f} % of a step's FLOPs"
+    return line
 
 
 def saved_share(model: SNNet, settings: StitchRecipe) -> float:
@@ -49,7 +49,7 @@ def saved_share(model: SNNet, settings: StitchRecipe) -> float:
 
     A backward pass costs the forward pass once for the gradients of activations, and once for those of weights. Blocks
     before the first joint then have neither, and those after it only the former. With features, both ways of training
-    run the anchor in which a stitch ends once more.
+    run the end anchor once more.
     """
     profiler = Profiler(model)
     frozen = everything = 0

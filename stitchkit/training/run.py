@@ -62,8 +62,8 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
 def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:
     """The recipe with a file, or None if there is none yet, in place of `--resume auto`."""
     run = recipe.run
-    found, restarted = find_resume(run.resume, files, world, only="evaluate" if run.eval else "")
+    checkpoint, restarted = find_resume(run.resume, files, world, only="evaluate" if run.eval else "")
     if restarted:  # these flags were meant for the first start of the run
         run = replace(run, no_resume_opt=False)
         recipe = replace(recipe, schedule=replace(recipe.schedule, start_epoch=None))
-    return replace(recipe, run=replace(run, resume=found))
+    return replace(recipe, run=replace(run, resume=checkpoint))

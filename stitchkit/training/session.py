@@ -29,18 +29,12 @@ from stitchkit.paths import for_file, paths_for_file
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.training import network
 from stitchkit.training.class_weights import class_weights
 from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
 from stitchkit.training.dense.data import create_pair_loaders, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
-from stitchkit.training.network import (
-    create_network,
-    input_size,
-    place_network,
-    prepare_as_trained,
-    with_trained_classes,
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +52,7 @@ class Session:
         input_size: Size of an input image, `(C, H, W)`.
         classes: Class names in the order of their numbers; empty if the dataset does not know them.
         class_weights: Weights of classes in the loss, `[num_classes]`; None for equal ones.
-        by_agreement: Whether an evaluation compares answers with those of the end anchors, for want of labels.
+        by_agreement: Whether an evaluation compares answers with those of the end anchors, because labels are missing.
     """
 
     recipe: Recipe
@@ -110,11 +104,11 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
         )
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
-    found = datasets.classes if uses_labels else ()
-    built = with_trained_classes(recipe, content) if config is not None and not found else recipe
-    model = create_network(built, config, found)
-    prepare_as_trained(model, recipe, content)
-    size, timm_model, weights = input_size(model, recipe), as_timm(model), None
+    learned = datasets.classes if uses_labels else ()
+    built = network.with_trained_classes(recipe, content) if config is not None and not learned else recipe
+    model = network.create_network(built, config, learned)
+    network.prepare_as_trained(model, recipe, content)
+    size, timm_model, weights = network.input_size(model, recipe), as_timm(model), None
     if not timm_model.num_classes and needs_classes and not (recipe.run.eval and isinstance(model, SNNet)):
         raise InputError(
             "the network has no classifier and gives features, but training and evaluation need classes; give their "
@@ -131,7 +125,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     if recipe.loss.class_weights and datasets.train is not None and not recipe.run.eval:
         with prefixed("--class-weights: "):
             weights = class_weights(recipe.loss.class_weights, datasets.train, timm_model.num_classes)
-    place_network(model, recipe, world)
+    network.place_network(model, recipe, world)
     classes = datasets.classes if needs_classes else ()
     return Session(recipe, config, model, loaders, size, classes, weights, world, by_agreement)
 
@@ -152,16 +146,14 @@ def labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list
         reason = "the labels are of other classes than the anchors'"
     else:
         return True
-    _logger.info("%s, so each stitch's answers are compared with those of the anchor in which it ends", reason)
+    _logger.info("%s, so each stitch's answers are compared with those of its end anchor", reason)
     return False
 
 
 def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, content: Mapping[str, object]) -> Session:
     """The session of a task of dense prediction."""
-    if recipe.data.dataset_download and not recipe.run.dry_run:
-        from_primary(
-            world, lambda: bool(open_splits(recipe, config))
-        )  # downloads; data sets are no plain data to return
+    if recipe.data.dataset_download and not recipe.run.dry_run:  # data sets are no plain data to return
+        from_primary(world, lambda: bool(open_splits(recipe, config)))
     train, judged = open_splits(recipe, config)
     for pairs in (train, judged):
         if pairs is not None:
@@ -170,14 +162,14 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, conte
     count = judged.num_classes if recipe.dense.task == "segmentation" else None
     recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
-    model = create_network(recipe, config, judged.classes or None)
-    prepare_as_trained(model, recipe, content)
-    size = input_size(model, recipe)
+    model = network.create_network(recipe, config, judged.classes or None)
+    network.prepare_as_trained(model, recipe, content)
+    size = network.input_size(model, recipe)
     Windows.of_task(recipe.dense, (size[1], size[2]))  # refuses a stride that leaves gaps, before any epoch
     loaders = create_pair_loaders(
         train, judged, recipe, world, input_size=size, model_config=as_timm(model).pretrained_cfg
     )
-    place_network(model, recipe, world)
+    network.place_network(model, recipe, world)
     return Session(recipe, config, model, loaders, size, judged.classes, None, world)
 
 

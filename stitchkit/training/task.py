@@ -41,32 +41,20 @@ class StitchTask(Task):
         replay: Draws anchors more often, and teaches them in place of the teacher.
         features: Gives the loss of the final features of every route, beside or in place of the others.
         settings: Whether labels are used, and kind, share and temperature of the teacher's loss.
-        mean: Mean with which images are normalised for the student, and in the same way `std`; the teacher has its own.
+        mean: The student's mean for the normalisation of images; so is `std`. The teacher has its own.
 
     Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        criterion: nn.Module,
-        *,
-        sampler: Sampler | None = None,
-        teacher: DistillationTeacher | None = None,
-        replay: Replay | None = None,
-        features: FeatureLoss | None = None,
-        settings: StitchRecipe | None = None,
-        mean: Sequence[float] = (),
-        std: Sequence[float] = (),
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ):
+        self, model: nn.Module, criterion: nn.Module, *, sampler: Sampler | None = None,
+        teacher: DistillationTeacher | None = None, replay: Replay | None = None, features: FeatureLoss | None = None,
+        settings: StitchRecipe | None = None, mean: Sequence[float] = (), std: Sequence[float] = (),
+        device: torch.device | None = None, dtype: torch.dtype = torch.float32,
+    ):  # fmt: skip
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=False)
-        self.sampler = sampler
+        self.sampler, self.teacher, self.replay, self.features = sampler, teacher, replay, features
         self.num_routes = max(sampler.cfg_ids) + 1 if sampler else 0
-        self.teacher = teacher
-        self.replay = replay
-        self.features = features
         self.settings = settings or StitchRecipe()
         if teacher is not None:
             for name, value in (("mean", mean), ("std", std)):
@@ -119,23 +107,19 @@ class StitchTask(Task):
             wanted = self.replay(images, cfg_id)
             # A copy in evaluation mode gives the mean of both if the network is a distilled one.
             return (1 - alpha) * loss + alpha * self._divergence((logits + taught) / 2, wanted)
-        if self.teacher is not None:
-            return (1 - alpha) * loss + alpha * self._teacher_loss(images, taught)
-        return loss
-
-    def _teacher_loss(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        assert self.teacher is not None
+        if self.teacher is None:
+            return loss
         with torch.no_grad():
             wanted = self.teacher(self.teacher.normalize_input(images, self.student_mean, self.student_std))
         if self.settings.distillation_type == "hard":
-            return F.cross_entropy(logits, wanted.argmax(1))
-        return self._divergence(logits, wanted)
+            return (1 - alpha) * loss + alpha * F.cross_entropy(taught, wanted.argmax(1))
+        return (1 - alpha) * loss + alpha * self._divergence(taught, wanted)
 
     def _divergence(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         # tau squared keeps the size of the gradient independent of tau (Hinton et al., section 2)
         tau = self.settings.distillation_tau
-        given, wanted = (F.log_softmax(x / tau, dim=1) for x in (logits, wanted))
-        return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * tau**2
+        logits, wanted = (F.log_softmax(x / tau, dim=1) for x in (logits, wanted))
+        return F.kl_div(logits, wanted, reduction="batchmean", log_target=True) * tau**2
 
 
 def create_task(
@@ -207,8 +191,8 @@ def create_teacher(
         if (trained := noted(network)) is not None:
             check_classes(trained.classes or (), [names], trained.path, strict=True)
             # The teacher normalises for itself; all else is as for the student.
-            here = {key: value for key, value in student.pretrained_cfg.items() if key not in ("mean", "std")}
-            trained.say_unlike({**here, "input_size": (channels, *sides)})
+            prepared = {key: value for key, value in student.pretrained_cfg.items() if key not in ("mean", "std")}
+            trained.say_unlike({**prepared, "input_size": (channels, *sides)})
     except InputError as error:
         raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
     if network.num_classes != classes:

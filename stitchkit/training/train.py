@@ -71,17 +71,17 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
     def finish(trained: TrainedEpoch) -> None:
         epoch, loss, stitches = trained.number, trained.loss, trained.position.route_losses
         is_due = epoch + 1 == epochs.stop or (epoch + 1) % recipe.run.val_interval == 0
-        found = validation.judge(trained.after_batch, due=is_due)
-        if found.words:
-            _logger.info("epoch %d/%d  %s", epoch + 1, epochs.stop, found.words)
-        check_finite(trainer, epoch, found.losses)
+        judged = validation.judge(trained.after_batch, due=is_due)
+        if judged.words:
+            _logger.info("epoch %d/%d  %s", epoch + 1, epochs.stop, judged.words)
+        check_finite(trainer, epoch, judged.losses)
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
-            write_summary(folder, epoch, loss=loss, rate=trained.position.rate, columns=found.columns)
+            write_summary(folder, epoch, loss=loss, rate=trained.position.rate, columns=judged.columns)
             if isinstance(session.model, SNNet):
                 write_losses(folder, epoch, session.model.space, stitches)
-            checkpoints.save(training_state(trainer) | more, epoch=epoch, metric=found.metric)
-        figures = {"train_loss": loss, "lr": trained.position.rate, **found.figures}
+            checkpoints.save(training_state(trainer) | more, epoch=epoch, metric=judged.metric)
+        figures = {"train_loss": loss, "lr": trained.position.rate, **judged.figures}
         figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}
         tracking.log(figures, epoch=epoch)
 
@@ -97,7 +97,7 @@ def _say_changes(session: Session, resume: Path) -> None:
     if not session.world.is_primary:
         return
     if not file.is_file():
-        _logger.info("there is no '%s' that says with which settings the run began, so changes are unknown", file)
+        _logger.info("'%s' with the settings of the first start is missing, so changes are unknown", file)
         return
     # As the file will say it: lists for tuples.
     now = json.loads(json.dumps(session.recipe.for_files()))
@@ -109,7 +109,7 @@ def _say_changes(session: Session, resume: Path) -> None:
 
 
 def _tidy(session: Session, checkpoints: Checkpoints, epochs: range) -> None:
-    """Bring the files in the run's folder to the state at which the run begins."""
+    """Bring the files in the run's folder to the state at the start of the run."""
     cut_summaries(session.folder, epochs.start)
     checkpoints.clear()
     if epochs:  # a finished run keeps the settings that it was trained with
@@ -142,8 +142,8 @@ def _prepare(
     if isinstance(model, SNNet):
         freeze(model, recipe.stitch)
         sampler = sampler_of(model, recipe)  # refuses a network without anything to train
-        if said := uncompiled(model)(say_frozen)(model, recipe.stitch):
-            _logger.info("%s", said)
+        if line := uncompiled(model)(say_frozen)(model, recipe.stitch):
+            _logger.info("%s", line)
         if recipe.stitch.uses_features:
             features = FeatureLoss(model, recipe.stitch)
         if content is None and not recipe.model.initial_checkpoint and recipe.stitch.ls_init:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -93,7 +93,7 @@ class Accuracies(Validation):
         if not isinstance(model, SNNet):
             return
         scores = self._validate({label: (model, cfg_id) for cfg_id, label in enumerate(model.views)})
-        accuracies = self._untouched.alone = {label: found.acc1 for label, found in scores.items()}
+        accuracies = self._untouched.alone = {label: score.acc1 for label, score in scores.items()}
         _logger.info("anchors alone  acc1  %s", "  ".join(f"{label} {acc1:.2f}" for label, acc1 in accuracies.items()))
         if self.session.recipe.stitch.way_to_preserve != "none":
             warn_of_guesses(accuracies, model.num_classes)
@@ -113,17 +113,18 @@ class Accuracies(Validation):
         if not scores:
             return Judgement(columns)
         figures: dict[str, float] = {}
-        for label, found in scores.items():
-            figures |= {f"eval_{label}_{key}": value for key, value in found.figures.items()}
+        for label, score in scores.items():
+            figures |= {f"eval_{label}_{key}": value for key, value in score.figures.items()}
         changes = changes_of(scores, alone)
         figures |= {f"eval_{label}_change": value for label, value in changes.items()}
-        words = "acc1  " + "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items())
+        words = "acc1  " + "  ".join(f"{label} {score.acc1:.2f}" for label, score in scores.items())
         if changes:
             words += "  against alone  " + "  ".join(f"{label} {change:+.2f}" for label, change in changes.items())
-        losses = tuple(found.loss for found in scores.values())
+        losses = tuple(score.loss for score in scores.values())
         *_, ranking = averages
-        metric = _metric([scores[label + ranking] for label in stitches], self.session.recipe.run.eval_metric)
-        return Judgement(columns, figures, losses, metric, words)
+        key = {"top1": "acc1", "top5": "acc5", "loss": "loss"}[self.session.recipe.run.eval_metric]
+        mean = sum(getattr(scores[label + ranking], key) for label in stitches) / len(stitches)
+        return Judgement(columns, figures, losses, -mean if key == "loss" else mean, words)
 
     def _validate(
         self, networks: Mapping[str, tuple[nn.Module, int | None]], after_batch: Callable[[], None] = lambda: None
@@ -135,13 +136,6 @@ class Accuracies(Validation):
                 network, cfg_id, batches, device=session.world.device, autocast=self.trainer.autocast
             )
         return scores
-
-
-def _metric(scores: Sequence[Score], name: str) -> float:
-    figures: Mapping[str, Callable[[Score], float]] = {
-        "top1": lambda found: found.acc1, "top5": lambda found: found.acc5, "loss": lambda found: -found.loss
-    }  # fmt: skip
-    return sum(map(figures[name], scores)) / len(scores)
 
 
 class FeatureLosses(Validation):

@@ -110,7 +110,7 @@ def test_copies_come_back_from_a_checkpoint():
 
 
 def test_two_ways_to_freeze_are_one_too_many():
-    with pytest.raises(InputError, match="--no-fulltune trains class tokens, and --preserve lora decides itself"):
+    with pytest.raises(InputError, match="--no-fulltune and --preserve lora both decide"):
         check(settings(stitch_config="x", data_dir="y", preserve="lora", fulltune=False))
 
 
@@ -151,7 +151,7 @@ ADVICE = 'give -c with the args.yaml of its run, or write "anchor_lora_r": 4 int
     [
         (4, 0, f"was 4 and is None; {ADVICE}"),
         (4, 2, f"was 4 and is 2; {ADVICE}"),
-        (0, 2, "was None and is 2; leave --preserve lora and anchor_lora_r out"),
+        (0, 2, "was None and is 2; omit --preserve lora and anchor_lora_r"),
     ],
 )
 def test_another_rank_says_what_to_do_and_another_rule_that_it_is_not_enough(trained, ours, advice):

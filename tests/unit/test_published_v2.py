@@ -93,8 +93,8 @@ def test_the_configuration_draws_from_the_published_bins(published, shared):
 def test_low_rank_says_that_the_updates_are_not_trained(caplog):
     StitchConfig.parse(TWO | {"low_rank": True, "lora_r": 4})
     assert [line.message for line in caplog.records] == [
-        "low_rank trains neither the stitching layers nor their updates of rank lora_r, as in the released code; leave "
-        "it out to train them"
+        "low_rank trains neither the stitching layers nor their updates of rank lora_r, as in the released code; "
+        "remove it to train them"
     ]
 
 

@@ -38,13 +38,8 @@ class DenseLoss(nn.Module, ABC):
     def forward(self, outputs: Sequence[torch.Tensor], target: torch.Tensor, *, warm: bool = False) -> torch.Tensor:
         """The loss `[]` of outputs `[B, num_outputs, h, w]`, the main one first, for a target `[B, H, W]`.
 
-        It is zero, and has gradients of zero, if nothing in the target is known.
-
-        Args:
-            outputs: The main output, then those of auxiliary heads.
-            target: Classes or depths at each pixel.
-            warm: Whether the step is one of the first `warm_steps`. The caller says so, who knows the step: a count of
-                calls would be wrong after a resumption, with several routes in a step, and after an evaluation.
+        It is zero, and has gradients of zero, if nothing in the target is known. The caller knows whether the step is
+        one of the first `warm_steps`: a count of calls would be wrong after a resumption and after an evaluation.
         """
         loss_of = self._warm_loss if warm else self._loss
         sized = [F.interpolate(output.float(), size=target.shape[-2:], mode="bilinear") for output in outputs]
@@ -115,8 +110,8 @@ class SigLoss(DenseLoss):
     def _log_ratios(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The logarithm of predicted by true depth at each known pixel, `[pixels]`."""
         is_known = (target >= _OFFSET) & (target <= self.max_depth)
-        found, known = output[:, 0][is_known], target[is_known].float()
-        return (found + _OFFSET).log() - (known + _OFFSET).log()
+        predicted, known = output[:, 0][is_known], target[is_known].float()
+        return (predicted + _OFFSET).log() - (known + _OFFSET).log()
 
     def _root_of_mean(self, g: torch.Tensor) -> torch.Tensor:
         mean = g.sum() / max(1, len(g))  # zero, with a gradient, if no pixel is known

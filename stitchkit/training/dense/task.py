@@ -37,14 +37,8 @@ class DenseTask(StitchTask):
 
 def create_dense_task(model: DenseSNNet, recipe: Recipe, device: torch.device, sampler: Sampler | None) -> DenseTask:
     """The task of a recipe."""
-    return DenseTask(
-        model,
-        loss_of(recipe.dense),
-        sampler=sampler,
-        settings=recipe.stitch,
-        device=device,
-        dtype=weights_dtype(recipe),
-    )
+    loss, dtype = loss_of(recipe.dense), weights_dtype(recipe)
+    return DenseTask(model, loss, sampler=sampler, settings=recipe.stitch, device=device, dtype=dtype)
 
 
 def loss_of(settings: DenseRecipe) -> DenseLoss:

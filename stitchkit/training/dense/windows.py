@@ -106,5 +106,5 @@ class Cut:
             for (y, x), output in zip(places, own, strict=True):
                 total[:, y : y + height, x : x + width] += output
                 count[y : y + height, x : x + width] += 1
-            found = (total / count)[None, :, : sides[0], : sides[1]]
-            yield F.interpolate(found, target.shape, mode="bilinear")[0] if sides != target.shape else found[0]
+            mean = (total / count)[None, :, : sides[0], : sides[1]]
+            yield F.interpolate(mean, target.shape, mode="bilinear")[0] if sides != target.shape else mean[0]
