@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None, parser: Parser | None = None) -
         parser: The parser of a program beside `stitchkit`; by default that of the registered command in use.
 
     Returns:
-        The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130, 138 or 143 after a signal on which a run was
-        saved; 141 if the reader of the output has ended, as after `| head`.
+        The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130, 138 or 143 after a signal that saved a run; 141 if
+        the reader of the output has ended, as after `| head`.
     """
     try:
         try:
@@ -76,12 +76,12 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
     logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     command: Command | None = None
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        first = given[0].split("=")[0] if given else ""
+        words = sys.argv[1:] if arguments is None else arguments
+        first = words[0].split("=")[0] if words else ""
         whole = program or _parser(first)
         if first.startswith("-") and first not in whole._option_string_actions:
             raise unknown_flag(whole, first)  # argparse would only miss the command
-        flags, rest = whole.parse_known_args(given)
+        flags, rest = whole.parse_known_args(words)
         command, parser = (vars(flags).pop(name) for name in ("command", "parser"))
         if rest and rest[0].startswith("-"):
             raise unknown_flag(parser, rest[0].split("=")[0])

@@ -19,13 +19,7 @@ def joint_routes(model: SNNet) -> dict[Joint, int]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A joint to choose or to leave.
-
-    Args:
-        stitch: Name of the stitch that passes through it alone.
-        flops: Of this stitch.
-        bucket: Number of its part of the range of FLOPs between its anchors, from 0.
-    """
+    """A joint, the stitch that passes through it alone, and the number of its part of the FLOPs between its anchors."""
 
     joint: Joint
     stitch: str

@@ -68,8 +68,8 @@ def _choose(flags: argparse.Namespace) -> None:
     config = StitchConfig.load(flags.stitch_config)
     if config.dense is not None:
         raise InputError(
-            f"'{flags.stitch_config}' is for {config.dense.task}, and choose scores joints for classes of whole images; use "
-            'a configuration of the same anchors without "dense", on images of classes, or train all stitches'
+            f"'{flags.stitch_config}' is for {config.dense.task}, and choose needs classes of whole images; remove "
+            '"dense" and give images of classes, or train all stitches'
         )
     import torch
 

@@ -35,16 +35,11 @@ Place = tuple[str, int]
 
 
 class Batches(Protocol):
-    """Images `[B, C, H, W]` on the model's device with labels `[B]`, `NO_CLASS` for images without; read once.
+    """Images `[B, C, H, W]` on the model's device with labels `[B]`, `NO_CLASS` for images without; read once."""
 
-    A list of such pairs will do.
-    """
+    def __len__(self) -> int: ...
 
-    def __len__(self) -> int:
-        """Number of batches."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Read them."""
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 def theta(p: torch.Tensor, q: torch.Tensor) -> float:
@@ -72,13 +67,9 @@ def klas(model: SNNet, batches: Batches, *, seed: int, from_labels: bool = True)
 
     Args:
         model: In evaluation mode.
-        batches: Some images.
         seed: Decides the order of the images for the probes, and the clusters.
         from_labels: Probes learn the labels; otherwise the predictions of their own anchor or, where anchors have no
             classifiers, the cluster of the last anchor's feature.
-
-    Returns:
-        A score for each of `joint_routes(model)`; lower is better, and 0 the best.
     """
     features, outputs, labels = _read(model, batches)
     if len(labels) < 2 * _HELD_OUT:

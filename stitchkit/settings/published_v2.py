@@ -52,11 +52,7 @@ SCHEMA: dict[str, JsonSchemaValue] = {
 
 
 def read_keys(content: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-    """The content of a configuration without these keys, and the settings of a recipe that they stand for.
-
-    Raises:
-        InputError: If one of them is not valid, or of the network `snnet_v1`.
-    """
+    """The content of a configuration without these keys, and the settings of a recipe that they stand for."""
     content, recipe = dict(content), dict[str, object]()
     if (network := content.pop("snnet_name", None)) is not None:
         if network == "snnet_v1":

@@ -70,13 +70,10 @@ class _Reported(type):
 # Schemas are built when first used: `stitchkit --help` imports them all and must not wait for that.
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True))
 class Settings(metaclass=_Reported):
-    """Base of all schemas: an unknown key is an error that names the nearest known one.
-
-    Attributes:
-        further_keys: Keys that files may have although they are not fields.
-    """
+    """Base of all schemas: an unknown key is an error that names the nearest known one."""
 
     further_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that files may have although they are not fields."""
     if TYPE_CHECKING:
         __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
@@ -243,9 +240,7 @@ def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[
     """Settings of a kind from plain data.
 
     Args:
-        kind: The schema.
-        content: The data.
-        place: Its place in the file; errors begin with it.
+        place: The place of the data in the file; errors begin with it.
         name: Names of the top-level keys in messages, such as their flags; by default their place in the file.
     """
     try:

@@ -36,11 +36,9 @@ Scores: TypeAlias = "dict[int, Score] | dict[int, AnswerAgreement]"
 
 
 class Answering:
-    """Evaluates stitches of an SN-Net by their logits; every rank makes one, and goes through the same stitches.
+    """Evaluates stitches of an SN-Net by their logits; every rank makes one, for the same stitches.
 
     Args:
-        session: The run.
-        model: Its SN-Net.
         origin: All that the figures depend on.
         ledgers: The ledger on the primary rank, which keeps the hits beside it; none on the others.
     """

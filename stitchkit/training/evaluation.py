@@ -15,21 +15,13 @@ from stitchkit.display import command, counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
+from stitchkit.measure import ledger_origin as origins
 from stitchkit.measure.agreement import AnswerAgreement
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.measure.features import FeatureScore
 from stitchkit.measure.intervals import add_intervals, by_image_beside
 from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import LEDGER, Ledger
-from stitchkit.measure.ledger_origin import (
-    IMAGES,
-    changed,
-    of_the_bank,
-    origin_file,
-    origin_of,
-    read_origin,
-    write_origin,
-)
 from stitchkit.measure.metric import metric_of
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
@@ -118,16 +110,16 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
                 f"{flag_of(name)} is for networks without classes, whose features are judged; omit it, or add "
                 "--num-classes 0"
             )
-    origin, wanted = origin_of(recipe, digest), list[int]()
+    origin, wanted = origins.origin_of(recipe, digest), list[int]()
     if isinstance(model, SNNet):
         if not model.num_classes:
-            origin |= of_the_bank(recipe)
+            origin |= origins.of_the_bank(recipe)
         origin["by_agreement"] = session.by_agreement
         chosen = recipe.run.eval_stitches
         wanted = [*model.space.ids] if chosen is None else model.space.select(chosen)
     else:
         origin |= {key: recipe.flat()[key] for key in _OF_A_MODEL}
-    origin[IMAGES] = from_primary(session.world, lambda: images_digest(session.loaders.validation.dataset))
+    origin[origins.IMAGES] = from_primary(session.world, lambda: images_digest(session.loaders.validation.dataset))
 
     def find_missing() -> list[int]:
         if not isinstance(model, SNNet):
@@ -139,7 +131,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
                 check_sums_beside(ledgers[0], session.loaders.validation)
             else:
                 check_hits_beside(ledgers[0], session.loaders.validation.dataset, by_agreement=session.by_agreement)
-            if before[IMAGES] != origin[IMAGES]:  # only now: hits say which image is another
+            if before[origins.IMAGES] != origin[origins.IMAGES]:  # only now: hits say which image is another
                 raise InputError(
                     f"result file '{ledgers[0].path}' was measured on other images: the validation images have changed "
                     f"since, in names, labels, sizes or content; {_MOVE}"
@@ -161,7 +153,7 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     _logger.info("evaluating %s", session.recipe.run.resume or "the initial weights; --resume chooses a checkpoint")
     if (path := _result(session)).exists() and not isinstance(session.model, SNNet):
         _logger.info("'%s' of an earlier evaluation is replaced", path)
-    write_origin(path, origin)
+    origins.write_origin(path, origin)
 
 
 def _record(session: Session, ledger: Ledger, scores: _Scores, norms: Mapping[int, Mapping[str, object]]) -> None:
@@ -220,11 +212,10 @@ def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:
 
 def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:
     """What results were measured with, without other weights, data or settings; images may differ."""
-    if not origin_file(path).exists():
-        raise InputError(
-            f"result file '{path}' has no '{origin_file(path).name}' beside it that says how it was measured; {_MOVE}"
-        )
-    before = {IMAGES: origin.get(IMAGES)} | read_origin(path, advice=_MOVE)
-    if (key := changed(before, origin)) not in (None, IMAGES):
+    file = origins.origin_file(path)
+    if not file.exists():
+        raise InputError(f"result file '{path}' has no '{file.name}' beside it that says how it was measured; {_MOVE}")
+    before = {origins.IMAGES: origin.get(origins.IMAGES)} | origins.read_origin(path, advice=_MOVE)
+    if (key := origins.changed(before, origin)) not in (None, origins.IMAGES):
         raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {origin[key]}; {_MOVE}")
     return before

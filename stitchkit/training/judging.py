@@ -34,10 +34,7 @@ _Run = Callable[[torch.Tensor], Mapping[int, torch.Tensor]]
 class Judge:
     """Judges the features of an SN-Net without classes; every rank makes one, and calls the same methods.
 
-    Args:
-        session: The run.
-        model: Its SN-Net.
-        cfg_ids: The stitches that will be judged, and the anchors that will be stitched to themselves.
+    `cfg_ids` are the stitches to judge and the anchors to stitch to themselves.
     """
 
     def __init__(self, session: Session, model: SNNet, cfg_ids: Collection[int]):

@@ -31,8 +31,6 @@ class DenseEvaluation:
     """Evaluates stitches in one pass over the images; every rank makes one.
 
     Args:
-        session: The run.
-        model: Its SN-Net.
         origin: All that the figures depend on.
         ledgers: The ledger on the primary rank, which keeps the sums of images beside it; none on the others.
     """

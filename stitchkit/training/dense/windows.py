@@ -91,12 +91,7 @@ class Cut:
         return torch.split(self.windows, most)
 
     def merged(self, outputs: torch.Tensor, targets: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The outputs for each image at the size of its target `[H, W]`: `[K, H, W]`.
-
-        Args:
-            outputs: Those for the windows, `[W, K, h', w']`.
-            targets: One for each image.
-        """
+        """The outputs `[K, H, W]` for each image at the size of its target `[H, W]`, from those for the windows."""
         (height, width), first = self.size, 0
         for places, sides, target in zip(self.places, self.sides, targets, strict=True):
             own = F.interpolate(outputs[first : first + len(places)].float(), self.size, mode="bilinear")
