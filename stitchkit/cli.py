@@ -86,10 +86,8 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
         if rest and rest[0].startswith("-"):
             raise unknown_flag(parser, rest[0].split("=")[0])
         if rest:
-            raise InputError(
-                f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and one value after each flag "
-                "(several as A,B)"
-            )
+            usage = f"write {usage_of(parser)}, and one value after each flag (several as A,B)"
+            raise InputError(f"unexpected argument '{rest[0]}'; {usage}")
         command.run(flags)
     except InputError as error:
         _report(error)
@@ -99,7 +97,14 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
     except OSError as error:
         if error.errno is None:  # not from the system: some library's, and perhaps our own mistake
             raise
-        _report(_refusal(error))
+        # The file if it is known, the cause, and what to do; an error of a write does not name the file.
+        where = f"'{error.filename}': " if error.filename else ""
+        advice = "check the disk, the network and the file systems that the command reads and writes"
+        if error.errno in DISK_FULL:
+            advice = "make room, or write to another disk"
+        elif where:
+            advice = "check the path, its permissions and the disk"
+        _report(InputError(f"{where}{error.strerror}; {advice}"))
         return 2
     except (Stopped, KeyboardInterrupt) as stop:
         number, how = (stop.number, f" by a signal; {stop}") if isinstance(stop, Stopped) else (signal.SIGINT, "")
@@ -110,18 +115,6 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
                 print(f"stitchkit: {printable(requeue())}", file=sys.stderr)
         return 128 + number
     return 0
-
-
-def _refusal(error: OSError) -> InputError:
-    """An error of the system as a message: the file if it is known, the cause, and what to do."""
-    where = f"'{error.filename}': " if error.filename else ""
-    if error.errno in DISK_FULL:  # an error of a write does not name the file
-        advice = "make room, or write to another disk"
-    elif where:
-        advice = "check the path, its permissions and the disk"
-    else:
-        advice = "check the disk, the network and the file systems that the command reads and writes"
-    return InputError(f"{where}{error.strerror}; {advice}")
 
 
 def _report(error: InputError) -> None:

@@ -52,9 +52,7 @@ def counted(number: int, noun: str) -> str:
 def count(text: str) -> float:
     """Read a number with a unit, such as `5G`, `1.3e9` or `30M`."""
     if re.fullmatch(r".*\d\s*ms\s*", text, re.IGNORECASE):
-        raise InputError(
-            f"'{text}' is a latency, not a count such as 5G; write milliseconds as 8ms, or use a latency limit"
-        )
+        raise InputError(f"'{text}' is a latency, not a count such as 5G; write milliseconds as 8ms")
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kKMGT]?)\s*", text)
     if not match:
         raise InputError(f"'{text}' is not a positive number such as 5G, 300M, 12k or 1.3e9")

@@ -49,9 +49,7 @@ def choose_device(device: str | None = None) -> torch.device:
         return chosen
     index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
     if index >= count:
-        raise InputError(
-            f"GPU {index} does not exist, this machine has {count}; start fewer processes or use --device cpu"
-        )
+        raise InputError(f"GPU {index} does not exist, this machine has {count}; start fewer ranks or use --device cpu")
     return torch.device("cuda", index)
 
 

@@ -121,9 +121,7 @@ def check_folder_of(path: Path) -> None:
 def refuse_link(path: Path) -> None:
     """Refuse to write through a link."""
     if path.is_symlink():
-        raise InputError(
-            f"'{path}' is a symbolic link, and nothing is written through one; remove it, or choose another folder"
-        )
+        raise InputError(f"'{path}' is a symbolic link, and none is written through; remove it, or use another folder")
 
 
 def own_folder(path: Path) -> Path:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
-from stitchkit.choose.choice import Candidate, candidates, keep, least_scores
-from stitchkit.choose.klas import Batches, anchor_thetas, klas
+from stitchkit.choose.klas import Batches, anchor_thetas, joint_routes, klas
 from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
+from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.paths import paths_for_file
@@ -25,6 +26,50 @@ _SHOWN = 20
 """Joints in a table."""
 WAYS = ("klas", "klas-label-free")
 """Scores by name: probes learn the labels, or what their own anchor predicts."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A joint, the stitch that passes through it alone, and the number of its part of the FLOPs between its anchors."""
+
+    joint: Joint
+    stitch: str
+    flops: int
+    bucket: int
+
+
+def candidates(model: SNNet, buckets: int) -> list[Candidate]:
+    """All joints to choose from; between any two anchors, the range of FLOPs is split into equal buckets.
+
+    A joint whose stitch costs less or more than both anchors belongs to the first or the last one.
+    """
+    profiler = Profiler(model)
+    anchors = [model.space[cfg_id] for cfg_id in range(model.space.num_anchors)]
+    alone = {anchor.segments[0].anchor: profiler.cost(anchor).flops for anchor in anchors}
+    joints = []
+    for joint, cfg_id in joint_routes(model).items():
+        low, high = sorted((alone[joint.front], alone[joint.end]))
+        flops = profiler.cost(cfg_id).flops
+        number = (flops - low) * buckets // max(high - low, 1)  # in whole numbers, so that limits are exact
+        joints.append(Candidate(joint, model.space[cfg_id].name, flops, min(max(number, 0), buckets - 1)))
+    return joints
+
+
+def least_scores(joints: Sequence[Candidate], scores: Mapping[Joint, float]) -> dict[Joint, float]:
+    """For each joint the lowest score in its bucket between the same anchors, in the same direction."""
+    groups: dict[tuple[str, str, int], list[Joint]] = defaultdict(list)
+    for candidate in joints:
+        groups[candidate.joint.front, candidate.joint.end, candidate.bucket].append(candidate.joint)
+    return {joint: min(scores[other] for other in group) for group in groups.values() for joint in group}
+
+
+def keep(joints: Sequence[Candidate], scores: Mapping[Joint, float], tau: float) -> list[Joint]:
+    """The joints whose score is at most 1 + `tau` times the lowest of their bucket, in their order.
+
+    Source: KLAS, for Gamma.
+    """
+    least = least_scores(joints, scores)
+    return [joint for joint in (each.joint for each in joints) if scores[joint] <= (1 + tau) * least[joint]]
 
 
 @dataclass(frozen=True)
@@ -85,9 +130,7 @@ def choose(
         scores = klas(model, batches, seed=seed, from_labels=way == "klas")
     for candidate in joints:
         if not 0 <= (score := scores.get(candidate.joint, math.nan)) < math.inf:
-            raise InputError(
-                f"the score of {candidate.joint} is {score}, not a finite number from 0; check weights and images"
-            )
+            raise InputError(f"the score of {candidate.joint} is {score}, not finite and at least 0; check the weights")
     return ChosenJoints(joints, way, scores, keep(joints, scores, tau))
 
 

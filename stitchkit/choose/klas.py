@@ -15,7 +15,6 @@ from sklearn.cluster import KMeans
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.choose.choice import joint_routes
 from stitchkit.data.batches import Batch
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
@@ -40,6 +39,12 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Batch]: ...
+
+
+def joint_routes(model: SNNet) -> dict[Joint, int]:
+    """The joints to choose from, each with the `cfg_id` of the stitch that passes through it alone."""
+    stitches = model.space.stitches.items()
+    return {stitch.joints[0]: cfg_id for cfg_id, stitch in stitches if len(stitch.joints) == 1}
 
 
 def theta(p: torch.Tensor, q: torch.Tensor) -> float:

@@ -40,13 +40,9 @@ ALTERNATIVES = (
 # Settings that exclude each other.
 _EXCLUDES = (
     *ALTERNATIVES,
-    ("split_bn", "sync_bn"),
-    ("jsd_loss", "bce_loss"),
-    ("class_weights", "jsd_loss"),
-    ("class_weights", "bce_loss"),
+    *(("split_bn", "sync_bn"), ("jsd_loss", "bce_loss"), ("class_weights", "jsd_loss"), ("class_weights", "bce_loss")),
     ("aug_splits", "no_prefetcher"),
 )
-
 
 # Settings that have no effect without labels, each with the flag that undoes it if a file has it.
 _OF_LABELS = {
@@ -132,15 +128,9 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError("--sync-bn waits for other ranks, which run different stitches; add --sampling shared")
     way = recipe.stitch.way_to_preserve
     if way != "none" and not recipe.stitch.fulltune:
-        raise InputError(
-            f"--no-fulltune and --preserve {way} both decide which parts of the anchors train; omit one of the two, or "
-            "give --fulltune"
-        )
+        raise InputError(f"--no-fulltune and --preserve {way} both decide what trains; omit one of the two")
     if recipe.stitch.freezes_anchors and recipe.optim.stitch_lr_scale == 0 and not recipe.run.eval:
-        raise InputError(
-            f"--preserve {way} trains only what --stitch-lr-scale 0 stops, so nothing would be trained; omit one of "
-            "the two"
-        )
+        raise InputError(f"--preserve {way} with --stitch-lr-scale 0 would train nothing; omit one of the two")
     if not recipe.optim.amp and recipe.optim.amp_dtype != OptimRecipe().amp_dtype:
         # No error: the settings of a run in low precision also serve to evaluate it with --no-amp.
         _logger.warning("--amp-dtype %s has no effect without --amp", recipe.optim.amp_dtype)

@@ -96,8 +96,8 @@ class _Loader(Composer, CParser, Resolver):
             if not isinstance(key, yaml.ScalarNode):
                 raise InputError(f"'{self.path}', line {_line(key)}: a key must be text, not a list or a mapping")
             if key.value in seen:
-                place = reduce(join, [*filter(lambda part: part is not None, self.place), key.value], "")
-                name = f" {place}, which is also in line {seen[key.value]}" if self.is_quoted else ""
+                full = reduce(join, [*filter(lambda part: part is not None, self.place), key.value], "")
+                name = f" {full}, which is also in line {seen[key.value]}" if self.is_quoted else ""
                 raise InputError(f"'{self.path}', line {_line(key)}: duplicate key{name}; remove one of the two")
             seen[key.value] = _line(key)
         return node

@@ -25,18 +25,11 @@ _logger = logging.getLogger(__name__)
 
 # What argparse cannot learn from the fields of the recipe: further spellings of flags, and how many values they take.
 _SPELLINGS = {
-    "dataset_download": ["--download"],
-    "batch_size": ["-b"],
-    "validation_batch_size": ["-vb"],
-    "workers": ["-j"],
-    "decay_rate": ["--dr"],
-    "eval": ["--evaluate"],
-    "lr": ["--learning-rate"],
-    "opt": ["--optimizer"],
-    "sched": ["--scheduler"],
-    "weight_decay": ["--wd"],
+    "dataset_download": ["--download"], "batch_size": ["-b"], "validation_batch_size": ["-vb"], "workers": ["-j"],
+    "decay_rate": ["--dr"], "eval": ["--evaluate"], "lr": ["--learning-rate"], "opt": ["--optimizer"],
+    "sched": ["--scheduler"], "weight_decay": ["--wd"],
     "recovery_interval": ["--checkpoint-interval", "--checkpoint_interval"],
-}
+}  # fmt: skip
 _VALUES: dict[str, dict[str, Any]] = {
     "input_size": {"nargs": 3, "metavar": ("C", "H", "W")},
     "torchcompile": {"nargs": "?", "const": "inductor", "metavar": "BACKEND"},
@@ -165,10 +158,8 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
         config = StitchConfig.load(str(settings["stitch_config"]))
         trains = config.recipe.get("task", "classification")
         if settings.get("task") == "classification" != trains:
-            raise InputError(
-                f"'{settings['stitch_config']}' is for --task {trains}, not for --task classification; omit --task, or "
-                "give its anchors to --anchors"
-            )
+            file = settings["stitch_config"]
+            raise InputError(f"'{file}' is for --task {trains}, not classification; omit --task, or use --anchors")
         settings = _merged([*layers, *_own_recipe(config, settings.get("task", trains))])
     elif anchors := settings.get("anchors"):
         settings = _merged([*layers, RECIPE])

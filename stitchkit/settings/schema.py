@@ -33,17 +33,10 @@ from stitchkit.settings.fields import MOST_CHANNELS, MOST_CLASSES, MOST_SIDE, Ch
 Kind = TypeVar("Kind")
 
 _EXPECTED = {
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "finite",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "settings by name",
-    "mapping_type": "settings by name",
-    "dataclass_type": "settings by name",
-}
+    "bool_type": "true or false", "int_type": "a whole number", "float_type": "a number", "finite_number": "finite",
+    "string_type": "text", **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "dataclass_type"), "settings by name"),
+}  # fmt: skip
 """The kind of value that pydantic expects, by the type of its error."""
 
 _MESSAGES = {

@@ -144,9 +144,7 @@ class StitchConfig(Settings):
         if self.layer == "lowrank" and self.lora_r is None:
             object.__setattr__(self, "lora_r", _RANK)
         if bool(self.lora_r) != (self.layer == "lowrank"):
-            raise InputError(
-                f"lora_r is {self.lora_r}, but layer is '{self.layer}'; a rank of at least 1 belongs to 'lowrank'"
-            )
+            raise InputError(f"lora_r is {self.lora_r}, but layer is '{self.layer}'; 'lowrank' has a rank from 1")
         if self.rule == "window" and self.directions != "up":
             raise InputError(
                 f"directions is '{self.directions}', but windows join only cheaper anchors to costlier ones; set "
@@ -155,9 +153,7 @@ class StitchConfig(Settings):
         if self.rule != "two_way" and self.max_switches is not None:
             raise InputError(f"max_switches belongs to the rule 'two_way', but rule is '{self.rule}'; remove it")
         if self.rule != "window" and (self.stitch_kernel_size, self.stitch_stride) != (2, 1):
-            raise InputError(
-                f"stitch_kernel_size and stitch_stride belong to windows, but rule is '{self.rule}'; remove them"
-            )
+            raise InputError(f"stitch_kernel_size and stitch_stride belong to windows, not '{self.rule}'; remove them")
         self.make_rule()
 
     @classmethod
@@ -233,10 +229,7 @@ RULES: dict[str, Callable[[Any], Rule]] = {
 def _own_recipe(settings: Mapping[str, object]) -> dict[str, object]:
     for key in _NOT_ITS_AUTHORS:
         if key in settings:
-            raise InputError(
-                f"recipe.{key}: a stitch configuration cannot set '{key}'; remove it and give {flag_of(key)} on the "
-                "command line"
-            )
+            raise InputError(f"recipe.{key}: a configuration cannot set '{key}'; remove it and give {flag_of(key)}")
     return checked_of_file(settings, "recipe.{}".format)
 
 

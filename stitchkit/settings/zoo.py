@@ -38,11 +38,8 @@ def zoo(*, max_flops: float | None = None, licence: str | None = None) -> dict[s
     if max_flops is not None:
         cheap = [name for name in names if facts[name].flops[0] <= max_flops]
         if not cheap:
-            least = min(facts[name].flops[0] for name in names)
-            raise InputError(
-                f"no stitch of these configurations takes at most {quantity(max_flops)} FLOPs; the cheapest takes "
-                f"{quantity(least)}"
-            )
+            least = quantity(min(facts[name].flops[0] for name in names))
+            raise InputError(f"no stitch takes at most {quantity(max_flops)} FLOPs; the cheapest takes {least}")
         names = cheap
     return {name: every[name] for name in names}
 

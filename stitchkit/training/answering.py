@@ -54,9 +54,7 @@ class Answering:
         if not cfg_ids:
             return
         if isinstance(self._session.loaders.validation.dataset, IterableDataset):
-            _logger.info(
-                "streamed images have no order, so no hits are kept, and stitches are not compared image by image"
-            )
+            _logger.info("streamed images have no order, so stitches are not compared image by image")
         yield self._kept(cfg_ids, self._answers(cfg_ids))
         self._partial().remove()  # only now: the ledger has all rows
 
@@ -128,7 +126,5 @@ def check_hits_beside(ledger: Ledger, images: CheckedImages, *, by_agreement: bo
     labels = np.array(known or [NO_CLASS] * len(images))
     nothing = np.zeros((0, len(images)), bool)
     if difference := hits.other_images(Hits((), nothing, nothing, labels, image_names(images.dataset))):
-        raise InputError(
-            f"'{hits_file(ledger.path)}' is of other images: {difference}; choose another --experiment or move the "
-            f"ledger '{ledger.path}' away"
-        )
+        advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
+        raise InputError(f"'{hits_file(ledger.path)}' is of other images: {difference}; {advice}")

@@ -78,10 +78,7 @@ def _run(data: str | os.PathLike[str] | None, settings: dict[str, object]) -> Re
 def _as_flag(key: str, value: object) -> object:
     """A value as the command line gives it, where Python has more natural types."""
     if key == "anchors" and isinstance(value, list | tuple) and any(callable(anchor) for anchor in value):
-        raise InputError(
-            "anchors of a training are names or files, as --anchors takes them; networks of your own are for "
-            "stitchkit.create_snnet"
-        )
+        raise InputError("anchors of a training are names or files; pass your own networks to stitchkit.create_snnet")
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     values = [*value] if isinstance(value, list | tuple | range) else None

@@ -263,10 +263,8 @@ def _check_image(trained: TrainedWith, session: Session) -> None:
     changes = {key: value for key, value in trained.unlike(ours).items() if key != "input_size"}  # compared before
     if changes.keys() - set_by_flags.keys():
         flags = " ".join(_as_flag(key, value) for key, value in changes.items())
-        raise InputError(
-            f"checkpoint '{trained.path}' was trained on images prepared with {compared(changes, ours)}; set {flags}, "
-            "or others"
-        )
+        was = f"checkpoint '{trained.path}' was trained on images prepared with {compared(changes, ours)}"
+        raise InputError(f"{was}; set {flags}, or others")
     trained.say_unlike(ours)
 
 
@@ -291,10 +289,8 @@ def load_run(session: Session) -> dict[str, Any]:
         )
     for name, ours in {"opt": recipe.optim.opt, **(_of_stitching(recipe) if session.config else {})}.items():
         if (trained := content.get(name, _ONCE.get(name))) != ours:
-            raise InputError(
-                f"checkpoint '{path}' was trained with {flag_of(name)} {trained}, not {ours}; use the same, or "
-                f"{_START_ANEW}"
-            )
+            was = f"checkpoint '{path}' was trained with {flag_of(name)} {trained}"
+            raise InputError(f"{was}, not {ours}; use the same, or {_START_ANEW}")
     return content
 
 

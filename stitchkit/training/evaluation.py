@@ -59,7 +59,11 @@ def evaluate_stitches(session: Session) -> None:
     content, origin, missing, ledgers = prepare_evaluation(session)
     from_primary(world, lambda: _begin(session, origin))
     if not isinstance(model, SNNet):
-        score = _plain_score(session)
+        net = renewed_copy(session) if recipe.run.recalibrate_bn else model
+        batches, num_classes = batches_of(session.loaders.validation, world, "evaluation"), as_timm(model).num_classes
+        score = evaluate_stitch(
+            net, None, batches, device=world.device, autocast=session.autocast, num_classes=num_classes
+        )
         _logger.info("%s", json.dumps({"model": recipe.model.model, **score.figures}))
         from_primary(world, lambda: write_per_class(session.folder, _classes(session), {"acc1": score}))
         return
@@ -86,7 +90,12 @@ def evaluate_stitches(session: Session) -> None:
             remove_progress(session.folder)
             add_intervals(ledger.rows, by_image_beside(ledger.path, metric_of(ledger.rows)))
             ledger.rewrite()
-            _add_latencies(recipe.run.latency, model, ledger)
+            if (batch_size := recipe.run.latency) and ledger.rows:  # all of them: separate runs are not comparable
+                _logger.info("measuring the latency of each stitch in turns, for a minute or at least seven rounds")
+                with uncompiled(model):
+                    summary = add_latencies(ledger.rows, model, batch_size=batch_size)
+                ledger.rewrite()
+                _logger.info("%s", summary)
             front = command("stitchkit", "pareto", ledger.path)
             _logger.info("%s has %s; the front: %s", ledger.path, counted(len(ledger.rows), "stitch"), front)
 
@@ -106,10 +115,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
     content, digest = load_weights(session, ema=recipe.optim.model_ema) if recipe.run.resume else ({}, "")
     for name in ("bank_images", "self_stitch") if as_timm(model).num_classes else ():
         if getattr(recipe.run, name):
-            raise InputError(
-                f"{flag_of(name)} is for networks without classes, whose features are judged; omit it, or add "
-                "--num-classes 0"
-            )
+            raise InputError(f"{flag_of(name)} requires networks without classes; omit it, or add --num-classes 0")
     origin, wanted = origins.origin_of(recipe, digest), list[int]()
     if isinstance(model, SNNet):
         if not model.num_classes:
@@ -188,26 +194,6 @@ def _by_features(
         for ledger in ledgers:
             add_self_stitch(ledger.rows, cfg_id, score)
             ledger.rewrite()
-
-
-def _plain_score(session: Session) -> Score:
-    """The score of the plain model, with recalibrated batch norms if requested."""
-    world, net, num_classes = session.world, session.model, as_timm(session.model).num_classes
-    if session.recipe.run.recalibrate_bn:
-        net = renewed_copy(session)
-    batches = batches_of(session.loaders.validation, world, "evaluation")
-    return evaluate_stitch(net, None, batches, device=world.device, autocast=session.autocast, num_classes=num_classes)
-
-
-def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:
-    """Measure the latency of every stitch in the ledger again: results of separate runs are not comparable."""
-    if not batch_size or not ledger.rows:
-        return
-    _logger.info("measuring the latency of each stitch in turns, for about a minute or at least seven rounds")
-    with uncompiled(model):
-        summary = add_latencies(ledger.rows, model, batch_size=batch_size)
-    ledger.rewrite()
-    _logger.info("%s", summary)
 
 
 def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:

@@ -62,8 +62,12 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
         model.keeps_statistics = True  # a training means all routes to share them, and an evaluation gives its own
         if not (recipe.data.mean and recipe.data.std) and (warning := unlike_images(model.views)):
             _logger.warning("%s", warning)  # a run normalises in one way
-        if not settings.anchors:  # a plan orders them, by FLOPs
-            _warn_of_order(model)
+        params = {label: sum(map(torch.numel, anchor.model.parameters())) for label, anchor in model.views.items()}
+        # Stitches lead from one anchor to the next, so the order decides which exist; a plan orders them by FLOPs.
+        if not settings.anchors and list(params.values()) != sorted(params.values()):
+            listed = ", ".join(f"{label} {count:,}" for label, count in params.items())
+            message = "anchors must be listed from cheap to costly, but their parameters do not ascend: %s"
+            _logger.warning(message, listed)
     else:
         assert settings.model is not None
         checkpoint = settings.pretrained_path if options["pretrained"] else None
@@ -140,9 +144,7 @@ def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
 def _set_drop_path(model: SNNet, rates: Sequence[float]) -> None:
     """Give all blocks of an anchor one rate of stochastic depth; those of timm grow from block to block."""
     if len(rates) != len(model.views):
-        raise InputError(
-            f"--anchor-drop-path is {[*rates]}; give a rate for each of the anchors {', '.join(model.views)}"
-        )
+        raise InputError(f"--anchor-drop-path is {[*rates]}; give one rate for each of {', '.join(model.views)}")
     for rate, (label, anchor) in zip(rates, model.views.items(), strict=True):
         names = [name for name, _ in anchor.model.named_modules() if _DROP_PATH.fullmatch(name)]
         if rate and not names:
@@ -153,16 +155,6 @@ def _set_drop_path(model: SNNet, rates: Sequence[float]) -> None:
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [part for part in model.modules() if isinstance(part, _BatchNorm)]
-
-
-def _warn_of_order(model: SNNet) -> None:
-    """Warn if the order of anchors looks wrong: stitches lead from one to the next, so it decides which exist."""
-    params = {label: sum(map(torch.numel, anchor.model.parameters())) for label, anchor in model.views.items()}
-    if list(params.values()) != sorted(params.values()):
-        listed = ", ".join(f"{label} {count:,}" for label, count in params.items())
-        _logger.warning(
-            "anchors must be listed from cheap to costly, but their parameter counts do not ascend: %s", listed
-        )
 
 
 def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:

@@ -41,15 +41,8 @@ def give_statistics(
 ) -> dict[int, dict[str, object]]:  # fmt: skip
     """Give stitches that will be evaluated the batch-norm statistics that suit them, kept beside the ledger.
 
-    The primary rank computes them, so that neither the number of ranks nor their batches decide.
-
-    Args:
-        ledgers: The ledger on the primary rank; the stitches in it have theirs already.
-        origin: All that figures depend on; statistics of anything else are replaced.
-        keeps_anchors: Whether anchors were not trained, so that their statistics are right as they are.
-
-    Returns:
-        What the rows of stitches in the ledger say of their statistics.
+    The primary rank computes them, so that neither the number of ranks nor their batches decide. Statistics of another
+    `origin` are replaced. Returned is what the rows of stitches in the ledger say of their statistics.
     """
 
     def find() -> dict[int, Kept]:

@@ -66,9 +66,7 @@ def show_plan(session: Session) -> None:
     classes = f", {len(session.classes)} classes" if session.classes else ""
     for line in [f"data: {counts}{classes}", *_of_dense(session), *_of_training(session)]:
         _logger.info("%s", line)
-    _logger.info(
-        "this was a dry run: nothing was computed, written or downloaded; the folder would be %s", session.folder
-    )
+    _logger.info("this was a dry run: nothing was computed, written or downloaded; folder: %s", session.folder)
 
 
 def _of_network(session: Session) -> Iterator[str]:

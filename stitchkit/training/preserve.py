@@ -108,15 +108,12 @@ class Replay(nn.Module):
 
 @dataclass
 class UntouchedAnchors:
-    """The anchors as they were before the training; checkpoints have it, since a resumed run cannot find it out.
-
-    Args:
-        alone: Accuracy of each anchor in percent, by label; empty in runs that older versions began.
-        copies: Of the anchors, or of what of them a loss needs; None if it needs none.
-    """
+    """The anchors as they were before the training; checkpoints have it, since a resumed run cannot find it out."""
 
     copies: nn.ModuleList | None = None
+    """Of the anchors, or of the parts that a loss needs, if it needs any."""
     alone: dict[str, float] = field(default_factory=dict)
+    """Accuracy of each anchor in percent, by label; empty in runs that older versions began."""
 
     def state(self) -> dict[str, object]:
         """The part of a checkpoint."""
@@ -131,8 +128,6 @@ class UntouchedAnchors:
         if self.copies is None:
             return
         if "copies" not in content:
-            raise InputError(
-                f"checkpoint '{path}' lacks the copies of the anchors, so it cannot be resumed; start anew from its "
-                "weights with --initial-checkpoint"
-            )
+            advice = "start anew from its weights with --initial-checkpoint"
+            raise InputError(f"checkpoint '{path}' lacks the copies of the anchors, so it cannot be resumed; {advice}")
         load_content(self.copies, {"state_dict": content["copies"]}, path)

@@ -125,11 +125,7 @@ class CostBins(Sampler):
 
 
 def cost_bins(costs: Mapping[int, float], gap: Callable[[float], float]) -> list[tuple[int, ...]]:
-    """Routes in bins from cheap to costly: one begins at its cheapest route and spans at most a gap from there.
-
-    Args:
-        costs: FLOPs by `cfg_id`.
-        gap: The FLOPs that a bin spans, by its first FLOPs.
+    """Routes in bins from cheap to costly, from FLOPs by `cfg_id`: a bin spans at most the `gap` at its first FLOPs.
 
     Source: the resource-constrained sampler of SN-Netv2, as released: the first bin begins at 0 FLOPs.
     """
@@ -144,11 +140,7 @@ def cost_bins(costs: Mapping[int, float], gap: Callable[[float], float]) -> list
 
 
 def gap_between(anchors: Sequence[float]) -> Callable[[float], float]:
-    """The default gap: cheap anchors lie closer together than costly ones, and so do the routes between them.
-
-    Args:
-        anchors: FLOPs of each anchor.
-    """
+    """The default gap, from the anchors' FLOPs: cheap anchors and their routes lie closer together than costly ones."""
     steps = sorted(set(anchors))
 
     def gap(start: float) -> float:
@@ -161,11 +153,7 @@ def gap_between(anchors: Sequence[float]) -> Callable[[float], float]:
 def budget_bins(
     costs: Mapping[int, float], gap: Callable[[float], float], budgets: Sequence[float]
 ) -> list[tuple[int, ...]]:
-    """For each budget in FLOPs, the costliest route within it, and those that cost at most a gap less.
-
-    Raises:
-        InputError: If no route is within a budget.
-    """
+    """For each budget in FLOPs, the costliest route within it, and those that cost at most a gap less."""
     bins: list[tuple[int, ...]] = []
     for budget in budgets:
         within = [cost for cost in costs.values() if cost <= budget]

@@ -30,11 +30,11 @@ from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training import network
-from stitchkit.training.class_weights import class_weights
 from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
 from stitchkit.training.dense.data import create_pair_loaders, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
+from stitchkit.training.task import class_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -99,9 +99,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     datasets = open_datasets(recipe)
     uses_labels, needs_classes = recipe.stitch.uses_labels, recipe.stitch.uses_labels or recipe.run.eval
     if uses_labels and not (datasets.classes or recipe.model.num_classes or recipe.run.eval):
-        raise InputError(
-            f"the data set '{source_of(recipe)}' does not name its classes; give their number, such as --num-classes 10"
-        )
+        raise InputError(f"data set '{source_of(recipe)}' does not name its classes; give --num-classes")
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
     learned = datasets.classes if uses_labels else ()

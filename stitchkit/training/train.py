@@ -61,7 +61,16 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
     trainer, epochs, position, untouched, validation = _prepare(session, checkpoints)
     if recipe.run.resume and not recipe.run.no_resume_opt:
         _say_changes(session, Path(recipe.run.resume))
-    from_primary(world, lambda: _tidy(session, checkpoints, epochs))
+
+    def tidy() -> None:
+        """Bring the files in the run's folder to the state at the start of the run."""
+        cut_summaries(folder, epochs.start)
+        checkpoints.clear()
+        if epochs:  # a finished run keeps the settings that it was trained with
+            session.save_settings(_SETTINGS, without=_OF_ONE_START)
+        begin_log(folder)
+
+    from_primary(world, tidy)
     tracking = open_tracking(session, epochs.start)
     more = header(session) | untouched.state()
 
@@ -106,15 +115,6 @@ def _say_changes(session: Session, resume: Path) -> None:
         known = (key for key in sorted(now) if key in before and key not in _NOT_WORTH_A_WORD)
         if changes := [f"{key} {before[key]} -> {now[key]}" for key in known if before[key] != now[key]]:
             _logger.info("the run resumes with other settings: %s", ", ".join(changes))
-
-
-def _tidy(session: Session, checkpoints: Checkpoints, epochs: range) -> None:
-    """Bring the files in the run's folder to the state at the start of the run."""
-    cut_summaries(session.folder, epochs.start)
-    checkpoints.clear()
-    if epochs:  # a finished run keeps the settings that it was trained with
-        session.save_settings(_SETTINGS, without=_OF_ONE_START)
-    begin_log(session.folder)
 
 
 def open_tracking(session: Session, start: int) -> Tracking:
@@ -214,10 +214,8 @@ def _fit(session: Session, model: SNNet, loader: Loader) -> None:
     if world.is_primary:
         write_fit(session.folder, model.space, residuals)
     mean = 100 * sum(residuals.values()) / len(residuals)
-    _logger.info(
-        "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)",
-        len(residuals), mean,
-    )  # fmt: skip
+    message = "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)"
+    _logger.info(message, len(residuals), mean)
 
 
 def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool) -> None:

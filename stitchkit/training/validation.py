@@ -25,21 +25,13 @@ _WORST = float("-inf")
 
 @dataclass(frozen=True)
 class Judgement:
-    """The figures of an epoch.
+    """The figures of an epoch."""
 
-    Args:
-        columns: Of `summary.csv`, in their order; a cell is empty if the epoch was not judged.
-        figures: For the trackers of experiments.
-        losses: Those that must be finite.
-        metric: Ranks the epochs, the higher the better: the mean over the networks, with the weights that rank.
-        words: For the log; empty if there is nothing to say.
-    """
-
-    columns: Mapping[str, float | str]
-    figures: Mapping[str, float] = field(default_factory=dict)
-    losses: tuple[float, ...] = ()
-    metric: float = _WORST
-    words: str = ""
+    columns: Mapping[str, float | str]  # of `summary.csv`, in their order; a cell is empty if the epoch was not judged
+    figures: Mapping[str, float] = field(default_factory=dict)  # for the trackers of experiments
+    losses: tuple[float, ...] = ()  # those that must be finite
+    metric: float = _WORST  # ranks the epochs, the higher the better
+    words: str = ""  # for the log
 
 
 class Validation(ABC):

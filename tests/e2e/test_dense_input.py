@@ -76,7 +76,7 @@ def test_a_job_without_a_task_on_masks(pairs, tmp_path, capsys):
 def test_a_dense_configuration_is_not_for_classification(pairs, tmp_path, capsys):
     config = write_config(tmp_path / "dense.json", dense={"task": "segmentation", "head": "linear"})
     line = train(capsys, pairs, config, tmp_path, "--task", "classification")
-    assert "dense.json' is for --task segmentation, not for --task classification; omit --task, or" in line
+    assert "dense.json' is for --task segmentation, not classification; omit --task, or" in line
 
 
 def test_joints_are_chosen_by_classes_of_images(pairs, config, tmp_path, capsys):

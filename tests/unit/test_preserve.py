@@ -116,7 +116,7 @@ def test_two_ways_to_freeze_are_one_too_many():
 
 def test_a_run_that_trains_nothing_is_refused():
     given = {"stitch_config": "x", "data_dir": "y", "stitch_lr_scale": 0.0}
-    with pytest.raises(InputError, match="--preserve frozen trains only what --stitch-lr-scale 0 stops"):
+    with pytest.raises(InputError, match="--preserve frozen with --stitch-lr-scale 0 would train nothing"):
         check(settings(**given, preserve="frozen"))
     check(settings(**given, preserve="replay"))
 

@@ -95,7 +95,5 @@ def check_sums_beside(ledger: Ledger, loader: PairLoader) -> None:
     """Refuse, before hours of evaluation, sums that are damaged or of other images than these."""
     before, names = sums_beside(ledger.path) if ledger.rows else None, loader.dataset.names
     if before is not None and before.names != names:
-        raise InputError(
-            f"'{sums_file(ledger.path)}' is of other images; choose another --experiment or move the ledger "
-            f"'{ledger.path}' away"
-        )
+        advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
+        raise InputError(f"'{sums_file(ledger.path)}' is of other images; {advice}")

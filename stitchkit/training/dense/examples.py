@@ -41,18 +41,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """An image with what is true and what stitches predict at each pixel: classes, or metres.
+    """An image with what is true and what stitches predict at each pixel, `[H, W]`: classes, or metres."""
 
-    Args:
-        image: RGB in 0 to 1, `[H, W, 3]`.
-        truth: `[H, W]`.
-        known: Whether the truth of a pixel counts, `[H, W]`.
-        predicted: The prediction of each stitch, `[H, W]`.
-    """
-
-    image: Map
+    image: Map  # RGB in 0 to 1, `[H, W, 3]`
     truth: Map
-    known: Map
+    known: Map  # whether the truth of a pixel counts
     predicted: tuple[Map, ...]
 
 
@@ -81,7 +74,7 @@ def write_examples(session: Session, model: DenseSNNet, ledgers: Sequence[Ledger
 def shown_stitches(rows: Sequence[Row]) -> list[Row]:
     """The cheapest, a middle and the costliest row of the front, as far as they differ."""
     front = pareto_front(rows)
-    return [front[place] for place in sorted({0, len(front) // 2, len(front) - 1})]
+    return [front[index] for index in sorted({0, len(front) // 2, len(front) - 1})]
 
 
 def examples(session: Session, model: DenseSNNet, cfg_ids: Sequence[int]) -> list[Example]:

@@ -36,10 +36,8 @@ class Windows:
         """Those of a task, by default two thirds of a window apart; a stride that leaves gaps is refused."""
         stride = settings.window_stride or max(1, 2 * min(size) // 3)
         if stride > min(size):
-            raise InputError(
-                f"--window-stride {stride} would leave gaps between windows of {size[0]} x {size[1]} pixels; give at "
-                f"most {min(size)}"
-            )
+            sides = f"{size[0]} x {size[1]} pixels; give at most {min(size)}"
+            raise InputError(f"--window-stride {stride} would leave gaps between windows of {sides}")
         return cls(size, stride, keeps_scale=settings.task == "depth")
 
     def cut(self, images: Sequence[torch.Tensor]) -> Cut:
