@@ -68,7 +68,17 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
     if "zoom" in flags and recipe.dense.is_dense and recipe.augment.no_aug and not recipe.run.eval:
         # In a file, it is part of a recipe, and --no-aug removes all augmentation of a recipe.
         raise InputError("--no-aug leaves no random scales, so --zoom has no effect; omit one of the two")
-    _check_subject(recipe)
+    model = recipe.model
+    if [model.is_stitched, bool(model.model)].count(True) != 1:
+        raise InputError(
+            "give either --stitch_config FILE or --anchors A,B (stitch anchors), or --model NAME (train one model)"
+        )
+    if not recipe.data.data_dir and not recipe.data.dataset:
+        raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
+    if recipe.run.eval and not recipe.run.resume and model.is_stitched:
+        raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
+    if recipe.run.eval and not (recipe.run.resume or model.initial_checkpoint or model.pretrained):
+        raise InputError("--eval needs weights; add --resume CHECKPOINT, --initial-checkpoint FILE or --pretrained")
     _check_network(recipe)
     _check_features(recipe)
     _check_dense(recipe)
@@ -90,21 +100,6 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
         raise InputError(f"--opt {opt} needs NVIDIA apex, which is not installed; install it, or omit 'fused'")
     _ = recipe.folder  # refuses one outside --output
     return recipe
-
-
-def _check_subject(recipe: Recipe) -> None:
-    """Refuse a run without a network, data, or the weights to evaluate."""
-    model = recipe.model
-    if [model.is_stitched, bool(model.model)].count(True) != 1:
-        raise InputError(
-            "give either --stitch_config FILE or --anchors A,B (stitch anchors), or --model NAME (train one model)"
-        )
-    if not recipe.data.data_dir and not recipe.data.dataset:
-        raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
-    if recipe.run.eval and not recipe.run.resume and model.is_stitched:
-        raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
-    if recipe.run.eval and not (recipe.run.resume or model.initial_checkpoint or model.pretrained):
-        raise InputError("--eval needs weights; add --resume CHECKPOINT, --initial-checkpoint FILE or --pretrained")
 
 
 def _check_network(recipe: Recipe) -> None:

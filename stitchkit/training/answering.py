@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from stitchkit.data.batches import Batch
 from stitchkit.data.labelled_images import image_labels, image_names
 from stitchkit.data.unlabelled import has_labels
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
@@ -71,17 +70,15 @@ class Answering:
             return [*zip(answers, (logits[end] for end in ends), strict=True)] if ends else answers
 
         batches = batches_of(session.loaders.validation, session.world, what)
+        if ends:  # labels only say which images count: those that can be read, or all where none has a label
+            images = session.loaders.validation.dataset
+            is_labelled = not isinstance(images, CheckedImages) or has_labels(images.dataset)
+            batches = ((x, y.clamp(max=0) if is_labelled else torch.zeros_like(y)) for x, y in batches)
         return evaluate(
-            self._model, run, self._counted(batches) if ends else batches, device=session.world.device,
+            self._model, run, batches, device=session.world.device,
             autocast=session.autocast, count=len(cfg_ids), num_classes=1 if ends else self._model.num_classes,
             partial=self._partial(cfg_ids), judge=compare_answers if ends else None,
         ).of_all_ranks()  # fmt: skip
-
-    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches whose labels say only which images count: those that can be read, or all where none has a label."""
-        images = self._session.loaders.validation.dataset
-        is_labelled = not isinstance(images, CheckedImages) or has_labels(images.dataset)
-        return ((x, labels.clamp(max=0) if is_labelled else torch.zeros_like(labels)) for x, labels in batches)
 
     def _partial(self, cfg_ids: Sequence[int] = ()) -> PartialAnswers:
         """The file with the answers of this rank so far."""
