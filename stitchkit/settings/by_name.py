@@ -100,10 +100,7 @@ def recipe_schema() -> JsonSchemaValue:
         if name not in COMMAND_ONLY
     }
     return {
-        "$schema": schema["$schema"],
-        "title": "Recipe",
+        "$schema": schema["$schema"], "title": "Recipe", "type": "object", "additionalProperties": False,
         "description": "Settings by flag name; docs/timm_flags.md lists them all.",
-        "type": "object",
         "properties": {"$schema": schema["properties"]["$schema"], **properties},
-        "additionalProperties": False,
-    }
+    }  # fmt: skip

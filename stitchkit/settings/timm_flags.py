@@ -39,42 +39,27 @@ _FEATURES = "stitches of different width have no feature in common; the teacher 
 _OF_FEATURES = {"kd_distill_type": "logit", "kd_student_feature_dim": None, "kd_teacher_feature_dim": None}
 _TOKENS = "stitches have no distillation token in common; the teacher gives logits, see --distillation-type"
 
-PLATEAU = Refusal(
-    "learning rates follow only from the epoch, so that a resumed run equals an unbroken one; use --sched cosine, "
-    "tanh, step, multistep or poly",
-    default=10,
-)
+PLATEAU = Refusal("learning rates follow only from the epoch; use --sched cosine, tanh, step, multistep or poly", 10)
 
 REFUSED: dict[str, Refusal] = {
     **{name: Refusal(_SIZES, default) for name, default in _OF_SIZES.items()},
     **{name: Refusal(_FEATURES, default) for name, default in _OF_FEATURES.items()},
-    "torchscript": Refusal(
-        "a scripted network has only one route; use --torchcompile, or script the result of extract()", False
-    ),
+    "torchscript": Refusal("a scripted network has one route; use --torchcompile, or script an extracted one", False),
     "fuser": Refusal("it fuses TorchScript, which is not used here; use --torchcompile", ""),
-    "dataset_trust_remote_code": Refusal(
-        "a data set's own code is never run; convert it to Parquet files or an image folder", False
-    ),
+    "dataset_trust_remote_code": Refusal("a data set's own code is never run; convert it to an image folder", False),
     "device_modules": Refusal("cpu and cuda, the devices supported here, need no further module; use --device"),
     "local_rank": Refusal("the environment numbers the ranks; start them with ./distributed_train.sh", 0),
     "patience_epochs": PLATEAU,
     "tta": Refusal("timm's loader yields each image once, so there is nothing to average; omit it", 0),
-    "use_multi_epochs_loader": Refusal(
-        "loader processes restart at each epoch, so that a resumed run equals an unbroken one; use more --workers",
-        False,
-    ),
+    "use_multi_epochs_loader": Refusal("loaders restart each epoch, to resume exactly; use more --workers", False),
     "train_batches_per_epoch": Refusal(
         "an epoch is one pass through the training split; use --epochs, or --train-num-samples if it is streamed",
         aliases=("--train-steps-per-epoch",),
     ),
     "variable_batch_loss_scale": Refusal("all batches of a run have one size; set it by --batch-size", "linear"),
     "kd_model_name": Refusal("a stitched network learns from one teacher; name it by --teacher-model"),
-    "kd_loss_type": Refusal(
-        "the kind of teaching determines the loss; use --distillation-type soft (KL divergence) or hard", "kl"
-    ),
-    "distill_loss_weight": Refusal(
-        "the weights of the label and teacher losses add up to one; use --distillation-alpha"
-    ),
+    "kd_loss_type": Refusal("the kind of teaching determines it; use --distillation-type soft (KL) or hard", "kl"),
+    "distill_loss_weight": Refusal("the weights of both losses add up to one; use --distillation-alpha"),
     "task_loss_weight": Refusal("the label loss has the weight that --distillation-alpha leaves; use that"),
     "kd_temperature": Refusal("the temperature has another name here; use --distillation-tau", 4.0),
     "kd_token_distill_type": Refusal(_TOKENS, "soft"),

@@ -121,17 +121,13 @@ def header(session: Session) -> dict[str, object]:
     # The arguments that rebuild a model of timm, apart from the size of its images.
     arguments = ({"global_pool": settings.gp} if settings.gp else {}) | num_classes | (settings.model_kwargs or {})
     return {
-        "arch": settings.model,
-        "model_kwargs": arguments if settings.model else {},
-        "opt": session.recipe.optim.opt,
+        "arch": settings.model, "model_kwargs": arguments if settings.model else {}, "opt": session.recipe.optim.opt,
         **(_of_stitching(session.recipe) if config else {}),
         "frozen_anchors": stitch.freezes_anchors or not stitch.fulltune,
-        "stitch_config": config.to_dict() if config else None,
-        **(num_classes if config else {}),
-        "classes": list(session.classes or _classes_of_anchors(session)),
-        "input_size": list(session.input_size),
+        "stitch_config": config.to_dict() if config else None, **(num_classes if config else {}),
+        "classes": list(session.classes or _classes_of_anchors(session)), "input_size": list(session.input_size),
         "image": saved_data_config(session.model),
-    }
+    }  # fmt: skip
 
 
 def _classes_of_anchors(session: Session) -> Sequence[str]:

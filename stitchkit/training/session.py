@@ -44,26 +44,17 @@ PLAN = "stitch_config.json"
 
 @dataclass(frozen=True)
 class Session:
-    """A run with open data and a built network.
-
-    Args:
-        config: The stitch configuration; None for a plain model.
-        model: The SN-Net or plain model, on the device of this rank.
-        input_size: Size of an input image, `(C, H, W)`.
-        classes: Class names in the order of their numbers; empty if the dataset does not know them.
-        class_weights: Weights of classes in the loss, `[num_classes]`; None for equal ones.
-        by_agreement: Whether an evaluation compares answers with those of the end anchors, because labels are missing.
-    """
+    """A run with open data and a built network."""
 
     recipe: Recipe
-    config: StitchConfig | None
-    model: nn.Module
+    config: StitchConfig | None  # None for a plain model
+    model: nn.Module  # on the device of this rank
     loaders: Loaders
-    input_size: tuple[int, ...]
-    classes: tuple[str, ...]
-    class_weights: torch.Tensor | None
+    input_size: tuple[int, ...]  # `(C, H, W)`
+    classes: tuple[str, ...]  # in the order of their numbers; empty if the dataset does not know them
+    class_weights: torch.Tensor | None  # in the loss, `[num_classes]`; None for equal ones
     world: World
-    by_agreement: bool = False
+    by_agreement: bool = False  # whether answers are compared with those of the end anchors, because labels are missing
 
     @property
     def folder(self) -> Path:

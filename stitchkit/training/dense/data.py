@@ -30,13 +30,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class PairLoader:
     """The images of this rank, each once, at their own sizes: rank r of n has the images r, r + n, ...
 
-    Args:
-        pairs: The images with their targets.
-        batch_size: Images that are read together.
-        workers: Loader processes.
-        world: The ranks.
-        numbers: Those of the images, in the order of the ranks; by default all.
-        dtype: Of the images.
+    `numbers` are those of the images, in the order of the ranks; by default all.
     """
 
     def __init__(

@@ -19,17 +19,12 @@ class Windows:
     For segmentation, an image is first resized so that it is as small as a window in one direction and no smaller in
     the other. Depth depends on the scale, so there images keep theirs, and are padded if they are smaller.
 
-    Args:
-        size: Height and width of a window.
-        stride: Pixels between windows.
-        keeps_scale: Whether images are not resized.
-
     Source: mmsegmentation's test in `slide` mode.
     """
 
-    size: tuple[int, int]
-    stride: int
-    keeps_scale: bool
+    size: tuple[int, int]  # height and width of a window
+    stride: int  # pixels between windows
+    keeps_scale: bool  # whether images are not resized
 
     @classmethod
     def of_task(cls, settings: DenseRecipe, size: tuple[int, int]) -> Windows:
@@ -70,19 +65,12 @@ class Windows:
 
 @dataclass(frozen=True)
 class Cut:
-    """The windows of some images, and where they are.
+    """The windows of some images, and where they are."""
 
-    Args:
-        windows: Of all images, `[W, C, h, w]`.
-        places: Row and column of each window of each image.
-        sides: Height and width of each image, after it was resized and before it was padded.
-        size: Height and width of a window.
-    """
-
-    windows: torch.Tensor
-    places: Sequence[Sequence[tuple[int, int]]]
-    sides: Sequence[tuple[int, int]]
-    size: tuple[int, int]
+    windows: torch.Tensor  # of all images, `[W, C, h, w]`
+    places: Sequence[Sequence[tuple[int, int]]]  # row and column of each window of each image
+    sides: Sequence[tuple[int, int]]  # height and width of each image, after it was resized and before it was padded
+    size: tuple[int, int]  # height and width of a window
 
     def portions(self, most: int) -> Sequence[torch.Tensor]:
         """The windows, `most` at a time: a network takes far more memory than they do, and an image may have many."""
