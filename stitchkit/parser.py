@@ -95,21 +95,13 @@ class Parser(argparse.ArgumentParser):
 
 
 class Command(NamedTuple):
-    """A command of `stitchkit`, or a subcommand.
-
-    Args:
-        run: Runs it with the values of its flags.
-        about: Its line in `--help`.
-        add_flags: Adds its flags.
-        resumes: How to resume after Ctrl-C; empty if the command starts over.
-        first_flags: Settings whose flags `--help` shows, and `--help-all` all; by default `--help` shows all.
-    """
+    """A command of `stitchkit`, or a subcommand."""
 
     run: Callable[[argparse.Namespace], None]
-    about: str
+    about: str  # its line in `--help`
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda _: None
-    resumes: str = ""
-    first_flags: Sequence[str] = ()
+    resumes: str = ""  # how to resume after Ctrl-C; empty if the command starts over
+    first_flags: Sequence[str] = ()  # settings whose flags `--help` shows, and `--help-all` all; by default all
 
 
 class _HelpAll(argparse.Action):

@@ -114,12 +114,9 @@ def choose(
     """Score the joints of an SN-Net, and keep the best at every cost.
 
     Args:
-        model: With the weights of its anchors.
-        batches: The images to score on.
         way: One of `WAYS`.
         buckets: Equal parts of the FLOPs between two anchors; joints compete within each.
         tau: Keep joints up to this share over the lowest score of a bucket.
-        seed: Decides whatever is drawn.
 
     Source: KLAS.
     """

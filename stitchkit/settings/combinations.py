@@ -70,9 +70,7 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
         raise InputError("--no-aug leaves no random scales, so --zoom has no effect; omit one of the two")
     model = recipe.model
     if [model.is_stitched, bool(model.model)].count(True) != 1:
-        raise InputError(
-            "give either --stitch_config FILE or --anchors A,B (stitch anchors), or --model NAME (train one model)"
-        )
+        raise InputError("give either --stitch_config FILE or --anchors A,B (stitch anchors), or --model NAME")
     if not recipe.data.data_dir and not recipe.data.dataset:
         raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
     if recipe.run.eval and not recipe.run.resume and model.is_stitched:
@@ -105,10 +103,7 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
 def _check_network(recipe: Recipe) -> None:
     model, optim = recipe.model, recipe.optim
     if model.is_stitched and model.pretrained_path:
-        raise InputError(
-            "--pretrained-path is for --model; give each anchor its 'checkpoint' in the stitch configuration, or write "
-            "--anchors NAME=FILE,..."
-        )
+        raise InputError("--pretrained-path is for --model; give each anchor its 'checkpoint', or --anchors NAME=FILE")
     if model.model and recipe.run.latency:
         raise InputError("--latency requires an SN-Net; omit it for a --model")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):

@@ -168,10 +168,8 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
         settings["pretrained"] = bool(settings.get("pretrained_path"))  # timm's default for a single model is off
     recipe = make_recipe(settings)
     if flags.get("pretrained"):  # the files, as they stand, may want no weights
-        names = (
-            [anchor.name for anchor in config.anchors if anchor.checkpoint is None] if config else [recipe.model.model]
-        )
-        for name in names:
+        specs = config.anchors if config else ()
+        for name in [spec.name for spec in specs if spec.checkpoint is None] if config else [recipe.model.model]:
             if name and name != flags.get("model") and (fault := hub_fault(name, weights=True)):
                 raise InputError(f"'{name}' {fault}")
     return recipe, config and config.with_updates(recipe)

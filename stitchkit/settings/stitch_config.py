@@ -162,11 +162,9 @@ class StitchConfig(Settings):
         path = config_file(path)
         content = read_settings_file(path)
         if content and "anchors" not in content and content.keys() <= {*SETTINGS, *REFUSALS, "data"}:
-            named = content.get("stitch_config")
-            raise InputError(
-                f"'{path}' holds settings of a run, for -c; give --stitch_config the file with the anchors"
-                + (f", '{named}'" if named else "")
-            )
+            file = f", '{content['stitch_config']}'" if content.get("stitch_config") else ""
+            advice = f"give --stitch_config the file with the anchors{file}"
+            raise InputError(f"'{path}' holds settings of a run, for -c; {advice}")
         with naming(path):
             return cls.parse(content)
 

@@ -130,27 +130,21 @@ def check_preparation(recipe: Recipe) -> None:
     try:
         create_transform(32, is_training=True, auto_augment=policy)
     except Exception as error:  # assertions for most, and whatever a bad number raises
-        raise InputError(
-            f"--aa is '{policy}', which timm cannot read; give original, originalr, v0, v0r, 3a, rand or augmix, and "
-            "options of the policy after dashes, such as rand-m9-mstd0.5-inc1"
-        ) from error
+        names = "original, originalr, v0, v0r, 3a, rand or augmix, and options after dashes: rand-m9-mstd0.5-inc1"
+        raise InputError(f"--aa is '{policy}', which timm cannot read; give {names}") from error
 
 
 @dataclass(frozen=True)
 class Loaders:
     """The loaders of a run.
 
-    Args:
-        train: Augmented training batches; in an evaluation, portions of images that renew batch-norm statistics, the
-            same on all ranks and prepared as for evaluation.
-        validation: Prepared validation batches; iterate through `without_padding`.
-        mean: Mean of each channel for the normalisation of images; so is `std`.
-        held_out: Other training images; an evaluation judges batch-norm statistics by them.
+    In an evaluation, `train` gives portions of images that renew batch-norm statistics, the same on all ranks and
+    prepared as for evaluation, and `held_out` those that judge the statistics.
     """
 
     train: Loader | None
-    validation: Loader
-    mean: tuple[float, ...]
+    validation: Loader  # iterate through `without_padding`
+    mean: tuple[float, ...]  # of each channel, for the normalisation of images
     std: tuple[float, ...]
     held_out: tuple[Loader, ...] = ()
 

@@ -29,10 +29,6 @@ class FeatureLoss:
     training, in evaluation mode and without gradients: from the anchors themselves if these are frozen, otherwise from
     copies.
 
-    Args:
-        model: The SN-Net, on its device.
-        settings: The distance, whether anchors are frozen, and whether all ranks train the same routes.
-
     Attributes:
         bodies: The anchors up to their pooling, or copies of these, which give the targets.
         copies: The same, as a module, if they are copies; None if the anchors are frozen.

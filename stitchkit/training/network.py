@@ -82,10 +82,8 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     outputs = as_timm(model).num_classes
     judges_features = not outputs and recipe.run.eval and isinstance(model, SNNet)
     if num_classes is not None and num_classes > outputs and not judges_features:
-        raise InputError(
-            f"the dataset has {num_classes} classes, but the network has {outputs} outputs; omit --num-classes, or set "
-            f"it to at least {num_classes}"
-        )
+        advice = f"omit --num-classes, or set it to at least {num_classes}"
+        raise InputError(f"the dataset has {num_classes} classes, but the network has {outputs} outputs; {advice}")
     size = input_size(model, recipe)
     if size[0] != settings.channels:
         raise InputError(f"the network needs images with {size[0]} channels; set --in-chans {size[0]}")
@@ -250,7 +248,5 @@ def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
         for part in parts:
             part.compile(backend=backend, mode=mode)
     except Exception as error:  # backends are plug-ins, which raise anything
-        raise InputError(
-            f"torch cannot compile with backend '{backend}', mode {mode}: {one_line(error)}; see "
-            "torch.compiler.list_backends()"
-        ) from error
+        reason = f"torch cannot compile with backend '{backend}', mode {mode}: {one_line(error)}"
+        raise InputError(f"{reason}; see torch.compiler.list_backends()") from error

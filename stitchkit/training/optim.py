@@ -142,8 +142,6 @@ def create_schedule(
             "--lr-k-decay and --decay-rate closer to 1, or lower --lr-cycle-limit and --cooldown-epochs"
         ) from error
     if epochs > MOST_EPOCHS:
-        raise InputError(
-            f"--epochs with --lr-cycle-limit, --lr-cycle-mul and --cooldown-epochs are {epochs:.6g} epochs; at most "
-            f"{MOST_EPOCHS:,} are trained"
-        )
+        causes = "--epochs with --lr-cycle-limit, --lr-cycle-mul and --cooldown-epochs"
+        raise InputError(f"{causes} are {epochs:.6g} epochs; at most {MOST_EPOCHS:,} are trained")
     return schedule, int(epochs)

@@ -78,15 +78,12 @@ def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:
 
 
 class Replay(nn.Module):
-    """Draws anchors about twice as often, and teaches each by a copy of itself as it was before the training.
-
-    Attributes:
-        anchors: The copy of each uncut anchor, by `cfg_id`.
-    """
+    """Draws anchors about twice as often, and teaches each by a copy of itself as it was before the training."""
 
     def __init__(self, model: SNNet):
         super().__init__()
         numbers = {label: number for number, label in enumerate(model.views)}
+        # The number of the copy of each uncut anchor, by `cfg_id`.
         uncut = [cfg_id for cfg_id in model.space.ids if model.space[cfg_id].is_anchor]
         self.anchors = {cfg_id: numbers[model.space[cfg_id].segments[0].anchor] for cfg_id in uncut}
         self.copies = nn.ModuleList(extract(anchor) for anchor in model.anchors).eval().requires_grad_(False)

@@ -184,10 +184,8 @@ def check_sampler(settings: StitchRecipe) -> None:
     """Refuse an unknown sampler, and settings that it does not have."""
     name, default = settings.sampler, StitchRecipe()
     if is_removed(name):
-        raise InputError(
-            f"--sampler {name} was removed, since no table shows that it pays (studies/samplers has it); choose from "
-            f"{', '.join(SAMPLERS)}"
-        )
+        reason = "since no table shows that it pays (studies/samplers has it)"
+        raise InputError(f"--sampler {name} was removed, {reason}; choose from {', '.join(SAMPLERS)}")
     if name not in SAMPLERS:
         raise unknown("value of --sampler", name, SAMPLERS)
     for option in sorted(set().union(*(sampler.options for sampler in SAMPLERS.values())) - SAMPLERS[name].options):

@@ -100,8 +100,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     size, timm_model, weights = network.input_size(model, recipe), as_timm(model), None
     if not timm_model.num_classes and needs_classes and not (recipe.run.eval and isinstance(model, SNNet)):
         raise InputError(
-            "the network has no classifier and gives features, but training and evaluation need classes; give their "
-            "number, such as --num-classes 10, or train without labels by --loss features"
+            "the network has no classifier; give --num-classes, or train without labels by --loss features"
         )
     by_agreement = bool(recipe.run.eval and timm_model.num_classes) and not labels_judge(
         recipe, datasets, timm_model.num_classes, trained_classes(content)

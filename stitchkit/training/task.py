@@ -167,13 +167,7 @@ def _create_criterion(recipe: Recipe, class_weights: torch.Tensor | None) -> nn.
 
 
 def class_weights(text: str, images: Images, num_classes: int) -> torch.Tensor:
-    """The weights `[num_classes]` that a setting asks for.
-
-    Args:
-        text: A `ClassWeights`; balanced ones are inverse to the number of training images, and 1 on average over these.
-        images: The training split.
-        num_classes: Number of logits.
-    """
+    """The weights `[num_classes]` of a `ClassWeights`; balanced ones are inverse to the counts, and 1 on average."""
     if text == "balanced":
         reader = getattr(images, "reader", None)
         if not isinstance(reader, FolderReader):
@@ -220,10 +214,8 @@ def create_teacher(
     except InputError as error:
         raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
     if network.num_classes != classes:
-        raise InputError(
-            f"teacher '{path or name}' knows {network.num_classes} classes, the data have {classes}; choose a "
-            "teacher for these, or set --distillation-type none"
-        )
+        what = f"teacher '{path or name}' knows {network.num_classes} classes, the data have {classes}"
+        raise InputError(f"{what}; choose another teacher, or set --distillation-type none")
     network.requires_grad_(False)
     teacher = as_timm(network)
     figures = {name: adapt_to_chs(teacher.pretrained_cfg[name], channels) for name in ("mean", "std")}

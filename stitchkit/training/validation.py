@@ -58,10 +58,7 @@ class Validation(ABC):
             _logger.info("model_best is chosen by the %s", weights)
 
     def _networks(self, labels: Collection[str] = ()) -> dict[str, nn.Module]:
-        """The network and the moving average of its weights, by the end of their names; the last ranks the epochs.
-
-        The end tells an average from every network of these `labels`.
-        """
+        """The network and the moving average, by the end of their names, unique beside `labels`; the last one ranks."""
         task, end = self.trainer.task, _EMA
         networks = {"": task.network}
         # Validation on a CPU would take hours.

@@ -99,10 +99,7 @@ def test_a_refused_flag_ends_at_once_with_its_reason(name, capsys, tmp_path):
 
 def test_waiting_for_a_plateau_ends_at_once(capsys):
     assert main(["train", "nowhere", "--model", "x", "--sched", "plateau"]) == 2
-    assert (
-        "follow only from the epoch; use --sched cosine"
-        in capsys.readouterr().err
-    )
+    assert "follow only from the epoch; use --sched cosine" in capsys.readouterr().err
 
 
 def test_reasons_name_flags_that_exist():

@@ -33,10 +33,8 @@ class DenseJudge:
     """Judges networks image by image.
 
     Args:
-        settings: The task, and how images are cut into windows.
         num_classes: Number of classes; for depth, any number.
         sides: Height and width of the networks' images.
-        autocast: Makes the context of their forward passes.
         portion: Windows that run at a time.
     """
 
