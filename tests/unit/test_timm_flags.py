@@ -203,7 +203,7 @@ def test_settings_that_do_not_go_together(arguments, message, capsys):
 
 
 def test_pretrained_path_is_for_one_model(tmp_path):
-    with pytest.raises(InputError, match="'checkpoint' in the stitch configuration"):
+    with pytest.raises(InputError, match="'checkpoint', or --anchors NAME=FILE"):
         parse("data", "--stitch_config", write_config(tmp_path / "pico.json"), "--pretrained-path", "x")
 
 
