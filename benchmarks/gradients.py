@@ -24,7 +24,7 @@ from benchmarks.frame import DEIT, DIGITS
 from stitchkit import create_snnet
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.samplers.uniform import Uniform
+from stitchkit.training.samplers import Uniform
 
 
 def measure(rank: int, options: argparse.Namespace, folder: str) -> None:

@@ -1,4 +1,4 @@
-"""Classes: the order in which folders are numbered, and the names that a checkpoint was trained for."""
+"""Classes: the order of their folders, and the names that a checkpoint was trained for."""
 
 from __future__ import annotations
 
@@ -30,16 +30,13 @@ def same_text(name: str) -> str:
 def _natural(name: str) -> list[str | Decimal]:
     """Text and numbers in turn, as in `timm.utils.misc.natural_key`."""
     # Not int, which refuses thousands of digits.
-    return [Decimal(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name.lower()))]
+    return [Decimal(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
 def trained_classes(content: Mapping[str, object]) -> list[list[str]]:
-    """Class names that a checkpoint was trained for, in the order of their numbers, one list per task.
-
-    Empty if it has none, as published checkpoints, or something else in their place.
-    """
-    found = content.get("classes")
-    tasks = [found] if _are_names(found) else found
+    """Class names that a checkpoint was trained for, in the order of their numbers, one list per task, if any."""
+    classes = content.get("classes")
+    tasks = [classes] if _are_names(classes) else classes
     return tasks if isinstance(tasks, list) and all(map(_are_names, tasks)) else []
 
 
@@ -48,24 +45,20 @@ def _are_names(value: object) -> bool:
 
 
 def check_classes(
-    trained: Sequence[Sequence[str]],
-    here: Sequence[Sequence[str]],
-    path: str | Path,
-    *,
-    strict: bool,
+    trained: Sequence[Sequence[str]], own: Sequence[Sequence[str]], path: str | Path, *, strict: bool,
     train_by: str = "",
-) -> None:
+) -> None:  # fmt: skip
     """Compare the classes that the weights in a file were trained for with those of the data, task by task.
 
     Unknown ones pass. If `strict`, as for evaluation or a resumed run, others are refused; otherwise, weights of as
     many other classes only cause a warning.
     """
-    for number, names in enumerate(here if trained else ()):
-        if len(trained) == len(here):
+    for number, names in enumerate(own if trained else ()):
+        if len(trained) == len(own):
             before = trained[number]
         else:  # other tasks: compare with the one that has these classes, if there is one
             wanted = [*map(same_text, names)]
-            before = next((one for one in trained if [*map(same_text, one)] == wanted), trained[0])
+            before = next((task for task in trained if [*map(same_text, task)] == wanted), trained[0])
         _compare(list(before), list(names), path, strict=strict, train_by=train_by)
 
 

@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None, parser: Parser | None = None) -
         parser: The parser of a program beside `stitchkit`; by default that of the registered command in use.
 
     Returns:
-        The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130, 138 or 143 after a signal on which a run was
-        saved; 141 if the reader of the output has ended, as after `| head`.
+        The exit status: 0; 2 for bad input; 130 after Ctrl-C; 130, 138 or 143 after a signal that saved a run; 141 if
+        the reader of the output has ended, as after `| head`.
     """
     try:
         try:
@@ -76,20 +76,18 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
     logging.getLogger("huggingface_hub").propagate = False  # it prints its lines itself
     command: Command | None = None
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        first = given[0].split("=")[0] if given else ""
+        words = sys.argv[1:] if arguments is None else arguments
+        first = words[0].split("=")[0] if words else ""
         whole = program or _parser(first)
         if first.startswith("-") and first not in whole._option_string_actions:
             raise unknown_flag(whole, first)  # argparse would only miss the command
-        flags, rest = whole.parse_known_args(given)
+        flags, rest = whole.parse_known_args(words)
         command, parser = (vars(flags).pop(name) for name in ("command", "parser"))
         if rest and rest[0].startswith("-"):
             raise unknown_flag(parser, rest[0].split("=")[0])
         if rest:
-            raise InputError(
-                f"unexpected argument '{rest[0]}'; write {usage_of(parser)}, and one value after each flag "
-                "(several as A,B)"
-            )
+            usage = f"write {usage_of(parser)}, and one value after each flag (several as A,B)"
+            raise InputError(f"unexpected argument '{rest[0]}'; {usage}")
         command.run(flags)
     except InputError as error:
         _report(error)
@@ -99,7 +97,14 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
     except OSError as error:
         if error.errno is None:  # not from the system: some library's, and perhaps our own mistake
             raise
-        _report(_refusal(error))
+        # The file if it is known, the cause, and what to do; an error of a write does not name the file.
+        where = f"'{error.filename}': " if error.filename else ""
+        advice = "check the disk, the network and the file systems that the command reads and writes"
+        if error.errno in DISK_FULL:
+            advice = "make room, or write to another disk"
+        elif where:
+            advice = "check the path, its permissions and the disk"
+        _report(InputError(f"{where}{error.strerror}; {advice}"))
         return 2
     except (Stopped, KeyboardInterrupt) as stop:
         number, how = (stop.number, f" by a signal; {stop}") if isinstance(stop, Stopped) else (signal.SIGINT, "")
@@ -110,18 +115,6 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
                 print(f"stitchkit: {printable(requeue())}", file=sys.stderr)
         return 128 + number
     return 0
-
-
-def _refusal(error: OSError) -> InputError:
-    """An error of the system as a message: the file if it is known, the cause, and what to do."""
-    where = f"'{error.filename}': " if error.filename else ""
-    if error.errno in DISK_FULL:  # an error of a write does not name the file
-        advice = "make room, or write to another disk"
-    elif where:
-        advice = "check the path, its permissions and the disk"
-    else:
-        advice = "check the disk, the network and the file systems that the command reads and writes"
-    return InputError(f"{where}{error.strerror}; {advice}")
 
 
 def _report(error: InputError) -> None:

@@ -29,7 +29,7 @@ _UNITS = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
 
 def unit_of(value: float) -> tuple[str, float]:
-    """The unit in which a count is written, and its size."""
+    """The unit of a count as text, and its size."""
     return next(((unit, size) for unit, size in _UNITS.items() if value >= size), ("", 1.0))
 
 
@@ -52,28 +52,23 @@ def counted(number: int, noun: str) -> str:
 def count(text: str) -> float:
     """Read a number with a unit, such as `5G`, `1.3e9` or `30M`."""
     if re.fullmatch(r".*\d\s*ms\s*", text, re.IGNORECASE):
-        raise InputError(
-            f"'{text}' is a latency, not a count such as 5G; write milliseconds as 8ms, or use a latency limit"
-        )
-    found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kKMGT]?)\s*", text)
-    if not found:
+        raise InputError(f"'{text}' is a latency, not a count such as 5G; write milliseconds as 8ms")
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kKMGT]?)\s*", text)
+    if not match:
         raise InputError(f"'{text}' is not a positive number such as 5G, 300M, 12k or 1.3e9")
-    return float(found[1]) * _UNITS[found[2].replace("K", "k")]
+    return float(match[1]) * _UNITS[match[2].replace("K", "k")]
 
 
 def listed(names: Sequence[str], *, most: int = 5) -> str:
-    """The first few names of many, quoted if they contain line ends or escapes, with which they could forge a line."""
+    """The first few names of many, quoted if they contain line ends or escapes, which could forge a line."""
     shown = [name if name.isprintable() else repr(name) for name in names[:most]]
     return ", ".join([*shown, "..."] if len(names) > most else shown)
 
 
 def aligned(lines: Sequence[Sequence[str]], *, left: Collection[int]) -> str:
     """Text in columns, flush left for the indices in `left`, otherwise flush right."""
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    padded = (
-        "  ".join(
-            cell.ljust(w) if i in left else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-    return "\n".join(line.rstrip() for line in padded)
+    columns = []
+    for index, cells in enumerate(zip(*lines, strict=True)):
+        pad, width = str.ljust if index in left else str.rjust, max(map(len, cells))
+        columns.append([pad(cell, width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

@@ -37,35 +37,30 @@ class World:
 
 
 def choose_device(device: str | None = None) -> torch.device:
-    """The device of this process.
+    """The device of this process: `cpu`, `cuda` or `cuda:N`, by default CUDA if available.
 
-    Args:
-        device: `cpu`, `cuda` or `cuda:N`; by default CUDA if available. Without a number, each rank takes the GPU with
-            its local number.
+    Without a number, each rank takes the GPU with its local number.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", kind):
         raise InputError(f"device '{kind}' is not supported; use cpu, cuda or cuda:N")
-    place = torch.device(kind)
-    if place.type == "cpu":
-        return place
-    index = int(os.environ.get("LOCAL_RANK", 0)) if place.index is None else place.index
-    if index >= torch.cuda.device_count():
-        raise InputError(
-            f"GPU {index} does not exist, this machine has {torch.cuda.device_count()}; "
-            "start fewer processes or use --device cpu"
-        )
+    chosen, count = torch.device(kind), torch.cuda.device_count()
+    if chosen.type == "cpu":
+        return chosen
+    index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
+    if index >= count:
+        raise InputError(f"GPU {index} does not exist, this machine has {count}; start fewer ranks or use --device cpu")
     return torch.device("cuda", index)
 
 
 def init_world(device: str | None = None) -> World:
     """Join the group that the launcher describes in the environment, or start a group of one."""
-    place = choose_device(device)
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
     if not dist.is_initialized():
         # Two backends: plain data are exchanged on the CPU, without waiting for a GPU.
-        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         if restarts():
             # The launcher's store outlives its ranks, and still holds the addresses of those that died.
             store, rank, size = next(rendezvous("env://"))
@@ -75,7 +70,7 @@ def init_world(device: str | None = None) -> World:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    return World(dist.get_rank(), dist.get_world_size(), place)
+    return World(dist.get_rank(), dist.get_world_size(), chosen)
 
 
 @contextmanager

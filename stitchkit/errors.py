@@ -30,12 +30,7 @@ class InputError(ValueError):
 
 
 class Stopped(Exception):
-    """A run was stopped by a signal, and has saved its state.
-
-    Args:
-        number: The signal's number; the command exits with 128 more, as shells do.
-        saved: The saved state, in words.
-    """
+    """A run was stopped by the signal of this number, and `saved` its state, in words; the status is 128 more."""
 
     def __init__(self, number: int, saved: str):
         super().__init__(saved)
@@ -43,11 +38,7 @@ class Stopped(Exception):
 
 
 def unknown(kind: str, value: object, allowed: Iterable[str], *, otherwise: str = "") -> InputError:
-    """The error for a name that is not among `allowed`, with the nearest of these if one is close.
-
-    Args:
-        otherwise: What to say if none looks like a slip; by default, the allowed names.
-    """
+    """The error for a name that is not `allowed`: it names the nearest, or says `otherwise`, or lists all of them."""
     names = [name for name in allowed if name]  # an empty text is a default, which nobody types
     # Without dashes, which make all flags alike.
     bare = {name.lstrip("-"): name for name in names}
@@ -64,12 +55,12 @@ def unknown(kind: str, value: object, allowed: Iterable[str], *, otherwise: str 
 
 
 @contextmanager
-def prefixed(place: str) -> Iterator[None]:
-    """Begin the messages of errors with a place, such as `teacher: `."""
+def prefixed(prefix: str) -> Iterator[None]:
+    """Begin the messages of errors with a prefix, such as `teacher: `."""
     try:
         yield
     except InputError as error:
-        raise type(error)(f"{place}{error}") from error
+        raise type(error)(f"{prefix}{error}") from error
 
 
 def one_line(error: BaseException) -> str:

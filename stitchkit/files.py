@@ -121,17 +121,15 @@ def check_folder_of(path: Path) -> None:
 def refuse_link(path: Path) -> None:
     """Refuse to write through a link."""
     if path.is_symlink():
-        raise InputError(
-            f"'{path}' is a symbolic link, and nothing is written through one; remove it, or choose another folder"
-        )
+        raise InputError(f"'{path}' is a symbolic link, and none is written through; remove it, or use another folder")
 
 
 def own_folder(path: Path) -> Path:
     """A folder inside one that the user chose, created if necessary."""
     refuse_link(path)
     path.mkdir(parents=True, exist_ok=True)
-    for place in sorted(path.iterdir()):
-        refuse_link(place)
+    for child in sorted(path.iterdir()):
+        refuse_link(child)
     return path
 
 
@@ -150,7 +148,7 @@ def check_new_folder(path: Path) -> None:
         raise InputError(f"'{path}' is not empty; choose a new folder")
     if path.exists() and not path.is_dir():
         raise InputError(f"'{path}' is a file; choose a new folder")
-    above = next(place for place in path.absolute().parents if place.exists())
+    above = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with TemporaryDirectory(dir=above):  # permissions do not say everything, as of /proc
             pass
@@ -177,11 +175,11 @@ def filling(folder: Path) -> Iterator[Path]:
 
 def sync(path: Path) -> None:
     """Flush a file, or the names in a folder, to the disk, if the file system can."""
-    place = os.open(path, os.O_RDONLY)
+    number = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(place)
+        os.fsync(number)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # others: data were lost
             raise
     finally:
-        os.close(place)
+        os.close(number)

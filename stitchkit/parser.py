@@ -33,7 +33,7 @@ def at_least(least: int) -> Callable[[str], int]:
         try:
             value = int(text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"it is '{text}', which is not a whole number") from error
+            raise argparse.ArgumentTypeError(f"'{text}' is not an integer") from error
         if value < least:
             raise argparse.ArgumentTypeError(f"it is {value}; it must be at least {least}")
         return value
@@ -63,11 +63,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that raises errors instead of printing them.
-
-    Attributes:
-        first_flags: Settings whose flags `--help` shows; all if there are none.
-    """
+    """A parser that raises errors instead of printing them; if it has `first_flags`, `--help` shows only these."""
 
     first_flags: Sequence[str] = ()
 
@@ -99,21 +95,13 @@ class Parser(argparse.ArgumentParser):
 
 
 class Command(NamedTuple):
-    """A command of `stitchkit`, or a subcommand.
-
-    Args:
-        run: Runs it with the values of its flags.
-        about: Its line in `--help`.
-        add_flags: Adds its flags.
-        resumes: How to resume after Ctrl-C; empty if the command starts over.
-        first_flags: Settings whose flags `--help` shows, and `--help-all` all; by default `--help` shows all.
-    """
+    """A command of `stitchkit`, or a subcommand."""
 
     run: Callable[[argparse.Namespace], None]
-    about: str
+    about: str  # its line in `--help`
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda _: None
-    resumes: str = ""
-    first_flags: Sequence[str] = ()
+    resumes: str = ""  # how to resume after Ctrl-C; empty if the command starts over
+    first_flags: Sequence[str] = ()  # settings whose flags `--help` shows, and `--help-all` all; by default all
 
 
 class _HelpAll(argparse.Action):
@@ -205,7 +193,7 @@ def usage_of(parser: argparse.ArgumentParser) -> str:
 
 def new_file(path: str) -> Path:
     """The place of a file that a command will write."""
-    if os.path.lexists(path):  # also a dangling link, through which we would write elsewhere
+    if os.path.lexists(path):  # also a dangling link, which would lead elsewhere
         kind = "folder" if os.path.isdir(path) else "file"
         raise InputError(f"'{path}' exists; choose another {kind} or remove it")
     check_folder_of(Path(path))

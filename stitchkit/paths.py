@@ -35,16 +35,16 @@ def from_file(path: str, file: Path, exists: _Exists = os.path.exists) -> str:
         return os.path.expanduser(path)
     if not _is_relative(path):
         return path
-    place, here = os.path.normpath(os.path.join(os.path.realpath(file.parent), path)), os.getcwd()
-    if not exists(place):
+    beside, working = os.path.normpath(os.path.join(os.path.realpath(file.parent), path)), os.getcwd()
+    if not exists(beside):
         _folders_asked[path] = file.parent
         return path
-    return os.path.relpath(place, here) if Path(place).is_relative_to(here) else place
+    return os.path.relpath(beside, working) if Path(beside).is_relative_to(working) else beside
 
 
 def for_file(path: str, file: Path, exists: _Exists = os.path.exists) -> str:
     """A path for a settings file, relative to it, so that it means the same from every folder."""
-    # Only in the spelling in which `from_file` gives it back, since a resumed job compares the two.
+    # Only in the spelling that `from_file` gives back, since a resumed job compares the two.
     if not _is_relative(path) or os.path.normpath(path) != path or not exists(path):
         return path
     return os.path.relpath(os.path.join(os.getcwd(), path), os.path.realpath(file.parent))
@@ -67,7 +67,7 @@ def paths_for_file(settings: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _changed(key: str, value: Any, change: Callable[..., str]) -> Any:
-    """A setting with a change of the paths in it, each of which is given with the test of its existence."""
+    """A setting with its paths changed; `change` also takes the test of their existence."""
     if isinstance(value, Mapping) and key in _FILES:  # a file for each piece of a network
         return {piece: _changed(key, item, change) for piece, item in value.items()}
     if isinstance(value, list):
@@ -84,7 +84,7 @@ def _is_relative(path: str) -> bool:
 
 
 def asked(path: str | Path) -> str:
-    """The folders in which a relative path was looked for, for a message: ` in 'here'`; nothing for an absolute one."""
+    """The folders searched for a relative path, for a message: ` in 'here'`; nothing for an absolute path."""
     if os.path.isabs(path):
         return ""
     folder = _folders_asked.get(str(path))
@@ -92,11 +92,8 @@ def asked(path: str | Path) -> str:
 
 
 def local_fault(value: str) -> str | None:
-    """The reason why a reader may take a value for a URL or a command; None for a path on this machine.
-
-    webdataset runs the text after `pipe:` in a shell; other readers download by their own schemes.
-    """
-    if _SCHEME.match(value):
+    """The reason why a reader may take a value for a URL or a command; None for a path on this machine."""
+    if _SCHEME.match(value):  # webdataset runs the text after `pipe:`; other readers download by their own schemes
         return "begins with a scheme; give a path on this machine, with ./ before a name that has a colon in it"
     if any(unicodedata.category(letter) == "Cc" for letter in value):  # hide a scheme: URL parsers drop them
         return "contains control characters; give a path on this machine"
@@ -113,16 +110,16 @@ def dataset_fault(value: str) -> str | None:
 
 def check_local(value: str, name: str, fault: Callable[[str], str | None] = local_fault) -> None:
     """Refuse a value, called `name` in the message, that is not a path on this machine."""
-    if found := fault(value):
-        raise InputError(f"{name} is {value!r}, which {found}")
+    if reason := fault(value):
+        raise InputError(f"{name} is {value!r}, which {reason}")
 
 
 def check_file(path: str | Path, name: str) -> None:
     """Refuse a value, called `name` in the message, that is not a file on this machine."""
     check_local(str(path), name)
     if not Path(path).is_file():
-        found = "is not a file" if Path(path).exists() else "does not exist"
-        raise InputError(f"{name} '{path}' {found}{asked(path)}; check the path")
+        reason = "is not a file" if Path(path).exists() else "does not exist"
+        raise InputError(f"{name} '{path}' {reason}{asked(path)}; check the path")
 
 
 def check_dataset(value: str, name: str) -> None:

@@ -33,7 +33,7 @@ class _Log:
 
 
 class Progress(tqdm):  # type: ignore[misc]  # tqdm is untyped
-    """Progress that knows its pace without the first item, before which loaders start, and a resumed run reads again.
+    """Progress that knows its pace without the first item, which waits for loaders and for a resumed run to catch up.
 
     `images` is the mean number of images in an item, 0 if unknown.
     """
@@ -50,10 +50,7 @@ class Progress(tqdm):  # type: ignore[misc]  # tqdm is untyped
             yield item
 
     def pace(self, left: int, of: str = "") -> str:
-        """The speed, and the time for the items that are left `of` something, as the end of a line.
-
-        It is empty in the first item, and has no time beyond the last of those that were expected.
-        """
+        """The end of a line: the speed, and the time left for items `of` something; empty during the first item."""
         if not self._paced:
             return ""
         seconds = max(time.perf_counter() - self._began, 1e-6) / self._paced

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
-from stitchkit.choose.choice import Candidate, candidates, check_scores, keep, least_scores
-from stitchkit.choose.klas import Batches, anchor_thetas, klas
+from stitchkit.choose.klas import Batches, anchor_thetas, joint_routes, klas
 from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
+from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.paths import paths_for_file
@@ -27,15 +29,52 @@ WAYS = ("klas", "klas-label-free")
 
 
 @dataclass(frozen=True)
-class ChosenJoints:
-    """What was chosen, and why.
+class Candidate:
+    """A joint, the stitch that passes through it alone, and the number of its part of the FLOPs between its anchors."""
 
-    Args:
-        candidates: All joints that there were.
-        way: One of `WAYS`.
-        scores: Of all of them.
-        kept: In the order of the candidates.
+    joint: Joint
+    stitch: str
+    flops: int
+    bucket: int
+
+
+def candidates(model: SNNet, buckets: int) -> list[Candidate]:
+    """All joints to choose from; between any two anchors, the range of FLOPs is split into equal buckets.
+
+    A joint whose stitch costs less or more than both anchors belongs to the first or the last one.
     """
+    profiler = Profiler(model)
+    anchors = [model.space[cfg_id] for cfg_id in range(model.space.num_anchors)]
+    alone = {anchor.segments[0].anchor: profiler.cost(anchor).flops for anchor in anchors}
+    joints = []
+    for joint, cfg_id in joint_routes(model).items():
+        low, high = sorted((alone[joint.front], alone[joint.end]))
+        flops = profiler.cost(cfg_id).flops
+        number = (flops - low) * buckets // max(high - low, 1)  # in whole numbers, so that limits are exact
+        joints.append(Candidate(joint, model.space[cfg_id].name, flops, min(max(number, 0), buckets - 1)))
+    return joints
+
+
+def least_scores(joints: Sequence[Candidate], scores: Mapping[Joint, float]) -> dict[Joint, float]:
+    """For each joint the lowest score in its bucket between the same anchors, in the same direction."""
+    groups: dict[tuple[str, str, int], list[Joint]] = defaultdict(list)
+    for candidate in joints:
+        groups[candidate.joint.front, candidate.joint.end, candidate.bucket].append(candidate.joint)
+    return {joint: min(scores[other] for other in group) for group in groups.values() for joint in group}
+
+
+def keep(joints: Sequence[Candidate], scores: Mapping[Joint, float], tau: float) -> list[Joint]:
+    """The joints whose score is at most 1 + `tau` times the lowest of their bucket, in their order.
+
+    Source: KLAS, for Gamma.
+    """
+    least = least_scores(joints, scores)
+    return [joint for joint in (each.joint for each in joints) if scores[joint] <= (1 + tau) * least[joint]]
+
+
+@dataclass(frozen=True)
+class ChosenJoints:
+    """The candidates, the way to score them, their scores, and the joints kept, in the order of the candidates."""
 
     candidates: Sequence[Candidate]
     way: str
@@ -45,24 +84,19 @@ class ChosenJoints:
     @property
     def table(self) -> str:
         """The best of the kept joints, with the FLOPs of the stitch through each and how it won its bucket."""
-        scores, least = self.scores, least_scores(self.candidates, self.scores)
-        chosen = sorted((one for one in self.candidates if one.joint in self.kept), key=lambda one: scores[one.joint])
-        rivals = [(one.joint.front, one.joint.end, one.bucket) for one in self.candidates]
-        head = ["", "joint", "FLOPs", "bucket", "joints in it", self.way, "over the lowest"]
-        body = [
-            [
-                "*" if scores[one.joint] == least[one.joint] else "",
-                str(one.joint),
-                quantity(one.flops),
-                str(one.bucket),
-                str(rivals.count((one.joint.front, one.joint.end, one.bucket))),
-                f"{scores[one.joint]:.4g}",
-                f"{100 * (scores[one.joint] / (least[one.joint] or 1) - bool(least[one.joint])):.1f} %",
-            ]
-            for one in chosen[:_SHOWN]
-        ]
+        lowest = least_scores(self.candidates, self.scores)
+        chosen = [candidate for candidate in self.candidates if candidate.joint in self.kept]
+        chosen.sort(key=lambda candidate: self.scores[candidate.joint])
+        rivals = [(each.joint.front, each.joint.end, each.bucket) for each in self.candidates]
+        lines = [["", "joint", "FLOPs", "bucket", "joints in it", self.way, "over the lowest"]]
+        for joint, flops, bucket in ((each.joint, each.flops, each.bucket) for each in chosen[:_SHOWN]):
+            score, least = self.scores[joint], lowest[joint]
+            count = rivals.count((joint.front, joint.end, bucket))
+            share = f"{100 * (score / (least or 1) - bool(least)):.1f} %"
+            star = "*" if score == least else ""
+            lines.append([star, str(joint), quantity(flops), str(bucket), str(count), f"{score:.4g}", share])
         more = f"\nand {len(chosen) - _SHOWN} more" if len(chosen) > _SHOWN else ""
-        return aligned([head, *body], left={0, 1}) + more
+        return aligned(lines, left={0, 1}) + more
 
 
 def check_way(way: str, *, has_labels: bool) -> None:
@@ -80,38 +114,31 @@ def choose(
     """Score the joints of an SN-Net, and keep the best at every cost.
 
     Args:
-        model: With the weights of its anchors.
-        batches: The images to score on.
         way: One of `WAYS`.
-        buckets: Equal parts of the FLOPs between two anchors, in each of which joints compete.
+        buckets: Equal parts of the FLOPs between two anchors; joints compete within each.
         tau: Keep joints up to this share over the lowest score of a bucket.
-        seed: Decides whatever is drawn.
-
-    Raises:
-        InputError: If there are no joints, or these cannot be scored.
 
     Source: KLAS.
     """
-    given = candidates(model, buckets)
-    if not given:
+    joints = candidates(model, buckets)
+    if not joints:
         raise InputError("the configuration has no joints to choose from; give one whose anchors are joined")
     with evaluating(model):
         scores = klas(model, batches, seed=seed, from_labels=way == "klas")
-    check_scores(given, scores)
-    return ChosenJoints(given, way, scores, keep(given, scores, tau))
+    for candidate in joints:
+        if not 0 <= (score := scores.get(candidate.joint, math.nan)) < math.inf:
+            raise InputError(f"the score of {candidate.joint} is {score}, not finite and at least 0; check the weights")
+    return ChosenJoints(joints, way, scores, keep(joints, scores, tau))
 
 
 def closest_pair(config: StitchConfig, model: SNNet, batches: Batches) -> tuple[StitchConfig, str]:
     """The configuration of the two anchors whose predictions agree most, and a table of all pairs.
 
-    Raises:
-        InputError: If there are no more than two anchors, the pair has no classifier, or joints are already chosen.
-
     Source: KLAS, choice of anchors.
     """
     if len(config.anchors) < 3 or config.joints is not None:
-        found = f"{len(config.anchors)} anchors" if config.joints is None else "chosen joints already"
-        raise InputError(f"--pair chooses two of several anchors, but the configuration has {found}; leave it out")
+        contents = f"{len(config.anchors)} anchors" if config.joints is None else "chosen joints already"
+        raise InputError(f"--pair chooses two of several anchors, but the configuration has {contents}; omit it")
     with evaluating(model):
         thetas = anchor_thetas(model, batches)
     best = min(thetas, key=thetas.__getitem__)
@@ -143,5 +170,6 @@ def write_scores(path: Path, choice: ChosenJoints) -> None:
     with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["joint", "stitch", "flops", "bucket", "kept", choice.way])
-        for joint, stitch, flops, bucket in ((c.joint, c.stitch, c.flops, c.bucket) for c in choice.candidates):
-            writer.writerow([joint, stitch, flops, bucket, int(joint in choice.kept), choice.scores[joint]])
+        for each in choice.candidates:
+            joint, is_kept = each.joint, int(each.joint in choice.kept)
+            writer.writerow([joint, each.stitch, each.flops, each.bucket, is_kept, choice.scores[joint]])

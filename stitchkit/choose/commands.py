@@ -17,7 +17,6 @@ from stitchkit.settings.schema import Settings, parse
 
 if TYPE_CHECKING:
     from stitchkit.choose.images import SomeImages
-    from stitchkit.settings.stitch_config import StitchConfig
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def _add_choose_flags(parser: argparse.ArgumentParser) -> None:
     add_network_flags(parser)
     about = "what probes learn: the labels, or what their own anchor predicts"
     parser.add_argument("--by", default="klas", choices=("klas", "klas-label-free"), help=about)
-    about = "equal parts of the FLOPs between two anchors, in each of which joints compete"
+    about = "equal parts of the FLOPs between two anchors; joints compete within each"
     parser.add_argument("--buckets", type=int, metavar="N", help=about)
     about = "keep joints with a score up to this share over the lowest of their bucket"
     parser.add_argument("--tau", type=float, metavar="SHARE", help=about)
@@ -58,15 +57,20 @@ def _add_choose_flags(parser: argparse.ArgumentParser) -> None:
 def _choose(flags: argparse.Namespace) -> None:
     if not (flags.data or flags.dataset) or not flags.stitch_config or not flags.output:
         raise InputError("give DATA, --stitch_config CONFIG and -o chosen.json")
-    settings = parse(
-        ChooseSettings,
-        {field.name: getattr(flags, field.name) for field in fields(ChooseSettings)},
-        name=lambda key: f"--{key.replace('_', '-')}",
-    )
+    from stitchkit.settings.recipe import flag_of
+    from stitchkit.settings.stitch_config import StitchConfig
+
+    content = {field.name: getattr(flags, field.name) for field in fields(ChooseSettings)}
+    settings = parse(ChooseSettings, content, name=flag_of)
     output = new_file(flags.output)
     if output.suffix != ".json":
         raise InputError(f"'{output}' must be a JSON file; give a name that ends with .json")
-    config = _read_config(flags.stitch_config)
+    config = StitchConfig.load(flags.stitch_config)
+    if config.dense is not None:
+        raise InputError(
+            f"'{flags.stitch_config}' is for {config.dense.task}, and choose needs classes of whole images; remove "
+            '"dense" and give images of classes, or train all stitches'
+        )
     import torch
 
     from stitchkit.choose.choose import check_way, choose, closest_pair, scores_file, write_config, write_scores
@@ -83,15 +87,14 @@ def _choose(flags: argparse.Namespace) -> None:
     check_way(flags.by, has_labels=not is_unlabelled(source))
     options: dict[str, Any] = {"pretrained": not flags.no_pretrained}
     for key in ("num_classes", "img_size"):
-        options[key] = config.recipe.get(key) if (given := getattr(flags, key)) is None else given
+        options[key] = config.recipe.get(key) if (value := getattr(flags, key)) is None else value
     torch.manual_seed(settings.seed)  # for weights that are random
     model = create_snnet(config, **options).to(device).eval()
     images = open_dataset(source, "train", is_training=True)
     prepared = data_config_of({}, model.input_size, model.pretrained_cfg)
 
     def batches(what: str) -> SomeImages:
-        given = asdict(settings)
-        sampling = {key: given[key] for key in ("batch_size", "seed", "workers")}
+        sampling = {"batch_size": settings.batch_size, "seed": settings.seed, "workers": settings.workers}
         return SomeImages(images, prepared, count=settings.images, device=device, what=what, **sampling)
 
     if flags.pair:
@@ -108,19 +111,6 @@ def _choose(flags: argparse.Namespace) -> None:
         f"{counted(len(model.space), 'stitch')}; * marks the lowest score of a bucket\n"
         f"the configuration is {output}, all scores are in {scores_file(output)}"
     )
-
-
-def _read_config(file: str) -> StitchConfig:
-    """The stitch configuration; one for dense prediction is refused, whose images have no classes."""
-    from stitchkit.settings.stitch_config import StitchConfig
-
-    config = StitchConfig.load(file)
-    if config.dense is not None:
-        raise InputError(
-            f"'{file}' is for {config.dense.task}, and choose scores joints for classes of whole images; choose with a "
-            'configuration of the same anchors without "dense" on images of classes, or train all stitches'
-        )
-    return config
 
 
 choose = Command(_choose, "choose the joints of a configuration before training", _add_choose_flags)

@@ -27,11 +27,7 @@ class SomeImages:
     Args:
         images: Where they are drawn from, each at most once; of a stream the first.
         prepared: How they are decoded and prepared.
-        count: How many images.
         batch_size: Images in a batch; there are always two batches.
-        device: Where they are.
-        seed: Seed of the draw.
-        workers: Loader processes.
         what: Name of the progress.
     """
 

@@ -15,7 +15,6 @@ from sklearn.cluster import KMeans
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.choose.choice import joint_routes
 from stitchkit.data.batches import Batch
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
@@ -35,16 +34,17 @@ Place = tuple[str, int]
 
 
 class Batches(Protocol):
-    """Images `[B, C, H, W]` on the model's device with labels `[B]`, `NO_CLASS` for images without; read once.
+    """Images `[B, C, H, W]` on the model's device with labels `[B]`, `NO_CLASS` for images without; read once."""
 
-    A list of such pairs will do.
-    """
+    def __len__(self) -> int: ...
 
-    def __len__(self) -> int:
-        """Number of batches."""
+    def __iter__(self) -> Iterator[Batch]: ...
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Read them."""
+
+def joint_routes(model: SNNet) -> dict[Joint, int]:
+    """The joints to choose from, each with the `cfg_id` of the stitch that passes through it alone."""
+    stitches = model.space.stitches.items()
+    return {stitch.joints[0]: cfg_id for cfg_id, stitch in stitches if len(stitch.joints) == 1}
 
 
 def theta(p: torch.Tensor, q: torch.Tensor) -> float:
@@ -54,18 +54,14 @@ def theta(p: torch.Tensor, q: torch.Tensor) -> float:
 
 @torch.no_grad()
 def anchor_thetas(model: SNNet, batches: Batches) -> dict[tuple[str, str], float]:
-    """Theta between the outputs of every two anchors, from the cheaper to the costlier.
-
-    Raises:
-        InputError: If the anchors have no classifiers.
-    """
+    """Theta between the outputs of every two anchors, from the cheaper to the costlier."""
     if not model.num_classes:
-        raise InputError("anchors without classifiers cannot be compared by their predictions; leave out --pair")
-    found: dict[str, list[torch.Tensor]] = defaultdict(list)
+        raise InputError("anchors without classifiers cannot be compared by their predictions; omit --pair")
+    logits: dict[str, list[torch.Tensor]] = defaultdict(list)
     for images, _ in batches:
         for label, anchor in model.views.items():
-            found[label].append(anchor.model(images).double().log_softmax(1))
-    outputs = {label: torch.cat(parts) for label, parts in found.items()}
+            logits[label].append(anchor.model(images).double().log_softmax(1))
+    outputs = {label: torch.cat(parts) for label, parts in logits.items()}
     return {(front, end): theta(outputs[front], outputs[end]) for front, end in combinations(outputs, 2)}
 
 
@@ -76,13 +72,9 @@ def klas(model: SNNet, batches: Batches, *, seed: int, from_labels: bool = True)
 
     Args:
         model: In evaluation mode.
-        batches: Some images.
         seed: Decides the order of the images for the probes, and the clusters.
         from_labels: Probes learn the labels; otherwise the predictions of their own anchor or, where anchors have no
             classifiers, the cluster of the last anchor's feature.
-
-    Returns:
-        A score for each of `joint_routes(model)`; lower is better, and 0 the best.
     """
     features, outputs, labels = _read(model, batches)
     if len(labels) < 2 * _HELD_OUT:
@@ -118,7 +110,7 @@ def _read(model: SNNet, batches: Batches) -> tuple[dict[Place, torch.Tensor], di
     if not labels:
         raise InputError("klas needs images, but there are none; give a folder of images")
     return (
-        {place: torch.cat(parts).float() for place, parts in features.items()},
+        {key: torch.cat(parts).float() for key, parts in features.items()},
         {label: torch.cat(parts).float() for label, parts in outputs.items()},
         torch.cat(labels),
     )
@@ -151,7 +143,6 @@ def train_probes(
         features: `[images, C]` by place.
         targets: Probabilities `[images, classes]` by anchor.
         held_out: `[images]`, true for images that no probe is trained on.
-        seed: Decides the order of the images.
     """
     generator = torch.Generator().manual_seed(seed)
     probes: dict[Place, nn.Linear] = {}
@@ -169,10 +160,10 @@ def train_probes(
     for _ in range(_EPOCHS):
         for order in torch.split(torch.randperm(len(trained_on), generator=generator), _BATCH_SIZE):
             chosen = trained_on[order]
-            for place, probe in probes.items():
+            for (label, entry), probe in probes.items():
                 optimizer.zero_grad()  # the others have no gradients, and stay as they are
-                loss = F.cross_entropy(probe(inputs[place][chosen]), targets[place[0]][chosen])
+                loss = F.cross_entropy(probe(inputs[label, entry][chosen]), targets[label][chosen])
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     with torch.no_grad():
-        return {place: probe(inputs[place][held_out]).double().log_softmax(1) for place, probe in probes.items()}
+        return {key: probe(inputs[key][held_out]).double().log_softmax(1) for key, probe in probes.items()}

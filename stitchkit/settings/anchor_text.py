@@ -19,12 +19,7 @@ _OF_RUNS = ("last", "previous", "model_best", "checkpoint-")
 
 
 class AnchorText(NamedTuple):
-    """The parts of an anchor's text.
-
-    Args:
-        name: timm's name; empty if the checkpoint says which model it is of.
-        file: Its checkpoint; empty for timm's weights.
-    """
+    """timm's name of an anchor, empty if its checkpoint says it, and the checkpoint, empty for timm's weights."""
 
     name: str
     file: str

@@ -42,12 +42,7 @@ def _grouped(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
 
 
 def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> dict[str, object]:
-    """The settings, all of them known and with valid values.
-
-    Args:
-        values: Settings by name.
-        name: The name of a setting in messages.
-    """
+    """The settings, all of them known and with valid values; `name` gives the name of a setting in messages."""
     for key in values:
         if key not in SETTINGS:
             error = unknown("setting", key, SETTINGS, otherwise="stitchkit schema recipe lists them")
@@ -58,7 +53,7 @@ def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> d
 
 def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = str) -> dict[str, object]:
     """`checked` for settings of a file, timm's or ours."""
-    given = {}
+    settings = {}
     for key, value in values.items():
         if key in REFUSALS:
             if value != REFUSALS[key].default:
@@ -71,8 +66,8 @@ def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = s
             if fault := hub_fault(value, weights=wanted):
                 raise InputError(f"{name(key)}: '{value}' {fault}")
         # timm writes an empty text if nothing was given.
-        given[key] = None if value == "" and key in _OPTIONAL else value
-    return checked(given, name)
+        settings[key] = None if value == "" and key in _OPTIONAL else value
+    return checked(settings, name)
 
 
 def read_settings(path: str) -> dict[str, object]:
@@ -105,10 +100,7 @@ def recipe_schema() -> JsonSchemaValue:
         if name not in COMMAND_ONLY
     }
     return {
-        "$schema": schema["$schema"],
-        "title": "Recipe",
+        "$schema": schema["$schema"], "title": "Recipe", "type": "object", "additionalProperties": False,
         "description": "Settings by flag name; docs/timm_flags.md lists them all.",
-        "type": "object",
         "properties": {"$schema": schema["properties"]["$schema"], **properties},
-        "additionalProperties": False,
-    }
+    }  # fmt: skip

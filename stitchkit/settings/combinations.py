@@ -27,7 +27,7 @@ _NEEDED = {
     "layer_decay": ("layer_decay_no_opt_scale",),
     "torchcompile": ("torchcompile_mode",),
     "resume": ("wandb_resume_id",),
-    "eval": (*("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),),
+    "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),
 }
 
 ALTERNATIVES = (
@@ -40,13 +40,9 @@ ALTERNATIVES = (
 # Settings that exclude each other.
 _EXCLUDES = (
     *ALTERNATIVES,
-    ("split_bn", "sync_bn"),
-    ("jsd_loss", "bce_loss"),
-    ("class_weights", "jsd_loss"),
-    ("class_weights", "bce_loss"),
+    *(("split_bn", "sync_bn"), ("jsd_loss", "bce_loss"), ("class_weights", "jsd_loss"), ("class_weights", "bce_loss")),
     ("aug_splits", "no_prefetcher"),
 )
-
 
 # Settings that have no effect without labels, each with the flag that undoes it if a file has it.
 _OF_LABELS = {
@@ -63,86 +59,73 @@ _OF_IMAGES = (
     *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),
     *("crop_pct", "interpolation", "train_interpolation", "color_jitter_prob", "gp", "eval_metric", "eval_memory"),
 )
-# Settings of one task of dense prediction; the others have no use for them.
-_ONLY_SEGMENTATION = ("num_classes", "zoom")
-_ONLY_DEPTH = ("max_depth",)
 _MOST_DRAWS = 1000
 """How often timm may draw the noise of a learning rate again, on average."""
 
 
 def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
-    """Check that the settings of a recipe are compatible.
-
-    Args:
-        recipe: The recipe.
-        flags: The settings that the command gives itself.
-    """
+    """Check that the settings of a recipe are compatible; `flags` are those of the command itself, not of files."""
     if "zoom" in flags and recipe.dense.is_dense and recipe.augment.no_aug and not recipe.run.eval:
-        # In a file it is part of a recipe, from which --no-aug takes all augmentation.
-        raise InputError("--no-aug leaves random scales out, so --zoom has no effect; leave one out")
-    parts = (
-        _check_subject,
-        _check_network,
-        _check_features,
-        _check_dense,
-        _check_schedule,
-        _check_batches,
-    )
-    for part in (*parts, _check_pairs, _check_packages):
-        part(recipe)
-    _ = recipe.folder  # refuses one outside --output
-    return recipe
-
-
-def _check_subject(recipe: Recipe) -> None:
-    """Refuse a run without a network, data, or the weights to evaluate."""
+        # In a file, it is part of a recipe, and --no-aug removes all augmentation of a recipe.
+        raise InputError("--no-aug leaves no random scales, so --zoom has no effect; omit one of the two")
     model = recipe.model
     if [model.is_stitched, bool(model.model)].count(True) != 1:
-        raise InputError(
-            "give either --stitch_config FILE or --anchors A,B (stitch anchors), or --model NAME (train one model)"
-        )
+        raise InputError("give either --stitch_config FILE or --anchors A,B (stitch anchors), or --model NAME")
     if not recipe.data.data_dir and not recipe.data.dataset:
         raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
     if recipe.run.eval and not recipe.run.resume and model.is_stitched:
         raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
     if recipe.run.eval and not (recipe.run.resume or model.initial_checkpoint or model.pretrained):
         raise InputError("--eval needs weights; add --resume CHECKPOINT, --initial-checkpoint FILE or --pretrained")
+    _check_network(recipe)
+    _check_features(recipe)
+    _check_dense(recipe)
+    _check_schedule(recipe)
+    _check_batches(recipe)
+    settings = recipe.flat()
+    for other, names in _NEEDED.items():
+        for name in names:
+            if settings[name] not in (None, False, 0) and not settings[other]:
+                raise InputError(f"{flag_of(name)} has no effect on its own; add {flag_of(other)}")
+    for name, other in _EXCLUDES:
+        if settings[name] and settings[other]:
+            raise InputError(f"{flag_of(name)} and {flag_of(other)} cannot be combined; omit one of the two")
+    for package in ("tensorboard", "wandb"):  # otherwise the first log line would fail, after a whole epoch
+        if settings[f"log_{package}"]:
+            check_installed([package], "log", f"--log-{package}")
+    opt = recipe.optim.opt
+    if opt.lower().split("_")[-1].startswith("fused") and find_spec("apex") is None:
+        raise InputError(f"--opt {opt} needs NVIDIA apex, which is not installed; install it, or omit 'fused'")
+    _ = recipe.folder  # refuses one outside --output
+    return recipe
 
 
 def _check_network(recipe: Recipe) -> None:
     model, optim = recipe.model, recipe.optim
     if model.is_stitched and model.pretrained_path:
-        raise InputError(
-            "--pretrained-path is for --model; give each anchor its 'checkpoint' in the stitch configuration, or write "
-            "--anchors NAME=FILE,..."
-        )
+        raise InputError("--pretrained-path is for --model; give each anchor its 'checkpoint', or --anchors NAME=FILE")
     if model.model and recipe.run.latency:
-        raise InputError("--latency is for the stitches of an SN-Net and goes into their ledger; leave it out")
+        raise InputError("--latency requires an SN-Net; omit it for a --model")
     if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
-        raise InputError("--base-lr-scale and --stitch-lr-scale are for the parts of an SN-Net; use --lr for a --model")
+        raise InputError("--base-lr-scale and --stitch-lr-scale require an SN-Net; use --lr for a --model")
     if model.model and recipe.stitch.preserve not in (None, "none"):
-        raise InputError("--preserve keeps the anchors of an SN-Net; leave it out for a --model")
+        raise InputError("--preserve requires an SN-Net; omit it for a --model")
     if model.model and model.anchor_drop_path:
-        raise InputError("--anchor-drop-path is for the anchors of an SN-Net; use --drop-path for a --model")
+        raise InputError("--anchor-drop-path requires an SN-Net; use --drop-path for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):
         raise InputError("--split-bn needs batches in splits; add --resplit or --aug-splits")
     if model.is_stitched and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
         raise InputError("--sync-bn waits for other ranks, which run different stitches; add --sampling shared")
     way = recipe.stitch.way_to_preserve
     if way != "none" and not recipe.stitch.fulltune:
-        raise InputError(
-            f"--no-fulltune trains class tokens, and --preserve {way} decides itself what of the anchors trains; leave "
-            "one out, or give --fulltune"
-        )
+        raise InputError(f"--no-fulltune and --preserve {way} both decide what trains; omit one of the two")
     if recipe.stitch.freezes_anchors and recipe.optim.stitch_lr_scale == 0 and not recipe.run.eval:
-        raise InputError(
-            f"--preserve {way} trains only what --stitch-lr-scale 0 stops, so nothing would be trained; leave one out"
-        )
+        raise InputError(f"--preserve {way} with --stitch-lr-scale 0 would train nothing; omit one of the two")
     if not recipe.optim.amp and recipe.optim.amp_dtype != OptimRecipe().amp_dtype:
         # No error: the settings of a run in low precision also serve to evaluate it with --no-amp.
         _logger.warning("--amp-dtype %s has no effect without --amp", recipe.optim.amp_dtype)
     if recipe.optim.amp and model.model_dtype not in (None, "float32"):
-        raise InputError(f"--amp chooses precision itself; leave it or --model-dtype {model.model_dtype} out")
+        raise InputError(f"--amp chooses the precision itself; omit it or --model-dtype {model.model_dtype}")
     if recipe.stitch.distillation_type != "none" and not recipe.stitch.teacher_model:
         raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
 
@@ -153,21 +136,18 @@ def _check_features(recipe: Recipe) -> None:
     if not stitch.uses_features:
         return
     if recipe.model.model:
-        raise InputError(
-            f"--loss {stitch.loss} is for an SN-Net, whose stitches learn from its anchors; a --model has none: leave "
-            "it out"
-        )
+        raise InputError(f"--loss {stitch.loss} requires an SN-Net, whose anchors teach; omit it for a --model")
     if stitch.preserve == "replay":
         raise InputError(
-            f"--loss {stitch.loss} already teaches each route, also an anchor, by copies of the anchors; leave "
-            "--preserve replay out, or give --preserve none to train the anchors too"
+            f"--loss {stitch.loss} already teaches each route, also an anchor, by copies of the anchors; omit "
+            "--preserve replay, or give --preserve none to train the anchors too"
         )
-    given = [name for name in _OF_LABELS if settings[name] not in (None, False, 0, "none")]
-    if given and not stitch.uses_labels and not recipe.run.eval:
-        undone = " ".join(filter(None, map(_OF_LABELS.__getitem__, given)))
+    idle = [name for name in _OF_LABELS if settings[name] not in (None, False, 0, "none")]
+    if idle and not stitch.uses_labels and not recipe.run.eval:
+        undone = " ".join(filter(None, map(_OF_LABELS.__getitem__, idle)))
         raise InputError(
-            f"--loss features uses no labels, without which {', '.join(map(flag_of, given))} would have no effect; "
-            f"leave it out{f' ({undone})' if undone else ''}, or give --loss features+task"
+            f"--loss features uses no labels, so {', '.join(map(flag_of, idle))} would have no effect; omit it"
+            f"{f' ({undone})' if undone else ''}, or give --loss features+task"
         )
 
 
@@ -178,32 +158,30 @@ def _check_dense(recipe: Recipe) -> None:
         for tasks, names in (
             ("--task segmentation or --task depth", ("head", "levels", "window_stride")),
             ("--task segmentation", ("zoom",)),
-            ("--task depth", _ONLY_DEPTH),
+            ("--task depth", ("max_depth",)),
         ):
-            if given := [name for name in names if settings[name] != usual[name]]:
-                raise InputError(f"{flag_of(given[0])} is for dense prediction; add {tasks}")
+            for name in names:
+                if settings[name] != usual[name]:
+                    raise InputError(f"{flag_of(name)} is for dense prediction; add {tasks}")
         return
     if recipe.model.model:
-        raise InputError(f"--task {dense.task} is for the stitches of an SN-Net, not for a --model; give --anchors A,B")
+        raise InputError(f"--task {dense.task} requires an SN-Net, not a --model; give --anchors A,B")
     if recipe.model.channels != 3:
         raise InputError(f"--task {dense.task} reads colour images, and --in-chans is {recipe.model.channels}; use 3")
     for name in _OF_IMAGES:
         if settings[name] != usual[name] and settings[name]:
-            raise InputError(
-                f"{flag_of(name)} {settings[name]} is for the classes of whole images, not for --task {dense.task}; "
-                "leave it out"
-            )
-    for name in _ONLY_DEPTH if dense.task == "segmentation" else _ONLY_SEGMENTATION:
+            raise InputError(f"{flag_of(name)} {settings[name]} does not apply to --task {dense.task}; omit it")
+    for name in ("max_depth",) if dense.task == "segmentation" else ("num_classes", "zoom"):
         if settings[name] != usual[name]:
-            raise InputError(f"{flag_of(name)} {settings[name]} has no effect on --task {dense.task}; leave it out")
+            raise InputError(f"{flag_of(name)} {settings[name]} has no effect on --task {dense.task}; omit it")
     for name in ("input_key", "target_key"):
         if settings[name] and not recipe.data.dataset.lower().startswith("hfds/"):
             raise InputError(
                 f"{flag_of(name)} {settings[name]} is a column of a data set of Hugging Face, and '"
-                f"{recipe.data.dataset or recipe.data.data_dir}' is a folder; leave it out, or give --dataset hfds/NAME"
+                f"{recipe.data.dataset or recipe.data.data_dir}' is a folder; omit it, or give --dataset hfds/NAME"
             )
     if recipe.stitch.way_to_preserve == "replay":
-        raise InputError(f"--preserve replay teaches by the classes of images; leave it out with --task {dense.task}")
+        raise InputError(f"--preserve replay needs classes of whole images; omit it with --task {dense.task}")
     if dense.zoom[0] > dense.zoom[1]:
         raise InputError(f"--zoom is {dense.zoom}; give the smallest scale first")
 
@@ -227,9 +205,7 @@ def _check_schedule(recipe: Recipe) -> None:
 def _check_batches(recipe: Recipe) -> None:
     data, augment = recipe.data, recipe.augment
     if augment.mixes and augment.aug_splits:
-        raise InputError(
-            "--aug-splits keeps one part of a batch clean; leave --mixup and --cutmix out, or --aug-splits"
-        )
+        raise InputError("--aug-splits keeps one part of a batch clean; omit it, or --mixup and --cutmix")
     if augment.mixes and data.batch_size % 2:
         raise InputError(f"--batch-size is {data.batch_size}; with mixup or cutmix it must be even")
     if (mode := data.input_img_mode) and mode not in COLOUR_MODES:
@@ -241,7 +217,7 @@ def _check_batches(recipe: Recipe) -> None:
     if mode and (bands := Image.getmodebands(mode)) != (channels := recipe.model.channels):
         raise InputError(
             f"--input-img-mode {mode} gives images {counted(bands, 'channel')}, and the network takes {channels}; add "
-            f"--in-chans {bands}, or leave the mode out"
+            f"--in-chans {bands}, or omit the mode"
         )
     if data.epoch_repeats and not data.dataset.startswith(("tfds/", "hfids/")):
         raise InputError("--epoch-repeats is for --dataset tfds/... and hfids/..., as in timm; use more --epochs")
@@ -258,25 +234,3 @@ def _check_batches(recipe: Recipe) -> None:
             f"--lr-noise-std is {recipe.schedule.lr_noise_std}, and noise beyond --lr-noise-pct "
             f"{recipe.schedule.lr_noise_pct} is drawn again; it must be at most {_MOST_DRAWS} times as high"
         )
-
-
-def _check_packages(recipe: Recipe) -> None:
-    """Refuse settings that need a package that is not installed."""
-    # Otherwise the first log line would fail, after a whole epoch.
-    for package in ("tensorboard", "wandb"):
-        if recipe.flat()[f"log_{package}"]:
-            check_installed([package], "log", f"--log-{package}")
-    opt = recipe.optim.opt
-    if opt.lower().split("_")[-1].startswith("fused") and find_spec("apex") is None:
-        raise InputError(f"--opt {opt} needs NVIDIA apex, which is not installed; install it, or leave 'fused' out")
-
-
-def _check_pairs(recipe: Recipe) -> None:
-    settings = recipe.flat()
-    for other, names in _NEEDED.items():
-        for name in names:
-            if settings[name] not in (None, False, 0) and not settings[other]:
-                raise InputError(f"{flag_of(name)} has no effect on its own; add {flag_of(other)}")
-    for name, other in _EXCLUDES:
-        if settings[name] and settings[other]:
-            raise InputError(f"{flag_of(name)} and {flag_of(other)} cannot be combined; leave one out")

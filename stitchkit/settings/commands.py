@@ -46,8 +46,8 @@ schema = Command(_schema, "print the JSON Schema of a kind of settings, for edit
 
 
 def _add_zoo_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-flops", metavar="N", help="those with a stitch of at most so many FLOPs, such as 5G")
-    parser.add_argument("--licence", metavar="NAME", help="those whose weights have this licence, such as apache-2.0")
+    parser.add_argument("--max-flops", metavar="N", help="only configurations with a stitch below N FLOPs, such as 5G")
+    parser.add_argument("--licence", metavar="NAME", help="only weights with this licence, such as apache-2.0")
 
 
 def _zoo(flags: argparse.Namespace) -> None:
@@ -55,13 +55,9 @@ def _zoo(flags: argparse.Namespace) -> None:
     from stitchkit.settings.zoo import HEAD, row_of, zoo
 
     limit = None if flags.max_flops is None else count(flags.max_flops)
-    found = zoo(max_flops=limit, licence=flags.licence)
-    print(aligned([HEAD, *(row_of(name, config) for name, config in found.items())], left={0, 1, 6}))
-    print(f"{counted(len(found), 'configuration')}; stitchkit profile --stitch_config NAME shows the stitches of one")
+    configs = zoo(max_flops=limit, licence=flags.licence)
+    print(aligned([HEAD, *(row_of(name, config) for name, config in configs.items())], left={0, 1, 6}))
+    print(f"{counted(len(configs), 'configuration')}; stitchkit profile --stitch_config NAME shows the stitches of one")
 
 
-zoo = Command(
-    _zoo,
-    "list families of pretrained networks that are ready to be stitched, with their FLOPs",
-    _add_zoo_flags,
-)
+zoo = Command(_zoo, "list families of pretrained networks, ready for stitching, with their FLOPs", _add_zoo_flags)

@@ -25,8 +25,8 @@ class DenseSpec(Settings):
     Args:
         task: What it predicts at each pixel: a class, or a depth.
         head: The head that all routes share; by default that of the task, as published.
-        levels: The blocks of the last anchor after which the head takes features, counted over all stages; by default
-            the last one of each stage, or of each quarter of one stage.
+        levels: The blocks of the last anchor whose outputs the head takes, counted over all stages; by default the
+            last block of each stage, or of each quarter of one stage.
     """
 
     task: Task
@@ -58,16 +58,15 @@ class DenseRecipe(Settings):
     )
     levels: list[Natural] | None = flag(
         None,
-        "with --task: the blocks of the last anchor after which the head takes features; by default the last of each "
-        "stage, or of each quarter of one stage",
+        "with --task: the blocks of the last anchor whose outputs the head takes; by default the last of each stage, "
+        "or of each quarter of one stage",
     )
     zoom: list[Factor] = flag(
         [0.5, 2.0], "with --task segmentation: smallest and largest scale of training images", length=2
     )
     window_stride: Side | None = flag(
         None,
-        "with --task: pixels between the windows in which larger images are evaluated; by default two thirds of an "
-        "input image",
+        "with --task: pixels between the evaluation windows of larger images; by default two thirds of an input image",
     )
     max_depth: AtLeastMillionth = flag(10.0, "with --task depth: largest depth in metres that counts")
 

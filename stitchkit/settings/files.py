@@ -96,15 +96,15 @@ class _Loader(Composer, CParser, Resolver):
             if not isinstance(key, yaml.ScalarNode):
                 raise InputError(f"'{self.path}', line {_line(key)}: a key must be text, not a list or a mapping")
             if key.value in seen:
-                place = reduce(join, [*filter(lambda part: part is not None, self.place), key.value], "")
-                name = f" {place}, which is also in line {seen[key.value]}" if self.is_quoted else ""
+                full = reduce(join, [*filter(lambda part: part is not None, self.place), key.value], "")
+                name = f" {full}, which is also in line {seen[key.value]}" if self.is_quoted else ""
                 raise InputError(f"'{self.path}', line {_line(key)}: duplicate key{name}; remove one of the two")
             seen[key.value] = _line(key)
         return node
 
 
 class _Constructor(yaml.SafeLoader):
-    """Makes plain data of the nodes of several files, each of which knows the file to which its paths are relative."""
+    """Makes plain data of the nodes of several files; the paths in a node are relative to its file."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002
         """A mapping with everything in it."""
@@ -146,20 +146,20 @@ def read_settings_file(path: str | Path) -> dict[str, object]:
         # Lone surrogates, which can be neither stored nor printed, are errors here.
         json.dumps(content, ensure_ascii=False, default=str, skipkeys=True).encode()
     if not isinstance(content, dict):
-        what = "a JSON object" if _is_json(path) else "'name: value' lines"
-        found = "no settings" if content is None else type(content).__name__
-        raise InputError(f"'{path}' holds {found}; settings are {what}")
+        allowed = "a JSON object" if _is_json(path) else "'name: value' lines"
+        kind = "no settings" if content is None else type(content).__name__
+        raise InputError(f"'{path}' holds {kind}; settings are {allowed}")
     content.pop("$schema", None)
     return content
 
 
 def unique_keys(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     """The `object_pairs_hook` of `json.loads` without duplicate keys; it would silently take the last one."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         counts = Counter(key for key, _ in pairs)
         raise ValueError(f"duplicate key {next(key for key in counts if counts[key] > 1)!r}; remove one of the two")
-    return found
+    return values
 
 
 def json_lines(path: Path, name: str, advice: str, *, cuts: bool = False) -> list[tuple[int, str, object]]:
@@ -168,13 +168,9 @@ def json_lines(path: Path, name: str, advice: str, *, cuts: bool = False) -> lis
     A last line that a killed program left unfinished is dropped.
 
     Args:
-        path: The file.
-        name: Names it in messages.
+        name: Names the file in messages.
         advice: What to do about a damaged line.
-        cuts: Cut the unfinished line off the file, to which lines will be added; it is any without an end.
-
-    Raises:
-        InputError: If another line is not JSON, or has a key twice.
+        cuts: Cut an unfinished line off the file, because lines will be added.
     """
     check_regular(path)
     rows: list[tuple[int, str, object]] = []
@@ -211,9 +207,10 @@ def naming(path: str | Path, *, is_parsed: bool = False) -> Iterator[None]:
         yield
     except InputError as error:
         begin, node = _locate(_compose(Path(path)), str(error))
-        place = f"'{path}'" if begin is None else f"'{begin.start_mark.name}', line {_line(begin)}"
-        said = str(error) if is_parsed or _is_own(node, Path(path)) else f"a value is not valid; {_NOT_QUOTED}"
-        raise InputError(f"{place}: {said}") from error
+        where = f"'{path}'" if begin is None else f"'{begin.start_mark.name}', line {_line(begin)}"
+        # Nothing in the node may come from outside the folder of the settings.
+        is_shown = is_parsed or all(_is_quoted(file, [Path(path)]) for file in _files_of(node))
+        raise InputError(f"{where}: {error if is_shown else f'a value is not valid; {_NOT_QUOTED}'}") from error
 
 
 def plain_text(path: Path) -> str:
@@ -251,9 +248,9 @@ def _refusing(path: Path, *, is_quoted: bool = True) -> Iterator[None]:
     except json.JSONDecodeError as error:
         raise InputError(f"'{path}', line {error.lineno} is not JSON: {error.msg}; correct it there") from error
     except yaml.MarkedYAMLError as error:
-        place = f"'{mark.name}', line {mark.line + 1}" if (mark := error.problem_mark) else f"'{path}'"
+        where = f"'{mark.name}', line {mark.line + 1}" if (mark := error.problem_mark) else f"'{path}'"
         reason = f": {error.problem or error}; correct it there" if is_quoted else f"; {_NOT_QUOTED}"
-        raise InputError(f"{place} is not YAML of plain data{reason}") from error
+        raise InputError(f"{where} is not YAML of plain data{reason}") from error
     except Exception as error:
         # Bytes that are not text, characters that YAML forbids; dates, numbers and depths that Python cannot hold; and
         # PyYAML raises even an IndexError, for `!!int ''`.
@@ -284,10 +281,9 @@ def _check_size(root: yaml.Node, path: Path) -> None:
             sizes[id(node)] = None
             pairs = node.value if isinstance(node, yaml.MappingNode) else [(item,) for item in node.value]
             sizes[id(node)] = 1 + sum(size(item) for pair in pairs for item in pair)
-        found = sizes[id(node)]
-        if found is None:
+        if (total := sizes[id(node)]) is None:
             raise InputError(f"'{path}', line {_line(node)}: an alias contains itself; write the value out")
-        return found
+        return total
 
     if size(root) > _MOST_VALUES:
         raise InputError(f"'{path}' has more than {_MOST_VALUES} values with its aliases written out; use fewer")
@@ -296,28 +292,23 @@ def _check_size(root: yaml.Node, path: Path) -> None:
 def _locate(root: yaml.Node | None, message: str) -> tuple[yaml.Node | None, yaml.Node | None]:
     """Where the value that a message is about begins, as deep as the file has the named keys, and the value."""
     # Errors carry the place as text, `train_config.tasks[0]`: most are raised where no file is known.
-    found = _PLACE.match(message)
+    match = _PLACE.match(message)
     begin, node = None, root
-    for key in re.findall(r"\w+", found.group()) if found else ():
+    for key in re.findall(r"\w+", match.group()) if match else ():
         if key not in (entries := _entries(node)):
             break
         begin, node = entries[key]
     return begin, node
 
 
-def _is_own(node: yaml.Node | None, path: Path) -> bool:
-    """Whether messages may show a node: nothing in it is included from outside the folder of the settings."""
-    return all(_is_quoted(file, [path]) for file in _files_of(node))
-
-
 def _files_of(node: yaml.Node | None) -> set[str]:
     """The names of the files that the nodes in a node are from."""
-    found, waiting = set(), [node]
+    files, waiting = set(), [node]
     while waiting:
         if (node := waiting.pop()) is not None:
-            found.add(node.start_mark.name)
+            files.add(node.start_mark.name)
             waiting += (item for _, item in _entries(node).values())
-    return found
+    return files
 
 
 def _entries(node: yaml.Node | None) -> dict[str, tuple[yaml.Node, yaml.Node]]:

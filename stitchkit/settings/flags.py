@@ -25,18 +25,11 @@ _logger = logging.getLogger(__name__)
 
 # What argparse cannot learn from the fields of the recipe: further spellings of flags, and how many values they take.
 _SPELLINGS = {
-    "dataset_download": ["--download"],
-    "batch_size": ["-b"],
-    "validation_batch_size": ["-vb"],
-    "workers": ["-j"],
-    "decay_rate": ["--dr"],
-    "eval": ["--evaluate"],
-    "lr": ["--learning-rate"],
-    "opt": ["--optimizer"],
-    "sched": ["--scheduler"],
-    "weight_decay": ["--wd"],
+    "dataset_download": ["--download"], "batch_size": ["-b"], "validation_batch_size": ["-vb"], "workers": ["-j"],
+    "decay_rate": ["--dr"], "eval": ["--evaluate"], "lr": ["--learning-rate"], "opt": ["--optimizer"],
+    "sched": ["--scheduler"], "weight_decay": ["--wd"],
     "recovery_interval": ["--checkpoint-interval", "--checkpoint_interval"],
-}
+}  # fmt: skip
 _VALUES: dict[str, dict[str, Any]] = {
     "input_size": {"nargs": 3, "metavar": ("C", "H", "W")},
     "torchcompile": {"nargs": "?", "const": "inductor", "metavar": "BACKEND"},
@@ -71,20 +64,19 @@ def add_settings(
 ) -> None:
     """Add the flag of each setting; `options` are further arguments of argparse by setting."""
     for name, field in settings.__pydantic_fields__.items():
-        given = options.get(name, {})
         kind = _plain(field.annotation)
-        found: dict[str, Any] = {"dest": name, "help": field.description}
+        arguments: dict[str, Any] = {"dest": name, "help": field.description}
         if kind is bool:  # a flag must be able to undo a switch that a file turned on
-            found["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
+            arguments["action"] = "store_true" if name.startswith("no_") else argparse.BooleanOptionalAction
         elif get_origin(kind) is dict:
-            found |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
+            arguments |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
         elif get_origin(kind) is Literal:
-            found["choices"] = get_args(kind)
+            arguments["choices"] = get_args(kind)
         else:
             if get_origin(kind) is list:
-                kind, found["nargs"] = _plain(get_args(kind)[0]), "+"
-            found |= {"type": kind, "metavar": kind.__name__.upper()}
-        section.add_argument(*spellings(name), **found | given)
+                kind, arguments["nargs"] = _plain(get_args(kind)[0]), "+"
+            arguments |= {"type": kind, "metavar": kind.__name__.upper()}
+        section.add_argument(*spellings(name), **arguments | options.get(name, {}))
     show_defaults(section, settings)
 
 
@@ -116,12 +108,12 @@ class _Pairs(argparse.Action):
     """Several values of `_key_value` as a dictionary."""
 
     def __call__(self, _: object, namespace: argparse.Namespace, pairs: Any, __: object = None) -> None:
-        found: dict[str, object] = {}
+        values: dict[str, object] = {}
         for key, value in pairs:
-            if key in found:
+            if key in values:
                 raise InputError(f"{self.option_strings[0]} has {key} twice; remove one of the two")
-            found[key] = value
-        setattr(namespace, self.dest, found)
+            values[key] = value
+        setattr(namespace, self.dest, values)
 
 
 def _key_value(text: str) -> tuple[str, object]:
@@ -161,28 +153,23 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     layers = [checked(flags, flag_of)]
     if file is not None:
         layers.append(read_settings(str(file)))
-    given = _merged(layers)
-    config = None
-    if given.get("stitch_config"):
-        config = StitchConfig.load(str(given["stitch_config"]))
+    settings, config = _merged(layers), None
+    if settings.get("stitch_config"):
+        config = StitchConfig.load(str(settings["stitch_config"]))
         trains = config.recipe.get("task", "classification")
-        if given.get("task") == "classification" != trains:
-            raise InputError(
-                f"'{given['stitch_config']}' is for --task {trains}, not for --task classification; leave --task out, "
-                "or give its anchors to --anchors"
-            )
-        given = _merged([*layers, *_own_recipe(config, given.get("task", trains))])
-    elif anchors := given.get("anchors"):
-        given = _merged([*layers, RECIPE])
-        given.setdefault("experiment", "+".join(read_anchor(text).label for text in cast(list[str], anchors)))
-    elif "pretrained" not in given:
-        given["pretrained"] = bool(given.get("pretrained_path"))  # timm's default for a single model is off
-    recipe = make_recipe(given)
+        if settings.get("task") == "classification" != trains:
+            file = settings["stitch_config"]
+            raise InputError(f"'{file}' is for --task {trains}, not classification; omit --task, or use --anchors")
+        settings = _merged([*layers, *_own_recipe(config, settings.get("task", trains))])
+    elif anchors := settings.get("anchors"):
+        settings = _merged([*layers, RECIPE])
+        settings.setdefault("experiment", "+".join(read_anchor(text).label for text in cast(list[str], anchors)))
+    elif "pretrained" not in settings:
+        settings["pretrained"] = bool(settings.get("pretrained_path"))  # timm's default for a single model is off
+    recipe = make_recipe(settings)
     if flags.get("pretrained"):  # the files, as they stand, may want no weights
-        names = (
-            [anchor.name for anchor in config.anchors if anchor.checkpoint is None] if config else [recipe.model.model]
-        )
-        for name in names:
+        specs = config.anchors if config else ()
+        for name in [spec.name for spec in specs if spec.checkpoint is None] if config else [recipe.model.model]:
             if name and name != flags.get("model") and (fault := hub_fault(name, weights=True)):
                 raise InputError(f"'{name}' {fault}")
     return recipe, config and config.with_updates(recipe)
@@ -226,16 +213,16 @@ def _network(settings: Mapping[str, object]) -> object:
 
 def _merged(layers: Sequence[Mapping[str, object]]) -> dict[str, object]:
     """Settings of several sources, the strongest first."""
-    given: dict[str, object] = {}
+    merged: dict[str, object] = {}
     for layer in reversed(layers):
         if "lr" not in layer and any(name.startswith("lr_base") for name in layer):
-            given.pop("lr", None)  # a base rate determines the rate
-        networks = [network for source in (given, layer) if (network := _network(source))]
+            merged.pop("lr", None)  # a base rate determines the rate
+        networks = [network for source in (merged, layer) if (network := _network(source))]
         if len(networks) == 2 and networks[0] != networks[1]:
-            given.pop("experiment", None)  # it names the folder of the other network
+            merged.pop("experiment", None)  # it names the folder of the other network
         for pair in ALTERNATIVES:
             for name, other in (pair, pair[::-1]):
                 if layer.get(name) is not None:
-                    given.pop(other, None)
-        given |= layer
-    return given
+                    merged.pop(other, None)
+        merged |= layer
+    return merged

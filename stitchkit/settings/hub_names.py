@@ -22,20 +22,16 @@ def is_on_hub(name: str) -> bool:
 
 
 def cached_folder(name: str) -> Path | None:
-    """The folder in the cache of the Hub with the description of a model `hf-hub:REPOSITORY@REVISION`, if it is there.
-
-    No server is asked.
-    """
+    """The folder of a model `hf-hub:REPOSITORY@REVISION` in the cache of the Hub, if it is there; asks no server."""
     if not is_on_hub(name):
         return None
     from huggingface_hub import constants, try_to_load_from_cache  # half a second, which most files do not need
     from huggingface_hub.errors import HFValidationError
 
     repository, _, revision = name.partition(":")[2].partition("@")
+    cache = constants.HF_HUB_CACHE
     try:
-        file = try_to_load_from_cache(
-            repository, "config.json", cache_dir=constants.HF_HUB_CACHE, revision=revision or None
-        )
+        file = try_to_load_from_cache(repository, "config.json", cache_dir=cache, revision=revision or None)
     except HFValidationError:
         return None
     return Path(file).parent if isinstance(file, str) else None
@@ -47,7 +43,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def hub_fault(name: str, *, weights: bool = False) -> str | None:
-    """Why a file may not name a model, of which perhaps the `weights` are wanted: a server would have to be asked."""
+    """Why a file may not name a model, perhaps with its `weights`: a server would have to be asked."""
     if not is_on_hub(name) or ((folder := cached_folder(name)) and (not weights or has_weights(folder))):
         return None
     repository, at, revision = name.partition(":")[2].partition("@")

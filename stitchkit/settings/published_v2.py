@@ -32,7 +32,7 @@ _SWITCHES: dict[str, tuple[dict[str, object], str]] = {
 """Keys that are true or false: what true sets in the recipe, and what it means."""
 _NOTES = {
     "low_rank": "low_rank trains neither the stitching layers nor their updates of rank lora_r, as in the released "
-    "code; leave it out to train them",
+    "code; remove it to train them",
     "no_repeated_aug": "no_repeated_aug has no effect, as in the released code, which repeats each image 3 times; set "
     "aug_repeats in 'recipe'",
     "pretrained_deit": "pretrained_deit has no effect: timm has the weights of these files; give an anchor a "
@@ -52,14 +52,17 @@ SCHEMA: dict[str, JsonSchemaValue] = {
 
 
 def read_keys(content: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-    """The content of a configuration without these keys, and the settings of a recipe that they stand for.
-
-    Raises:
-        InputError: If one of them is not valid, or of the network `snnet_v1`.
-    """
+    """The content of a configuration without these keys, and the settings of a recipe that they stand for."""
     content, recipe = dict(content), dict[str, object]()
     if (network := content.pop("snnet_name", None)) is not None:
-        _check_network(network)
+        if network == "snnet_v1":
+            raise InputError(
+                "snnet_name is 'snnet_v1', whose cheapest route enters the costlier anchor after its last block, which "
+                'no rule does here; for its other routes and both anchors, set "rule": "two_way", "max_switches": 1, '
+                '"directions": "up" instead'
+            )
+        if network != "snnet_v2":
+            raise InputError(f"snnet_name is {network!r}; it must be 'snnet_v2'")
         anchors, recipe = content.get("anchors"), dict(_DEFAULTS)
         if isinstance(anchors, list):
             names = [_ANCHORS.get(name, name) if isinstance(name, str) else name for name in anchors]
@@ -80,14 +83,3 @@ def read_keys(content: Mapping[str, object]) -> tuple[dict[str, object], dict[st
         if value and key == "unscale_lr" and "lr" in content:
             recipe["lr"] = content.pop("lr")
     return content, recipe
-
-
-def _check_network(name: object) -> None:
-    if name == "snnet_v1":
-        raise InputError(
-            "snnet_name is 'snnet_v1', whose cheapest route enters the costlier anchor after its last block, which no "
-            'rule does here; for its other routes and both anchors, set "rule": "two_way", "max_switches": 1, '
-            '"directions": "up" instead'
-        )
-    if name != "snnet_v2":
-        raise InputError(f"snnet_name is {name!r}; it must be 'snnet_v2'")

@@ -14,31 +14,9 @@ from pydantic import Field, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.errors import InputError
+from stitchkit.settings import fields
 from stitchkit.settings.dense_recipe import DenseRecipe
-from stitchkit.settings.fields import (
-    Amount,
-    Area,
-    AtLeastMillionth,
-    AtLeastThousandth,
-    AtMost99Percent,
-    Batch,
-    Channels,
-    Classes,
-    Copies,
-    Count,
-    Factor,
-    Natural,
-    NonNegative,
-    Number,
-    Rate,
-    Repeats,
-    Seed,
-    Share,
-    Side,
-    Times,
-    Workers,
-    flag,
-)
+from stitchkit.settings.fields import flag
 from stitchkit.settings.schema import Arguments, ClassWeights, DatasetName, LocalPath, ModelArguments, Settings
 from stitchkit.settings.stitch_recipe import StitchRecipe
 
@@ -69,27 +47,27 @@ class ModelRecipe(Settings):
     pretrained: bool = flag(True, "start from pretrained weights; by default not with --model")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
-    num_classes: Classes | None = flag(
+    num_classes: fields.Classes | None = flag(
         None, "number of classes; by default that of the data set; with 0, networks give features, for --loss features"
     )
-    img_size: Side | None = flag(None, "side of the square input image; by default the model's")
-    in_chans: Channels | None = flag(None, "channels of an input image; by default 3")
-    input_size: list[Side] | None = flag(
+    img_size: fields.Side | None = flag(None, "side of the square input image; by default the model's")
+    in_chans: fields.Channels | None = flag(None, "channels of an input image; by default 3")
+    input_size: list[fields.Side] | None = flag(
         None, "channels, height and width of an input image, in place of --in-chans and --img-size", length=3
     )
     gp: str | None = flag(None, "global pooling of every network, such as avg; by default the model's")
-    drop: Share | None = flag(None, "dropout rate of the classifier")
-    drop_path: AtMost99Percent | None = flag(None, "stochastic depth rate")
-    drop_connect: AtMost99Percent | None = flag(None, "older name of --drop-path, which wins")
-    anchor_drop_path: list[AtMost99Percent] | None = flag(
+    drop: fields.Share | None = flag(None, "dropout rate of the classifier")
+    drop_path: fields.AtMost99Percent | None = flag(None, "stochastic depth rate")
+    drop_connect: fields.AtMost99Percent | None = flag(None, "older name of --drop-path, which wins")
+    anchor_drop_path: list[fields.AtMost99Percent] | None = flag(
         None,
         "stochastic depth rate of each anchor of an SN-Net, the same in all of its blocks; in place of --drop-path",
     )
-    drop_block: AtMost99Percent | None = flag(None, "DropBlock rate, for convolutional networks")
-    head_init_scale: Number | None = flag(None, "factor on the classifiers' initial weights")
-    head_init_bias: Number | None = flag(None, "initial bias of the classifiers")
-    bn_momentum: Share | None = flag(None, "momentum of every batch norm")
-    bn_eps: NonNegative | None = flag(None, "epsilon of every batch norm")
+    drop_block: fields.AtMost99Percent | None = flag(None, "DropBlock rate, for convolutional networks")
+    head_init_scale: fields.Number | None = flag(None, "factor on the classifiers' initial weights")
+    head_init_bias: fields.Number | None = flag(None, "initial bias of the classifiers")
+    bn_momentum: fields.Share | None = flag(None, "momentum of every batch norm")
+    bn_eps: fields.NonNegative | None = flag(None, "epsilon of every batch norm")
     split_bn: bool = flag(False, "separate batch norms for each split; with --resplit or --aug-splits")
     fast_norm: bool = flag(False, "keep layer and group norms in low precision under --amp")
     grad_checkpointing: bool = flag(False, "save memory: recompute activations in the backward pass")
@@ -133,27 +111,29 @@ class DataRecipe(Settings):
     )
     train_split: LocalPath = flag("train", "name of the training split")
     val_split: LocalPath = flag("validation", "name of the validation split")
-    train_num_samples: Amount | None = flag(None, "images of a streamed training split")
-    val_num_samples: Amount | None = flag(None, "images of a streamed validation split")
+    train_num_samples: fields.Amount | None = flag(None, "images of a streamed training split")
+    val_num_samples: fields.Amount | None = flag(None, "images of a streamed validation split")
     dataset_download: bool = flag(False, "allow the dataset to be downloaded")
-    epoch_repeats: Repeats = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/")
+    epoch_repeats: fields.Repeats = flag(0.0, "passes through the training split per epoch, for tfds/ and hfids/")
     class_map: LocalPath = flag("", "file that maps class names to numbers")
     input_img_mode: str | None = flag(None, "PIL mode of the images; by default L, LA, RGB or RGBA by channels")
-    background: str | None = flag(None, "colour on which transparent images are composited; by default white")
+    background: str | None = flag(None, "background colour of transparent images; by default white")
     exif: bool | None = flag(None, "turn images by their EXIF orientation, the default; timm does not turn them")
     input_key: str | None = flag(None, "key of the images in a record")
     target_key: str | None = flag(None, "key of the labels in a record")
-    batch_size: Batch = flag(128, "training batch of each rank")
-    validation_batch_size: Batch | None = flag(None, "validation batch of each rank; by default the training one")
-    max_unreadable: Share = flag(
-        0.01, "share of a split's images that may be unreadable or without a class; 5 always may, unless it is 0"
+    batch_size: fields.Batch = flag(128, "training batch of each rank")
+    validation_batch_size: fields.Batch | None = flag(
+        None, "validation batch of each rank; by default the training one"
     )
-    workers: Workers = flag(4, "loader processes of each rank")
+    max_unreadable: fields.Share = flag(
+        0.01, "share of a split allowed to be unreadable or unlabelled; up to 5 images are always tolerated, unless 0"
+    )
+    workers: fields.Workers = flag(4, "loader processes of each rank")
     worker_seeding: Literal["all", "part"] = flag("all", "which random generators loader processes seed")
     pin_mem: bool = flag(False, "pin memory for the transfer to the GPU")
     no_prefetcher: bool = flag(False, "normalise images in the loader processes and mix them on the device")
-    mean: list[Number] | None = flag(None, "channel means, or one for all; by default the model's")
-    std: list[AtLeastMillionth] | None = flag(None, "channel deviations, or one for all; by default the model's")
+    mean: list[fields.Number] | None = flag(None, "channel means, or one for all; by default the model's")
+    std: list[fields.AtLeastMillionth] | None = flag(None, "channel deviations, or one for all; by default the model's")
     interpolation: Literal["", Interpolation] = flag("", "resizing for evaluation; by default the model's")
     crop_pct: Annotated[float, Field(ge=0.01, le=1)] | None = flag(
         None, "share of the image kept by the centre crop; by default the model's"
@@ -170,32 +150,34 @@ class AugmentRecipe(Settings):
         "cropping of training images: rrc (default), rkrc, rkrr, or DeiT-3's src, which keeps scale and aspect",
         strict=None,
     )
-    scale: list[Area] = flag([0.08, 1.0], "area of the crop", length=2)
-    ratio: list[AtLeastThousandth] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
-    hflip: Share = flag(0.5, "probability of a horizontal flip")
-    vflip: Share = flag(0.0, "probability of a vertical flip")
-    color_jitter: NonNegative = flag(0.4, "strength of colour jitter; with --task, 0 switches it off")
-    color_jitter_prob: Share | None = flag(None, "probability of colour jitter; by default always")
-    grayscale_prob: Share | None = flag(None, "probability of a greyscale image")
-    gaussian_blur_prob: Share | None = flag(None, "probability of a blurred image")
+    scale: list[fields.Area] = flag([0.08, 1.0], "area of the crop", length=2)
+    ratio: list[fields.AtLeastThousandth] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
+    hflip: fields.Share = flag(0.5, "probability of a horizontal flip")
+    vflip: fields.Share = flag(0.0, "probability of a vertical flip")
+    color_jitter: fields.NonNegative = flag(0.4, "strength of colour jitter; with --task, 0 switches it off")
+    color_jitter_prob: fields.Share | None = flag(None, "probability of colour jitter; by default always")
+    grayscale_prob: fields.Share | None = flag(None, "probability of a greyscale image")
+    gaussian_blur_prob: fields.Share | None = flag(None, "probability of a blurred image")
     aa: str | None = flag(None, "AutoAugment policy, such as rand-m9-mstd0.5-inc1")
-    aug_repeats: Repeats = flag(0.0, "repetitions of each image in an epoch")
+    aug_repeats: fields.Repeats = flag(0.0, "repetitions of each image in an epoch")
     train_interpolation: Literal["random", Interpolation] = flag(
         "random", "resizing for training; random is bilinear or bicubic"
     )
-    reprob: Share = flag(0.0, "probability of random erasing")
+    reprob: fields.Share = flag(0.0, "probability of random erasing")
     remode: Literal["const", "rand", "pixel"] = flag("pixel", "filling of erased areas")
-    recount: Times = flag(1, "areas to erase")
+    recount: fields.Times = flag(1, "areas to erase")
     resplit: bool = flag(False, "erase nothing in the first split of a batch")
-    aug_splits: Copies = flag(0, "parts of a batch: clean images and differently augmented copies; 0 or at least 2")
-    mixup: NonNegative = flag(0.0, "mixup alpha; 0 is off")
-    cutmix: NonNegative = flag(0.0, "cutmix alpha; 0 is off")
-    cutmix_minmax: list[Share] | None = flag(None, "area range of cutmix", length=2)
-    mixup_prob: Share = flag(1.0, "probability of mixup or cutmix")
-    mixup_switch_prob: Share = flag(0.5, "probability of cutmix if both are on")
+    aug_splits: fields.Copies = flag(
+        0, "parts of a batch: clean images and differently augmented copies; 0 or at least 2"
+    )
+    mixup: fields.NonNegative = flag(0.0, "mixup alpha; 0 is off")
+    cutmix: fields.NonNegative = flag(0.0, "cutmix alpha; 0 is off")
+    cutmix_minmax: list[fields.Share] | None = flag(None, "area range of cutmix", length=2)
+    mixup_prob: fields.Share = flag(1.0, "probability of mixup or cutmix")
+    mixup_switch_prob: fields.Share = flag(0.5, "probability of cutmix if both are on")
     mixup_mode: Literal["batch", "pair", "elem"] = flag("batch", "unit of mixing")
-    mixup_off_epoch: Natural = flag(0, "epoch after which mixing stops; 0 is never")
-    smoothing: AtMost99Percent = flag(0.1, "label smoothing")
+    mixup_off_epoch: fields.Natural = flag(0, "first epoch without mixing; 0 is never")
+    smoothing: fields.AtMost99Percent = flag(0.1, "label smoothing")
 
     @property
     def mixes(self) -> bool:
@@ -210,8 +192,8 @@ class LossRecipe(Settings):
     jsd_loss: bool = flag(False, "cross-entropy and Jensen-Shannon divergence between the --aug-splits")
     bce_loss: bool = flag(False, "binary cross-entropy of each class")
     bce_sum: bool = flag(False, "sum binary cross-entropy over classes")
-    bce_target_thresh: Number | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
-    bce_pos_weight: NonNegative | None = flag(None, "weight of positive targets of --bce-loss")
+    bce_target_thresh: fields.Number | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
+    bce_pos_weight: fields.NonNegative | None = flag(None, "weight of positive targets of --bce-loss")
     class_weights: ClassWeights | None = flag(
         None, "class weights in the loss: balanced, or a number for each, such as 1,2.5,1"
     )
@@ -223,29 +205,31 @@ class OptimRecipe(Settings):
 
     opt: str = flag("sgd", "timm optimizer")
     opt_kwargs: Arguments | None = flag(None, "further arguments of the optimizer, as key=value ...")
-    opt_eps: NonNegative | None = flag(None, "optimizer epsilon")
-    opt_betas: list[Share] | None = flag(None, "optimizer betas", length=2)
-    momentum: Share = flag(0.9, "momentum of SGD")
-    weight_decay: NonNegative = flag(2e-5, "weight decay; biases, norms and 1-d parameters have none")
-    layer_decay: Share | None = flag(None, "factor on the learning rate for each block further from the classifier")
-    layer_decay_min_scale: Share = flag(0.0, "smallest factor of --layer-decay")
-    layer_decay_no_opt_scale: Share | None = flag(
-        None, "freeze parameters to which --layer-decay gives a smaller factor than this"
+    opt_eps: fields.NonNegative | None = flag(None, "optimizer epsilon")
+    opt_betas: list[fields.Share] | None = flag(None, "optimizer betas", length=2)
+    momentum: fields.Share = flag(0.9, "momentum of SGD")
+    weight_decay: fields.NonNegative = flag(2e-5, "weight decay; biases, norms and 1-d parameters have none")
+    layer_decay: fields.Share | None = flag(
+        None, "factor on the learning rate for each block further from the classifier"
     )
-    base_lr_scale: NonNegative = flag(1.0, "factor on the learning rate of the anchors of an SN-Net")
-    stitch_lr_scale: NonNegative = flag(1.0, "factor on the learning rate of the stitching layers of an SN-Net")
+    layer_decay_min_scale: fields.Share = flag(0.0, "smallest factor of --layer-decay")
+    layer_decay_no_opt_scale: fields.Share | None = flag(
+        None, "freeze parameters whose factor from --layer-decay is smaller than this"
+    )
+    base_lr_scale: fields.NonNegative = flag(1.0, "factor on the learning rate of the anchors of an SN-Net")
+    stitch_lr_scale: fields.NonNegative = flag(1.0, "factor on the learning rate of the stitching layers of an SN-Net")
     clip_grad: Annotated[float, Field(ge=1e-12, le=1e9)] | None = flag(None, "gradient clipping value")
     clip_mode: Literal["norm", "value", "agc"] = flag("norm", "gradient clipping")
-    grad_accum_steps: Count = flag(1, "number of batches whose gradients make one step")
+    grad_accum_steps: fields.Count = flag(1, "number of batches whose gradients make one step")
     amp: bool = flag(False, "mixed precision")
     amp_dtype: Literal["float16", "bfloat16"] = flag("float16", "low precision of --amp; CPUs always use bfloat16")
     model_ema: bool = flag(False, "keep a moving average of the weights")
-    model_ema_decay: Share = flag(0.9998, "decay of the moving average")
+    model_ema_decay: fields.Share = flag(0.9998, "decay of the moving average")
     model_ema_warmup: bool = flag(False, "warm up the decay of the moving average")
     model_ema_force_cpu: bool = flag(False, "keep the moving average on the CPU")
-    lr: Rate | None = flag(None, "learning rate; by default lr_base scaled by the total batch")
-    lr_base: Rate = flag(0.1, "learning rate for lr_base_size images")
-    lr_base_size: Count = flag(256, "total batch that lr_base is for")
+    lr: fields.Rate | None = flag(None, "learning rate; by default lr_base scaled by the total batch")
+    lr_base: fields.Rate = flag(0.1, "learning rate for lr_base_size images")
+    lr_base_size: fields.Count = flag(256, "total batch that lr_base is for")
     lr_base_scale: Literal["", "linear", "sqrt"] = flag(
         "", "how lr_base scales; by default sqrt for ada* and lamb, else linear"
     )
@@ -255,25 +239,27 @@ class OptimRecipe(Settings):
 class ScheduleRecipe(Settings):
     """Length of the training and course of the learning rate."""
 
-    epochs: Count = flag(300, "number of epochs")
-    start_epoch: Natural | None = flag(None, "epoch to start at; by default 0, or that of --resume")
+    epochs: fields.Count = flag(300, "number of epochs")
+    start_epoch: fields.Natural | None = flag(None, "epoch to start at; by default 0, or that of --resume")
     sched: str = flag("cosine", "timm learning-rate schedule")
     sched_on_updates: bool = flag(False, "advance the schedule at each step, not each epoch")
-    warmup_lr: NonNegative = flag(1e-5, "learning rate at the start of warm-up")
-    min_lr: NonNegative = flag(0.0, "lowest learning rate")
-    warmup_epochs: NonNegative = flag(5.0, "epochs of warm-up")
+    warmup_lr: fields.NonNegative = flag(1e-5, "learning rate at the start of warm-up")
+    min_lr: fields.NonNegative = flag(0.0, "lowest learning rate")
+    warmup_epochs: fields.NonNegative = flag(5.0, "epochs of warm-up")
     warmup_prefix: bool = flag(False, "run the warm-up in addition to the epochs")
-    cooldown_epochs: Natural = flag(0, "epochs at the lowest learning rate after the schedule")
-    decay_epochs: AtLeastThousandth = flag(90.0, "epochs between steps of the step schedule")
-    decay_milestones: list[Natural] = flag([90, 180, 270], "epochs of the multistep schedule")
-    decay_rate: NonNegative = flag(0.1, "factor at each step of the schedule; power of the poly schedule")
-    lr_noise: list[NonNegative] | None = flag(None, "shares of the schedule where learning-rate noise begins and ends")
-    lr_noise_pct: AtLeastMillionth = flag(0.67, "limit of the noise, as a share of the learning rate")
-    lr_noise_std: NonNegative = flag(1.0, "standard deviation of the noise")
-    lr_cycle_mul: Factor = flag(1.0, "length of a cycle relative to the previous one")
-    lr_cycle_decay: NonNegative = flag(0.5, "learning rate of a cycle relative to the previous one")
-    lr_cycle_limit: Times = flag(1, "number of cycles")
-    lr_k_decay: Factor = flag(1.0, "k-decay of the cosine and poly schedules")
+    cooldown_epochs: fields.Natural = flag(0, "epochs at the lowest learning rate after the schedule")
+    decay_epochs: fields.AtLeastThousandth = flag(90.0, "epochs between steps of the step schedule")
+    decay_milestones: list[fields.Natural] = flag([90, 180, 270], "epochs of the multistep schedule")
+    decay_rate: fields.NonNegative = flag(0.1, "factor at each step of the schedule; power of the poly schedule")
+    lr_noise: list[fields.NonNegative] | None = flag(
+        None, "shares of the schedule where learning-rate noise begins and ends"
+    )
+    lr_noise_pct: fields.AtLeastMillionth = flag(0.67, "limit of the noise, as a share of the learning rate")
+    lr_noise_std: fields.NonNegative = flag(1.0, "standard deviation of the noise")
+    lr_cycle_mul: fields.Factor = flag(1.0, "length of a cycle relative to the previous one")
+    lr_cycle_decay: fields.NonNegative = flag(0.5, "learning rate of a cycle relative to the previous one")
+    lr_cycle_limit: fields.Times = flag(1, "number of cycles")
+    lr_k_decay: fields.Factor = flag(1.0, "k-decay of the cosine and poly schedules")
 
 
 @dataclass(frozen=True)
@@ -296,7 +282,7 @@ class RunRecipe(Settings):
     dry_run: bool = flag(False, "open the data and build the network, print what would be done, and write nothing")
     resume: LocalPath | None = flag(None, "checkpoint to resume or evaluate; auto is the newest good one of the run")
     eval_stitches: str | None = flag(None, "with --eval: cfg_id of the stitches, such as 3,5,10-20; by default all")
-    eval_memory: Count | None = flag(
+    eval_memory: fields.Count | None = flag(
         None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU"
     )
     latency: Annotated[int, Field(ge=0, le=2**20)] = flag(
@@ -304,35 +290,34 @@ class RunRecipe(Settings):
         "with --eval: add to the ledger how long each stitch takes here, in batches of N images, or of 1 if N is left "
         "out; by default nothing is measured",
     )
-    recalibrate_bn: Natural | None = flag(
+    recalibrate_bn: fields.Natural | None = flag(
         None,
         "with --eval: renew the batch-norm statistics of each stitched route from N portions of 32 training images, of "
         "8 in dense prediction; by default given, blended and renewed ones compete on other training images, unless "
         "the anchors were frozen or the configuration says otherwise; with 0, those of training",
     )
-    bank_images: Count | None = flag(
+    bank_images: fields.Count | None = flag(
         None,
-        "with --eval of networks without classes: training images by which k-NN and a linear probe judge features; by "
-        "default at most 50,000",
+        "with --eval of networks without classes: training images for k-NN and the linear probe; by default at most "
+        "50,000",
     )
     self_stitch: bool = flag(
         False,
-        "with --eval of networks without classes: add to the ledger what an anchor keeps that is cut in the middle and "
-        "joined to itself",
+        "with --eval of networks without classes: also evaluate each anchor cut in the middle and stitched to itself",
     )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")
     experiment: str | None = flag(
         None, "folder of this run inside --output; by default named after the configuration or model"
     )
-    seed: Seed = flag(42, "random seed")
+    seed: fields.Seed = flag(42, "random seed")
     device: str | None = flag(None, "cpu or cuda; by default cuda if available")
-    log_interval: Count = flag(50, "steps between log lines")
-    val_interval: Count = flag(1, "epochs between validations of the anchors")
-    recovery_interval: Natural = flag(
+    log_interval: fields.Count = flag(50, "steps between log lines")
+    val_interval: fields.Count = flag(1, "epochs between validations of the anchors")
+    recovery_interval: fields.Natural = flag(
         0, "steps between checkpoints within an epoch; with 0, only at its end and when a signal stops the run"
     )
-    checkpoint_hist: Count = flag(10, "number of epoch checkpoints to keep")
+    checkpoint_hist: fields.Count = flag(10, "number of epoch checkpoints to keep")
     eval_metric: Literal["top1", "top5", "loss"] = flag(
         "top1", "figure that ranks checkpoints: mean over the anchors; with --loss features, always the features' loss"
     )

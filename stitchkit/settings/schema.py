@@ -33,22 +33,15 @@ from stitchkit.settings.fields import MOST_CHANNELS, MOST_CLASSES, MOST_SIDE, Ch
 Kind = TypeVar("Kind")
 
 _EXPECTED = {
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "finite",
-    "string_type": "text",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "dict_type": "settings by name",
-    "mapping_type": "settings by name",
-    "dataclass_type": "settings by name",
-}
+    "bool_type": "true or false", "int_type": "a whole number", "float_type": "a number", "finite_number": "finite",
+    "string_type": "text", **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "dataclass_type"), "settings by name"),
+}  # fmt: skip
 """The kind of value that pydantic expects, by the type of its error."""
 
 _MESSAGES = {
     "missing": "{place} is missing; add it",
-    "place": "{shown}, which {fault}",
+    "fault": "{shown}, which {fault}",
     "too_short": "{shown}; its length must be at least {min_length}",
     "too_long": "{shown}; its length must be at most {max_length}",
     "greater_than_equal": "{shown}; it must be at least {ge:g}",
@@ -70,13 +63,10 @@ class _Reported(type):
 # Schemas are built when first used: `stitchkit --help` imports them all and must not wait for that.
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True))
 class Settings(metaclass=_Reported):
-    """Base of all schemas: an unknown key is an error that names the nearest known one.
-
-    Attributes:
-        further_keys: Keys that files may have although they are not fields.
-    """
+    """Base of all schemas: an unknown key is an error that names the nearest known one."""
 
     further_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that files may have although they are not fields."""
     if TYPE_CHECKING:
         __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
@@ -84,10 +74,10 @@ class Settings(metaclass=_Reported):
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, content: object) -> object:
-        given = content.kwargs if isinstance(content, ArgsKwargs) else content
-        if isinstance(given, Mapping):
+        values = content.kwargs if isinstance(content, ArgsKwargs) else content
+        if isinstance(values, Mapping):
             known = [*(field.name for field in fields(cls)), *cls.further_keys]
-            for key in given:
+            for key in values:
                 if key not in known:
                     raise PydanticCustomError("unknown_key", "unknown key", {"key": str(key), "known": known})
         return content
@@ -113,8 +103,8 @@ def checked_by(fault: Callable[[Kind], str | None]) -> AfterValidator:
     """The rule of a value: what is wrong with it, or None."""
 
     def check(value: Kind) -> Kind:
-        if found := fault(value):
-            raise PydanticCustomError("place", "{fault}", {"fault": found})
+        if reason := fault(value):
+            raise PydanticCustomError("fault", "{fault}", {"fault": reason})
         return value
 
     return AfterValidator(check)
@@ -142,11 +132,7 @@ ClassWeights = Annotated[str, checked_by(_weights_fault)]
 
 
 def budget_list(text: str) -> list[float]:
-    """The counts in a text such as `2G,5G`.
-
-    Raises:
-        InputError: If one of them is not a positive number.
-    """
+    """The counts in a text such as `2G,5G`."""
     return [count(part) for part in text.split(",")]
 
 
@@ -182,14 +168,17 @@ _MOST_NUMBERS = 10_000
 
 
 def _argument_fault(arguments: dict[str, Any]) -> str | None:
-    if found := next((key for key in arguments if key in _RESERVED), None):
-        return f"sets {found}; choose weights by checkpoint, in a job by ckp_path, or by --pretrained-path"
-    found = next((key for key in _BLOCKS if _total(arguments.get(key)) > _MOST_BLOCKS), None)
-    if found:
-        return f"sets {found} to more than {_MOST_BLOCKS} blocks; lower it"
+    for key in arguments:
+        if key in _RESERVED:
+            return f"sets {key}; choose weights by checkpoint, in a job by ckp_path, or by --pretrained-path"
+    for key in _BLOCKS:
+        if _total(arguments.get(key)) > _MOST_BLOCKS:
+            return f"sets {key} to more than {_MOST_BLOCKS} blocks; lower it"
     for key, (least, most) in _SIZES.items():
-        if not _is_within(least, most, arguments.get(key)):
-            return f"sets {key} to {arguments[key]!r:.60}; it must be at least {least} and at most {most}"
+        value = arguments.get(key)
+        sizes = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        if not all(isinstance(size, int) and least <= size <= most for size in sizes):
+            return f"sets {key} to {value!r:.60}; it must be at least {least} and at most {most}"
     return _number_fault(arguments, _MOST_OF_MODEL)
 
 
@@ -201,15 +190,11 @@ def _number_fault(arguments: dict[str, Any], most: float = _MOST_NUMBER) -> str 
     for key, number in numbers:
         limit = min(most, _MOST_FACTOR) if key.endswith(("ratio", "multiplier")) else most
         if not abs(number) <= limit:  # NaN is not
-            return f"sets {key} to {_shown(number)}; it must be at most {limit:,}"
+            # No float holds such an integer, and Python may refuse to print it.
+            is_long = isinstance(number, int) and abs(number) >= 10**300
+            shown = "a number of more than 300 digits" if is_long else f"{number:.9g}"
+            return f"sets {key} to {shown}; it must be at most {limit:,}"
     return None
-
-
-def _shown(number: float) -> str:
-    try:
-        return f"{number:.9g}"
-    except OverflowError:  # a whole number that no float holds, and that Python may refuse to print
-        return "a number of more than 300 digits"
 
 
 def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:
@@ -222,12 +207,6 @@ def _numbers(value: object, key: str = "") -> Iterator[tuple[str, float]]:
             yield from _numbers(item, key)
     elif isinstance(value, int | float):
         yield key, value
-
-
-def _is_within(least: int, most: int, value: object) -> bool:
-    """Whether a size, or each of several, is a whole number within limits; None is the model's own."""
-    sizes = value if isinstance(value, list | tuple) else (least if value is None else value,)
-    return all(isinstance(size, int) and least <= size <= most for size in sizes)
 
 
 def _total(value: object) -> int:
@@ -254,9 +233,7 @@ def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[
     """Settings of a kind from plain data.
 
     Args:
-        kind: The schema.
-        content: The data.
-        place: Its place in the file; errors begin with it.
+        place: The place of the data in the file; errors begin with it.
         name: Names of the top-level keys in messages, such as their flags; by default their place in the file.
     """
     try:

@@ -18,20 +18,20 @@ def short_names() -> dict[str, Path]:
     return {path.stem: path for folder in (CONFIGS, CONFIGS / "zoo") for path in sorted(folder.glob("*.json"))}
 
 
-def config_file(given: str | Path) -> Path:
+def config_file(text: str | Path) -> Path:
     """The file of a stitch configuration, given by its path or by its short name, such as `deit_ti_s_b`.
 
     A file that exists wins over a name; whatever has a folder or a suffix is a path.
     """
-    path, name = Path(given), str(given)
+    path, name, known = Path(text), str(text), short_names()
     if path.is_file() or path.suffix or path.name != name:
         return path
-    if (found := short_names().get(name)) is None:
-        what = f"unknown stitch configuration '{name}'"
-        if longer := [f"'{other}'" for other in short_names() if other.startswith(name)]:
-            raise InputError(f"{what}; the stitch configurations that begin so are {', '.join(longer)}")
-        raise unknown_name(what, name, flag=" (--anchors {},...)")
-    return found
+    if name in known:
+        return known[name]
+    what = f"unknown stitch configuration '{name}'"
+    if longer := [f"'{other}'" for other in known if other.startswith(name)]:
+        raise InputError(f"{what}; the stitch configurations that begin so are {', '.join(longer)}")
+    raise unknown_name(what, name, flag=" (--anchors {},...)")
 
 
 def torchvision_names() -> list[str]:

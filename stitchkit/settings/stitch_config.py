@@ -1,4 +1,4 @@
-"""The stitch configuration: which anchors, under which rule, and how their paper trained them."""
+"""The stitch configuration: anchors, the rule that joins them, and the recipe of their paper."""
 
 from __future__ import annotations
 
@@ -66,11 +66,7 @@ class AnchorSpec(Settings):
 
     @classmethod
     def parse(cls, value: object) -> AnchorSpec:
-        """A spec from JSON: a timm name, or an object with `name`, `label`, `kwargs` and `checkpoint`.
-
-        Raises:
-            InputError: If it is neither, or has an unknown key or no name.
-        """
+        """A spec from JSON: a timm name, or an object with `name`, `label`, `kwargs` and `checkpoint`."""
         return parse(cls, value, "anchor")
 
 
@@ -148,50 +144,33 @@ class StitchConfig(Settings):
         if self.layer == "lowrank" and self.lora_r is None:
             object.__setattr__(self, "lora_r", _RANK)
         if bool(self.lora_r) != (self.layer == "lowrank"):
-            raise InputError(
-                f"lora_r is {self.lora_r}, but layer is '{self.layer}'; a rank of at least 1 belongs to 'lowrank'"
-            )
+            raise InputError(f"lora_r is {self.lora_r}, but layer is '{self.layer}'; 'lowrank' has a rank from 1")
         if self.rule == "window" and self.directions != "up":
             raise InputError(
                 f"directions is '{self.directions}', but windows join only cheaper anchors to costlier ones; set "
-                '"rule": "proportional", or leave it out'
+                '"rule": "proportional", or remove it'
             )
         if self.rule != "two_way" and self.max_switches is not None:
-            raise InputError(f"max_switches belongs to the rule 'two_way', but rule is '{self.rule}'; leave it out")
+            raise InputError(f"max_switches belongs to the rule 'two_way', but rule is '{self.rule}'; remove it")
         if self.rule != "window" and (self.stitch_kernel_size, self.stitch_stride) != (2, 1):
-            raise InputError(
-                f"stitch_kernel_size and stitch_stride belong to windows, but rule is '{self.rule}'; leave them out"
-            )
+            raise InputError(f"stitch_kernel_size and stitch_stride belong to windows, not '{self.rule}'; remove them")
         self.make_rule()
 
     @classmethod
     def load(cls, path: str | Path) -> StitchConfig:
-        """Read a configuration from a JSON or YAML file, ours or one of the published ones.
-
-        Args:
-            path: The file, or the short name of a configuration that comes with stitchkit, such as `deit_ti_s_b`.
-
-        Raises:
-            InputError: If the file cannot be read, or holds an unknown key or an unusable value.
-        """
+        """Read a JSON or YAML file, ours or a published one, given by its path or by a short name as `deit_ti_s_b`."""
         path = config_file(path)
         content = read_settings_file(path)
         if content and "anchors" not in content and content.keys() <= {*SETTINGS, *REFUSALS, "data"}:
-            named = content.get("stitch_config")
-            raise InputError(
-                f"'{path}' holds settings of a run, for -c; give --stitch_config the file with the anchors"
-                + (f", '{named}'" if named else "")
-            )
+            file = f", '{content['stitch_config']}'" if content.get("stitch_config") else ""
+            advice = f"give --stitch_config the file with the anchors{file}"
+            raise InputError(f"'{path}' holds settings of a run, for -c; {advice}")
         with naming(path):
             return cls.parse(content)
 
     @classmethod
     def parse(cls, content: object) -> StitchConfig:
-        """A configuration from the content of its file.
-
-        Raises:
-            InputError: If a key is unknown or a value unusable.
-        """
+        """A configuration from the content of its file."""
         if not isinstance(content, Mapping):
             raise InputError(f"a stitch configuration is a JSON object with 'anchors', not {type(content).__name__}")
         content, of_v2 = published_v2.read_keys(content)
@@ -219,61 +198,36 @@ class StitchConfig(Settings):
         return replace(self, anchor_lora_r=rank, dense=settings.dense.spec)
 
     def space_of(self, anchors: Sequence[Shape]) -> StitchSpace:
-        """The stitches of the anchors under the rule, of which `joints` may keep some."""
+        """The stitches of the anchors under the rule, or those through `joints`."""
         space = StitchSpace.build(anchors, self.make_rule())
         return space if self.joints is None else space.through([*map(Joint.parse, self.joints)])
 
     def to_dict(self) -> dict[str, Any]:
-        """The part that defines the network, as plain data from which `parse` makes the same network."""
-        return {
-            "source": self.source,
-            "anchors": [asdict(anchor) for anchor in self.anchors],
-            "rule": self.rule,
-            "directions": self.directions,
-            **({} if self.max_switches is None else {"max_switches": self.max_switches}),
-            "stitch_kernel_size": self.stitch_kernel_size,
-            "stitch_stride": self.stitch_stride,
-            "nearest_stitching": self.nearest_stitching,
-            **({} if self.stages is None else {"stages": list(self.stages)}),
-            **({} if self.joints is None else {"joints": list(self.joints)}),
-            "stitched_final_norm": self.stitched_final_norm,
-            **({} if self.layer == "linear" else {"layer": self.layer}),
-            **({"lora_r": self.lora_r} if self.lora_r else {}),
-            **({"anchor_lora_r": self.anchor_lora_r} if self.anchor_lora_r else {}),
-            **({} if self.dense is None else {"dense": asdict(self.dense)}),
-        }
+        """The part that defines the network, as plain data for `parse`."""
+        content: dict[str, Any] = {key: getattr(self, key) for key in _OF_THE_NETWORK}
+        content |= {"anchors": [*map(asdict, self.anchors)], "dense": self.dense and asdict(self.dense)}
+        content |= {key: [*content[key]] for key in ("stages", "joints") if content[key] is not None}
+        return {key: value for key, value in content.items() if value is not None and (key, value) not in _UNSAID}
 
 
-def _window(config: StitchConfig) -> Rule:
-    return SlidingWindow(config.stitch_kernel_size, config.stitch_stride, config.nearest_stitching, config.stages)
+_OF_THE_NETWORK = (
+    *("source", "anchors", "rule", "directions", "max_switches", "stitch_kernel_size", "stitch_stride"),
+    *("nearest_stitching", "stages", "joints", "stitched_final_norm", "layer", "lora_r", "anchor_lora_r", "dense"),
+)
+_UNSAID = (("layer", "linear"), ("lora_r", 0), ("anchor_lora_r", 0))
 
-
-def _proportional(config: StitchConfig) -> Rule:
-    assert config.directions is not None
-    return Proportional(config.directions, config.nearest_stitching, config.stages)
-
-
-def _two_way(config: StitchConfig) -> Rule:
-    assert config.directions is not None
-    assert config.max_switches is not None
-    return TwoWay(config.max_switches, config.directions, config.nearest_stitching, config.stages)
-
-
-RULES: dict[str, Callable[[StitchConfig], Rule]] = {
-    "window": _window,
-    "proportional": _proportional,
-    "two_way": _two_way,
+RULES: dict[str, Callable[[Any], Rule]] = {
+    "window": lambda own: SlidingWindow(own.stitch_kernel_size, own.stitch_stride, own.nearest_stitching, own.stages),
+    "proportional": lambda own: Proportional(own.directions, own.nearest_stitching, own.stages),
+    "two_way": lambda own: TwoWay(own.max_switches, own.directions, own.nearest_stitching, own.stages),
 }
-"""What makes the rule of a configuration, by the name that its key `rule` has; one of your own is added here."""
+"""What makes the rule of a configuration, by its key `rule`; one of your own is added here."""
 
 
 def _own_recipe(settings: Mapping[str, object]) -> dict[str, object]:
     for key in _NOT_ITS_AUTHORS:
         if key in settings:
-            raise InputError(
-                f"recipe.{key}: a stitch configuration cannot set '{key}'; remove it and give {flag_of(key)} on the "
-                "command line"
-            )
+            raise InputError(f"recipe.{key}: a configuration cannot set '{key}'; remove it and give {flag_of(key)}")
     return checked_of_file(settings, "recipe.{}".format)
 
 

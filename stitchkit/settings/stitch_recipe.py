@@ -6,14 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from stitchkit.settings.fields import (
-    AtLeastBillionth,
-    AtLeastThousandth,
-    Batch,
-    NonNegative,
-    Share,
-    flag,
-)
+from stitchkit.settings.fields import AtLeastBillionth, AtLeastThousandth, Batch, NonNegative, Share, flag
 from stitchkit.settings.schema import Budgets, LocalPath, Settings
 
 
@@ -32,7 +25,7 @@ class StitchRecipe(Settings):
         None, "GFLOPs that a cost bin spans; by default a 16th of the difference between neighbouring anchors"
     )
     flops_sampling_k: AtLeastBillionth | None = flag(
-        None, "draw costlier bins more often, the more the smaller this number; by default all alike"
+        None, "temperature: smaller values favour costlier bins; by default uniform"
     )
     budgets: Budgets | None = flag(
         None, "train for these FLOPs, such as 2G,5G: a bin for each, of the costliest stitches within it"
@@ -47,9 +40,7 @@ class StitchRecipe(Settings):
     stitch_init_bs: Batch = flag(100, "number of images for the fit, over all ranks")
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers and class tokens")
     loss: Literal["task", "features", "features+task"] = flag(
-        "task",
-        "what stitches learn from: labels; or, without labels, the final features of the anchor in which they end; or "
-        "both",
+        "task", "what stitches learn from: labels; or, without labels, the final features of their end anchor; or both"
     )
     feature_distance: Literal["mse", "cosine"] = flag(
         "mse", "with --loss features: squared error as a share of the anchor's feature, or 1 - cosine of the channels"

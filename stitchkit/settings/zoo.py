@@ -24,11 +24,8 @@ def zoo(*, max_flops: float | None = None, licence: str | None = None) -> dict[s
     """The configurations of the zoo by name, from cheap to costly.
 
     Args:
-        max_flops: Only those that have a stitch of at most so many FLOPs.
+        max_flops: Only those with a stitch of at most this many FLOPs.
         licence: Only those whose weights have this licence.
-
-    Raises:
-        InputError: If none has the licence, or none is as cheap.
     """
     configs = {name: StitchConfig.load(path) for name, path in short_names().items()}
     every = {name: config for name, config in configs.items() if config.zoo is not None}
@@ -41,11 +38,8 @@ def zoo(*, max_flops: float | None = None, licence: str | None = None) -> dict[s
     if max_flops is not None:
         cheap = [name for name in names if facts[name].flops[0] <= max_flops]
         if not cheap:
-            least = min(facts[name].flops[0] for name in names)
-            raise InputError(
-                f"no stitch of these configurations takes at most {quantity(max_flops)} FLOPs; the cheapest takes "
-                f"{quantity(least)}"
-            )
+            least = quantity(min(facts[name].flops[0] for name in names))
+            raise InputError(f"no stitch takes at most {quantity(max_flops)} FLOPs; the cheapest takes {least}")
         names = cheap
     return {name: every[name] for name in names}
 

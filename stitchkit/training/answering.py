@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from stitchkit.data.batches import Batch
 from stitchkit.data.labelled_images import image_labels, image_names
 from stitchkit.data.unlabelled import has_labels
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
@@ -32,15 +31,13 @@ _MIB = 2**20
 
 
 Scores: TypeAlias = "dict[int, Score] | dict[int, AnswerAgreement]"
-"""What stitches are worth by labels, or by the answers of the anchors in which they end."""
+"""What stitches are worth by labels, or by the answers of their end anchors."""
 
 
 class Answering:
-    """Evaluates stitches of an SN-Net by their logits; every rank makes one, and goes through the same stitches.
+    """Evaluates stitches of an SN-Net by their logits; every rank makes one, for the same stitches.
 
     Args:
-        session: The run.
-        model: Its SN-Net.
         origin: All that the figures depend on.
         ledgers: The ledger on the primary rank, which keeps the hits beside it; none on the others.
     """
@@ -56,19 +53,15 @@ class Answering:
         if not cfg_ids:
             return
         if isinstance(self._session.loaders.validation.dataset, IterableDataset):
-            _logger.info(
-                "streamed images have no order, so no hits are kept, and stitches are not compared image by image"
-            )
+            _logger.info("streamed images have no order, so stitches are not compared image by image")
         yield self._kept(cfg_ids, self._answers(cfg_ids))
         self._partial().remove()  # only now: the ledger has all rows
 
     def _answers(self, cfg_ids: Sequence[int]) -> Answers:
-        """The answers of stitches to the images.
-
-        Every rank saves its own every few seconds, from which a killed evaluation resumes.
-        """
+        """The answers of stitches to the images; every rank saves its own every few seconds, to resume from them."""
         session, what, memory = self._session, counted(len(cfg_ids), "stitch"), self._session.recipe.run.eval_memory
-        ends = [self._end(cfg_id) for cfg_id in cfg_ids] if session.by_agreement else []
+        anchors, space = [*self._model.views], self._model.space
+        ends = [anchors.index(space[cfg_id].end) for cfg_id in cfg_ids] if session.by_agreement else []
         one_pass = OnePass(self._model, sorted({*cfg_ids, *ends}), memory=memory and memory * _MIB)
 
         def run(images: torch.Tensor) -> list[Any]:
@@ -77,26 +70,15 @@ class Answering:
             return [*zip(answers, (logits[end] for end in ends), strict=True)] if ends else answers
 
         batches = batches_of(session.loaders.validation, session.world, what)
+        if ends:  # labels only say which images count: those that can be read, or all where none has a label
+            images = session.loaders.validation.dataset
+            is_labelled = not isinstance(images, CheckedImages) or has_labels(images.dataset)
+            batches = ((x, y.clamp(max=0) if is_labelled else torch.zeros_like(y)) for x, y in batches)
         return evaluate(
-            self._model, run, self._counted(batches) if ends else batches, device=session.world.device,
-            autocast=session.autocast, count=len(cfg_ids), num_classes=self._num_classes,
+            self._model, run, batches, device=session.world.device,
+            autocast=session.autocast, count=len(cfg_ids), num_classes=1 if ends else self._model.num_classes,
             partial=self._partial(cfg_ids), judge=compare_answers if ends else None,
         ).of_all_ranks()  # fmt: skip
-
-    def _end(self, cfg_id: int) -> int:
-        """The `cfg_id` of the anchor in which a stitch ends."""
-        return [*self._model.views].index(self._model.space[cfg_id].end)
-
-    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Batches whose labels say only which images count: those that can be read, or all where none has a label."""
-        images = self._session.loaders.validation.dataset
-        is_labelled = not isinstance(images, CheckedImages) or has_labels(images.dataset)
-        return ((x, labels.clamp(max=0) if is_labelled else torch.zeros_like(labels)) for x, labels in batches)
-
-    @property
-    def _num_classes(self) -> int:
-        """Number of classes that are counted separately; by agreement one, of the images of which anchors are sure."""
-        return 1 if self._session.by_agreement else self._model.num_classes
 
     def _partial(self, cfg_ids: Sequence[int] = ()) -> PartialAnswers:
         """The file with the answers of this rank so far."""
@@ -111,7 +93,10 @@ class Answering:
         if not isinstance(images, IterableDataset):
             for ledger in self._ledgers:
                 metric = AGREE if self._session.by_agreement else ACCURACY
-                _keep_hits(ledger, cfg_ids, answers, images, metric)
+                before, labels, right = _hits_of_rows(ledger), answers.labels.numpy(), answers.right.numpy()
+                seen = np.broadcast_to(labels != NO_CLASS, right.shape)
+                hits = Hits(tuple(cfg_ids), right, seen, labels, image_names(images.dataset), metric)
+                write_hits(hits_file(ledger.path), before.with_more(hits) if before else hits)
         if self._session.by_agreement:
             return dict(zip(cfg_ids, (AnswerAgreement.of(*sums) for sums in answers.sums.tolist()), strict=True))
         return dict(zip(cfg_ids, answers.scores, strict=True))
@@ -121,14 +106,6 @@ def remove_progress(folder: Path) -> None:
     """Remove what a finished evaluation does not need: also that of a killed one, which may have had more ranks."""
     for path in folder.glob(f"{LEDGER}.part*"):
         path.unlink(missing_ok=True)
-
-
-def _keep_hits(ledger: Ledger, cfg_ids: Sequence[int], answers: Answers, images: CheckedImages, metric: str) -> None:
-    """Add the hits of stitches to the file beside their ledger."""
-    before, labels, right = _hits_of_rows(ledger), answers.labels.numpy(), answers.right.numpy()
-    seen = np.broadcast_to(labels != NO_CLASS, right.shape)
-    hits = Hits(tuple(cfg_ids), right, seen, labels, image_names(images.dataset), metric)
-    write_hits(hits_file(ledger.path), before.with_more(hits) if before else hits)
 
 
 def _hits_of_rows(ledger: Ledger) -> Hits | None:
@@ -145,8 +122,6 @@ def check_hits_beside(ledger: Ledger, images: CheckedImages, *, by_agreement: bo
     known = None if by_agreement else image_labels(images.dataset)
     labels = np.array(known or [NO_CLASS] * len(images))
     nothing = np.zeros((0, len(images)), bool)
-    if found := hits.other_images(Hits((), nothing, nothing, labels, image_names(images.dataset))):
-        raise InputError(
-            f"'{hits_file(ledger.path)}' is of other images: {found}; choose another --experiment or move the ledger "
-            f"'{ledger.path}' away"
-        )
+    if difference := hits.other_images(Hits((), nothing, nothing, labels, image_names(images.dataset))):
+        advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
+        raise InputError(f"'{hits_file(ledger.path)}' is of other images: {difference}; {advice}")

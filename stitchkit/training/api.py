@@ -17,12 +17,7 @@ from stitchkit.training.summary import read_summary
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished training.
-
-    Args:
-        folder: Its folder.
-        summary: The rows of its `summary.csv`: for each epoch, loss, accuracies and learning rate by their names.
-    """
+    """A finished training: its folder, and the rows of its `summary.csv`, one dictionary for each epoch."""
 
     folder: Path
     summary: list[dict[str, float | None]]
@@ -72,8 +67,8 @@ def evaluate(data: str | os.PathLike[str] | None = None, /, **settings: object) 
 
 def _run(data: str | os.PathLike[str] | None, settings: dict[str, object]) -> Recipe:
     """Run the command with these flags, and return its recipe."""
-    given = settings if data is None else {"data_dir": data, **settings}
-    recipe, config = read_run({key: _as_flag(key, value) for key, value in given.items()})
+    flags = settings if data is None else {"data_dir": data, **settings}
+    recipe, config = read_run({key: _as_flag(key, value) for key, value in flags.items()})
     if recipe.run.dry_run:
         raise InputError("dry_run has no result to return; use stitchkit train --dry-run")
     run(recipe, config)
@@ -83,10 +78,7 @@ def _run(data: str | os.PathLike[str] | None, settings: dict[str, object]) -> Re
 def _as_flag(key: str, value: object) -> object:
     """A value as the command line gives it, where Python has more natural types."""
     if key == "anchors" and isinstance(value, list | tuple) and any(callable(anchor) for anchor in value):
-        raise InputError(
-            "anchors of a training are names or files, as --anchors takes them; networks of your own are for "
-            "stitchkit.create_snnet"
-        )
+        raise InputError("anchors of a training are names or files; pass your own networks to stitchkit.create_snnet")
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     values = [*value] if isinstance(value, list | tuple | range) else None

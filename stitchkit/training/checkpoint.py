@@ -36,9 +36,7 @@ BEST = f"model_best{_SUFFIX}"
 FORMAT = "stitchkit 1"
 """Format in every checkpoint of ours."""
 _OF_EVALUATIONS = ("stitches_res", "eval_args")
-_ONCE = {
-    "sampler": "uniform", "loss": "task", "feature_distance": "mse", "preserve": "none",
-}  # fmt: skip
+_ONCE = {"sampler": "uniform", "loss": "task", "feature_distance": "mse", "preserve": "none"}
 """What runs did before there was a choice."""
 _START_ANEW = "start from its weights with --initial-checkpoint"
 _WORST = float("-inf")
@@ -118,18 +116,18 @@ class Checkpoints(CheckpointFiles):
 
 def header(session: Session) -> dict[str, object]:
     """The part of a checkpoint that describes its run."""
+    settings, stitch, config = session.recipe.model, session.recipe.stitch, session.config
+    num_classes = {"num_classes": as_timm(session.model).num_classes}
+    # The arguments that rebuild a model of timm, apart from the size of its images.
+    arguments = ({"global_pool": settings.gp} if settings.gp else {}) | num_classes | (settings.model_kwargs or {})
     return {
-        "arch": session.recipe.model.model,
-        "model_kwargs": _arguments(session) if session.recipe.model.model else {},
-        "opt": session.recipe.optim.opt,
-        **(_of_stitching(session.recipe) if session.config else {}),
-        "frozen_anchors": session.recipe.stitch.freezes_anchors or not session.recipe.stitch.fulltune,
-        "stitch_config": session.config.to_dict() if session.config else None,
-        **({"num_classes": as_timm(session.model).num_classes} if session.config else {}),
-        "classes": list(session.classes or _classes_of_anchors(session)),
-        "input_size": list(session.input_size),
+        "arch": settings.model, "model_kwargs": arguments if settings.model else {}, "opt": session.recipe.optim.opt,
+        **(_of_stitching(session.recipe) if config else {}),
+        "frozen_anchors": stitch.freezes_anchors or not stitch.fulltune,
+        "stitch_config": config.to_dict() if config else None, **(num_classes if config else {}),
+        "classes": list(session.classes or _classes_of_anchors(session)), "input_size": list(session.input_size),
         "image": saved_data_config(session.model),
-    }
+    }  # fmt: skip
 
 
 def _classes_of_anchors(session: Session) -> Sequence[str]:
@@ -145,27 +143,13 @@ def _classes_of_anchors(session: Session) -> Sequence[str]:
 
 def _of_stitching(recipe: Recipe) -> dict[str, object]:
     """The settings of stitching that a resumed run must share, by name."""
-    stitch = recipe.stitch
-    return {
-        "sampler": stitch.sampler, "loss": stitch.loss, "feature_distance": stitch.feature_distance,
-        "preserve": stitch.way_to_preserve,
-    }  # fmt: skip
-
-
-def _arguments(session: Session) -> dict[str, object]:
-    """The arguments with which timm builds the model again, apart from the size of its images."""
-    settings = session.recipe.model
-    pool = {"global_pool": settings.gp} if settings.gp else {}
-    return {**pool, "num_classes": as_timm(session.model).num_classes, **(settings.model_kwargs or {})}
+    return {key: getattr(recipe.stitch, key) for key in _ONCE} | {"preserve": recipe.stitch.way_to_preserve}
 
 
 def check_header(content: Mapping[str, object], config: StitchConfig | None, path: str | Path) -> list[int] | None:
     """Compare the plain part of a checkpoint with its schema, and its configuration with that of this run.
 
-    Released checkpoints, which have no header, pass.
-
-    Returns:
-        Size of an input image `[C, H, W]` that the checkpoint was trained on, if known.
+    Released checkpoints, which have no header, pass. Returns the size `[C, H, W]` of the training images, if known.
     """
     if content.get("format") == FORMAT:
         needed = {
@@ -183,25 +167,25 @@ def check_header(content: Mapping[str, object], config: StitchConfig | None, pat
             "alone": rules.table(rules.text, rules.number()), "copies": rules.table(rules.text, rules.anything),
         }  # fmt: skip
         training_state.check_saved(content, path, needed, optional)
-    if config is not None and isinstance(found := content.get("stitch_config"), Mapping):
-        _check_configuration(found, config, path)
+    if config is not None and isinstance(theirs := content.get("stitch_config"), Mapping):
+        _check_configuration(theirs, config, path)
     size = TrainedWith.read(content, path).input_size
     return None if size is None else [*size]
 
 
-def _ordered(found: object, place: str) -> None:
+def _ordered(metric: object, name: str) -> None:
     """A rule: a metric that ranks epochs; it may be infinite, but not NaN, which has no order."""
-    rules.number(finite=False)(found, place)
-    if found != found:
-        raise InputError(f"{place} is not a number")
+    rules.number(finite=False)(metric, name)
+    if metric != metric:
+        raise InputError(f"{name} is not a number")
 
 
-def _check_configuration(found: Mapping[str, object], config: StitchConfig, path: str | Path) -> None:
+def _check_configuration(theirs: Mapping[str, object], config: StitchConfig, path: str | Path) -> None:
     """Check that a checkpoint was trained with the rule and anchors of a configuration, which shapes cannot show."""
     ours = config.to_dict()
     try:
-        rules.plain(found, "stitch_config")  # files that are not ours have had no check so far
-        trained = StitchConfig.parse({**found, "recipe": {"pretrained": False}}).to_dict()
+        rules.plain(theirs, "stitch_config")  # files that are not ours have had no check so far
+        trained = StitchConfig.parse({**theirs, "recipe": {"pretrained": False}}).to_dict()
     except InputError as error:
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
     keys = ["rule", "directions", "max_switches", "stitch_kernel_size", "stitch_stride", "nearest_stitching"]
@@ -216,7 +200,7 @@ def _check_configuration(found: Mapping[str, object], config: StitchConfig, path
         more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         if len(wrong) == 1 and (rank := trained.get("anchor_lora_r")) != ours.get("anchor_lora_r"):
             set_it = f'-c with the args.yaml of its run, or write "anchor_lora_r": {rank} into the stitch configuration'
-            more = f"; give {set_it}" if rank else "; leave --preserve lora and anchor_lora_r out"
+            more = f"; give {set_it}" if rank else "; omit --preserve lora and anchor_lora_r"
         elif len(wrong) == 1 and trained.get("dense") and not ours.get("dense"):
             more = "; give -c with the args.yaml of its run, which has the task and the head"
         raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
@@ -257,33 +241,27 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
             f"checkpoint '{path}' was trained on images of {trained_size}, but here they are {size} (channels, "
             f"height, width); set --input-size {' '.join(map(str, trained_size))}, or the size to use it with"
         )
-    trained = TrainedWith.read(content, path)
-    check_classes(trained.classes or (), [session.classes], path, strict=True, train_by=_train_by(session, trained))
+    trained, train_by = TrainedWith.read(content, path), ""  # flags that start a training on the classes of the data
+    if model.model:
+        train_by = command("--model", model.model, "--pretrained-path", path)
+    elif trained.classes and len(trained.classes[0]) == len(session.classes):
+        train_by = command("--initial-checkpoint", path)
+    check_classes(trained.classes or (), [session.classes], path, strict=True, train_by=train_by)
     load_content(session.model, content, path, ema=ema)
     note(session.model, trained)
     _check_image(trained, session)
     return content, digest
 
 
-def _train_by(session: Session, trained: TrainedWith) -> str:
-    """Flags that start a training on other classes from a checkpoint; none do for an SN-Net of another number."""
-    if name := session.recipe.model.model:
-        return command("--model", name, "--pretrained-path", trained.path)
-    has_count = trained.classes and len(trained.classes[0]) == len(session.classes)
-    return command("--initial-checkpoint", trained.path) if has_count else ""
-
-
 def _check_image(trained: TrainedWith, session: Session) -> None:
-    """Compare the preparation of images in training with that of this run, which must be given if it is another one."""
-    here, given = as_timm(session.model).pretrained_cfg, given_data_config(session.recipe.flat())
-    changes = {key: value for key, value in trained.unlike(here).items() if key != "input_size"}  # compared before
-    if changes.keys() - given.keys():
+    """Compare the preparation of images in training with that of this run; flags must say if they differ."""
+    ours, set_by_flags = as_timm(session.model).pretrained_cfg, given_data_config(session.recipe.flat())
+    changes = {key: value for key, value in trained.unlike(ours).items() if key != "input_size"}  # compared before
+    if changes.keys() - set_by_flags.keys():
         flags = " ".join(_as_flag(key, value) for key, value in changes.items())
-        raise InputError(
-            f"checkpoint '{trained.path}' was trained on images prepared with {compared(changes, here)}; set {flags}, "
-            "or others"
-        )
-    trained.say_unlike(here)
+        was = f"checkpoint '{trained.path}' was trained on images prepared with {compared(changes, ours)}"
+        raise InputError(f"{was}; set {flags}, or others")
+    trained.say_unlike(ours)
 
 
 def _as_flag(key: str, value: object) -> str:
@@ -293,7 +271,7 @@ def _as_flag(key: str, value: object) -> str:
 
 
 def load_run(session: Session) -> dict[str, Any]:
-    """Load the weights of `--resume` for a training, and return the file's content, with which it can continue."""
+    """Load the weights of `--resume` for a training, and return the file's content."""
     (content, _), recipe, path = load_weights(session), session.recipe, session.recipe.run.resume
     if recipe.run.no_resume_opt:
         return content
@@ -305,13 +283,10 @@ def load_run(session: Session) -> dict[str, Any]:
         raise InputError(
             f"checkpoint '{path}' was trained with {which}, which was removed (studies/{study} has it); {_START_ANEW}"
         )
-    ours = {"opt": recipe.optim.opt, **(_of_stitching(recipe) if session.config else {})}
-    for name, here in ours.items():
-        if (trained := content.get(name, _ONCE.get(name))) != here:
-            flag = flag_of(name)
-            raise InputError(
-                f"checkpoint '{path}' was trained with {flag} {trained}, not {here}; use the same, or {_START_ANEW}"
-            )
+    for name, ours in {"opt": recipe.optim.opt, **(_of_stitching(recipe) if session.config else {})}.items():
+        if (trained := content.get(name, _ONCE.get(name))) != ours:
+            was = f"checkpoint '{path}' was trained with {flag_of(name)} {trained}"
+            raise InputError(f"{was}, not {ours}; use the same, or {_START_ANEW}")
     return content
 
 

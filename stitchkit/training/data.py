@@ -30,7 +30,7 @@ from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.training.inputs import source_of
 
 BANK_IMAGES = 50_000
-"""Labelled images with which features are compared, unless `--bank-images` says otherwise."""
+"""Labelled images for the comparison of features, unless `--bank-images` says otherwise."""
 FOR_CALIBRATION = "batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "
 
 
@@ -51,13 +51,13 @@ def check_labels(recipe: Recipe) -> None:
     source, is_single = source_of(recipe), bool(recipe.model.model)
     if recipe.dense.is_dense or not (source.needs_labels and is_unlabelled(source, recipe.data.train_split)):
         return  # in a folder for dense prediction, the splits may be within images/
-    found = f"data folder '{source.root}' has no train/ folder with class folders in it, so its images are"
+    images = f"data folder '{source.root}' has no train/ folder with class folders in it, so its images are"
     if is_list(str(source.root)):
-        found = f"list '{source.root}' names images"
+        images = f"list '{source.root}' names images"
     why = "--model" if is_single else f"--loss {recipe.stitch.loss}"
     advice = "" if is_single else ", or train without labels by --loss features"
     raise InputError(
-        f"{found} without labels, which {why} needs; give a folder with train/ and validation/ (or val/, or test/), "
+        f"{images} without labels, which {why} needs; give a folder with train/ and validation/ (or val/, or test/), "
         f"with one folder per class in each{advice}"
     )
 
@@ -90,7 +90,7 @@ def _check_train_folders(validation: Images, recipe: Recipe) -> None:
         folder = find_split(Path(reader.root).parent, recipe.data.train_split)
     except InputError:
         return  # the data may have no training split
-    children = {place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith(".")}
+    children = {child.name for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")}
     # ImageNet has 1.3 million training files, so they are listed only if the folders' names differ.
     if {*map(same_text, children)} != set(validation.classes):
         where = f"the {validation.split} split of '{folder.parent}'"
@@ -106,8 +106,8 @@ def preparation(recipe: Recipe, input_size: tuple[int, ...], model_config: Mappi
 def check_normalisation(recipe: Recipe, channels: int) -> None:
     """Refuse means and deviations that do not fit the channels of an image."""
     for name in ("mean", "std"):
-        if (given := getattr(recipe.data, name)) and len(given) not in (1, channels):
-            raise InputError(f"{flag_of(name)} is {given}; set one value, or one for each of {channels} channels")
+        if (values := getattr(recipe.data, name)) and len(values) not in (1, channels):
+            raise InputError(f"{flag_of(name)} is {values}; set one value, or one for each of {channels} channels")
 
 
 @contextmanager
@@ -130,27 +130,21 @@ def check_preparation(recipe: Recipe) -> None:
     try:
         create_transform(32, is_training=True, auto_augment=policy)
     except Exception as error:  # assertions for most, and whatever a bad number raises
-        raise InputError(
-            f"--aa is '{policy}', which timm cannot read; give original, originalr, v0, v0r, 3a, rand or augmix, and "
-            "options of the policy after dashes, such as rand-m9-mstd0.5-inc1"
-        ) from error
+        names = "original, originalr, v0, v0r, 3a, rand or augmix, and options after dashes: rand-m9-mstd0.5-inc1"
+        raise InputError(f"--aa is '{policy}', which timm cannot read; give {names}") from error
 
 
 @dataclass(frozen=True)
 class Loaders:
     """The loaders of a run.
 
-    Args:
-        train: Augmented training batches; in an evaluation, portions of images that renew batch-norm statistics, the
-            same on all ranks and prepared as for evaluation.
-        validation: Prepared validation batches; iterate through `without_padding`.
-        mean: Mean of each channel, with which images are normalised, and in the same way `std`.
-        held_out: Other training images, by which an evaluation judges batch-norm statistics.
+    In an evaluation, `train` gives portions of images that renew batch-norm statistics, the same on all ranks and
+    prepared as for evaluation, and `held_out` those that judge the statistics.
     """
 
     train: Loader | None
-    validation: Loader
-    mean: tuple[float, ...]
+    validation: Loader  # iterate through `without_padding`
+    mean: tuple[float, ...]  # of each channel, for the normalisation of images
     std: tuple[float, ...]
     held_out: tuple[Loader, ...] = ()
 
@@ -187,10 +181,7 @@ def create_loaders(
 def create_bank_loader(
     recipe: Recipe, world: World, *, input_size: tuple[int, ...], model_config: Mapping[str, object]
 ) -> Loader:
-    """Labelled training images with whose features others are compared: at most `--bank-images`, by the seed.
-
-    They are prepared as for evaluation. Of a stream, the loader gives all.
-    """
+    """Labelled training images, prepared as for evaluation: at most `--bank-images`, by the seed; all of a stream."""
     options = {"num_samples": recipe.data.train_num_samples}
     images = open_dataset(source_of(recipe), recipe.data.train_split, is_training=True, **options)  # shuffles streams
     if not (images.classes or isinstance(images, IterableDataset)):
@@ -220,18 +211,12 @@ def _checked(images: Images, recipe: Recipe, num_classes: int, *, is_training: b
 def _create_loader(images: Any, recipe: Recipe, world: World, mix: Mixup = None, **options: Any) -> Loader:
     """timm's loader with its batches on the device: by its prefetcher, or else by a `DirectLoader`."""
     data, dtype = recipe.data, weights_dtype(recipe)
+    # Fresh workers draw only from the epoch's seed; persistent ones would remember earlier epochs (law 8).
     loader = create_loader(
-        images,
-        **{"distributed": True, **options},
-        num_workers=workers_for(images, data.workers, world),
-        worker_seeding=data.worker_seeding,
-        pin_memory=data.pin_mem,
-        use_prefetcher=not data.no_prefetcher,
-        img_dtype=dtype,
-        device=world.device,
-        # Fresh workers draw only from the epoch's seed; persistent ones would remember earlier epochs (law 8).
-        persistent_workers=False,
-    )
+        images, **{"distributed": True, **options}, num_workers=workers_for(images, data.workers, world),
+        worker_seeding=data.worker_seeding, pin_memory=data.pin_mem, use_prefetcher=not data.no_prefetcher,
+        img_dtype=dtype, device=world.device, persistent_workers=False,
+    )  # fmt: skip
     if data.no_prefetcher:
         return DirectLoader(loader, device=world.device, dtype=dtype, mix=mix)
     outlive_signals(loader)
@@ -273,8 +258,6 @@ def drawn_numbers(total: int, count: int, seed: int) -> list[int]:
     return order[:count]
 
 
-_SRC = "src"
-"""A crop that timm does not have."""
 # Arguments of timm's functions by our settings, where the names differ.
 _MIXING = {
     "mixup_alpha": "mixup", "cutmix_alpha": "cutmix", "cutmix_minmax": "cutmix_minmax", "prob": "mixup_prob",
@@ -301,34 +284,28 @@ def _create_train_loader(
         mix = (FastCollateMixup if prefetch else Mixup)(**options, num_classes=num_classes)
     options = {name: getattr(augment, own) for name, own in _AUGMENTATION.items()}
     interpolation = prepared["interpolation"] if augment.no_aug else augment.train_interpolation
-    is_src = augment.train_crop_mode == _SRC and not augment.no_aug
+    is_src = augment.train_crop_mode == "src" and not augment.no_aug  # timm does not have it
+    if augment.aug_splits:
+        images = AugMixDataset(images, num_splits=augment.aug_splits)
     loader = _create_loader(
-        AugMixDataset(images, num_splits=augment.aug_splits) if augment.aug_splits else images,
-        recipe,
-        world,
-        mix,
-        is_training=True,
-        batch_size=recipe.data.batch_size,
-        collate_fn=mix if prefetch else None,
-        grayscale_prob=augment.grayscale_prob or 0.0,
+        images, recipe, world, mix, is_training=True, batch_size=recipe.data.batch_size,
+        collate_fn=mix if prefetch else None, grayscale_prob=augment.grayscale_prob or 0.0,
         gaussian_blur_prob=augment.gaussian_blur_prob or 0.0,
         **timm_config(prepared) | {"interpolation": interpolation},
         **options | ({"train_crop_mode": None} if is_src else {}),
-    )
+    )  # fmt: skip
     if is_src:
+        # The shorter side resized to that of the crop, a border of 4 mirrored pixels, and a crop at random.
+        # Source: DeiT III, section 3.2, "simple random crop", as in its released code.
         assert isinstance(images.transform, Compose), "timm composes them, and the crop is the first"
-        images.transform.transforms[0] = _src_crop(prepared["input_size"][1:], interpolation)
+        size, modes = (
+            prepared["input_size"][1:],
+            ("bilinear", "bicubic") if interpolation == "random" else (interpolation,),
+        )
+        resize = RandomChoice([Resize(max(size), InterpolationMode(mode)) for mode in modes])
+        crop = RandomCrop(tuple(size), padding=4, padding_mode="reflect")
+        images.transform.transforms[0] = Compose([resize, crop])
     return loader
-
-
-def _src_crop(size: Sequence[int], interpolation: str) -> Compose:
-    """The shorter side resized to that of the crop, a border of 4 mirrored pixels, and a crop at random.
-
-    Source: DeiT III, section 3.2, "simple random crop", as in its released code.
-    """
-    modes = ("bilinear", "bicubic") if interpolation == "random" else (interpolation,)
-    resize = RandomChoice([Resize(max(size), InterpolationMode(mode)) for mode in modes])
-    return Compose([resize, RandomCrop(tuple(size), padding=4, padding_mode="reflect")])
 
 
 def weights_dtype(recipe: Recipe) -> torch.dtype:

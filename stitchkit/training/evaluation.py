@@ -15,21 +15,13 @@ from stitchkit.display import command, counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
+from stitchkit.measure import ledger_origin as origins
 from stitchkit.measure.agreement import AnswerAgreement
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.measure.features import FeatureScore
 from stitchkit.measure.intervals import add_intervals, by_image_beside
 from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import LEDGER, Ledger
-from stitchkit.measure.ledger_origin import (
-    IMAGES,
-    changed,
-    of_the_bank,
-    origin_file,
-    origin_of,
-    read_origin,
-    write_origin,
-)
 from stitchkit.measure.metric import metric_of
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
@@ -67,45 +59,49 @@ def evaluate_stitches(session: Session) -> None:
     content, origin, missing, ledgers = prepare_evaluation(session)
     from_primary(world, lambda: _begin(session, origin))
     if not isinstance(model, SNNet):
-        score = _plain_score(session)
+        net = renewed_copy(session) if recipe.run.recalibrate_bn else model
+        batches, num_classes = batches_of(session.loaders.validation, world, "evaluation"), as_timm(model).num_classes
+        score = evaluate_stitch(
+            net, None, batches, device=world.device, autocast=session.autocast, num_classes=num_classes
+        )
         _logger.info("%s", json.dumps({"model": recipe.model.model, **score.figures}))
         from_primary(world, lambda: write_per_class(session.folder, _classes(session), {"acc1": score}))
         return
     norms = give_statistics(session, model, missing, ledgers, origin, keeps_anchors=freezes_anchors(content))
     numbers = count(1)
-    for found in _judged(session, model, origin, missing, ledgers):
+    judged: Iterator[_Scores]
+    if isinstance(model, DenseSNNet):
+        judged = DenseEvaluation(session, model, origin, ledgers).stitches(missing)
+    elif model.num_classes:
+        judged = Answering(session, model, origin, ledgers).stitches(missing)
+    else:
+        judged = _by_features(session, model, missing, ledgers)
+    for scores in judged:
         for ledger in ledgers:
-            _record(session, ledger, found, norms)
-        for cfg_id, one in found.items():
-            said = [f"{key} {value:.2f}" for key, value in one.figures.items() if key not in _UNSAID]
+            _record(session, ledger, scores, norms)
+        for cfg_id, worth in scores.items():
+            figures = "  ".join(f"{key} {value:.2f}" for key, value in worth.figures.items() if key not in _UNSAID)
             _logger.info(
-                "stitch %d/%d  cfg_id %d  %s  %s",
-                next(numbers), len(missing), cfg_id, model.space[cfg_id], "  ".join(said),
-            )  # fmt: skip
+                "stitch %d/%d  cfg_id %d  %s  %s", next(numbers), len(missing), cfg_id, model.space[cfg_id], figures
+            )
 
     def finish() -> None:
         for ledger in ledgers:
             remove_progress(session.folder)
             add_intervals(ledger.rows, by_image_beside(ledger.path, metric_of(ledger.rows)))
             ledger.rewrite()
-            _add_latencies(recipe.run.latency, model, ledger)
+            if (batch_size := recipe.run.latency) and ledger.rows:  # all of them: separate runs are not comparable
+                _logger.info("measuring the latency of each stitch in turns, for a minute or at least seven rounds")
+                with uncompiled(model):
+                    summary = add_latencies(ledger.rows, model, batch_size=batch_size)
+                ledger.rewrite()
+                _logger.info("%s", summary)
             front = command("stitchkit", "pareto", ledger.path)
             _logger.info("%s has %s; the front: %s", ledger.path, counted(len(ledger.rows), "stitch"), front)
 
     if isinstance(model, DenseSNNet):
         uncompiled(model)(write_examples)(session, model, ledgers)
     from_primary(world, finish)  # the other ranks wait, since their callers read the ledger next
-
-
-def _judged(
-    session: Session, model: SNNet, origin: Mapping[str, object], cfg_ids: Sequence[int], ledgers: Sequence[Ledger]
-) -> Iterator[_Scores]:
-    """What stitches are worth: by pixels, by labels, or by their features."""
-    if isinstance(model, DenseSNNet):
-        return DenseEvaluation(session, model, origin, ledgers).stitches(cfg_ids)
-    if model.num_classes:
-        return Answering(session, model, origin, ledgers).stitches(cfg_ids)
-    return _by_features(session, model, cfg_ids, ledgers)
 
 
 def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, object], list[int], list[Ledger]]:
@@ -117,17 +113,19 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
     """
     recipe, model, ledgers = session.recipe, session.model, list[Ledger]()
     content, digest = load_weights(session, ema=recipe.optim.model_ema) if recipe.run.resume else ({}, "")
-    _check_images(session)
-    origin, wanted = origin_of(recipe, digest), list[int]()
+    for name in ("bank_images", "self_stitch") if as_timm(model).num_classes else ():
+        if getattr(recipe.run, name):
+            raise InputError(f"{flag_of(name)} requires networks without classes; omit it, or add --num-classes 0")
+    origin, wanted = origins.origin_of(recipe, digest), list[int]()
     if isinstance(model, SNNet):
         if not model.num_classes:
-            origin |= of_the_bank(recipe)
+            origin |= origins.of_the_bank(recipe)
         origin["by_agreement"] = session.by_agreement
         chosen = recipe.run.eval_stitches
         wanted = [*model.space.ids] if chosen is None else model.space.select(chosen)
     else:
         origin |= {key: recipe.flat()[key] for key in _OF_A_MODEL}
-    origin[IMAGES] = from_primary(session.world, lambda: images_digest(session.loaders.validation.dataset))
+    origin[origins.IMAGES] = from_primary(session.world, lambda: images_digest(session.loaders.validation.dataset))
 
     def find_missing() -> list[int]:
         if not isinstance(model, SNNet):
@@ -139,7 +137,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
                 check_sums_beside(ledgers[0], session.loaders.validation)
             else:
                 check_hits_beside(ledgers[0], session.loaders.validation.dataset, by_agreement=session.by_agreement)
-            if before[IMAGES] != origin[IMAGES]:  # only now: hits say which image is another
+            if before[origins.IMAGES] != origin[origins.IMAGES]:  # only now: hits say which image is another
                 raise InputError(
                     f"result file '{ledgers[0].path}' was measured on other images: the validation images have changed "
                     f"since, in names, labels, sizes or content; {_MOVE}"
@@ -147,16 +145,6 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
         return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
 
     return content, origin, from_primary(session.world, find_missing), ledgers
-
-
-def _check_images(session: Session) -> None:
-    """Refuse settings that do not fit the images, or what stitches are judged by: labels, or features."""
-    for name in ("bank_images", "self_stitch") if as_timm(session.model).num_classes else ():
-        if getattr(session.recipe.run, name):
-            raise InputError(
-                f"{flag_of(name)} is for networks without classes, whose features are judged; leave it out, or add "
-                "--num-classes 0"
-            )
 
 
 def _result(session: Session) -> Path:
@@ -171,14 +159,11 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     _logger.info("evaluating %s", session.recipe.run.resume or "the initial weights; --resume chooses a checkpoint")
     if (path := _result(session)).exists() and not isinstance(session.model, SNNet):
         _logger.info("'%s' of an earlier evaluation is replaced", path)
-    write_origin(path, origin)
+    origins.write_origin(path, origin)
 
 
 def _record(session: Session, ledger: Ledger, scores: _Scores, norms: Mapping[int, Mapping[str, object]]) -> None:
-    """Write the scores of stitches: first the accuracies of classes, since stitches in the ledger are complete.
-
-    `norms` is what rows say of batch-norm statistics.
-    """
+    """Write scores, and what rows say of `norms`: first per class, since stitches in the ledger are complete."""
     columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score)}
     if columns:
         write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
@@ -211,36 +196,12 @@ def _by_features(
             ledger.rewrite()
 
 
-def _plain_score(session: Session) -> Score:
-    """The score of the plain model, with recalibrated batch norms if requested."""
-    world, net, num_classes = session.world, session.model, as_timm(session.model).num_classes
-    if session.recipe.run.recalibrate_bn:
-        net = renewed_copy(session)
-    batches = batches_of(session.loaders.validation, world, "evaluation")
-    return evaluate_stitch(net, None, batches, device=world.device, autocast=session.autocast, num_classes=num_classes)
-
-
-def _add_latencies(batch_size: int, model: SNNet, ledger: Ledger) -> None:
-    """Measure the latency of every stitch in the ledger again: results of separate runs are not comparable.
-
-    Only the primary rank does this, while the others wait.
-    """
-    if not batch_size or not ledger.rows:
-        return
-    _logger.info("measuring the latency of each stitch in turns, for about a minute or at least seven rounds")
-    with uncompiled(model):
-        said = add_latencies(ledger.rows, model, batch_size=batch_size)
-    ledger.rewrite()
-    _logger.info("%s", said)
-
-
 def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:
     """What results were measured with, without other weights, data or settings; images may differ."""
-    if not origin_file(path).exists():
-        raise InputError(
-            f"result file '{path}' has no '{origin_file(path).name}' beside it that says how it was measured; {_MOVE}"
-        )
-    before = {IMAGES: origin.get(IMAGES)} | read_origin(path, advice=_MOVE)
-    if (key := changed(before, origin)) not in (None, IMAGES):
+    file = origins.origin_file(path)
+    if not file.exists():
+        raise InputError(f"result file '{path}' has no '{file.name}' beside it that says how it was measured; {_MOVE}")
+    before = {origins.IMAGES: origin.get(origins.IMAGES)} | origins.read_origin(path, advice=_MOVE)
+    if (key := origins.changed(before, origin)) not in (None, origins.IMAGES):
         raise InputError(f"result file '{path}' was measured with {key} {before.get(key)}, now {origin[key]}; {_MOVE}")
     return before

@@ -1,4 +1,4 @@
-"""`--loss features`: a route learns the final feature of the anchor in which it ends."""
+"""`--loss features`: a route learns the final feature of its end anchor."""
 
 from __future__ import annotations
 
@@ -21,17 +21,13 @@ _JUDGED = 5
 
 
 class FeatureLoss:
-    """The distance of routes' final features from their targets: those of the anchors in which the routes end.
+    """The distance of routes' final features from their targets: those of their end anchors.
 
     A final feature is what timm's `forward_features` gives, `[B, N, C]`, `[B, C, H, W]` or `[B, H, W, C]`: the output
     of the last block, after the final normalisation if the anchor has one before its pooling. Without that, tokens of
     large norm, which it evens out, would outweigh all others. Targets come from the anchors as they are before the
     training, in evaluation mode and without gradients: from the anchors themselves if these are frozen, otherwise from
     copies.
-
-    Args:
-        model: The SN-Net, on its device.
-        settings: The distance, whether anchors are frozen, and whether all ranks train the same routes.
 
     Attributes:
         bodies: The anchors up to their pooling, or copies of these, which give the targets.
@@ -48,7 +44,10 @@ class FeatureLoss:
             bodies = [*map(extract, bodies)]
             self.copies = nn.ModuleList(bodies).eval().requires_grad_(False)
         numbers = {label: number for number, label in enumerate(model.views)}
-        self._heads = {cfg_id: _head_of(model, cfg_id) for cfg_id in model.space.ids}
+        self._heads: dict[int, HeadSlice] = {}  # they may lack the final normalisation
+        for cfg_id, stitch in model.space.stitches.items():
+            anchor, is_bare = model.views[stitch.end], model.steps(cfg_id)[-1].kind == "bare head"
+            self._heads[cfg_id] = anchor.bare_head if is_bare else anchor.head
         self._ends = {cfg_id: numbers[stitch.end] for cfg_id, stitch in model.space.stitches.items()}
         self._places = [anchor.boundaries[-1] for anchor in model.views.values()]
         self.bodies = bodies
@@ -58,11 +57,7 @@ class FeatureLoss:
         self._targets: dict[int, torch.Tensor] = {}
 
     def __call__(self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int) -> torch.Tensor:
-        """The loss, a scalar, of the output of a route's last block.
-
-        Args:
-            images: `[B, C, H, W]`.
-        """
+        """The loss, a scalar, of the output of a route's last block for images `[B, C, H, W]`."""
         error, scale = self.parts(images, feature, cfg_id)
         if self._shared:  # of the whole batch, so that two ranks are one with twice the batch
             scale = sum_over_ranks(torch.stack([scale, torch.ones_like(scale)]))
@@ -70,11 +65,7 @@ class FeatureLoss:
         return error / scale
 
     def parts(self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The numerator and the denominator of the loss, each a mean over the images.
-
-        Args:
-            feature: The output of the route's last block.
-        """
+        """The numerator and the denominator of the loss, each a mean over the images."""
         end, head = self._ends[cfg_id], self._heads[cfg_id]
         with without_statistics(head):  # the route's own pass has counted the batch
             feature = head.run_features(feature)
@@ -109,12 +100,6 @@ class _Body(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head.run_features(self.blocks(images))
-
-
-def _head_of(model: SNNet, cfg_id: int) -> HeadSlice:
-    """The head of a route, which may leave out the final normalisation."""
-    anchor = model.views[model.space[cfg_id].end]
-    return anchor.bare_head if model.steps(cfg_id)[-1].kind == "bare head" else anchor.head
 
 
 def judged_routes(model: SNNet) -> list[int]:

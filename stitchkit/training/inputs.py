@@ -19,17 +19,6 @@ from stitchkit.settings.stitch_config import StitchConfig
 def read_run(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     """The recipe and the stitch configuration of a run; the folder of its data and the files of its weights exist."""
     recipe, config = resolve(flags)
-    _check_data(recipe)
-    # Ranks that a launcher restarts resume from their own checkpoint, even if that of the flags is gone by now.
-    if not restarts():
-        for place, file in _weights(recipe, config):
-            with prefixed(place):
-                check_file(file, "checkpoint")
-    return recipe, config
-
-
-def _check_data(recipe: Recipe) -> None:
-    """Refuse a folder that does not exist, or is for another task."""
     data, task = recipe.data, recipe.dense.task
     root = Path(data.dataset or data.data_dir or "")
     if task == "classification":
@@ -38,6 +27,12 @@ def _check_data(recipe: Recipe) -> None:
             check_no_pairs(root, data.train_split, data.val_split)
     elif not data.dataset.lower().startswith("hfds/"):
         check_pair_folder(root, data.val_split if recipe.run.eval else data.train_split, task)
+    # Ranks that a launcher restarts resume from their own checkpoint, even if that of the flags is gone by now.
+    if not restarts():
+        for prefix, file in _weights(recipe, config):
+            with prefixed(prefix):
+                check_file(file, "checkpoint")
+    return recipe, config
 
 
 def source_of(recipe: Recipe) -> Source:
@@ -55,7 +50,7 @@ def source_of(recipe: Recipe) -> Source:
         keys_advice="name those of the images and labels by --input-key and --target-key",
     )  # fmt: skip
     if recipe.run.dry_run and source.download:
-        source = replace(source, download=False, advice="leave out --dry-run, which downloads nothing")
+        source = replace(source, download=False, advice="omit --dry-run, which downloads nothing")
     return source
 
 
@@ -69,7 +64,7 @@ def _weights(recipe: Recipe, config: StitchConfig | None) -> Iterator[tuple[str,
     elif model.anchors:
         yield from ((f"anchor '{text}': ", file) for text in model.anchors if (file := read_anchor(text).file))
     elif config is not None:
-        yield from ((f"anchor '{one.label}': ", str(one.checkpoint)) for one in config.anchors if one.checkpoint)
+        yield from ((f"anchor '{spec.label}': ", spec.checkpoint) for spec in config.anchors if spec.checkpoint)
     elif model.pretrained and model.pretrained_path:
         yield "", model.pretrained_path
     if stitch.distillation_type != "none" and stitch.teacher_path and not run.eval:

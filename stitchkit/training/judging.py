@@ -34,14 +34,12 @@ _Run = Callable[[torch.Tensor], Mapping[int, torch.Tensor]]
 class Judge:
     """Judges the features of an SN-Net without classes; every rank makes one, and calls the same methods.
 
-    Args:
-        session: The run.
-        model: Its SN-Net.
-        cfg_ids: The stitches that will be judged, and the anchors that will be stitched to themselves.
+    `cfg_ids` are the stitches to judge and the anchors to stitch to themselves.
     """
 
     def __init__(self, session: Session, model: SNNet, cfg_ids: Collection[int]):
         self._session, self._model = session, model
+        self._bank_images = session.recipe.run.bank_images or BANK_IMAGES
         self._ends = sorted({self._end(cfg_id) for cfg_id in cfg_ids})
         self._targets: dict[int, Halved] = {}
         self._bank: Loader | None = None
@@ -60,8 +58,8 @@ class Judge:
     def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, FeatureScore]]:
         """The scores of stitches; call it first.
 
-        Their features are collected in one pass over the images on which they are judged, and one over the labelled
-        images with which these are compared. Then one stitch after the other is judged.
+        Features are collected in one pass over the validation images, and one over the labelled images. Then one stitch
+        after the other is judged.
         """
         if cfg_ids:
             self._say_bytes(cfg_ids)
@@ -80,25 +78,21 @@ class Judge:
             anchor, images, method=settings.ls_method, damping=settings.ls_damping,
             stitched_final_norm=model.stitched_final_norm, layer=snnet_options(self._session.config)["layer"],
         )  # fmt: skip
-        (scores,) = self._alone(cfg_id, net)
-        return scores[cfg_id]
-
-    def _end(self, cfg_id: int) -> int:
-        """The `cfg_id` of the anchor in which a stitch ends."""
-        return [*self._model.views].index(self._model.space[cfg_id].end)
-
-    def _one_pass(self, cfg_ids: Collection[int]) -> _Run:
-        memory = self._session.recipe.run.eval_memory
-        return OnePass(self._model, sorted(cfg_ids), memory=memory and memory * _MIB)
-
-    def _alone(self, cfg_id: int, net: nn.Module) -> Iterator[dict[int, FeatureScore]]:
-        """The score of a network that shares no work, under the `cfg_id` of a stitch with the same end."""
 
         def run(images: torch.Tensor) -> dict[int, torch.Tensor]:
             return {cfg_id: net(images)}
 
         judged = self._collect(net, run, self._session.loaders.validation)
-        return self._scores([cfg_id], judged, self._collect(net, run, self._bank) if self._bank else None)
+        (scores,) = self._scores([cfg_id], judged, self._collect(net, run, self._bank) if self._bank else None)
+        return scores[cfg_id]
+
+    def _end(self, cfg_id: int) -> int:
+        """The `cfg_id` of the end anchor of a stitch."""
+        return [*self._model.views].index(self._model.space[cfg_id].end)
+
+    def _one_pass(self, cfg_ids: Collection[int]) -> _Run:
+        memory = self._session.recipe.run.eval_memory
+        return OnePass(self._model, sorted(cfg_ids), memory=memory and memory * _MIB)
 
     def _collect(self, net: nn.Module, run: _Run, loader: Loader) -> Collected[int]:
         """The features of networks that are parts of `net`."""
@@ -114,10 +108,6 @@ class Judge:
     ) -> Iterator[dict[int, FeatureScore]]:
         targets = {cfg_id: self._targets.get(self._end(cfg_id)) for cfg_id in cfg_ids}
         return judge_in_turns(cfg_ids, judged, targets, bank, self._session.world)
-
-    @property
-    def _bank_images(self) -> int:
-        return self._session.recipe.run.bank_images or BANK_IMAGES
 
     def _say_bytes(self, cfg_ids: Sequence[int]) -> None:
         """Log the memory that the features of stitches will take."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from stitchkit.restarts import LIMIT_IS_NEAR
@@ -41,21 +41,18 @@ def launch(arguments: Sequence[str]) -> int:
         _, failure = error.get_first_failure()
         if failure.exitcode in _STOPPED:  # the rank has reported it
             return failure.exitcode
-        is_input_error = failure.exitcode == 2
-        print(_message(failure) if is_input_error else error, file=sys.stderr)
+        text: object = error
+        if failure.exitcode == 2:  # bad input: the message of the rank, without the name of the exception
+            content = failure.error_file_data["message"]
+            message = content["message"] if isinstance(content, dict) else content
+            text = "stitchkit: error: " + str(message).removeprefix("InputError: ")
+        print(text, file=sys.stderr)
         return failure.exitcode if failure.exitcode > 0 else 1
     return 0
 
 
 def _hand_to_ranks(number: int, _: object) -> NoReturn:
     raise SignalException("stopped by a signal", signal.Signals(number))
-
-
-def _message(failure: ProcessFailure) -> str:
-    """The message that the rank left in its error file, without the name of the exception."""
-    content = failure.error_file_data["message"]
-    text = content["message"] if isinstance(content, dict) else content
-    return "stitchkit: error: " + str(text).removeprefix("InputError: ")
 
 
 if __name__ == "__main__":

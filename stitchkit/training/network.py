@@ -45,41 +45,45 @@ _DROP_PATH = re.compile(r"(.+\.)?drop_path\d*")
 
 
 def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequence[str] | None) -> nn.Module:
-    """The SN-Net or the plain model, with its initial weights.
-
-    Args:
-        recipe: All settings.
-        config: The stitch configuration, if there is one.
-        classes: Class names of the data in the order of their numbers, if known.
-    """
-    settings, found_classes = recipe.model, len(classes) if classes else None
+    """The SN-Net or the plain model, with its initial weights; `classes` are those of the data, if known."""
+    settings, num_classes = recipe.model, len(classes) if classes else None
     set_fast_norm(settings.fast_norm)  # norms read it when they are created
-    options = _options(recipe, found_classes)
+    options: dict[str, Any] = {  # for every network; the model decides those that are None
+        "pretrained": settings.pretrained and not _starts_elsewhere(recipe),
+        "num_classes": num_classes if settings.num_classes is None else settings.num_classes,
+        "img_size": settings.sides, "in_chans": settings.channels if settings.input_size else settings.in_chans,
+        "global_pool": settings.gp, "drop_rate": settings.drop, "drop_path_rate": settings.drop_path_rate,
+        "drop_block_rate": settings.drop_block,
+    }  # fmt: skip
     model: nn.Module
     if config is not None:
         # --no-pretrained prevents downloads; a file that the configuration names is still loaded.
         model = build_snnet(config, checkpoints=not _starts_elsewhere(recipe), **options)
         model.keeps_statistics = True  # a training means all routes to share them, and an evaluation gives its own
-        _warn_of_normalisation(model, recipe)
-        if not settings.anchors:  # a plan orders them, by FLOPs
-            _warn_of_order(model)
+        if not (recipe.data.mean and recipe.data.std) and (warning := unlike_images(model.views)):
+            _logger.warning("%s", warning)  # a run normalises in one way
+        params = {label: sum(map(torch.numel, anchor.model.parameters())) for label, anchor in model.views.items()}
+        # Stitches lead from one anchor to the next, so the order decides which exist; a plan orders them by FLOPs.
+        if not settings.anchors and list(params.values()) != sorted(params.values()):
+            listed = ", ".join(f"{label} {count:,}" for label, count in params.items())
+            message = "anchors must be listed from cheap to costly, but their parameters do not ascend: %s"
+            _logger.warning(message, listed)
     else:
         assert settings.model is not None
         checkpoint = settings.pretrained_path if options["pretrained"] else None
         model = create_model(settings.model, checkpoint=checkpoint, **(options | (settings.model_kwargs or {})))
     if settings.initial_checkpoint and not recipe.run.resume:
         start_from(model, settings.initial_checkpoint)
-    _check_origins(model, classes or (), strict=recipe.run.eval)
+    for trained in all_noted(model):  # the files of classifiers, which must number the classes as the data do
+        check_classes(trained.classes or (), [classes or ()], trained.path, strict=recipe.run.eval)
     _adjust(model, settings)
     if settings.grad_checkpointing:
         as_timm(model).set_grad_checkpointing()
     outputs = as_timm(model).num_classes
     judges_features = not outputs and recipe.run.eval and isinstance(model, SNNet)
-    if found_classes is not None and found_classes > outputs and not judges_features:
-        raise InputError(
-            f"the dataset has {found_classes} classes, but the network has {outputs} outputs; "
-            f"omit --num-classes, or set it to at least {found_classes}"
-        )
+    if num_classes is not None and num_classes > outputs and not judges_features:
+        advice = f"omit --num-classes, or set it to at least {num_classes}"
+        raise InputError(f"the dataset has {num_classes} classes, but the network has {outputs} outputs; {advice}")
     size = input_size(model, recipe)
     if size[0] != settings.channels:
         raise InputError(f"the network needs images with {size[0]} channels; set --in-chans {size[0]}")
@@ -93,10 +97,7 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
 
 
 def with_trained_classes(recipe: Recipe, content: Mapping[str, object]) -> Recipe:
-    """A recipe with the number of classes that a checkpoint of an SN-Net says it has, unless it gives its own.
-
-    Only the files of the anchors may say it otherwise, and they are not read again.
-    """
+    """A recipe with the number of classes in a checkpoint of an SN-Net, unless it gives its own."""
     number = content.get("num_classes")
     if recipe.model.num_classes is not None or type(number) is not int or not 0 <= number <= MOST_CLASSES:
         return recipe
@@ -116,30 +117,9 @@ def prepare_as_trained(model: nn.Module, recipe: Recipe, content: Mapping[str, o
         trained.say_taken(changes)
 
 
-def _options(recipe: Recipe, found_classes: int | None) -> dict[str, Any]:
-    """Arguments of `timm.create_model` for every network; the model decides those that are None."""
-    settings = recipe.model
-    return {
-        "pretrained": settings.pretrained and not _starts_elsewhere(recipe),
-        "num_classes": found_classes if settings.num_classes is None else settings.num_classes,
-        "img_size": settings.sides,
-        "in_chans": settings.channels if settings.input_size else settings.in_chans,
-        "global_pool": settings.gp,
-        "drop_rate": settings.drop,
-        "drop_path_rate": settings.drop_path_rate,
-        "drop_block_rate": settings.drop_block,
-    }
-
-
 def _starts_elsewhere(recipe: Recipe) -> bool:
     """Whether all weights come from a checkpoint of the whole network."""
     return recipe.run.resume is not None or recipe.model.initial_checkpoint is not None
-
-
-def _check_origins(model: nn.Module, classes: Sequence[str], *, strict: bool) -> None:
-    """Check that the files from which classifiers were loaded number the classes as the data do."""
-    for trained in all_noted(model):
-        check_classes(trained.classes or (), [classes], trained.path, strict=strict)
 
 
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
@@ -162,37 +142,17 @@ def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
 def _set_drop_path(model: SNNet, rates: Sequence[float]) -> None:
     """Give all blocks of an anchor one rate of stochastic depth; those of timm grow from block to block."""
     if len(rates) != len(model.views):
-        raise InputError(
-            f"--anchor-drop-path is {[*rates]}; give a rate for each of the anchors {', '.join(model.views)}"
-        )
+        raise InputError(f"--anchor-drop-path is {[*rates]}; give one rate for each of {', '.join(model.views)}")
     for rate, (label, anchor) in zip(rates, model.views.items(), strict=True):
-        places = [name for name, _ in anchor.model.named_modules() if _DROP_PATH.fullmatch(name)]
-        if rate and not places:
+        names = [name for name, _ in anchor.model.named_modules() if _DROP_PATH.fullmatch(name)]
+        if rate and not names:
             raise InputError(f"anchor '{label}' has no drop path; set its rate in --anchor-drop-path to 0")
-        for name in places:
+        for name in names:
             anchor.model.set_submodule(name, DropPath(rate))  # where timm's rate is 0, there is none to change
 
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [part for part in model.modules() if isinstance(part, _BatchNorm)]
-
-
-def _warn_of_normalisation(model: SNNet, recipe: Recipe) -> None:
-    """Warn if anchors were trained on differently normalised images: a run normalises in one way."""
-    if recipe.data.mean and recipe.data.std:
-        return
-    if words := unlike_images(model.views):
-        _logger.warning("%s", words)
-
-
-def _warn_of_order(model: SNNet) -> None:
-    """Warn if the order of anchors looks wrong: stitches lead from one to the next, so it decides which exist."""
-    params = {label: sum(map(torch.numel, anchor.model.parameters())) for label, anchor in model.views.items()}
-    if list(params.values()) != sorted(params.values()):
-        listed = ", ".join(f"{label} {count:,}" for label, count in params.items())
-        _logger.warning(
-            "anchors must be listed from cheap to costly, but their parameter counts do not ascend: %s", listed
-        )
 
 
 def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
@@ -209,9 +169,9 @@ def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
     """Refuse names that timm and torch do not have, and values that do not fit, before the data are opened."""
     teacher = None if recipe.stitch.distillation_type == "none" else recipe.stitch.teacher_model
     named = {f"anchor '{anchor.label}': ": anchor.name for anchor in config.anchors} if config is not None else {}
-    for place, name in {**named, "": recipe.model.model, "teacher: ": teacher}.items():
+    for prefix, name in {**named, "": recipe.model.model, "teacher: ": teacher}.items():
         if name:
-            with prefixed(place):
+            with prefixed(prefix):
                 published_config(name)
     check_preparation(recipe)
     if not recipe.run.eval:
@@ -236,7 +196,10 @@ def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
     """Move the network to its device, in the requested precision and layout; split, synchronise and compile it."""
     settings = recipe.model
     if settings.split_bn and not recipe.run.eval:  # only training uses the additional norms
-        _split_batch_norms(model, max(recipe.augment.aug_splits, 2))
+        norms = [norm for norm in _batch_norms(model) if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm3d)]
+        if flat := {type(norm).__name__ for norm in norms}:
+            raise InputError(f"--split-bn splits only 2-d batch norms, but this network has {', '.join(flat)}; omit it")
+        convert_splitbn_model(model, max(recipe.augment.aug_splits, 2))
     model.to(world.device, weights_dtype(recipe))
     suit_precision(model, world.device, amp=recipe.optim.amp, how="--amp --amp-dtype bfloat16")
     if settings.channels_last:
@@ -245,13 +208,6 @@ def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
         convert_sync_batchnorm(model)
     if settings.torchcompile:
         _compile(model, settings.torchcompile, settings.torchcompile_mode)
-
-
-def _split_batch_norms(model: nn.Module, parts: int) -> None:
-    flat = {type(norm).__name__ for norm in _batch_norms(model) if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm3d)}
-    if flat:
-        raise InputError(f"--split-bn splits only 2-d batch norms, but this network has {', '.join(flat)}; omit it")
-    convert_splitbn_model(model, parts)
 
 
 @contextmanager
@@ -292,7 +248,5 @@ def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
         for part in parts:
             part.compile(backend=backend, mode=mode)
     except Exception as error:  # backends are plug-ins, which raise anything
-        raise InputError(
-            f"torch cannot compile with backend '{backend}', mode {mode}: {one_line(error)}; see "
-            "torch.compiler.list_backends()"
-        ) from error
+        reason = f"torch cannot compile with backend '{backend}', mode {mode}: {one_line(error)}"
+        raise InputError(f"{reason}; see torch.compiler.list_backends()") from error

@@ -9,14 +9,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from timm.optim import (
-    create_optimizer_v2,
-    get_optimizer_class,
-    list_optimizers,
-    optimizer_kwargs,
-    param_groups_layer_decay,
-    param_groups_weight_decay,
-)
+from timm import optim as timm_optim
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.scheduler.scheduler_factory import scheduler_kwargs
@@ -48,14 +41,14 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
 
     Parts of an SN-Net may scale the learning rate.
     """
-    options: dict[str, Any] = optimizer_kwargs(SimpleNamespace(**vars(optim) | {"lr": lr}))
+    options: dict[str, Any] = timm_optim.optimizer_kwargs(SimpleNamespace(**vars(optim) | {"lr": lr}))
     if optim.opt_betas is not None:
         options["betas"] = tuple(optim.opt_betas)  # a tuple, as the defaults are: checkpoints are compared with it
     if isinstance(model, SNNet) and (optim.layer_decay, optim.base_lr_scale, optim.stitch_lr_scale) != (None, 1, 1):
         options["param_group_fn"] = partial(_scaled_groups, optim=optim)
     try:
         options |= _fused(optim) | (optim.opt_kwargs or {})
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(model, **options)
+        optimizer: torch.optim.Optimizer = timm_optim.create_optimizer_v2(model, **options)
     except Exception as error:  # optimizers of many authors raise many types
         raise InputError(
             f"timm cannot create optimizer '{optim.opt}': {error}; see timm.optim.list_optimizers()"
@@ -65,7 +58,8 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
 
 def check_optimizer(optim: OptimRecipe) -> None:
     """Refuse an optimizer or arguments that timm does not take, before there is a network."""
-    if optim.opt.lower().split("_")[-1] not in (names := list_optimizers()):  # as `lookahead_adam` is one of Adam
+    names = timm_optim.list_optimizers()
+    if optim.opt.lower().split("_")[-1] not in names:  # as `lookahead_adam` is one of Adam
         raise unknown("value of --opt", optim.opt, names)
     create_optimizer(nn.Linear(1, 1), replace(optim, layer_decay=None), lr=learning_rate(optim, 1))
 
@@ -75,7 +69,7 @@ def _fused(optim: OptimRecipe) -> dict[str, bool]:
 
     torch's SGD has it too, but fails if a parameter gets its first gradient later than others, as in an SN-Net.
     """
-    kind = get_optimizer_class(optim.opt.lower().split("_")[-1], bind_defaults=False)
+    kind = timm_optim.get_optimizer_class(optim.opt.lower().split("_")[-1], bind_defaults=False)
     is_adam = isinstance(kind, type) and issubclass(kind, torch.optim.Adam)
     is_chosen = bool({"fused", "foreach", "differentiable"} & (optim.opt_kwargs or {}).keys())
     return {"fused": True} if is_adam and not is_chosen else {}
@@ -83,17 +77,17 @@ def _fused(optim: OptimRecipe) -> dict[str, bool]:
 
 def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
     """Parameter groups of an SN-Net whose parts have their own rates, by timm's `lr_scale`, with the usual decay."""
-    of_anchor = param_groups_weight_decay
+    of_anchor = timm_optim.param_groups_weight_decay
     if optim.layer_decay is not None:
         of_anchor = partial(
-            param_groups_layer_decay, layer_decay=optim.layer_decay, min_scale=optim.layer_decay_min_scale,
+            timm_optim.param_groups_layer_decay, layer_decay=optim.layer_decay, min_scale=optim.layer_decay_min_scale,
             no_opt_scale=optim.layer_decay_no_opt_scale,
         )  # fmt: skip
     groups = []
     for part in (model.stitch_layers, model.level_layers, model.updates):  # all of them are new weights
-        groups += _times(param_groups_weight_decay(part, optim.weight_decay), optim.stitch_lr_scale)
+        groups += _times(timm_optim.param_groups_weight_decay(part, optim.weight_decay), optim.stitch_lr_scale)
     if isinstance(model, DenseSNNet):
-        groups += _times(param_groups_weight_decay(model.head, optim.weight_decay), 1.0)
+        groups += _times(timm_optim.param_groups_weight_decay(model.head, optim.weight_decay), 1.0)
     for anchor in model.anchors:
         groups += _times(of_anchor(anchor, optim.weight_decay), optim.base_lr_scale)
     return groups
@@ -119,11 +113,9 @@ def create_optimisation(model: nn.Module, recipe: Recipe, *, batches: int, ranks
     rate = learning_rate(recipe.optim, recipe.data.batch_size * ranks * recipe.optim.grad_accum_steps)
     if recipe.schedule.sched != "none" and rate < recipe.schedule.min_lr:
         _logger.warning(
-            "the learning rate, %.3g for this batch size, is less than the %.3g at which its schedule ends, so it will "
-            "rise; set --lr or --min-lr",
-            rate,
-            recipe.schedule.min_lr,
-        )
+            "the learning rate, %.3g for this batch size, is below --min-lr %.3g, so it will rise; set one of them",
+            rate, recipe.schedule.min_lr,
+        )  # fmt: skip
     optimizer = create_optimizer(model, recipe.optim, lr=rate)
     schedule, epochs = create_schedule(recipe, optimizer, updates_per_epoch=updates)
     return Optimisation(rate, optimizer, schedule, updates, epochs)
@@ -150,8 +142,6 @@ def create_schedule(
             "--lr-k-decay and --decay-rate closer to 1, or lower --lr-cycle-limit and --cooldown-epochs"
         ) from error
     if epochs > MOST_EPOCHS:
-        raise InputError(
-            f"--epochs with --lr-cycle-limit, --lr-cycle-mul and --cooldown-epochs are {epochs:.6g} epochs; at most "
-            f"{MOST_EPOCHS:,} are trained"
-        )
+        causes = "--epochs with --lr-cycle-limit, --lr-cycle-mul and --cooldown-epochs"
+        raise InputError(f"{causes} are {epochs:.6g} epochs; at most {MOST_EPOCHS:,} are trained")
     return schedule, int(epochs)

@@ -18,22 +18,8 @@ from stitchkit.data.unreadable import NO_CLASS
 from stitchkit.display import counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.settings import Autocast
+from stitchkit.measure import recalibrate as norms
 from stitchkit.measure.ledger import Ledger
-from stitchkit.measure.recalibrate import (
-    LOSS,
-    PORTION,
-    PORTIONS,
-    RENEWED,
-    BestStatistics,
-    Candidates,
-    Penalties,
-    best,
-    candidates,
-    own_norms,
-    penalties,
-    renew,
-    renewed,
-)  # fmt: skip
 from stitchkit.measure.statistics_file import Kept, check_statistics, read_statistics, statistics_file, write_statistics
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
@@ -55,15 +41,8 @@ def give_statistics(
 ) -> dict[int, dict[str, object]]:  # fmt: skip
     """Give stitches that will be evaluated the batch-norm statistics that suit them, kept beside the ledger.
 
-    The primary rank computes them, so that neither the number of ranks nor their batches decide.
-
-    Args:
-        ledgers: The ledger on the primary rank; the stitches in it have theirs already.
-        origin: All that figures depend on; statistics of anything else are replaced.
-        keeps_anchors: Whether anchors were not trained, so that their statistics are right as they are.
-
-    Returns:
-        What the rows of stitches in the ledger say of their statistics.
+    The primary rank computes them, so that neither the number of ranks nor their batches decide. Statistics of another
+    `origin` are replaced. Returned is what the rows of stitches in the ledger say of their statistics.
     """
 
     def find() -> dict[int, Kept]:
@@ -72,12 +51,12 @@ def give_statistics(
         kept = (read_statistics(path, model, origin) if path.is_file() else None) or {}
         check_statistics(kept, ledger.path, ledger.rows)
         lacking = [cfg_id for cfg_id in cfg_ids if cfg_id not in kept]
-        found = own_statistics(
+        added = own_statistics(
             session.recipe, model, session.loaders, lacking, autocast=session.autocast, keeps_anchors=keeps_anchors,
             by_agreement=session.by_agreement,
         )  # fmt: skip
-        kept |= {cfg_id: (each.statistics, each.figures) for cfg_id, each in found.items()}
-        if found:
+        kept |= {cfg_id: (each.statistics, each.figures) for cfg_id, each in added.items()}
+        if added:
             write_statistics(path, model, kept, origin)
         return {cfg_id: (_on("cpu", statistics), figures) for cfg_id, (statistics, figures) in kept.items()}
 
@@ -91,15 +70,9 @@ def _on(device: torch.device | str, statistics: Any) -> dict[str, torch.Tensor]:
 
 
 def own_statistics(
-    recipe: Recipe,
-    model: SNNet,
-    loaders: Loaders,
-    cfg_ids: Iterable[int],
-    *,
-    keeps_anchors: bool,
-    by_agreement: bool,
+    recipe: Recipe, model: SNNet, loaders: Loaders, cfg_ids: Iterable[int], *, keeps_anchors: bool, by_agreement: bool,
     autocast: Autocast = nullcontext,
-) -> dict[int, BestStatistics]:
+) -> dict[int, norms.BestStatistics]:  # fmt: skip
     """The batch-norm statistics that suit stitches; nothing for those that have no norms, or keep all of theirs.
 
     With `--recalibrate-bn` they are renewed. Otherwise given, blended and renewed ones compete on training images that
@@ -107,30 +80,38 @@ def own_statistics(
     """
     forced = recipe.run.recalibrate_bn
     keeps_anchors = keeps_anchors and forced is None
-    own = [cfg_id for cfg_id in cfg_ids if own_norms(model, cfg_id, keeps_anchors=keeps_anchors)]
+    own = [cfg_id for cfg_id in cfg_ids if norms.own_norms(model, cfg_id, keeps_anchors=keeps_anchors)]
     if forced == 0 or not own:
         return {}
-    train, count = loaders.train, forced or PORTIONS
+    train, count = loaders.train, forced or norms.PORTIONS
     assert train is not None, "recalibration opens the training split"
-    batches = chain.from_iterable(map(_batches, (train, *loaders.held_out)))
+    parts: Any = (train, *loaders.held_out)
+    batches = chain.from_iterable(part.batches() if isinstance(part, PairLoader) else part for part in parts)
     if not isinstance(train.dataset, IterableDataset):
         count = len(train)
     with autocast():
-        fresh = renewed(model, own, _portions(islice(batches, count), recipe, model), keeps_anchors=keeps_anchors)
+        fresh = norms.renewed(model, own, _portions(islice(batches, count), recipe, model), keeps_anchors=keeps_anchors)
     if forced:
         _logger.info("batch-norm statistics of %s are renewed, as --recalibrate-bn says", counted(len(own), "route"))
-        figures = {"bn": RENEWED, "recalibrate_bn": forced}
-        return {cfg_id: BestStatistics(statistics, figures) for cfg_id, statistics in fresh.items()}
-    tried = candidates(model, fresh)
-    held_out: Iterable[Any] = islice(batches, PORTIONS)
+        figures = {"bn": norms.RENEWED, "recalibrate_bn": forced}
+        return {cfg_id: norms.BestStatistics(statistics, figures) for cfg_id, statistics in fresh.items()}
+    tried = norms.candidates(model, fresh)
+    held_out: Iterable[Any] = islice(batches, norms.PORTIONS)
     if isinstance(model, DenseSNNet):
-        found = best(tried, _dense_penalties(model, tried, held_out, recipe, autocast), LOSS)
+        chosen = norms.best(tried, _dense_penalties(model, tried, held_out, recipe, autocast), norms.LOSS)
     else:
         if by_agreement:
             held_out = ((images, torch.full_like(labels, NO_CLASS)) for images, labels in held_out)
-        found = best(tried, *penalties(model, tried, held_out, autocast))
-    _say(found)
-    return found
+        chosen = norms.best(tried, *norms.penalties(model, tried, held_out, autocast))
+    kinds = Counter(str(each.figures["bn"]) for each in chosen.values())
+    _logger.info(
+        "batch-norm statistics of %s, compared on training images that renewed none: %s; --recalibrate-bn N renews "
+        "all, --recalibrate-bn 0 none",
+        counted(len(chosen), "route"), ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
+    )  # fmt: skip
+    if worse := [str(cfg_id) for cfg_id, each in chosen.items() if each.is_worse]:
+        _logger.info("renewed statistics are worse than given ones for cfg_id %s", ", ".join(worse))
+    return chosen
 
 
 def renewed_copy(session: Session) -> nn.Module:
@@ -138,12 +119,8 @@ def renewed_copy(session: Session) -> nn.Module:
     net, train = copy.deepcopy(session.model), session.loaders.train
     assert train is not None, "recalibration opens the training split"
     with session.autocast():
-        renew(net, (images for images, _ in islice(train, session.recipe.run.recalibrate_bn)))
+        norms.renew(net, (images for images, _ in islice(train, session.recipe.run.recalibrate_bn)))
     return net
-
-
-def _batches(loader: Any) -> Iterator[Any]:
-    return iter(loader.batches() if isinstance(loader, PairLoader) else loader)
 
 
 def _portions(batches: Iterable[Any], recipe: Recipe, model: SNNet) -> Iterator[torch.Tensor]:
@@ -153,7 +130,7 @@ def _portions(batches: Iterable[Any], recipe: Recipe, model: SNNet) -> Iterator[
         return
     windows = Windows.of_task(recipe.dense, model.input_size[1:])
     for pairs in batches:
-        yield from spread(windows.cut([image for image, _ in pairs]).windows, PORTION)
+        yield from spread(windows.cut([image for image, _ in pairs]).windows, norms.PORTION)
 
 
 def spread(windows: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
@@ -164,11 +141,11 @@ def spread(windows: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
 
 @torch.no_grad()
 def _dense_penalties(
-    model: DenseSNNet, tried: Candidates, batches: Iterable[Sequence[Pair]], recipe: Recipe, autocast: Autocast
-) -> Penalties:
+    model: DenseSNNet, tried: norms.Candidates, batches: Iterable[Sequence[Pair]], recipe: Recipe, autocast: Autocast
+) -> norms.Penalties:
     """The mean loss over images of stitches with each of their statistics."""
     losses, loss, total = defaultdict[tuple[int, str], float](float), loss_of(recipe.dense), 0
-    judge = DenseJudge(recipe.dense, model.num_classes, model.input_size[1:], autocast, PORTION)
+    judge = DenseJudge(recipe.dense, model.num_classes, model.input_size[1:], autocast, norms.PORTION)
     keys = [(cfg_id, kind) for cfg_id, kinds in tried.items() for kind in kinds]
 
     def run(portions: Sequence[torch.Tensor]) -> Outputs:
@@ -182,15 +159,3 @@ def _dense_penalties(
             for output, (_, target) in zip(outputs, pairs, strict=True):
                 losses[keys[number]] += loss([output[None]], target[None]).item()
     return {key: value / total for key, value in losses.items()}
-
-
-def _say(found: Mapping[int, BestStatistics]) -> None:
-    """Log which statistics routes have, and where renewed ones are worse than those that were given."""
-    kinds = Counter(str(each.figures["bn"]) for each in found.values())
-    _logger.info(
-        "batch-norm statistics of %s, compared on training images that renewed none: %s; --recalibrate-bn N renews "
-        "all, --recalibrate-bn 0 none",
-        counted(len(found), "route"), ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
-    )  # fmt: skip
-    if worse := [str(cfg_id) for cfg_id, each in found.items() if each.is_worse]:
-        _logger.info("renewed statistics are worse than given ones for cfg_id %s", ", ".join(worse))

@@ -61,11 +61,12 @@ def show_plan(session: Session) -> None:
                 session.classes,
             )  # fmt: skip
     show_network(session)
-    for line in [*_of_data(session), *_of_dense(session), *_of_training(session)]:
+    splits = {"training": session.loaders.train, "validation": session.loaders.validation}
+    counts = ", ".join(f"{len(loader.dataset)} {name} images" for name, loader in splits.items() if loader is not None)
+    classes = f", {len(session.classes)} classes" if session.classes else ""
+    for line in [f"data: {counts}{classes}", *_of_dense(session), *_of_training(session)]:
         _logger.info("%s", line)
-    _logger.info(
-        "this was a dry run: nothing was computed, written or downloaded; the folder would be %s", session.folder
-    )
+    _logger.info("this was a dry run: nothing was computed, written or downloaded; folder: %s", session.folder)
 
 
 def _of_network(session: Session) -> Iterator[str]:
@@ -83,13 +84,6 @@ def _of_network(session: Session) -> Iterator[str]:
         image = torch.zeros(1, *session.input_size, device=weight.device, dtype=weight.dtype)
         what = f"{session.recipe.model.model}: {quantity(measure(model, image).flops)} FLOPs"
     yield f"network: {what}, {params} parameters in total, images of {sizes}"
-
-
-def _of_data(session: Session) -> Iterator[str]:
-    loaders, classes = session.loaders, session.classes
-    splits = {"training": loaders.train, "validation": loaders.validation}
-    counts = ", ".join(f"{len(loader.dataset)} {name} images" for name, loader in splits.items() if loader is not None)
-    yield f"data: {counts}" + (f", {len(classes)} classes" if classes else "")
 
 
 def _of_dense(session: Session) -> Iterator[str]:
@@ -112,8 +106,8 @@ def _of_training(session: Session) -> Iterator[str]:
     if isinstance(session.model, SNNet):
         freeze(session.model, recipe.stitch)
         sampler_of(session.model, recipe)  # it says what it draws, or refuses its settings
-        if said := uncompiled(session.model)(say_frozen)(session.model, recipe.stitch):
-            yield said
+        if line := uncompiled(session.model)(say_frozen)(session.model, recipe.stitch):
+            yield line
         yield (
             f"routes are drawn by --sampler {recipe.stitch.sampler}, and learn by --loss {recipe.stitch.loss} with "
             f"--preserve {recipe.stitch.way_to_preserve}"

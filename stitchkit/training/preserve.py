@@ -38,10 +38,10 @@ def say_frozen(model: SNNet, settings: StitchRecipe) -> str:
         return ""
     weights = [*model.parameters()]
     trained = quantity(sum(weight.numel() for weight in weights if weight.requires_grad))
-    said = f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
+    line = f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
     if settings.way_to_preserve == "frozen":
-        said += f", which saves {100 * saved_share(model, settings):.0f} % of a step's FLOPs"
-    return said
+        line += f", which saves {100 * saved_share(model, settings):.0f} % of a step's FLOPs"
+    return line
 
 
 def saved_share(model: SNNet, settings: StitchRecipe) -> float:
@@ -49,7 +49,7 @@ def saved_share(model: SNNet, settings: StitchRecipe) -> float:
 
     A backward pass costs the forward pass once for the gradients of activations, and once for those of weights. Blocks
     before the first joint then have neither, and those after it only the former. With features, both ways of training
-    run the anchor in which a stitch ends once more.
+    run the end anchor once more.
     """
     profiler = Profiler(model)
     frozen = everything = 0
@@ -78,15 +78,12 @@ def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:
 
 
 class Replay(nn.Module):
-    """Draws anchors about twice as often, and teaches each by a copy of itself as it was before the training.
-
-    Attributes:
-        anchors: The copy of each uncut anchor, by `cfg_id`.
-    """
+    """Draws anchors about twice as often, and teaches each by a copy of itself as it was before the training."""
 
     def __init__(self, model: SNNet):
         super().__init__()
         numbers = {label: number for number, label in enumerate(model.views)}
+        # The number of the copy of each uncut anchor, by `cfg_id`.
         uncut = [cfg_id for cfg_id in model.space.ids if model.space[cfg_id].is_anchor]
         self.anchors = {cfg_id: numbers[model.space[cfg_id].segments[0].anchor] for cfg_id in uncut}
         self.copies = nn.ModuleList(extract(anchor) for anchor in model.anchors).eval().requires_grad_(False)
@@ -108,15 +105,12 @@ class Replay(nn.Module):
 
 @dataclass
 class UntouchedAnchors:
-    """The anchors as they were before the training; checkpoints have it, since a resumed run cannot find it out.
-
-    Args:
-        alone: Accuracy of each anchor in percent, by label; empty in runs that older versions began.
-        copies: Of the anchors, or of what of them a loss needs; None if it needs none.
-    """
+    """The anchors as they were before the training; checkpoints have it, since a resumed run cannot find it out."""
 
     copies: nn.ModuleList | None = None
+    """Of the anchors, or of the parts that a loss needs, if it needs any."""
     alone: dict[str, float] = field(default_factory=dict)
+    """Accuracy of each anchor in percent, by label; empty in runs that older versions began."""
 
     def state(self) -> dict[str, object]:
         """The part of a checkpoint."""
@@ -131,8 +125,6 @@ class UntouchedAnchors:
         if self.copies is None:
             return
         if "copies" not in content:
-            raise InputError(
-                f"checkpoint '{path}' lacks the copies of the anchors, so it cannot be resumed; start anew from its "
-                "weights with --initial-checkpoint"
-            )
+            advice = "start anew from its weights with --initial-checkpoint"
+            raise InputError(f"checkpoint '{path}' lacks the copies of the anchors, so it cannot be resumed; {advice}")
         load_content(self.copies, {"state_dict": content["copies"]}, path)

@@ -7,7 +7,6 @@ import warnings
 from dataclasses import replace
 
 from stitchkit.data.loader_processes import more_than_cores
-from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
@@ -40,7 +39,11 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         check_device(recipe, world)
         files = Checkpoints(recipe.folder, keep=run.checkpoint_hist)
-        recipe = _find_resume(recipe, files, world)
+        checkpoint, restarted = find_resume(run.resume, files, world, only="evaluate" if run.eval else "")
+        recipe = replace(recipe, run=replace(run, resume=checkpoint))
+        if restarted:  # these flags were meant for the first start of the run
+            first = replace(recipe.schedule, start_epoch=None)
+            recipe = replace(recipe, run=replace(recipe.run, no_resume_opt=False), schedule=first)
         if not run.eval:
             check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
         if run.dry_run:  # published weights would be downloaded
@@ -57,13 +60,3 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         else:
             with launched(recipe.folder, world):
                 train(session, files)
-
-
-def _find_resume(recipe: Recipe, files: Checkpoints, world: World) -> Recipe:
-    """The recipe with a file, or None if there is none yet, in place of `--resume auto`."""
-    run = recipe.run
-    found, restarted = find_resume(run.resume, files, world, only="evaluate" if run.eval else "")
-    if restarted:  # these flags were meant for the first start of the run
-        run = replace(run, no_resume_opt=False)
-        recipe = replace(recipe, schedule=replace(recipe.schedule, start_epoch=None))
-    return replace(recipe, run=replace(run, resume=found))

@@ -29,18 +29,12 @@ from stitchkit.paths import for_file, paths_for_file
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.class_weights import class_weights
+from stitchkit.training import network
 from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
 from stitchkit.training.dense.data import create_pair_loaders, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
-from stitchkit.training.network import (
-    create_network,
-    input_size,
-    place_network,
-    prepare_as_trained,
-    with_trained_classes,
-)
+from stitchkit.training.task import class_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -50,26 +44,17 @@ PLAN = "stitch_config.json"
 
 @dataclass(frozen=True)
 class Session:
-    """A run with open data and a built network.
-
-    Args:
-        config: The stitch configuration; None for a plain model.
-        model: The SN-Net or plain model, on the device of this rank.
-        input_size: Size of an input image, `(C, H, W)`.
-        classes: Class names in the order of their numbers; empty if the dataset does not know them.
-        class_weights: Weights of classes in the loss, `[num_classes]`; None for equal ones.
-        by_agreement: Whether an evaluation compares answers with those of the end anchors, for want of labels.
-    """
+    """A run with open data and a built network."""
 
     recipe: Recipe
-    config: StitchConfig | None
-    model: nn.Module
+    config: StitchConfig | None  # None for a plain model
+    model: nn.Module  # on the device of this rank
     loaders: Loaders
-    input_size: tuple[int, ...]
-    classes: tuple[str, ...]
-    class_weights: torch.Tensor | None
+    input_size: tuple[int, ...]  # `(C, H, W)`
+    classes: tuple[str, ...]  # in the order of their numbers; empty if the dataset does not know them
+    class_weights: torch.Tensor | None  # in the loss, `[num_classes]`; None for equal ones
     world: World
-    by_agreement: bool = False
+    by_agreement: bool = False  # whether answers are compared with those of the end anchors, because labels are missing
 
     @property
     def folder(self) -> Path:
@@ -105,20 +90,17 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     datasets = open_datasets(recipe)
     uses_labels, needs_classes = recipe.stitch.uses_labels, recipe.stitch.uses_labels or recipe.run.eval
     if uses_labels and not (datasets.classes or recipe.model.num_classes or recipe.run.eval):
-        raise InputError(
-            f"the data set '{source_of(recipe)}' does not name its classes; give their number, such as --num-classes 10"
-        )
+        raise InputError(f"data set '{source_of(recipe)}' does not name its classes; give --num-classes")
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
-    found = datasets.classes if uses_labels else ()
-    built = with_trained_classes(recipe, content) if config is not None and not found else recipe
-    model = create_network(built, config, found)
-    prepare_as_trained(model, recipe, content)
-    size, timm_model, weights = input_size(model, recipe), as_timm(model), None
+    learned = datasets.classes if uses_labels else ()
+    built = network.with_trained_classes(recipe, content) if config is not None and not learned else recipe
+    model = network.create_network(built, config, learned)
+    network.prepare_as_trained(model, recipe, content)
+    size, timm_model, weights = network.input_size(model, recipe), as_timm(model), None
     if not timm_model.num_classes and needs_classes and not (recipe.run.eval and isinstance(model, SNNet)):
         raise InputError(
-            "the network has no classifier and gives features, but training and evaluation need classes; give their "
-            "number, such as --num-classes 10, or train without labels by --loss features"
+            "the network has no classifier; give --num-classes, or train without labels by --loss features"
         )
     by_agreement = bool(recipe.run.eval and timm_model.num_classes) and not labels_judge(
         recipe, datasets, timm_model.num_classes, trained_classes(content)
@@ -131,7 +113,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     if recipe.loss.class_weights and datasets.train is not None and not recipe.run.eval:
         with prefixed("--class-weights: "):
             weights = class_weights(recipe.loss.class_weights, datasets.train, timm_model.num_classes)
-    place_network(model, recipe, world)
+    network.place_network(model, recipe, world)
     classes = datasets.classes if needs_classes else ()
     return Session(recipe, config, model, loaders, size, classes, weights, world, by_agreement)
 
@@ -152,16 +134,14 @@ def labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list
         reason = "the labels are of other classes than the anchors'"
     else:
         return True
-    _logger.info("%s, so each stitch's answers are compared with those of the anchor in which it ends", reason)
+    _logger.info("%s, so each stitch's answers are compared with those of its end anchor", reason)
     return False
 
 
 def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, content: Mapping[str, object]) -> Session:
     """The session of a task of dense prediction."""
-    if recipe.data.dataset_download and not recipe.run.dry_run:
-        from_primary(
-            world, lambda: bool(open_splits(recipe, config))
-        )  # downloads; data sets are no plain data to return
+    if recipe.data.dataset_download and not recipe.run.dry_run:  # data sets are no plain data to return
+        from_primary(world, lambda: bool(open_splits(recipe, config)))
     train, judged = open_splits(recipe, config)
     for pairs in (train, judged):
         if pairs is not None:
@@ -170,14 +150,14 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, conte
     count = judged.num_classes if recipe.dense.task == "segmentation" else None
     recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
-    model = create_network(recipe, config, judged.classes or None)
-    prepare_as_trained(model, recipe, content)
-    size = input_size(model, recipe)
+    model = network.create_network(recipe, config, judged.classes or None)
+    network.prepare_as_trained(model, recipe, content)
+    size = network.input_size(model, recipe)
     Windows.of_task(recipe.dense, (size[1], size[2]))  # refuses a stride that leaves gaps, before any epoch
     loaders = create_pair_loaders(
         train, judged, recipe, world, input_size=size, model_config=as_timm(model).pretrained_cfg
     )
-    place_network(model, recipe, world)
+    network.place_network(model, recipe, world)
     return Session(recipe, config, model, loaders, size, judged.classes, None, world)
 
 

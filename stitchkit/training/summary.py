@@ -57,7 +57,7 @@ def _number(text: str) -> float | None:
 
 def write_losses(folder: Path, epoch: int, space: StitchSpace, losses: Mapping[int, tuple[float, int]]) -> None:
     """Append the mean training loss of each `cfg_id` in an epoch and its steps, which show the routes that learn."""
-    rows = ([epoch, cfg_id, space[cfg_id].name, *found] for cfg_id, found in losses.items())
+    rows = ([epoch, cfg_id, space[cfg_id].name, *loss_and_steps] for cfg_id, loss_and_steps in losses.items())
     _append(folder / _LOSSES, ["epoch", "cfg_id", "stitch", "loss", "steps"], rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.classes import check_classes
+from stitchkit.data.folders import FolderReader
+from stitchkit.data.labelled_images import Images
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
@@ -41,32 +44,20 @@ class StitchTask(Task):
         replay: Draws anchors more often, and teaches them in place of the teacher.
         features: Gives the loss of the final features of every route, beside or in place of the others.
         settings: Whether labels are used, and kind, share and temperature of the teacher's loss.
-        mean: Mean with which images are normalised for the student, and in the same way `std`; the teacher has its own.
+        mean: The student's mean for the normalisation of images; so is `std`. The teacher has its own.
 
     Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        criterion: nn.Module,
-        *,
-        sampler: Sampler | None = None,
-        teacher: DistillationTeacher | None = None,
-        replay: Replay | None = None,
-        features: FeatureLoss | None = None,
-        settings: StitchRecipe | None = None,
-        mean: Sequence[float] = (),
-        std: Sequence[float] = (),
-        device: torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
-    ):
+        self, model: nn.Module, criterion: nn.Module, *, sampler: Sampler | None = None,
+        teacher: DistillationTeacher | None = None, replay: Replay | None = None, features: FeatureLoss | None = None,
+        settings: StitchRecipe | None = None, mean: Sequence[float] = (), std: Sequence[float] = (),
+        device: torch.device | None = None, dtype: torch.dtype = torch.float32,
+    ):  # fmt: skip
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=False)
-        self.sampler = sampler
+        self.sampler, self.teacher, self.replay, self.features = sampler, teacher, replay, features
         self.num_routes = max(sampler.cfg_ids) + 1 if sampler else 0
-        self.teacher = teacher
-        self.replay = replay
-        self.features = features
         self.settings = settings or StitchRecipe()
         if teacher is not None:
             for name, value in (("mean", mean), ("std", std)):
@@ -119,23 +110,19 @@ class StitchTask(Task):
             wanted = self.replay(images, cfg_id)
             # A copy in evaluation mode gives the mean of both if the network is a distilled one.
             return (1 - alpha) * loss + alpha * self._divergence((logits + taught) / 2, wanted)
-        if self.teacher is not None:
-            return (1 - alpha) * loss + alpha * self._teacher_loss(images, taught)
-        return loss
-
-    def _teacher_loss(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        assert self.teacher is not None
+        if self.teacher is None:
+            return loss
         with torch.no_grad():
             wanted = self.teacher(self.teacher.normalize_input(images, self.student_mean, self.student_std))
         if self.settings.distillation_type == "hard":
-            return F.cross_entropy(logits, wanted.argmax(1))
-        return self._divergence(logits, wanted)
+            return (1 - alpha) * loss + alpha * F.cross_entropy(taught, wanted.argmax(1))
+        return (1 - alpha) * loss + alpha * self._divergence(taught, wanted)
 
     def _divergence(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         # tau squared keeps the size of the gradient independent of tau (Hinton et al., section 2)
         tau = self.settings.distillation_tau
-        given, wanted = (F.log_softmax(x / tau, dim=1) for x in (logits, wanted))
-        return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * tau**2
+        logits, wanted = (F.log_softmax(x / tau, dim=1) for x in (logits, wanted))
+        return F.kl_div(logits, wanted, reduction="batchmean", log_target=True) * tau**2
 
 
 def create_task(
@@ -179,6 +166,21 @@ def _create_criterion(recipe: Recipe, class_weights: torch.Tensor | None) -> nn.
     return criterion
 
 
+def class_weights(text: str, images: Images, num_classes: int) -> torch.Tensor:
+    """The weights `[num_classes]` of a `ClassWeights`; balanced ones are inverse to the counts, and 1 on average."""
+    if text == "balanced":
+        reader = getattr(images, "reader", None)
+        if not isinstance(reader, FolderReader):
+            raise InputError("balanced requires an image folder; for this data set, give a number for each class")
+        counts = Counter(label for _, label in reader.samples)
+        mean = counts.total() / len(counts)
+        return torch.tensor([mean / counts[label] if label in counts else 0.0 for label in range(num_classes)])
+    weights = [float(word) for word in text.split(",")]
+    if len(weights) != num_classes:
+        raise InputError(f"'{text}' is not for {num_classes} classes; give {num_classes} numbers, in their order")
+    return torch.tensor(weights)
+
+
 def has_same_classes(stitch: StitchRecipe, classes: int) -> bool:
     """Whether a teacher of published weights, if it is one, has as many classes as the data; a warning says if not."""
     assert stitch.teacher_model is not None
@@ -207,15 +209,13 @@ def create_teacher(
         if (trained := noted(network)) is not None:
             check_classes(trained.classes or (), [names], trained.path, strict=True)
             # The teacher normalises for itself; all else is as for the student.
-            here = {key: value for key, value in student.pretrained_cfg.items() if key not in ("mean", "std")}
-            trained.say_unlike({**here, "input_size": (channels, *sides)})
+            prepared = {key: value for key, value in student.pretrained_cfg.items() if key not in ("mean", "std")}
+            trained.say_unlike({**prepared, "input_size": (channels, *sides)})
     except InputError as error:
         raise InputError(f"teacher: {error}; or train without one: --distillation-type none") from error
     if network.num_classes != classes:
-        raise InputError(
-            f"teacher '{path or name}' knows {network.num_classes} classes, the data have {classes}; choose a "
-            "teacher for these, or set --distillation-type none"
-        )
+        what = f"teacher '{path or name}' knows {network.num_classes} classes, the data have {classes}"
+        raise InputError(f"{what}; choose another teacher, or set --distillation-type none")
     network.requires_grad_(False)
     teacher = as_timm(network)
     figures = {name: adapt_to_chs(teacher.pretrained_cfg[name], channels) for name in ("mean", "std")}

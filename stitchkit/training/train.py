@@ -61,7 +61,16 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
     trainer, epochs, position, untouched, validation = _prepare(session, checkpoints)
     if recipe.run.resume and not recipe.run.no_resume_opt:
         _say_changes(session, Path(recipe.run.resume))
-    from_primary(world, lambda: _tidy(session, checkpoints, epochs))
+
+    def tidy() -> None:
+        """Bring the files in the run's folder to the state at the start of the run."""
+        cut_summaries(folder, epochs.start)
+        checkpoints.clear()
+        if epochs:  # a finished run keeps the settings that it was trained with
+            session.save_settings(_SETTINGS, without=_OF_ONE_START)
+        begin_log(folder)
+
+    from_primary(world, tidy)
     tracking = open_tracking(session, epochs.start)
     more = header(session) | untouched.state()
 
@@ -71,17 +80,17 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
     def finish(trained: TrainedEpoch) -> None:
         epoch, loss, stitches = trained.number, trained.loss, trained.position.route_losses
         is_due = epoch + 1 == epochs.stop or (epoch + 1) % recipe.run.val_interval == 0
-        found = validation.judge(trained.after_batch, due=is_due)
-        if found.words:
-            _logger.info("epoch %d/%d  %s", epoch + 1, epochs.stop, found.words)
-        check_finite(trainer, epoch, found.losses)
+        judged = validation.judge(trained.after_batch, due=is_due)
+        if judged.words:
+            _logger.info("epoch %d/%d  %s", epoch + 1, epochs.stop, judged.words)
+        check_finite(trainer, epoch, judged.losses)
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
-            write_summary(folder, epoch, loss=loss, rate=trained.position.rate, columns=found.columns)
+            write_summary(folder, epoch, loss=loss, rate=trained.position.rate, columns=judged.columns)
             if isinstance(session.model, SNNet):
                 write_losses(folder, epoch, session.model.space, stitches)
-            checkpoints.save(training_state(trainer) | more, epoch=epoch, metric=found.metric)
-        figures = {"train_loss": loss, "lr": trained.position.rate, **found.figures}
+            checkpoints.save(training_state(trainer) | more, epoch=epoch, metric=judged.metric)
+        figures = {"train_loss": loss, "lr": trained.position.rate, **judged.figures}
         figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}
         tracking.log(figures, epoch=epoch)
 
@@ -97,7 +106,7 @@ def _say_changes(session: Session, resume: Path) -> None:
     if not session.world.is_primary:
         return
     if not file.is_file():
-        _logger.info("there is no '%s' that says with which settings the run began, so changes are unknown", file)
+        _logger.info("'%s' with the settings of the first start is missing, so changes are unknown", file)
         return
     # As the file will say it: lists for tuples.
     now = json.loads(json.dumps(session.recipe.for_files()))
@@ -106,15 +115,6 @@ def _say_changes(session: Session, resume: Path) -> None:
         known = (key for key in sorted(now) if key in before and key not in _NOT_WORTH_A_WORD)
         if changes := [f"{key} {before[key]} -> {now[key]}" for key in known if before[key] != now[key]]:
             _logger.info("the run resumes with other settings: %s", ", ".join(changes))
-
-
-def _tidy(session: Session, checkpoints: Checkpoints, epochs: range) -> None:
-    """Bring the files in the run's folder to the state at which the run begins."""
-    cut_summaries(session.folder, epochs.start)
-    checkpoints.clear()
-    if epochs:  # a finished run keeps the settings that it was trained with
-        session.save_settings(_SETTINGS, without=_OF_ONE_START)
-    begin_log(session.folder)
 
 
 def open_tracking(session: Session, start: int) -> Tracking:
@@ -142,8 +142,8 @@ def _prepare(
     if isinstance(model, SNNet):
         freeze(model, recipe.stitch)
         sampler = sampler_of(model, recipe)  # refuses a network without anything to train
-        if said := uncompiled(model)(say_frozen)(model, recipe.stitch):
-            _logger.info("%s", said)
+        if line := uncompiled(model)(say_frozen)(model, recipe.stitch):
+            _logger.info("%s", line)
         if recipe.stitch.uses_features:
             features = FeatureLoss(model, recipe.stitch)
         if content is None and not recipe.model.initial_checkpoint and recipe.stitch.ls_init:
@@ -214,10 +214,8 @@ def _fit(session: Session, model: SNNet, loader: Loader) -> None:
     if world.is_primary:
         write_fit(session.folder, model.space, residuals)
     mean = 100 * sum(residuals.values()) / len(residuals)
-    _logger.info(
-        "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)",
-        len(residuals), mean,
-    )  # fmt: skip
+    message = "stitching layers fitted at %d joints; on average, %.1f %% of the target remains unexplained (0 is best)"
+    _logger.info(message, len(residuals), mean)
 
 
 def _say_next(session: Session, checkpoints: Checkpoints, *, nothing_left: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -25,21 +25,13 @@ _WORST = float("-inf")
 
 @dataclass(frozen=True)
 class Judgement:
-    """The figures of an epoch.
+    """The figures of an epoch."""
 
-    Args:
-        columns: Of `summary.csv`, in their order; a cell is empty if the epoch was not judged.
-        figures: For the trackers of experiments.
-        losses: Those that must be finite.
-        metric: Ranks the epochs, the higher the better: the mean over the networks, with the weights that rank.
-        words: For the log; empty if there is nothing to say.
-    """
-
-    columns: Mapping[str, float | str]
-    figures: Mapping[str, float] = field(default_factory=dict)
-    losses: tuple[float, ...] = ()
-    metric: float = _WORST
-    words: str = ""
+    columns: Mapping[str, float | str]  # of `summary.csv`, in their order; a cell is empty if the epoch was not judged
+    figures: Mapping[str, float] = field(default_factory=dict)  # for the trackers of experiments
+    losses: tuple[float, ...] = ()  # those that must be finite
+    metric: float = _WORST  # ranks the epochs, the higher the better
+    words: str = ""  # for the log
 
 
 class Validation(ABC):
@@ -66,10 +58,7 @@ class Validation(ABC):
             _logger.info("model_best is chosen by the %s", weights)
 
     def _networks(self, labels: Collection[str] = ()) -> dict[str, nn.Module]:
-        """The network and the moving average of its weights, by the end of their names; the last ranks the epochs.
-
-        The end tells an average from every network of these `labels`.
-        """
+        """The network and the moving average, by the end of their names, unique beside `labels`; the last one ranks."""
         task, end = self.trainer.task, _EMA
         networks = {"": task.network}
         # Validation on a CPU would take hours.
@@ -93,7 +82,7 @@ class Accuracies(Validation):
         if not isinstance(model, SNNet):
             return
         scores = self._validate({label: (model, cfg_id) for cfg_id, label in enumerate(model.views)})
-        accuracies = self._untouched.alone = {label: found.acc1 for label, found in scores.items()}
+        accuracies = self._untouched.alone = {label: score.acc1 for label, score in scores.items()}
         _logger.info("anchors alone  acc1  %s", "  ".join(f"{label} {acc1:.2f}" for label, acc1 in accuracies.items()))
         if self.session.recipe.stitch.way_to_preserve != "none":
             warn_of_guesses(accuracies, model.num_classes)
@@ -113,17 +102,18 @@ class Accuracies(Validation):
         if not scores:
             return Judgement(columns)
         figures: dict[str, float] = {}
-        for label, found in scores.items():
-            figures |= {f"eval_{label}_{key}": value for key, value in found.figures.items()}
+        for label, score in scores.items():
+            figures |= {f"eval_{label}_{key}": value for key, value in score.figures.items()}
         changes = changes_of(scores, alone)
         figures |= {f"eval_{label}_change": value for label, value in changes.items()}
-        words = "acc1  " + "  ".join(f"{label} {found.acc1:.2f}" for label, found in scores.items())
+        words = "acc1  " + "  ".join(f"{label} {score.acc1:.2f}" for label, score in scores.items())
         if changes:
             words += "  against alone  " + "  ".join(f"{label} {change:+.2f}" for label, change in changes.items())
-        losses = tuple(found.loss for found in scores.values())
+        losses = tuple(score.loss for score in scores.values())
         *_, ranking = averages
-        metric = _metric([scores[label + ranking] for label in stitches], self.session.recipe.run.eval_metric)
-        return Judgement(columns, figures, losses, metric, words)
+        key = {"top1": "acc1", "top5": "acc5", "loss": "loss"}[self.session.recipe.run.eval_metric]
+        mean = sum(getattr(scores[label + ranking], key) for label in stitches) / len(stitches)
+        return Judgement(columns, figures, losses, -mean if key == "loss" else mean, words)
 
     def _validate(
         self, networks: Mapping[str, tuple[nn.Module, int | None]], after_batch: Callable[[], None] = lambda: None
@@ -135,13 +125,6 @@ class Accuracies(Validation):
                 network, cfg_id, batches, device=session.world.device, autocast=self.trainer.autocast
             )
         return scores
-
-
-def _metric(scores: Sequence[Score], name: str) -> float:
-    figures: Mapping[str, Callable[[Score], float]] = {
-        "top1": lambda found: found.acc1, "top5": lambda found: found.acc5, "loss": lambda found: -found.loss
-    }  # fmt: skip
-    return sum(map(figures[name], scores)) / len(scores)
 
 
 class FeatureLosses(Validation):

@@ -16,7 +16,7 @@ from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.samplers.cost_bins import CostBins
+from stitchkit.training.samplers import CostBins
 
 _logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import torch
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
-from stitchkit.training.samplers.cost_bins import CostBins
+from stitchkit.training.samplers import CostBins
 from stitchkit.training.task import StitchTask
 
 _ROUTES = 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from stitchkit.training.samplers.cost_bins import CostBins
+from stitchkit.training.samplers import CostBins
 from stitchkit.training.task import StitchTask
 
 RANDOM = 2

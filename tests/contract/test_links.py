@@ -406,7 +406,7 @@ def test_files_and_folders_of_our_own(tmp_path):
     for name in ("link", "link.tmp"):
         (tmp_path / name).symlink_to(victim)
     for mode in ("a", "w", "r+b", "a+"):
-        with pytest.raises(InputError, match="link' is a symbolic link, and nothing is written through one; remove it"):
+        with pytest.raises(InputError, match="link' is a symbolic link, and none is written through; remove it"):
             opened(link, mode)
     with pytest.raises(RuntimeError), replacing(link):
         raise RuntimeError

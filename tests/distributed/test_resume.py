@@ -255,4 +255,4 @@ def test_settings_that_changed_are_said_in_one_line(images, config, tmp_path, ca
     assert not [line for line in caplog.messages if " -> " in line]
     (tmp_path / "run/last.pth.tar").rename(tmp_path / "lone.pth.tar")
     run(*common, "--epochs", "4", "--experiment", "on", "--resume", tmp_path / "lone.pth.tar")
-    assert "args.yaml' that says with which settings the run began, so changes are unknown" in caplog.text
+    assert "args.yaml' with the settings of the first start is missing, so changes are unknown" in caplog.text

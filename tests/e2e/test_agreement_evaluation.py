@@ -95,9 +95,7 @@ def test_law_7_the_figures_are_those_of_each_stitch_and_its_end_alone(evaluated,
 
 def test_the_log_says_by_what_answers_are_judged(evaluated):
     said = (evaluated[0] / "whole/log.txt").read_text()
-    assert (
-        "the images have no labels, so each stitch's answers are compared with those of the anchor in which it" in said
-    )
+    assert "the images have no labels, so each stitch's answers are compared with those of its end anchor" in said
 
 
 def test_an_interrupted_evaluation_and_a_repeated_one_go_on(evaluated):

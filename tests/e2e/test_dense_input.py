@@ -76,14 +76,14 @@ def test_a_job_without_a_task_on_masks(pairs, tmp_path, capsys):
 def test_a_dense_configuration_is_not_for_classification(pairs, tmp_path, capsys):
     config = write_config(tmp_path / "dense.json", dense={"task": "segmentation", "head": "linear"})
     line = train(capsys, pairs, config, tmp_path, "--task", "classification")
-    assert "dense.json' is for --task segmentation, not for --task classification; leave --task out, or" in line
+    assert "dense.json' is for --task segmentation, not classification; omit --task, or" in line
 
 
 def test_joints_are_chosen_by_classes_of_images(pairs, config, tmp_path, capsys):
     dense = write_config(tmp_path / "dense.json", dense={"task": "depth", "head": "linear"})
     rest = ["-o", tmp_path / "chosen.json", "--no-pretrained"]
     line = refused(capsys, "choose", pairs, "--stitch_config", dense, *rest)
-    assert "dense.json' is for depth, and choose scores joints for classes of whole images; choose with a" in line
+    assert "dense.json' is for depth, and choose needs classes of whole images; remove" in line
     line = refused(capsys, "choose", pairs, "--stitch_config", config, *rest)
     assert "train/ has images/ beside masks/ and depths/" in line
     assert not (tmp_path / "chosen.json").exists()

@@ -192,7 +192,7 @@ def test_what_is_for_features_is_refused_with_classes(images, tmp_path, capsys):
     for given in (["--self-stitch"], ["--bank-images", "5"]):
         evaluation = [*flags, "--eval", "--resume", tmp_path / "net.pth", *given]
         assert main([*map(str, evaluation)]) == 2
-        assert f"{given[0]} is for networks without classes" in capsys.readouterr().err
+        assert f"{given[0]} requires networks without classes" in capsys.readouterr().err
         assert main([*map(str, [*flags, *given])]) == 2
         assert f"{given[0]} has no effect on its own; add --eval" in capsys.readouterr().err
 

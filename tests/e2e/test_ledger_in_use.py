@@ -163,7 +163,7 @@ def test_latencies_need_an_evaluation_of_stitches(evaluate, images, capsys):
     assert "--latency has no effect on its own; add --eval" in capsys.readouterr().err
     plain = ["train", str(images), "--model", "vit_tiny_patch16_224", "--pretrained", "--eval", "--latency"]
     assert main(plain) == 2
-    assert "--latency is for the stitches of an SN-Net" in capsys.readouterr().err
+    assert "--latency requires an SN-Net" in capsys.readouterr().err
     assert main([*command, "none", "--latency", "-3"]) == 2
     assert "--latency is -3; it must be at least 0" in capsys.readouterr().err
 

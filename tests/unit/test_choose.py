@@ -10,9 +10,8 @@ from sklearn.cluster import KMeans
 from torch.nn import functional as F
 
 import stitchkit
-from stitchkit.choose.choice import candidates, joint_routes, keep
-from stitchkit.choose.choose import check_way, choose, closest_pair
-from stitchkit.choose.klas import anchor_thetas, klas, theta, train_probes
+from stitchkit.choose.choose import candidates, check_way, choose, closest_pair, keep
+from stitchkit.choose.klas import anchor_thetas, joint_routes, klas, theta, train_probes
 from stitchkit.data.unreadable import NO_CLASS
 from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
@@ -156,7 +155,7 @@ def test_the_kept_set_is_that_of_the_definition(windows, buckets, tau):
 
 def test_a_score_that_is_no_number_is_refused(monkeypatch):
     monkeypatch.setattr("stitchkit.choose.choose.klas", lambda *_, **__: {})
-    with pytest.raises(InputError, match=r"the score of ti\[0\] > s\[0\] is nan, not a finite number from 0"):
+    with pytest.raises(InputError, match=r"the score of ti\[0\] > s\[0\] is nan, not finite and at least 0"):
         choose(pico_snnet(), batches())
 
 

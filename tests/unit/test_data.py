@@ -229,9 +229,9 @@ def test_training_on_a_stream_needs_the_number_of_its_classes(world, tmp_path):
     write_shards(tmp_path)
     stream = {"data_dir": str(tmp_path), "dataset": "wds/", "train_num_samples": 16, "val_num_samples": 4}
     stream |= {"train_split": "train-0.tar", "val_split": "validation-0.tar", "model": "test_resnet", "workers": 1}
-    with pytest.raises(InputError, match="'wds/' does not name its classes; give their number, such as --num-classes"):
+    with pytest.raises(InputError, match="'wds/' does not name its classes; give --num-classes"):
         open_session(make_recipe(stream | {"pretrained": False}), None, world)
-    with pytest.raises(InputError, match="gives features, but training and evaluation need classes; give their number"):
+    with pytest.raises(InputError, match="the network has no classifier; give --num-classes, or"):
         open_session(make_recipe(stream | {"pretrained": False, "eval": True, "num_classes": 0}), None, world)
     for allowed in ({"num_classes": 2}, {"eval": True}):
         open_session(make_recipe(stream | {"pretrained": False, "batch_size": 4} | allowed), None, world)

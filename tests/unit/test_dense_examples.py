@@ -92,7 +92,7 @@ def test_what_is_drawn_is_what_the_network_says(judged, scenes):
         known = (truth > 0) & (truth <= 10) if way == "depth" else truth != 255
         np.testing.assert_array_equal(example.known, known)
         assert not (place == 0 and known.all())
-        for cfg_id, found in zip(cfg_ids, example.found, strict=True):
+        for cfg_id, found in zip(cfg_ids, example.predicted, strict=True):
             with torch.no_grad():
                 output = model((pixels - 0.5) / 0.5, cfg_id)
             whole = torch.nn.functional.interpolate(output, (SIDE, SIDE), mode="bilinear")[0]

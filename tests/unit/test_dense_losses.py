@@ -68,7 +68,9 @@ def weighed(losses, weight):
 def test_segmentation_equals_plain_numpy(auxiliary, weight):
     outputs, masks = logits(auxiliary=auxiliary), classes()
     expected = weighed([plain_cross_entropy(output.detach(), masks) for output in outputs], weight)
-    check(SegmentationLoss(auxiliary_weight=weight)(outputs, masks), outputs, expected)
+    loss = SegmentationLoss()
+    loss.auxiliary_weight = weight
+    check(loss(outputs, masks), outputs, expected)
 
 
 @pytest.mark.parametrize("auxiliary", [0, 2])

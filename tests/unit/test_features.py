@@ -200,20 +200,20 @@ def test_the_saved_share_is_near_what_torch_counts(loss):
     [
         (
             {"mixup": 0.8, "cutmix": 1.0},
-            r"without which --mixup, --cutmix would .*leave it out \(--mixup 0 --cutmix 0\)",
+            r"so --mixup, --cutmix would .*omit it \(--mixup 0 --cutmix 0\)",
         ),
         (
             {"cutmix_minmax": [0.2, 0.8]},
-            r"--cutmix-minmax would have no effect; leave it out, or give --loss features\+task",
+            r"--cutmix-minmax would have no effect; omit it, or give --loss features\+task",
         ),
-        ({"distillation_type": "soft", "teacher_model": "resnet18"}, r"leave it out \(--distillation-type none\)"),
-        ({"jsd_loss": True, "aug_splits": 2}, "without which --jsd-loss would have no effect"),
-        ({"bce_loss": True}, "without which --bce-loss would have no effect"),
-        ({"class_weights": "balanced"}, "without which --class-weights would have no effect"),
+        ({"distillation_type": "soft", "teacher_model": "resnet18"}, r"omit it \(--distillation-type none\)"),
+        ({"jsd_loss": True, "aug_splits": 2}, "so --jsd-loss would have no effect"),
+        ({"bce_loss": True}, "so --bce-loss would have no effect"),
+        ({"class_weights": "balanced"}, "so --class-weights would have no effect"),
         ({"preserve": "replay"}, "features already teaches each route, also an anchor, by copies of the anchors"),
-        ({"fulltune": False}, "--no-fulltune trains class tokens, and --preserve frozen decides itself"),
-        ({"stitch_lr_scale": 0.0}, "--preserve frozen trains only what --stitch-lr-scale 0 stops"),
-        ({"stitch_config": None, "model": "resnet18"}, "--loss features is for an SN-Net"),
+        ({"fulltune": False}, "--no-fulltune and --preserve frozen both decide"),
+        ({"stitch_lr_scale": 0.0}, "--preserve frozen with --stitch-lr-scale 0 would train nothing"),
+        ({"stitch_config": None, "model": "resnet18"}, "--loss features requires an SN-Net"),
     ],
 )
 def test_what_makes_no_sense_is_refused(given, message):

@@ -110,18 +110,18 @@ def test_weights_of_anchors_do_not_depend_on_the_task(dense, tmp_path):
     [
         ("--max-depth 5", "--max-depth is for dense prediction; add --task depth"),
         ("--zoom 1 2", "--zoom is for dense prediction; add --task segmentation"),
-        ("--task segmentation --max-depth 5", "--max-depth 5.0 has no effect on --task segmentation; leave it out"),
-        ("--task depth --num-classes 5", "--num-classes 5 has no effect on --task depth; leave it out"),
+        ("--task segmentation --max-depth 5", "--max-depth 5.0 has no effect on --task segmentation; omit it"),
+        ("--task depth --num-classes 5", "--num-classes 5 has no effect on --task depth; omit it"),
         ("--task depth --zoom 1 2", "--zoom [1.0, 2.0] has no effect on --task depth"),
-        ("--task segmentation --zoom 1 2 --no-aug", "--no-aug leaves random scales out, so --zoom has no effect"),
-        ("--task depth --eval-metric loss", "--eval-metric loss is for the classes of whole images, not for --task"),
-        ("--task segmentation --gp avg", "--gp avg is for the classes of whole images, not for --task segmentation"),
-        ("--task depth --eval --resume a --eval-memory 9", "--eval-memory 9 is for the classes of whole images"),
+        ("--task segmentation --zoom 1 2 --no-aug", "--no-aug leaves no random scales, so --zoom has no effect"),
+        ("--task depth --eval-metric loss", "--eval-metric loss does not apply to --task"),
+        ("--task segmentation --gp avg", "--gp avg does not apply to --task segmentation"),
+        ("--task depth --eval --resume a --eval-memory 9", "--eval-memory 9 does not apply to"),
         (
             "--task depth --input-key image",
             "--input-key image is a column of a data set of Hugging Face, and 'data' is",
         ),
-        ("--task segmentation --target-key mask", "is a folder; leave it out, or give --dataset hfds/NAME"),
+        ("--task segmentation --target-key mask", "is a folder; omit it, or give --dataset hfds/NAME"),
     ],
 )
 def test_settings_that_dense_prediction_has_no_use_for(flags, said, config):

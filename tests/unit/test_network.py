@@ -110,7 +110,7 @@ def test_a_preparation_that_cannot_be_is_refused(recipe, message):
 
 def test_anchors_that_descend_are_reported(caplog):
     snnet([pico_anchor("b", 16), pico_anchor("a", 8)])
-    assert "their parameter counts do not ascend: b " in caplog.text
+    assert "their parameters do not ascend: b " in caplog.text
     caplog.clear()
     snnet()
     assert "cheap" not in caplog.text
@@ -356,9 +356,7 @@ def test_each_anchor_has_one_rate_of_drop_path_in_all_blocks(family):
 
 
 def test_rates_of_drop_path_that_do_not_fit_are_refused():
-    with pytest.raises(
-        InputError, match=r"--anchor-drop-path is \[0.1\]; give a rate for each of the anchors ti, s, b"
-    ):
+    with pytest.raises(InputError, match=r"--anchor-drop-path is \[0.1\]; give one rate for each of ti, s, b"):
         snnet(anchor_drop_path=[0.1])
     resnets = [{"name": "torchvision/resnet18", "label": label} for label in "ab"]
     with pytest.raises(InputError, match="anchor 'b' has no drop path; set its rate in --anchor-drop-path to 0"):

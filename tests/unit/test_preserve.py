@@ -14,7 +14,7 @@ from stitchkit.settings.flags import resolve
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
-from stitchkit.training.samplers.uniform import Uniform
+from stitchkit.training.samplers import Uniform
 from stitchkit.training.session import engine_settings
 from stitchkit.training.task import create_task
 from tests.support import pico_config, pico_images, pico_snnet, randomize, write_config
@@ -110,13 +110,13 @@ def test_copies_come_back_from_a_checkpoint():
 
 
 def test_two_ways_to_freeze_are_one_too_many():
-    with pytest.raises(InputError, match="--no-fulltune trains class tokens, and --preserve lora decides itself"):
+    with pytest.raises(InputError, match="--no-fulltune and --preserve lora both decide"):
         check(settings(stitch_config="x", data_dir="y", preserve="lora", fulltune=False))
 
 
 def test_a_run_that_trains_nothing_is_refused():
     given = {"stitch_config": "x", "data_dir": "y", "stitch_lr_scale": 0.0}
-    with pytest.raises(InputError, match="--preserve frozen trains only what --stitch-lr-scale 0 stops"):
+    with pytest.raises(InputError, match="--preserve frozen with --stitch-lr-scale 0 would train nothing"):
         check(settings(**given, preserve="frozen"))
     check(settings(**given, preserve="replay"))
 
@@ -151,7 +151,7 @@ ADVICE = 'give -c with the args.yaml of its run, or write "anchor_lora_r": 4 int
     [
         (4, 0, f"was 4 and is None; {ADVICE}"),
         (4, 2, f"was 4 and is 2; {ADVICE}"),
-        (0, 2, "was None and is 2; leave --preserve lora and anchor_lora_r out"),
+        (0, 2, "was None and is 2; omit --preserve lora and anchor_lora_r"),
     ],
 )
 def test_another_rank_says_what_to_do_and_another_rule_that_it_is_not_enough(trained, ours, advice):

@@ -10,8 +10,7 @@ from stitchkit.model.create import read_config
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.flags import resolve
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.samplers import create_sampler
-from stitchkit.training.samplers.cost_bins import CostBins
+from stitchkit.training.samplers import CostBins, create_sampler
 from tests.support import ROOT
 
 
@@ -94,8 +93,8 @@ def test_the_configuration_draws_from_the_published_bins(published, shared):
 def test_low_rank_says_that_the_updates_are_not_trained(caplog):
     StitchConfig.parse(TWO | {"low_rank": True, "lora_r": 4})
     assert [line.message for line in caplog.records] == [
-        "low_rank trains neither the stitching layers nor their updates of rank lora_r, as in the released code; leave "
-        "it out to train them"
+        "low_rank trains neither the stitching layers nor their updates of rank lora_r, as in the released code; "
+        "remove it to train them"
     ]
 
 

@@ -120,7 +120,7 @@ def test_a_dry_run_does_not_advise_to_download(tmp_path, capsys):
     assert main([*map(str, flags)]) == 2
     assert "or add --download" in capsys.readouterr().err
     assert main([*map(str, flags), "--download"]) == 2
-    assert "or leave out --dry-run, which downloads nothing\n" in capsys.readouterr().err
+    assert "or omit --dry-run, which downloads nothing\n" in capsys.readouterr().err
 
 
 def test_an_evaluation_of_a_plain_model_says_how_it_was_measured(images, tmp_path, caplog):

@@ -13,8 +13,7 @@ from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.network import check_names
-from stitchkit.training.samplers import SAMPLERS, check_sampler, create_sampler
-from stitchkit.training.samplers.cost_bins import budget_bins, cost_bins, gap_between
+from stitchkit.training.samplers import SAMPLERS, budget_bins, check_sampler, cost_bins, create_sampler, gap_between
 from tests.support import ROOT, pico_config, write_config
 
 LABELS = torch.tensor([0, 3])
@@ -146,7 +145,7 @@ def test_odd_budgets_are_refused(budgets, message):
     [
         (
             {"model": "resnet18", "stitch_config": None, "preserve": "frozen"},
-            "--preserve keeps the anchors of an SN-Net",
+            "--preserve requires an SN-Net",
         ),
         (
             {"sampler": "uniform", "budgets": "2G"},

@@ -14,9 +14,8 @@ from stitchkit.data.folders import open_images
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.training.class_weights import class_weights
 from stitchkit.training.optim import create_optimizer
-from stitchkit.training.task import create_task
+from stitchkit.training.task import class_weights, create_task
 from tests.support import family_snnet, pico_anchor, pico_images, pico_snnet
 
 LABELS = torch.tensor([0, 3])

@@ -139,7 +139,7 @@ def test_a_configuration_chooses_the_layer(keys, layer, rank):
     ("keys", "message"),
     [
         ({"max_switches": 2}, "max_switches belongs to the rule 'two_way', but rule is 'window'"),
-        ({"rule": "two_way", "stitch_stride": 2}, "belong to windows, but rule is 'two_way'"),
+        ({"rule": "two_way", "stitch_stride": 2}, "belong to windows, not 'two_way'"),
         ({"rule": "two_way", "directions": "up"}, "go both ways"),
         ({"rule": "two_way", "max_switches": 0}, "max_switches"),
         ({"layer": "mlp", "lora_r": 4}, "lora_r is 4, but layer is 'mlp'"),

@@ -28,8 +28,8 @@ from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
 from stitchkit.settings.dense_recipe import DenseRecipe
-from stitchkit.training.class_weights import class_weights
 from stitchkit.training.dense.data import PairLoader
+from stitchkit.training.task import class_weights
 
 
 @dataclass(frozen=True)

@@ -30,25 +30,13 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 class PairLoader:
     """The images of this rank, each once, at their own sizes: rank r of n has the images r, r + n, ...
 
-    Args:
-        pairs: The images with their targets.
-        batch_size: Images that are read together.
-        workers: Loader processes.
-        world: The ranks.
-        numbers: Those of the images, in the order in which ranks take them; by default all.
-        dtype: Of the images.
+    `numbers` are those of the images, in the order of the ranks; by default all.
     """
 
     def __init__(
-        self,
-        pairs: ImagePairs,
-        batch_size: int,
-        workers: int,
-        world: World,
-        numbers: Sequence[int] | None = None,
-        *,
+        self, pairs: ImagePairs, batch_size: int, workers: int, world: World, numbers: Sequence[int] | None = None, *,
         dtype: torch.dtype = torch.float32,
-    ):
+    ):  # fmt: skip
         self.dataset, self.dtype = pairs, dtype
         self._numbers = range(len(pairs)) if numbers is None else numbers
         self._world, self._workers, self.batch_size = world, workers, batch_size
@@ -67,12 +55,8 @@ class PairLoader:
         """The pairs of this rank after the first `done`, on its device; `after_batch` is called equally often on all
         ranks.
         """
-        loader: DataLoader[Pair] = DataLoader(
-            Subset(self.dataset, self.own[done:]),
-            batch_size=self.batch_size,
-            num_workers=self._workers,
-            collate_fn=list,
-        )
+        images = Subset(self.dataset, self.own[done:])
+        loader: DataLoader[Pair] = DataLoader(images, self.batch_size, num_workers=self._workers, collate_fn=list)
         outlive_signals(loader)
         device = self._world.device
         for batch in loader:
@@ -100,26 +84,16 @@ def open_split(recipe: Recipe, split: str, *, num_classes: int = 0, given_in: st
     """A split by its name; the number of classes is found if it is 0, and may be `given_in` a file."""
     data = recipe.data
     return open_pairs(
-        data.dataset or str(data.data_dir),
-        split,
-        recipe.dense.task,
-        num_classes=num_classes,
-        given_in=given_in,
-        input_key=data.input_key or "image",
-        target_key=data.target_key or "",
+        data.dataset or str(data.data_dir), split, recipe.dense.task, num_classes=num_classes, given_in=given_in,
+        input_key=data.input_key or "image", target_key=data.target_key or "",
         download=data.dataset_download and not recipe.run.dry_run,
-    )
+    )  # fmt: skip
 
 
 def create_pair_loaders(
-    train: ImagePairs | None,
-    judged: ImagePairs,
-    recipe: Recipe,
-    world: World,
-    *,
-    input_size: tuple[int, ...],
+    train: ImagePairs | None, judged: ImagePairs, recipe: Recipe, world: World, *, input_size: tuple[int, ...],
     model_config: Mapping[str, object],
-) -> Loaders:
+) -> Loaders:  # fmt: skip
     """Loaders over this rank's part of the splits; arguments as for `create_loaders`."""
     data, augment, task = recipe.data, recipe.augment, recipe.dense.task
     prepared = preparation(recipe, input_size, model_config)
@@ -144,21 +118,13 @@ def create_pair_loaders(
         return Loaders(renew, validation, **colours, held_out=tuple(held_out))
     low, high = (1.0, 1.0) if augment.no_aug else recipe.dense.zoom
     train.transform = training_transform(
-        task,
-        (input_size[1], input_size[2]),
-        **colours,
-        scale=(low, high),
-        hflip=0 if augment.no_aug else augment.hflip,
-        color_jitter=not augment.no_aug and augment.color_jitter > 0,
-    )
+        task, (input_size[1], input_size[2]), **colours, scale=(low, high),
+        hflip=0 if augment.no_aug else augment.hflip, color_jitter=not augment.no_aug and augment.color_jitter > 0,
+    )  # fmt: skip
     loader: DataLoader[Pair] = DataLoader(
-        train,
-        batch_size=data.batch_size,
-        sampler=DistributedSampler(train, world.size, world.rank, seed=recipe.run.seed),
-        num_workers=workers_for(train, data.workers, world),
-        pin_memory=data.pin_mem,
-        drop_last=True,
-    )
+        train, data.batch_size, sampler=DistributedSampler(train, world.size, world.rank, seed=recipe.run.seed),
+        num_workers=workers_for(train, data.workers, world), pin_memory=data.pin_mem, drop_last=True,
+    )  # fmt: skip
     if len(loader) < recipe.optim.grad_accum_steps:
         raise InputError(
             f"the training split has {len(train)} images, less than one step of {data.batch_size} x {world.size} ranks "

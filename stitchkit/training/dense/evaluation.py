@@ -31,8 +31,6 @@ class DenseEvaluation:
     """Evaluates stitches in one pass over the images; every rank makes one.
 
     Args:
-        session: The run.
-        model: Its SN-Net.
         origin: All that the figures depend on.
         ledgers: The ledger on the primary rank, which keeps the sums of images beside it; none on the others.
     """
@@ -52,8 +50,8 @@ class DenseEvaluation:
         if not cfg_ids:
             return
         with advising_evaluation():
-            found = self._kept(cfg_ids)
-        yield found
+            figures = self._kept(cfg_ids)
+        yield figures
         self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
 
     def _kept(self, cfg_ids: Sequence[int]) -> dict[int, DenseFigure]:
@@ -70,25 +68,21 @@ class DenseEvaluation:
         return self._session.folder / f"{LEDGER}.part{self._session.world.rank}"
 
     def _of_rank(self, cfg_ids: Sequence[int]) -> list[ImageSums]:
-        """The sums of this rank's images, of which those so far are saved every few seconds."""
+        """The sums of this rank's images; those so far are saved every few seconds."""
         of = {**self._origin, "cfg_ids": [*cfg_ids]}
-        found = self._restored(of)
-        done, saved = sum(len(part.truth) for part in found), time.monotonic()
+        try:
+            parts = [read_sums(self._progress, of=of)]
+        except InputError:  # no evaluation of the same was killed, or its file is damaged
+            parts = []
+        done, saved = sum(len(part.truth) for part in parts), time.monotonic()
         batches = self._loader.batches(done)
         sums = self._judge.sums(self._model, DensePass(self._model, cfg_ids), cfg_ids, batches)
         for part in progress(sums, self._session.world, "evaluation", unit="batches"):
-            found.append(part)
+            parts.append(part)
             if time.monotonic() - saved >= SAVE_EVERY:
-                found, saved = [ImageSums.joined(found)], time.monotonic()
-                write_sums(self._progress, found[0], of=of)
-        return found
-
-    def _restored(self, of: Mapping[str, object]) -> list[ImageSums]:
-        """What a killed evaluation had saved of the same; nothing if there is none, or it is damaged."""
-        try:
-            return [read_sums(self._progress, of=of)]
-        except InputError:
-            return []
+                parts, saved = [ImageSums.joined(parts)], time.monotonic()
+                write_sums(self._progress, parts[0], of=of)
+        return parts
 
     def _keep(self, sums: ImageSums) -> None:
         for ledger in self._ledgers:
@@ -101,7 +95,5 @@ def check_sums_beside(ledger: Ledger, loader: PairLoader) -> None:
     """Refuse, before hours of evaluation, sums that are damaged or of other images than these."""
     before, names = sums_beside(ledger.path) if ledger.rows else None, loader.dataset.names
     if before is not None and before.names != names:
-        raise InputError(
-            f"'{sums_file(ledger.path)}' is of other images; choose another --experiment or move the ledger "
-            f"'{ledger.path}' away"
-        )
+        advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
+        raise InputError(f"'{sums_file(ledger.path)}' is of other images; {advice}")

@@ -41,19 +41,12 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """An image with what is true and what stitches predict at each pixel: classes, or metres.
+    """An image with what is true and what stitches predict at each pixel, `[H, W]`: classes, or metres."""
 
-    Args:
-        image: RGB in 0 to 1, `[H, W, 3]`.
-        truth: `[H, W]`.
-        known: Whether the truth of a pixel counts, `[H, W]`.
-        found: The prediction of each stitch, `[H, W]`.
-    """
-
-    image: Map
+    image: Map  # RGB in 0 to 1, `[H, W, 3]`
     truth: Map
-    known: Map
-    found: tuple[Map, ...]
+    known: Map  # whether the truth of a pixel counts
+    predicted: tuple[Map, ...]
 
 
 def write_examples(session: Session, model: DenseSNNet, ledgers: Sequence[Ledger]) -> None:
@@ -72,21 +65,16 @@ def write_examples(session: Session, model: DenseSNNet, ledgers: Sequence[Ledger
         except (InputError, ImportError) as error:
             _logger.warning("'%s' is not drawn: %s", path, error)
             return
-        _logger.info(
-            "%s shows images and their truth, with the predictions of %s of the front", path, _several(len(shown))
-        )
+        stitches = counted(len(shown), "stitch")
+        _logger.info("%s shows images and their truth, with the predictions of %s of the front", path, stitches)
 
     from_primary(session.world, draw)
-
-
-def _several(stitches: int) -> str:
-    return counted(stitches, "stitch")
 
 
 def shown_stitches(rows: Sequence[Row]) -> list[Row]:
     """The cheapest, a middle and the costliest row of the front, as far as they differ."""
     front = pareto_front(rows)
-    return [front[place] for place in sorted({0, len(front) // 2, len(front) - 1})]
+    return [front[index] for index in sorted({0, len(front) // 2, len(front) - 1})]
 
 
 def examples(session: Session, model: DenseSNNet, cfg_ids: Sequence[int]) -> list[Example]:
@@ -95,33 +83,32 @@ def examples(session: Session, model: DenseSNNet, cfg_ids: Sequence[int]) -> lis
     assert isinstance(loader, PairLoader), "it is of a dense task"
     pairs, device = loader.dataset, session.world.device
     judge, run = DenseJudge.of_session(session, session.autocast), DensePass(model, cfg_ids)
-    places = np.linspace(0, len(pairs) - 1, min(_MOST_IMAGES, len(pairs))).round().astype(int)
-    found = []
-    for place in places.tolist():
-        image, target = (part.to(device) for part in pairs[place])
+    numbers = np.linspace(0, len(pairs) - 1, min(_MOST_IMAGES, len(pairs))).round().astype(int)
+    shown = []
+    for number in numbers.tolist():
+        image, target = (part.to(device) for part in pairs[number])
         image = image.to(loader.dtype)
         # One at a time, since outputs for all pixels are large.
         outputs = judge.outputs(model, run, [(image, target)])
         task = session.recipe.dense.task
         maps = {cfg_id: predicted_map(output, task) for cfg_id, (output,) in outputs}
-        found.append(_example(session, (image, target), [maps[cfg_id] for cfg_id in cfg_ids]))
-    return found
+        shown.append(_example(session, (image, target), [maps[cfg_id] for cfg_id in cfg_ids]))
+    return shown
 
 
 def predicted_map(output: torch.Tensor, task: str) -> Map:
     """Classes or metres `[H, W]`, of outputs `[K, H, W]` for a task."""
-    found = output[0] if task == "depth" else output.argmax(dim=0)
-    return found.float().cpu().numpy()
+    return (output[0] if task == "depth" else output.argmax(dim=0)).float().cpu().numpy()
 
 
-def _example(session: Session, pair: Pair, found: Sequence[Map]) -> Example:
+def _example(session: Session, pair: Pair, predicted: Sequence[Map]) -> Example:
     image, target = (part.cpu() for part in pair)
     image = image.float()
     mean, std = (torch.tensor(colour)[:, None, None] for colour in (session.loaders.mean, session.loaders.std))
     pixels = (image * std + mean).clamp(0, 1).permute(1, 2, 0).numpy()
     is_depth, most = session.recipe.dense.task == "depth", session.recipe.dense.max_depth
     known = (target > MIN_DEPTH) & (target <= most) if is_depth else target != NOT_KNOWN
-    return Example(pixels, target.numpy(), known.numpy(), tuple(found))
+    return Example(pixels, target.numpy(), known.numpy(), tuple(predicted))
 
 
 def class_colours(count: int) -> Map:
@@ -136,10 +123,9 @@ def class_colours(count: int) -> Map:
 def _figure(session: Session, shown: Sequence[Row], drawn: Sequence[Example]) -> Figure:
     """Rows of images; columns of image, truth and stitches."""
     metric = metric_of(shown)
-    titles = ["image", "truth"]
-    titles += [
-        f"{row['stitch']}\n{in_sentence(metric)} {row[metric]:.1f} %\n{quantity(row['flops'])} FLOPs" for row in shown
-    ]
+    name = in_sentence(metric)
+    labels = [f"{row['stitch']}\n{name} {row[metric]:.1f} %\n{quantity(row['flops'])} FLOPs" for row in shown]
+    titles = ["image", "truth", *labels]
     is_depth = session.recipe.dense.task == "depth"
     figure = new_figure(2.3 * len(titles), 2.2 * len(drawn) + 1.3)
     grid = figure.subplots(len(drawn), len(titles), squeeze=False)
@@ -149,8 +135,8 @@ def _figure(session: Session, shown: Sequence[Row], drawn: Sequence[Example]) ->
     for line, example in zip(grid, drawn, strict=True):
         line[0].imshow(example.image)
         draw(line[1], example.truth, example.known)
-        for axes, found in zip(line[2:], example.found, strict=True):
-            draw(axes, found, np.ones_like(example.known))
+        for axes, predicted in zip(line[2:], example.predicted, strict=True):
+            draw(axes, predicted, np.ones_like(example.known))
     for axes in grid.flat:
         axes.set_axis_off()
     return figure

@@ -33,10 +33,8 @@ class DenseJudge:
     """Judges networks image by image.
 
     Args:
-        settings: The task, and how images are cut into windows.
         num_classes: Number of classes; for depth, any number.
         sides: Height and width of the networks' images.
-        autocast: Makes the context in which networks run.
         portion: Windows that run at a time.
     """
 
@@ -59,13 +57,9 @@ class DenseJudge:
 
     @torch.no_grad()
     def sums(
-        self,
-        network: nn.Module,
-        run: Run,
-        cfg_ids: Sequence[int],
-        batches: Iterable[Sequence[Pair]],
+        self, network: nn.Module, run: Run, cfg_ids: Sequence[int], batches: Iterable[Sequence[Pair]],
         names: Mapping[int, str] | None = None,
-    ) -> Iterator[ImageSums]:
+    ) -> Iterator[ImageSums]:  # fmt: skip
         """The sums of networks on each batch of images.
 
         Args:
@@ -79,12 +73,12 @@ class DenseJudge:
             NotFinite: If an output is not; what to do then depends on whether the network is in training.
         """
         for batch in batches:
-            targets, found = [target for _, target in batch], dict[int, np.ndarray]()
+            targets, sums = [target for _, target in batch], dict[int, np.ndarray]()
             for cfg_id, outputs in self.outputs(network, run, batch):
                 name = names[cfg_id] if names else f"the network with cfg_id {cfg_id}"
                 each = zip(outputs, targets, strict=True)
-                found[cfg_id] = np.concatenate([self._of_image(name, output, target) for output, target in each])
-            yield ImageSums.from_sums(cfg_ids, self.score, np.stack([found[cfg_id] for cfg_id in cfg_ids]))
+                sums[cfg_id] = np.concatenate([self._of_image(name, output, target) for output, target in each])
+            yield ImageSums.from_sums(cfg_ids, self.score, np.stack([sums[cfg_id] for cfg_id in cfg_ids]))
 
     @torch.no_grad()
     def outputs(
@@ -108,27 +102,20 @@ class DenseJudge:
         return segmentation_sums(output[None], target[None], self._num_classes).cpu().numpy()
 
     def over_ranks(self, own: Iterable[ImageSums]) -> ImageSums:
-        """The sums of the images of all ranks, in the order of the ranks, given those of this one.
-
-        Without any known pixel there are no figures, and they are refused.
-        """
+        """The sums of the images of all ranks, in the order of the ranks, from those of this rank."""
         parts = [part for each in gather_objects([*own]) for part in each]
         if not parts:
             raise InputError("there is no image to evaluate on; check the validation set")
         whole = ImageSums.joined(parts)
-        if not whole.truth.any():
-            raise InputError(f"no pixel of {counted(len(whole.truth), 'image')} has {self._unfound}")
+        if not whole.truth.any():  # there are no figures
+            lacking = f"a known class, one other than {NOT_KNOWN}; check the masks of the validation set"
+            if isinstance(self.score, DepthScore):
+                lacking = (
+                    f"a depth from {MIN_DEPTH:g} to {self._max_depth:g} m; check the unit of the depth maps, "
+                    "millimetres in a PNG and metres in an .npy file, and --max-depth (max_depth)"
+                )
+            raise InputError(f"no pixel of {counted(len(whole.truth), 'image')} has {lacking}")
         return whole
-
-    @property
-    def _unfound(self) -> str:
-        """What no pixel has, and what to check then."""
-        if isinstance(self.score, DepthScore):
-            return (
-                f"a depth from {MIN_DEPTH:g} to {self._max_depth:g} m; check the unit of the depth maps, millimetres "
-                "in a PNG and metres in an .npy file, and --max-depth (max_depth)"
-            )
-        return f"a known class, one other than {NOT_KNOWN}; check the masks of the validation set"
 
     def figures(
         self, network: nn.Module, anchors: Mapping[str, int], batches: Iterable[Sequence[Pair]]

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from stitchkit.measure.dense_sums import NOT_KNOWN
+
 _OFFSET = 1e-3
 """Metres that are added to depths before their logarithm, and the smallest depth that counts."""
 _WEIGHT_OF_MEAN = 0.15
@@ -20,31 +22,21 @@ class DenseLoss(nn.Module, ABC):
 
     Outputs are resized bilinearly to the target, in float32.
 
-    Args:
-        auxiliary_weight: Weight of the loss of each auxiliary output.
-
     Attributes:
+        auxiliary_weight: Weight of the loss of each auxiliary output.
         warm_steps: The number of steps at the start of a training whose loss is the warm one.
 
     Source: Stitched ViTs, ADE20K and NYUv2.
     """
 
+    auxiliary_weight = 0.4
     warm_steps = 0
-
-    def __init__(self, *, auxiliary_weight: float = 0.4):
-        super().__init__()
-        self.auxiliary_weight = auxiliary_weight
 
     def forward(self, outputs: Sequence[torch.Tensor], target: torch.Tensor, *, warm: bool = False) -> torch.Tensor:
         """The loss `[]` of outputs `[B, num_outputs, h, w]`, the main one first, for a target `[B, H, W]`.
 
-        It is zero, and has gradients of zero, if nothing in the target is known.
-
-        Args:
-            outputs: The main output, then those of auxiliary heads.
-            target: Classes or depths at each pixel.
-            warm: Whether the step is one of the first `warm_steps`. The caller says so, who knows the step: a count of
-                calls would be wrong after a resumption, with several routes in a step, and after an evaluation.
+        It is zero, and has gradients of zero, if nothing in the target is known. The caller knows whether the step is
+        one of the first `warm_steps`: a count of calls would be wrong after a resumption and after an evaluation.
         """
         loss_of = self._warm_loss if warm else self._loss
         sized = [F.interpolate(output.float(), size=target.shape[-2:], mode="bilinear") for output in outputs]
@@ -64,20 +56,12 @@ class SegmentationLoss(DenseLoss):
 
     Pixels whose class is unknown count as zero. Without them in the mean, ranks would weigh images differently.
 
-    Args:
-        auxiliary_weight: Weight of the loss of each auxiliary output.
-        ignore_index: The number of pixels whose class is unknown.
-
     Source: mmsegmentation's cross-entropy with its default `avg_non_ignore=False`, which the released code uses.
     """
 
-    def __init__(self, *, auxiliary_weight: float = 0.4, ignore_index: int = 255):
-        super().__init__(auxiliary_weight=auxiliary_weight)
-        self.ignore_index = ignore_index
-
     def _loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         # The reduced loss of torch is not deterministic on a GPU.
-        return F.cross_entropy(output, target.long(), ignore_index=self.ignore_index, reduction="none").mean()
+        return F.cross_entropy(output, target.long(), ignore_index=NOT_KNOWN, reduction="none").mean()
 
 
 class SigLoss(DenseLoss):
@@ -90,14 +74,13 @@ class SigLoss(DenseLoss):
     for the warm loss if both halves have as many known pixels and err in the same direction.
 
     Args:
-        auxiliary_weight: Weight of the loss of each auxiliary output.
         max_depth: The largest true depth that counts, in metres.
     """
 
     warm_steps = 100
 
-    def __init__(self, *, auxiliary_weight: float = 0.4, max_depth: float = 10.0):
-        super().__init__(auxiliary_weight=auxiliary_weight)
+    def __init__(self, *, max_depth: float = 10.0):
+        super().__init__()
         self.max_depth = max_depth
 
     def _loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -115,8 +98,8 @@ class SigLoss(DenseLoss):
     def _log_ratios(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """The logarithm of predicted by true depth at each known pixel, `[pixels]`."""
         is_known = (target >= _OFFSET) & (target <= self.max_depth)
-        found, known = output[:, 0][is_known], target[is_known].float()
-        return (found + _OFFSET).log() - (known + _OFFSET).log()
+        predicted, known = output[:, 0][is_known], target[is_known].float()
+        return (predicted + _OFFSET).log() - (known + _OFFSET).log()
 
     def _root_of_mean(self, g: torch.Tensor) -> torch.Tensor:
         mean = g.sum() / max(1, len(g))  # zero, with a gradient, if no pixel is known

@@ -25,26 +25,15 @@ class DenseTask(StitchTask):
         return super().draw(step, rank)
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
-        """`loss` and `output`, `[B, num_classes, h, w]`, of one stitch.
-
-        Args:
-            images: `[B, C, H, W]`.
-            labels: Class numbers or depths, `[B, H, W]`.
-        """
+        """`loss` and `output`, `[B, num_classes, h, w]`, of one stitch; labels are classes or depths, `[B, H, W]`."""
         outputs = self.trainable_module(images, cfg_id)
         return {"loss": self.criterion(outputs, labels, warm=self._is_warm), "output": outputs[0]}
 
 
 def create_dense_task(model: DenseSNNet, recipe: Recipe, device: torch.device, sampler: Sampler | None) -> DenseTask:
     """The task of a recipe."""
-    return DenseTask(
-        model,
-        loss_of(recipe.dense),
-        sampler=sampler,
-        settings=recipe.stitch,
-        device=device,
-        dtype=weights_dtype(recipe),
-    )
+    loss, dtype = loss_of(recipe.dense), weights_dtype(recipe)
+    return DenseTask(model, loss, sampler=sampler, settings=recipe.stitch, device=device, dtype=dtype)
 
 
 def loss_of(settings: DenseRecipe) -> DenseLoss:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-
-from torch import nn
+from collections.abc import Callable
 
 from stitchkit.engine.loop import Trainer
 from stitchkit.model.snnet import SNNet
@@ -38,19 +36,14 @@ class DenseFigures(Validation):
         }
         if not due:
             return Judgement(columns)
-        found = {
-            f"{label}{end}": figures
-            for end, network in networks.items()
-            for label, figures in self._of(network, after_batch).items()
-        }
-        columns |= {f"eval_{label}_{metric}": figures[metric] for label, figures in found.items()}
-        every = {f"eval_{label}_{key}": value for label, figures in found.items() for key, value in figures.items()}
-        *_, ranking = networks
-        mean = sum(found[label + ranking][metric] for label in self._anchors) / len(self._anchors)
-        words = f"{metric}  " + "  ".join(f"{label} {figures[metric]:.2f}" for label, figures in found.items())
-        return Judgement(columns, every, metric=mean, words=words)
-
-    def _of(self, network: nn.Module, after_batch: Callable[[], None]) -> Mapping[str, Mapping[str, float]]:
-        loader = self.session.loaders.validation
+        loader, scores = self.session.loaders.validation, dict[str, dict[str, float]]()
         assert isinstance(loader, PairLoader), "it is of a dense task"
-        return self._judge.figures(network, self._anchors, loader.batches(after_batch=after_batch))
+        for end, network in networks.items():
+            own = self._judge.figures(network, self._anchors, loader.batches(after_batch=after_batch))
+            scores |= {label + end: figures for label, figures in own.items()}
+        columns |= {f"eval_{label}_{metric}": figures[metric] for label, figures in scores.items()}
+        every = {f"eval_{label}_{key}": value for label, figures in scores.items() for key, value in figures.items()}
+        *_, ranking = networks
+        mean = sum(scores[label + ranking][metric] for label in self._anchors) / len(self._anchors)
+        words = f"{metric}  " + "  ".join(f"{label} {figures[metric]:.2f}" for label, figures in scores.items())
+        return Judgement(columns, every, metric=mean, words=words)

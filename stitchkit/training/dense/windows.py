@@ -19,27 +19,20 @@ class Windows:
     For segmentation, an image is first resized so that it is as small as a window in one direction and no smaller in
     the other. Depth depends on the scale, so there images keep theirs, and are padded if they are smaller.
 
-    Args:
-        size: Height and width of a window.
-        stride: Pixels between windows.
-        keeps_scale: Whether images are not resized.
-
     Source: mmsegmentation's test in `slide` mode.
     """
 
-    size: tuple[int, int]
-    stride: int
-    keeps_scale: bool
+    size: tuple[int, int]  # height and width of a window
+    stride: int  # pixels between windows
+    keeps_scale: bool  # whether images are not resized
 
     @classmethod
     def of_task(cls, settings: DenseRecipe, size: tuple[int, int]) -> Windows:
         """Those of a task, by default two thirds of a window apart; a stride that leaves gaps is refused."""
         stride = settings.window_stride or max(1, 2 * min(size) // 3)
         if stride > min(size):
-            raise InputError(
-                f"--window-stride {stride} would leave gaps between windows of {size[0]} x {size[1]} pixels; give at "
-                f"most {min(size)}"
-            )
+            sides = f"{size[0]} x {size[1]} pixels; give at most {min(size)}"
+            raise InputError(f"--window-stride {stride} would leave gaps between windows of {sides}")
         return cls(size, stride, keeps_scale=settings.task == "depth")
 
     def cut(self, images: Sequence[torch.Tensor]) -> Cut:
@@ -72,31 +65,19 @@ class Windows:
 
 @dataclass(frozen=True)
 class Cut:
-    """The windows of some images, and where they are.
+    """The windows of some images, and where they are."""
 
-    Args:
-        windows: Of all images, `[W, C, h, w]`.
-        places: Row and column of each window of each image.
-        sides: Height and width of each image, after it was resized and before it was padded.
-        size: Height and width of a window.
-    """
-
-    windows: torch.Tensor
-    places: Sequence[Sequence[tuple[int, int]]]
-    sides: Sequence[tuple[int, int]]
-    size: tuple[int, int]
+    windows: torch.Tensor  # of all images, `[W, C, h, w]`
+    places: Sequence[Sequence[tuple[int, int]]]  # row and column of each window of each image
+    sides: Sequence[tuple[int, int]]  # height and width of each image, after it was resized and before it was padded
+    size: tuple[int, int]  # height and width of a window
 
     def portions(self, most: int) -> Sequence[torch.Tensor]:
         """The windows, `most` at a time: a network takes far more memory than they do, and an image may have many."""
         return torch.split(self.windows, most)
 
     def merged(self, outputs: torch.Tensor, targets: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The outputs for each image at the size of its target `[H, W]`: `[K, H, W]`.
-
-        Args:
-            outputs: Those for the windows, `[W, K, h', w']`.
-            targets: One for each image.
-        """
+        """The outputs `[K, H, W]` for each image at the size of its target `[H, W]`, from those for the windows."""
         (height, width), first = self.size, 0
         for places, sides, target in zip(self.places, self.sides, targets, strict=True):
             own = F.interpolate(outputs[first : first + len(places)].float(), self.size, mode="bilinear")
@@ -106,5 +87,5 @@ class Cut:
             for (y, x), output in zip(places, own, strict=True):
                 total[:, y : y + height, x : x + width] += output
                 count[y : y + height, x : x + width] += 1
-            found = (total / count)[None, :, : sides[0], : sides[1]]
-            yield F.interpolate(found, target.shape, mode="bilinear")[0] if sides != target.shape else found[0]
+            mean = (total / count)[None, :, : sides[0], : sides[1]]
+            yield F.interpolate(mean, target.shape, mode="bilinear")[0] if sides != target.shape else mean[0]

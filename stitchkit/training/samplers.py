@@ -1,0 +1,204 @@
+"""Samplers: the route of each training step. docs/samplers.md compares them and shows how to write one."""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from stitchkit.display import counted, quantity
+from stitchkit.errors import InputError, unknown
+from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.schema import budget_list
+from stitchkit.settings.stitch_recipe import StitchRecipe
+
+_logger = logging.getLogger(__name__)
+
+_GIGA = 1e9
+_PARTS = 16
+"""The default gap is this part of the difference between two neighbouring anchors.
+
+Routes of the published spaces lie close to twelve steps of equal cost, so a bin of a twelfth would reach into the next.
+"""
+_REMOVED = ("sandwich", "best_of", "importance")
+"""Samplers of earlier versions; checkpoints and settings files may still name them."""
+_IN_PUBLISHED_FILES = ("flops_gap", "flops_sampling_k")
+"""Options that a file may have although the command line chooses another sampler."""
+
+
+class Sampler(ABC):
+    """Decides which route each step trains.
+
+    Args:
+        cfg_ids: The routes that have something to train, in the order of the space.
+        cost: FLOPs of a route, measured when it is called.
+        settings: The settings of stitching.
+        seed: Random seed of the run.
+        anchors: The uncut anchors, also those that are not trained.
+
+    Attributes:
+        options: Names of the settings that this sampler has and some others lack.
+    """
+
+    options: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
+        anchors: Collection[int],
+    ):  # fmt: skip
+        self.cfg_ids = tuple(cfg_ids)
+        self.cost, self.settings, self.seed, self.anchors = cost, settings, seed, anchors
+
+    @property
+    def shared(self) -> bool:
+        """Whether all ranks train the same route."""
+        return self.settings.sampling == "shared"
+
+    def random(self, step: int, rank: int) -> np.random.Generator:
+        """The random numbers of a step: a resumed run repeats itself, since none is left over from an earlier one."""
+        return np.random.default_rng((self.seed, step, 0 if self.shared else rank))
+
+    @abstractmethod
+    def draw(self, step: int, rank: int) -> int:
+        """The route of a step on a rank: a pure function of seed, step and rank."""
+
+
+class Uniform(Sampler):
+    """Draws all routes with equal probability, as in the published training of SN-Net.
+
+    Source: SN-Net, section 3.3 and algorithm 1.
+    """
+
+    def draw(self, step: int, rank: int) -> int:
+        """Any route."""
+        return self.cfg_ids[int(self.random(step, rank).integers(len(self.cfg_ids)))]
+
+
+class CostBins(Sampler):
+    """Draws a bin of similar costs, then a route of it: an anchor alone in its bin is trained as often as a whole bin.
+
+    Attributes:
+        costs: FLOPs by `cfg_id`.
+        bins: The routes of each bin; with `budgets`, of each budget.
+        shares: Probability of each bin.
+
+    Source: the resource-constrained sampler (ROS) of SN-Netv2.
+    """
+
+    options: ClassVar[frozenset[str]] = frozenset({"budgets", "flops_gap", "flops_sampling_k"})
+
+    def __init__(
+        self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
+        anchors: Collection[int],
+    ):  # fmt: skip
+        super().__init__(cfg_ids, cost, settings, seed, anchors)
+        self.costs = costs = {cfg_id: cost(cfg_id) for cfg_id in cfg_ids}
+        fixed, slope = settings.flops_gap, settings.flops_sampling_k
+        gap = gap_between([*map(cost, anchors)]) if fixed is None else (lambda _: fixed * _GIGA)
+        if settings.budgets is None:
+            kind, self.bins = "cost bins", cost_bins(costs, gap)
+        else:
+            kind, self.bins = "bins at the budgets", budget_bins(costs, gap, budget_list(settings.budgets))
+        weights = np.full(len(self.bins), 1 / len(self.bins))
+        if slope is not None and settings.budgets is not None:
+            _logger.warning("--flops-sampling-k has no effect beside --budgets, which are equally likely")
+        elif slope is not None:
+            weights += np.arange(len(self.bins)) / slope
+        self.shares = weights / weights.sum()
+        sizes = [*map(len, self.bins)]
+        span = counted(sizes[0], "route") if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)} routes"
+        _logger.info("%s: %d, of %s each", kind, len(sizes), span)
+
+    def draw(self, step: int, rank: int) -> int:
+        """A route of a bin."""
+        random = self.random(step, rank)
+        return int(random.choice(self.bin(random)))
+
+    def bin(self, random: np.random.Generator) -> tuple[int, ...]:
+        """The routes of a bin, drawn by `shares`."""
+        return self.bins[int(random.choice(len(self.bins), p=self.shares))]
+
+
+def cost_bins(costs: Mapping[int, float], gap: Callable[[float], float]) -> list[tuple[int, ...]]:
+    """Routes in bins from cheap to costly, from FLOPs by `cfg_id`: a bin spans at most the `gap` at its first FLOPs.
+
+    Source: the resource-constrained sampler of SN-Netv2, as released: the first bin begins at 0 FLOPs.
+    """
+    bins: list[list[int]] = [[]]
+    start = 0.0
+    for cfg_id in sorted(costs, key=lambda cfg_id: costs[cfg_id]):
+        if costs[cfg_id] - start > gap(start):
+            start = costs[cfg_id]
+            bins.append([])
+        bins[-1].append(cfg_id)
+    return [tuple(members) for members in bins if members]
+
+
+def gap_between(anchors: Sequence[float]) -> Callable[[float], float]:
+    """The default gap, from the anchors' FLOPs: cheap anchors and their routes lie closer together than costly ones."""
+    steps = sorted(set(anchors))
+
+    def gap(start: float) -> float:
+        above = min(max(bisect_right(steps, start), 1), len(steps) - 1)
+        return (steps[above] - steps[above - 1]) / _PARTS if len(steps) > 1 else 0.0
+
+    return gap
+
+
+def budget_bins(
+    costs: Mapping[int, float], gap: Callable[[float], float], budgets: Sequence[float]
+) -> list[tuple[int, ...]]:
+    """For each budget in FLOPs, the costliest route within it, and those that cost at most a gap less."""
+    bins: list[tuple[int, ...]] = []
+    for budget in budgets:
+        within = [cost for cost in costs.values() if cost <= budget]
+        if not within:
+            raise InputError(
+                f"--budgets: no route costs {quantity(budget)} FLOPs or less; the cheapest costs "
+                f"{quantity(min(costs.values()))}, so raise or omit this budget"
+            )
+        top = max(within)
+        width = gap(math.nextafter(top, 0))  # of the anchors below: an anchor itself begins the next, wider bins
+        members = tuple(cfg_id for cfg_id, cost in costs.items() if top - width <= cost <= top)
+        if members in bins:
+            raise InputError(f"--budgets: {quantity(budget)} FLOPs allow the same routes as another budget; omit one")
+        bins.append(members)
+    return bins
+
+
+SAMPLERS: dict[str, type[Sampler]] = {"uniform": Uniform, "cost_bins": CostBins}
+"""The samplers by the name that the setting `sampler` gives them; one of your own is added here."""
+
+
+def is_removed(name: object) -> bool:
+    """Whether earlier versions had the sampler, and nothing has put it back."""
+    return name in _REMOVED and name not in SAMPLERS
+
+
+def check_sampler(settings: StitchRecipe) -> None:
+    """Refuse an unknown sampler, and settings that it does not have."""
+    name, default = settings.sampler, StitchRecipe()
+    if is_removed(name):
+        reason = "since no table shows that it pays (studies/samplers has it)"
+        raise InputError(f"--sampler {name} was removed, {reason}; choose from {', '.join(SAMPLERS)}")
+    if name not in SAMPLERS:
+        raise unknown("value of --sampler", name, SAMPLERS)
+    for option in sorted(set().union(*(sampler.options for sampler in SAMPLERS.values())) - SAMPLERS[name].options):
+        if getattr(settings, option) != getattr(default, option):
+            having = ", ".join(other for other, sampler in SAMPLERS.items() if option in sampler.options)
+            message = f"{flag_of(option)} has no effect with --sampler {name}; choose from {having}"
+            if option not in _IN_PUBLISHED_FILES:
+                raise InputError(message)
+            _logger.warning("%s", message)
+
+
+def create_sampler(
+    cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int, anchors: Collection[int]
+) -> Sampler:
+    """The sampler that the settings name, which have been checked; arguments as in `Sampler`."""
+    return SAMPLERS[settings.sampler](cfg_ids, cost, settings, seed, anchors)
