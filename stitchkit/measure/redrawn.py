@@ -13,7 +13,7 @@ from stitchkit.measure.formulas import Bits, Floats, draw_sets, on_front
 from stitchkit.measure.image_sums import ImageSums
 
 _ENDS = (2.5, 97.5)  # percentiles, between which are 95 % of all sets
-_ROUNDED = 0.005  # half of the last digit in which a figure is shown, in points
+_ROUNDED = 0.005  # half of the last digit shown of a figure, in points
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ class StitchSpace:
 
     Args:
         stitches: The anchors first, then the stitches in the order of the rule. Their `cfg_id`s ascend from 0; the
-            published numbering of a rule may leave one out.
+            published numbering of a rule may skip one.
         layers: The stitching layer of each joint.
         num_anchors: Number of uncut anchors, which come first.
     """

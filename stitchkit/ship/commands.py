@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stitchkit.ship.predictors import MapPredictor, Predictor
     from stitchkit.ship.trained_snnet import Trained
 
-_IMAGES = 64  # number of images on which an export is checked
+_IMAGES = 64  # number of images for the check of an export
 _CALIBRATION = 128  # number of training images that set the ranges of an export in int8
 
 

@@ -1,4 +1,4 @@
-"""The networks that a row offers, with one of which each budget is met."""
+"""The networks that a row offers; one of them meets each budget."""
 
 from __future__ import annotations
 

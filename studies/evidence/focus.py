@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 _LEAST = 0.05
 """Stitches with a smaller P(on the front) are dropped."""
 _DISAGREE = 0.1
-"""Share of images on which two stitches of similar cost usually disagree."""
+"""Share of images where two stitches of similar cost usually disagree."""
 
 
 class FocusedBins(CostBins):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from stitchkit.data.batches import Batch
 
 _SHIFT = 2
-"""Pixels by which a training image may be moved; it is not flipped, since most characters have a direction."""
+"""Most pixels that a training image is moved; it is not flipped, since most characters have a direction."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ def normalised(images: torch.Tensor) -> torch.Tensor:
 
 
 class TrainingBatches:
-    """Endless passes over a split in random order, of which an epoch takes so many steps.
+    """Endless passes over a split in random order; an epoch takes so many steps of them.
 
     Args:
         split: The images.

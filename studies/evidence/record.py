@@ -36,7 +36,7 @@ def budgets(cheap: float, costly: float) -> list[float]:
 
 
 def limits_of(rows: Sequence[Row]) -> list[float]:
-    """The budgets of rows, of which the first two are the anchors."""
+    """The budgets of rows; the first two are the anchors."""
     return budgets(rows[0]["flops"], rows[1]["flops"])
 
 
@@ -58,8 +58,8 @@ class Record:
 
     Args:
         about: What was run, where, and what it spent.
-        networks: All networks, with their accuracy on the images by which they are chosen.
-        tested: The chosen ones: their `flops` and right answers by typeface, on the images by which the row is judged.
+        networks: All networks, with their accuracy on the images that choose them.
+        tested: The chosen ones: their `flops` and right answers by typeface, on the images that judge the row.
         test_images: Test images of each typeface.
     """
 

@@ -45,7 +45,7 @@ _HELD_OUT, _PARTS = 40, 4
 _KERNEL = 4
 """Blocks that a window spans where KLAS chooses among its joints."""
 _BUCKETS = 12
-"""Ranges of FLOPs in each of which KLAS keeps the best joints."""
+"""Number of ranges of FLOPs; KLAS keeps the best joints in each."""
 _TAUGHT = {"distillation_type": "soft", "distillation_tau": 2.0}
 """How the costly anchor teaches, in whichever row it does."""
 
@@ -71,9 +71,9 @@ def _alone(study: Study, small: nn.Module, large: nn.Module) -> Entrants:
 
 
 def _cascade(study: Study, seed: int, spent: Spent) -> Entrants:
-    """Thresholds are quantiles of the small network's confidence on the images by which networks are chosen.
+    """Thresholds are quantiles of the small network's confidence on the images that choose networks.
 
-    Beside the cascades, it offers the two networks, each of which can answer alone.
+    Beside the cascades, it offers each of the two networks alone.
     """
     small, large = study.fine_tuned(seed, spent)
     with torch.no_grad():

@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 def render(size: Size, fonts: Sequence[Path]) -> tuple[dict[str, Split], str]:
-    """The images of the study: characters in the typefaces of some folders, of which every split has its own.
+    """The images of the study: characters in the typefaces of some folders; every split has its own.
 
     Returns:
         The splits, and which typefaces they have, as the text of `typefaces.json`.

@@ -17,7 +17,7 @@ class Size:
         images: Of each class, by split. Networks are chosen on `validation` and judged on `test`.
         pretraining: Epochs of the anchors, which are given to every row.
         budget: Multiply-adds that a row may spend on its training, with that of teachers and choices.
-        warmup: Share of the steps in which the learning rate rises.
+        warmup: Share of the steps with a rising learning rate.
         lr: Learning rate of networks that start from trained weights.
         lr_scratch: Learning rate of random ones.
         amp: Train in bfloat16.

@@ -11,7 +11,7 @@ from studies.evidence.record import BUDGETS, Record
 from studies.evidence.rows import ROWS
 
 REFERENCE = "cost_bins"
-"""The row with which all are compared: the default of `stitchkit train`."""
+"""All rows are compared with this one: the default of `stitchkit train`."""
 _TOLD = 0.005
 """Excess over a budget that is rounding."""
 _HEAD = (

@@ -16,7 +16,7 @@ from studies.typefaces.fonts import CHARACTERS, LEAST, Typeface, find_typefaces,
 from studies.typefaces.glyphs import class_name, render_split
 
 TYPEFACES = "typefaces.json"
-"""The file that says which typefaces are in which split."""
+"""The file that names the typefaces of each split."""
 _SIDES = range(32, 65)
 
 
@@ -31,7 +31,7 @@ def write_glyphs(
 ) -> str:
     """Write rendered letters and digits as `train/`, `validation/` and `test/`, unless they exist.
 
-    Each typeface is in one split only. `typefaces.json` says in which one, with the SHA-256 of each font file, so that
+    Each typeface is in one split only. `typefaces.json` names it, with the SHA-256 of each font file, so that
     others can check that they have the same data. Returns what the folder has, in words.
 
     Args:

@@ -35,7 +35,7 @@ _CASES = "ABDEGHNQRT"
 _LEGIBLE = 0.2
 """The share of digits, of capitals and of small letters that must resemble the same one of other families most."""
 _SAME_DESIGN = 0.95
-"""The correlation of two faces from which on they draw one design: at 0.95, clones and revivals do, and no others."""
+"""The least correlation of two faces with one design: at 0.95, clones and revivals do, and no others."""
 
 
 class Typeface(NamedTuple):

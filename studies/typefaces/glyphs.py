@@ -115,7 +115,7 @@ def _on_ground(ink: np.ndarray, chance: random.Random) -> np.ndarray:
 
 @cache
 def _fitted(face: Path, drawn: int) -> tuple[ImageFont.FreeTypeFont, float]:
-    """A font of a size at which no character leaves the image, and the height of its capitals, at most half of it."""
+    """A font of a size where no character leaves the image, and the height of its capitals, at most half of it."""
     font = open_font(face, drawn)
     boxes = [font.getbbox(character, anchor="ls") for character in CHARACTERS]
     capital = -font.getbbox("H", anchor="ls")[1]
