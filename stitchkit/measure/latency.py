@@ -62,7 +62,7 @@ class Latency(NamedTuple):
 def latencies(networks: Sequence[nn.Module], x: torch.Tensor, *, limit_s: float | None = None) -> list[Latency]:
     """Latencies of a forward pass of `x`, synchronised on a GPU.
 
-    Each round runs every network once, so a slow phase of the machine affects all of them. Rounds end when all latencies
+    Each round runs every network once, so a slow phase of the machine affects all. Rounds end when all latencies
     are reliable, or after `limit_s` seconds, by default a minute.
 
     Source: McGill, Tukey, Larsen, "Variations of box plots" (1978) for the interval, 1.57 quartile ranges / sqrt(n).
