@@ -147,7 +147,7 @@ def test_mistakes_on_the_command_line(capsys, images, config):
         (["--interpolation", "foo"], "unknown value of --interpolation 'foo'; allowed: nearest, "),
         (["--train-crop-mode", "foo"], "'foo'; allowed: rrc, rkrc, rkrr"),
         (["--aa", "rand-q9"], "--aa is 'rand-q9', which timm cannot read; give original, "),
-        (["--aa", "foo"], "rand or augmix, and options of the policy after dashes, such as rand-m9-mstd0.5-inc1"),
+        (["--aa", "foo"], "rand or augmix, and options after dashes: rand-m9-mstd0.5-inc1"),
         (["--model", "resnet81"], "unknown timm model 'resnet81'; did you mean 'resnet18'?"),
     ],
 )

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.samplers import SAMPLERS, cost_bins
+from stitchkit.training import samplers
+from stitchkit.training.samplers import SAMPLERS
 from tests.support import ROOT, demo_folder
 
 TEXT = (ROOT / "docs/samplers.md").read_text()
@@ -18,7 +19,7 @@ def test_the_page_names_every_sampler_and_its_numbers():
     help_text = StitchRecipe.__pydantic_fields__["sampler"].description
     assert all(name in help_text for name in SAMPLERS)
     assert f"The default is `{StitchRecipe().sampler}`." in TEXT
-    assert f"{cost_bins._PARTS}th of the difference" in TEXT
+    assert f"{samplers._PARTS}th of the difference" in TEXT
 
 
 @pytest.mark.full
