@@ -346,7 +346,7 @@ def test_a_sweep_refuses_links_in_the_folders_of_its_jobs(swept, tmp_path, dangl
         (here / "result-3.pkl").unlink()
         planted = Planted(here, [name], tmp_path / name / "outside", dangling=dangling)
         assert main([*command[:4], str(out), *command[5:]]) == 2
-        assert f"error: '{here / name}' is a symbolic link, and nothing is written" in capsys.readouterr().err
+        assert f"error: '{here / name}' is a symbolic link, and none is written through" in capsys.readouterr().err
         planted.check()
 
 
