@@ -275,7 +275,7 @@ def recalibrate(
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0))
     first, rest = (torch.split(part, PORTION) for part in order[: renewing + judging].tensor_split([renewing]))
     weights = next(model.parameters())
-    own = model.statistics  # which stay if the images do not fit
+    before = model.statistics, model.lacks_statistics
     model.drop_statistics()
     try:
         cfg_ids = [cfg_id for cfg_id in model.space.ids if own_norms(model, cfg_id)]
@@ -283,7 +283,8 @@ def recalibrate(
         tried = candidates(model, renewed(model, cfg_ids, portions))
         judged = ((every[part].to(weights), known[part].to(weights.device)) for part in rest)
         chosen = best(tried, *penalties(model, tried, judged))
-        own = {cfg_id: each.statistics for cfg_id, each in chosen.items()}
-    finally:
-        model.statistics = own
+    except BaseException:  # such as images that do not fit: the network stays as it was
+        model.statistics, model.lacks_statistics = before
+        raise
+    model.statistics = {cfg_id: each.statistics for cfg_id, each in chosen.items()}
     return {cfg_id: str(each.figures["bn"]) for cfg_id, each in chosen.items()}

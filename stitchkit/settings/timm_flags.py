@@ -72,7 +72,7 @@ REFUSED: dict[str, Refusal] = {
 Removed = partial(Refusal, fact="was removed")
 """The refusal of a flag that earlier versions had; `default` is what their own `args.yaml` states."""
 _SAMPLERS = "only samplers that studies/samplers has used it; omit it"
-_FOCUS = "studies/evidence shows no gain by it; omit it"
+_FOCUS = "studies/evidence shows no gain from it; omit it"
 _ONE_STAGE = Removed("an evaluation judges every stitch on all images; omit it, or choose --eval-stitches")
 
 REMOVED: dict[str, Refusal] = {

@@ -24,7 +24,7 @@ from stitchkit.networks.weights import load_content
 from stitchkit.settings.fields import MOST_CLASSES
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.samplers import is_removed
+from stitchkit.training.samplers import removal_of
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -278,11 +278,10 @@ def load_run(session: Session) -> dict[str, Any]:
     if content.get("format") != FORMAT:
         raise InputError(f"checkpoint '{path}' contains weights but no state of a run of this trainer; {_START_ANEW}")
     sampler, focus = content.get("sampler"), content.get("focus")
-    if focus or is_removed(sampler):
-        which, study = (f"--focus {focus}", "evidence") if focus else (f"--sampler {sampler}", "samplers")
-        raise InputError(
-            f"checkpoint '{path}' was trained with {which}, which was removed (studies/{study} has it); {_START_ANEW}"
-        )
+    removal = "studies/evidence has it" if focus else removal_of(sampler)
+    if removal is not None:
+        which = f"--focus {focus}" if focus else f"--sampler {sampler}"
+        raise InputError(f"checkpoint '{path}' was trained with {which}, which was removed ({removal}); {_START_ANEW}")
     for name, ours in {"opt": recipe.optim.opt, **(_of_stitching(recipe) if session.config else {})}.items():
         if (trained := content.get(name, _ONCE.get(name))) != ours:
             was = f"checkpoint '{path}' was trained with {flag_of(name)} {trained}"

@@ -25,8 +25,10 @@ _PARTS = 16
 
 Routes of the published spaces lie close to twelve steps of equal cost, so a bin of a twelfth would reach into the next.
 """
-_REMOVED = ("sandwich", "best_of", "importance")
-"""Samplers of earlier versions; checkpoints and settings files may still name them."""
+_REMOVED = {
+    "sandwich": "studies/samplers has it", "best_of": "studies/samplers has it", "importance": "it was never measured",
+}  # fmt: skip
+"""Samplers of earlier versions, which checkpoints and settings files may still name, and what became of them."""
 _IN_PUBLISHED_FILES = ("flops_gap", "flops_sampling_k")
 """Options that a file may have although the command line chooses another sampler."""
 
@@ -175,17 +177,16 @@ SAMPLERS: dict[str, type[Sampler]] = {"uniform": Uniform, "cost_bins": CostBins}
 """The samplers by the name that the setting `sampler` gives them; one of your own is added here."""
 
 
-def is_removed(name: object) -> bool:
-    """Whether earlier versions had the sampler, and nothing has put it back."""
-    return name in _REMOVED and name not in SAMPLERS
+def removal_of(name: object) -> str | None:
+    """What became of a sampler of earlier versions; None of others, and if a plug-in has put it back."""
+    return _REMOVED[name] if isinstance(name, str) and name in _REMOVED and name not in SAMPLERS else None
 
 
 def check_sampler(settings: StitchRecipe) -> None:
     """Refuse an unknown sampler, and settings that it does not have."""
     name, default = settings.sampler, StitchRecipe()
-    if is_removed(name):
-        reason = "since no table shows that it pays (studies/samplers has it)"
-        raise InputError(f"--sampler {name} was removed, {reason}; choose from {', '.join(SAMPLERS)}")
+    if (removal := removal_of(name)) is not None:
+        raise InputError(f"--sampler {name} was removed ({removal}); choose from {', '.join(SAMPLERS)}")
     if name not in SAMPLERS:
         raise unknown("value of --sampler", name, SAMPLERS)
     for option in sorted(set().union(*(sampler.options for sampler in SAMPLERS.values())) - SAMPLERS[name].options):

@@ -40,6 +40,25 @@ def test_pages_name_files_that_are_there():
     assert not [path for path in named if not path.exists()]
 
 
+def test_links_into_pages_lead_to_a_heading():
+    pages = [*PAGES, *ROOT.glob("*.md"), *ROOT.glob("stitching_*/README.md"), *ROOT.glob("results/*/README.md")]
+    lost = []
+    for page in pages:
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for path, anchor in re.findall(r"\]\(([^)\s#]*)#([^)\s]+)\)", prose):
+            target = page.parent / path if path else page
+            if "://" not in path and target.suffix == ".md":
+                lost += [] if anchor in headings(target.read_text()) else [f"{page.name}: {path}#{anchor}"]
+    assert not lost
+
+
+def headings(text):
+    """The anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    words = (re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).strip().lower() for title in titles)
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in words}
+
+
 def test_the_map_reaches_every_page_and_the_readme_is_one_page():
     index = (ROOT / "docs/index.md").read_text()
     pages = {path.name for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")} - {"index.md"}

@@ -170,10 +170,12 @@ def test_images_that_do_not_fit_leave_a_network_as_it_is():
     model.statistics = dict(renewed(model, [3], [pico_images(4, 64)]))
     norms = [norm for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d)]
     before = [(norm.momentum, norm.training) for norm in norms]
+    model.lacks_statistics = True
     with pytest.raises(RuntimeError, match="to have 3 channels"):
         stitchkit.recalibrate(model, torch.zeros(8, 4, 64, 64))
     assert [(norm.momentum, norm.training) for norm in norms] == before
     assert model.has_statistics(3)
+    assert model.lacks_statistics, "the other routes still deserve the warning"
 
 
 @pytest.mark.parametrize(
