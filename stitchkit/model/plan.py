@@ -65,7 +65,7 @@ def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
         InputError: If they are too few, twice the same, or cannot be joined anywhere.
     """
     if len(sources) < 2:
-        raise InputError(f"stitching needs at least two anchors, but {len(sources) or 'none'} given; name another one")
+        raise InputError(f"stitching needs at least two anchors, but got {len(sources) or 'none'}; add another")
     for number, source in enumerate(sources):
         if any(source is other or (isinstance(source, AnchorSpec) and source == other) for other in sources[:number]):
             raise InputError(f"anchor '{_label(source)}' is given twice; name each once")

@@ -40,7 +40,7 @@ class StitchRecipe(Settings):
     stitch_init_bs: Batch = flag(100, "number of images for the fit, over all ranks")
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers and class tokens")
     loss: Literal["task", "features", "features+task"] = flag(
-        "task", "what stitches learn from: labels; or, without labels, the final features of their end anchor; or both"
+        "task", "what stitches learn from: task is the labels, features the final features of their end anchor"
     )
     feature_distance: Literal["mse", "cosine"] = flag(
         "mse", "with --loss features: squared error as a share of the anchor's feature, or 1 - cosine of the channels"

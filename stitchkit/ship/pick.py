@@ -224,5 +224,5 @@ def refusal(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
     number, note = len(compared(rows, choice.metric)), compared_note(rows, choice.metric)
     return (
         f"none of {counted(number, nouns_of(rows)[0])} has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}"
-        f"{name} with {' and '.join(figures)}; widen the budget to take it" + (f"; {note}" if note else "")
+        f"{name} with {' and '.join(figures)}; relax the budget to take it" + (f"; {note}" if note else "")
     )
