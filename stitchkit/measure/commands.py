@@ -27,7 +27,7 @@ def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
     add_network_flags(parser)
     add_anchors_flag(parser)
     nodes = parser.add_argument_group("where a model can be cut, without data or weights")
-    nodes.add_argument("--nodes", metavar="MODEL", help="list the nodes of this model, the names of modules between which it can be cut")
+    nodes.add_argument("--nodes", metavar="MODEL", help="instead, list the nodes of this model: the modules to cut at")
     about = "with --nodes: library of the model, timm or torchvision (also called pytorch)"
     nodes.add_argument("--backend", default="timm", help=about)
     about = "with --nodes: list a block's inner nodes too; may be repeated"
