@@ -55,13 +55,13 @@ def _profile(flags: argparse.Namespace) -> None:
     if flags.nodes:
         _list_nodes(flags)
         return
-    import torch
 
     from stitchkit.distributed import choose_device
     from stitchkit.measure.ledger import cost_row, write_rows
     from stitchkit.measure.pareto import table
     from stitchkit.measure.profile import Profiler
     from stitchkit.model.create import create_snnet
+    from stitchkit.networks.meta import without_values
 
     if flags.batch_size < 1:
         raise InputError(f"--batch-size is {flags.batch_size}; it must be at least 1")
@@ -72,7 +72,7 @@ def _profile(flags: argparse.Namespace) -> None:
         raise InputError("--backend and --inside require --nodes MODEL; add it, or omit them")
     overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}
     # Costs need no memory for weights, which giants would fill; latencies do.
-    with nullcontext() if flags.latency else torch.device("meta"):
+    with nullcontext() if flags.latency else without_values():
         model = create_snnet(flags.stitch_config, anchors=flags.anchors or (), checkpoints=False, **overrides)
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in model.space.ids]

@@ -21,6 +21,7 @@ from stitchkit.model.levels import LevelInfo
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.statistics import Statistics, batch_norms, copied_statistics, holding
 from stitchkit.networks.create import create_network
+from stitchkit.networks.meta import without_values
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.recipe import Recipe
@@ -78,7 +79,7 @@ def with_calibration(
     if recipe.run.recalibrate_bn is not None or not recipe.run.eval:
         return recipe
     if config is not None:
-        with torch.device("meta"):
+        with without_values():
             trained = () if freezes_anchors(content) else config.anchors
             networks = [create_network(spec, pretrained=False, checkpoints=False)[0] for spec in trained]
             networks += [] if recipe.dense.spec is None else [_head_of(recipe.dense.spec)]

@@ -30,6 +30,7 @@ from stitchkit.networks.hub_weights import (
     torchvision_name,
     unknown_argument,
 )
+from stitchkit.networks.meta import without_values
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weight_names import own_names
@@ -267,7 +268,7 @@ def load_model(
 
 def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
     """A model of a library without weights, on the meta device, and an image that it takes."""
-    with torch.device("meta"):
+    with without_values():
         model = load_model(name, backend=backend, pretrained=False).eval()
     size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     return model, torch.empty(1, *size, device="meta")

@@ -13,8 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TypedDict
 
-import torch
-
 from stitchkit._version import __version__
 from stitchkit.display import plural
 from stitchkit.errors import InputError
@@ -38,6 +36,7 @@ from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.self_stitch import self_stitch_note
 from stitchkit.model.create import create_snnet
+from stitchkit.networks.meta import without_values
 from stitchkit.optional import optional
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.files import read_settings_file
@@ -99,7 +98,7 @@ def read_ledgers(
 
 def _network(stitch_config: str) -> _Network:
     """The stitches of a configuration and their costs; weights are created only when a cost is needed."""
-    with torch.device("meta"):
+    with without_values():
         space = create_snnet(stitch_config, checkpoints=False).space
     return space, cache(lambda: Profiler(create_snnet(stitch_config, checkpoints=False)))
 
