@@ -18,12 +18,6 @@ At 64, small ViTs are 1.4 times as fast or more on a CPU with avx512_bf16, at 24
 """
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for matrix products in bfloat16."""
-    # torch.cpu.get_capabilities says the same in public, but the oldest torch that we allow, 2.8, lacks it.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def _width(network: nn.Module) -> int:
     """The width of the widest matrix product: the smaller side of a weight seen as a matrix, `[out, in]`."""
     shapes = (parameter.shape for parameter in network.parameters())
@@ -45,7 +39,10 @@ def suit_precision(network: nn.Module, device: torch.device, *, amp: bool, how: 
         # takes a quarter of an evaluation and a third of a training step: benchmarks/README.md.
         if not torch.cpu._is_amx_tile_supported():
             unfuse_attention(network)
-    elif multiplies_bfloat16() and _width(network) >= _PAYS_FROM:
+    elif (
+        # torch.cpu.get_capabilities says the same in public, but the oldest torch that we allow, 2.8, lacks it.
+        (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and _width(network) >= _PAYS_FROM
+    ):
         _logger.info(
             "this CPU multiplies matrices in bfloat16 much faster than in float32: %s uses that, and changes "
             "accuracies by rounding; benchmarks/README.md has the figures", how,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stitchkit.engine import checkpoint_schema as rules
-from stitchkit.engine.random_states import random_states, set_random_states
+from stitchkit.engine.epoch_state import random_states, set_random_states
 from stitchkit.errors import InputError
 
 _SLOW = "lookahead_slow_buff"
