@@ -119,7 +119,7 @@ class CheckpointFiles:
 
     def write_epoch(self, number: int, state: Mapping[str, object], *, also: str | None = None) -> None:
         """Write the state at the end of an epoch; it becomes the newest once all its names exist, including `also`."""
-        path = self.folder / self._kept.format(number)
+        path = self._path(number)
         save_state(path, state)
         if also is not None:
             link(self.folder / also, path)
@@ -132,3 +132,6 @@ class CheckpointFiles:
         """Turn the newest checkpoint into the previous one, unless it is damaged and would replace a good one."""
         if self._last_is_good:
             link(self._previous, self.last)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / self._kept.format(number)
