@@ -11,7 +11,6 @@ from torch import nn
 from stitchkit.errors import InputError
 from stitchkit.networks.cut.refusal import passes_several
 from stitchkit.networks.cut.tracer import is_group, is_stage, paths_to
-from stitchkit.networks.slices import Boundary
 from stitchkit.networks.steps import Steps
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -37,7 +36,12 @@ def find_blocks(steps: Steps) -> tuple[list[int], tuple[int, ...]]:
     modules = dict(steps.model.named_modules())
     rows = _rows(modules)
     paths = sorted(_block_paths(modules, rows, ends), key=ends.__getitem__)
-    stages = _trunk(_stages([(path, boundaries[ends[path]]) for path in paths]), modules, rows)
+
+    def row(path: str) -> tuple[str, object]:
+        layout = boundaries[ends[path]].found
+        return path.rpartition(".")[0], layout and layout.positions
+
+    stages = _trunk([list(stage) for _, stage in groupby(paths, row)], modules, rows)
     numbers = [begins[name] for name in _around(stages, 0) if name in begins][:1] if stages else []
     depths = [len(stage) for stage in stages]
     if not numbers and depths:  # the first block takes the images: it is the stem
@@ -47,7 +51,8 @@ def find_blocks(steps: Steps) -> tuple[list[int], tuple[int, ...]]:
         numbers += [*(ends[path] for path in stage[:-1]), last]
     if sum(depths) < 2 or numbers != sorted(set(numbers)):
         _check_separate(steps, modules)
-        return _every_step(boundaries)
+        rows_of_steps = groupby(boundary.found and boundary.found.positions for boundary in boundaries[1:])
+        return [*range(len(boundaries))], tuple(len(list(stage)) for _, stage in rows_of_steps)
     return numbers, tuple(filter(None, depths))
 
 
@@ -74,14 +79,6 @@ def _block_paths(modules: Mapping[str, nn.Module], rows: Container[str], ends: C
         if path not in outer or type(modules[path]) in whole or is_group(modules[path]):
             latest = path
             yield path
-
-
-def _stages(blocks: Sequence[tuple[str, Boundary]]) -> list[list[str]]:
-    def row(block: tuple[str, Boundary]) -> tuple[str, object]:
-        path, boundary = block
-        return path.rpartition(".")[0], boundary.found and boundary.found.positions
-
-    return [[path for path, _ in stage] for _, stage in groupby(blocks, row)]
 
 
 def _trunk(stages: list[list[str]], modules: Mapping[str, nn.Module], rows: Container[str]) -> list[list[str]]:
@@ -128,8 +125,3 @@ def _check_separate(steps: Steps, modules: Mapping[str, nn.Module]) -> None:
             f"it has {len(steps)} steps with one tensor between them, too few for a stem, two blocks and a head; "
             "choose a deeper network"
         )
-
-
-def _every_step(boundaries: Sequence[Boundary]) -> tuple[list[int], tuple[int, ...]]:
-    rows = [boundary.found and boundary.found.positions for boundary in boundaries[1:]]
-    return [*range(len(boundaries))], tuple(len(list(stage)) for _, stage in groupby(rows))

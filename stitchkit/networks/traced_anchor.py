@@ -42,6 +42,10 @@ class TracedAnchor(Anchor):
     """
 
     class_tokens = ("cls_token",)
+    depths: tuple[int, ...] = ()
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    _steps: tuple[AnchorStep, ...] = ()
+    _head_parts = HeadParts()
 
     def __init__(
         self,
@@ -52,10 +56,11 @@ class TracedAnchor(Anchor):
         num_classes: int | None = None,
     ):
         super().__init__(model, label=label)
-        self._input_size: tuple[int, int, int] = tuple(input_size or self.pretrained_cfg["input_size"])
+        self.input_size = tuple(input_size or self.pretrained_cfg["input_size"])
         self._num_classes = num_classes
         # The trace is not kept: an anchor is copied with its SN-Net, such as for its moving average.
-        whole = Steps(model, _example(model, self._input_size))
+        weights = next(model.parameters(), torch.empty(0))
+        whole = Steps(model, torch.empty(1, *self.input_size, device=weights.device, dtype=weights.dtype))
         with prefixed(f"anchor '{label}': "):
             result = whole.flow.result
             if not isinstance(result, fx.Node):
@@ -65,34 +70,19 @@ class TracedAnchor(Anchor):
                     f"it ends in its classifier '{result.target}', and so gives no features; replace that by "
                     "torch.nn.Identity(), or set num_classes of the network to 0 if it is no classifier"
                 )
-            cuts, self._depths = find_blocks(whole)
+            cuts, self.depths = find_blocks(whole)
         self.boundaries = tuple(whole.boundaries[number] for number in cuts)
         ends = [0, *(number + 1 for number in cuts), len(whole)]
         stem, *others = (_step(model, whole.graphs(first, last)) for first, last in pairwise(ends))
-        self._run = (replace(stem, run=_Stem(stem, self._input_size, label)), *others)
+        self._steps = (replace(stem, run=_Stem(stem, self.input_size, label)), *others)
         self._outputs = int(result.meta["value"].shape[-1])
-        self._parts = _head_parts(whole, cuts[-1])
-
-    @property
-    def _steps(self) -> tuple[AnchorStep, ...]:
-        """Stem, blocks and head, which run in turn are the model."""
-        return self._run
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Blocks per stage."""
-        return self._depths
+        self._head_parts = _head_parts(whole, cuts[-1])
 
     @property
     def stitched_stages(self) -> tuple[int, ...]:
         """The stages of several blocks, without the last of several stages, as in the published families but ResNet."""
         inner = range(max(len(self.depths) - 1, 1))
         return tuple(stage for stage in inner if self.depths[stage] > 1)
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """Size of an input image, `(C, H, W)`."""
-        return self._input_size
 
     @property
     def num_classes(self) -> int:
@@ -115,20 +105,11 @@ class TracedAnchor(Anchor):
         )
 
     @property
-    def _head_parts(self) -> HeadParts:
-        return self._parts
-
-    @property
     def bare_head(self) -> HeadSlice:
         """The last step without the final normalisation, which is not known of a traced network."""
         raise InputError(
             f"anchor '{self.label}' is traced, so its final normalisation is not known; set stitched_final_norm to true"
         )
-
-
-def _example(model: nn.Module, size: Sequence[int]) -> torch.Tensor:
-    weights = next(model.parameters(), torch.empty(0))
-    return torch.empty(1, *size, device=weights.device, dtype=weights.dtype)
 
 
 def _step(model: nn.Module, graphs: Sequence[fx.Graph]) -> AnchorStep:
@@ -143,21 +124,13 @@ def _step(model: nn.Module, graphs: Sequence[fx.Graph]) -> AnchorStep:
 
 def _head_parts(whole: Steps, first: int) -> HeadParts:
     """The parts of the head that begins at a boundary: timm's networks show in their trace where the first one ends."""
-    if _has_forward_head(whole) and (graphs := whole.graphs_to(_features, first)):
+    head = getattr(whole.model, "forward_head", None)
+    is_timms = hasattr(whole.model, "num_features") and head is not None and "pre_logits" in signature(head).parameters
+    ends_so = is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
+    if ends_so and (graphs := whole.graphs_to(lambda flow: flow.trace.given.get("forward_features"), first)):
         return HeadParts(Code(graphs))
     graphs = whole.graphs_to(partial(_before_classifier, classifier_of(whole.model)), first)
     return HeadParts(has_forward_head=False, pre_logits=Code(graphs) if graphs else None)
-
-
-def _has_forward_head(whole: Steps) -> bool:
-    """Whether a network ends with timm's `forward_head`."""
-    head = getattr(whole.model, "forward_head", None)
-    is_timms = hasattr(whole.model, "num_features") and head is not None and "pre_logits" in signature(head).parameters
-    return is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
-
-
-def _features(flow: Flow) -> fx.Node | None:
-    return flow.trace.given.get("forward_features")
 
 
 def _before_classifier(name: str, flow: Flow) -> fx.Node | None:

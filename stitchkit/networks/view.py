@@ -91,7 +91,6 @@ class View(Anchor):
 
     @cached_property
     def _steps(self) -> tuple[AnchorStep, ...]:
-        """Stem, blocks and head, which run in turn are the model."""
         run_head = _normalise_pool_and_classify if self.final_norm_children else _pool_and_classify
         stem_end, head_begin = self.borders
         return (
