@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 
 import torch
 import torch.distributed as dist
@@ -36,8 +37,11 @@ class GradientReducer:
     @torch.no_grad()
     def reduce(self) -> None:
         """Average gradients over ranks. Call it after the last backward pass of a step."""
+        # The host knows which exist, so the exchange is on the CPU and no rank waits for its device.
+        has_gradient = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.uint8)
+        dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
         gradients = []
-        for parameter in self._used_somewhere():
+        for parameter in compress(self._parameters, has_gradient.tolist()):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
@@ -50,13 +54,6 @@ class GradientReducer:
         for bucket, flat, work in pending:
             work.wait()
             _unpack(flat, bucket)
-
-    def _used_somewhere(self) -> list[nn.Parameter]:
-        """The parameters that have a gradient on some rank."""
-        # The host knows which exist, so the exchange is on the CPU and no rank waits for its device.
-        has_gradient = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.uint8)
-        dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
-        return [parameter for parameter, used in zip(self._parameters, has_gradient.tolist(), strict=True) if used]
 
 
 @torch.no_grad()

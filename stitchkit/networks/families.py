@@ -50,7 +50,7 @@ def anchor_of(
         module, _, name = VIEWS[_class_of(model)].rpartition(".")
         anchor = view = getattr(importlib.import_module(module), name)(model, label=label)
         if input_size is not None:
-            view.take_images(input_size)
+            view.image_sides = input_size[1:]
     else:
         is_told = hasattr(model, "num_classes") or num_classes != 0
         anchor = TracedAnchor(model, label=label, input_size=input_size, num_classes=None if is_told else 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from inspect import signature
 from itertools import pairwise
 from typing import Any
@@ -129,15 +128,15 @@ def _head_parts(whole: Steps, first: int) -> HeadParts:
     ends_so = is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
     if ends_so and (graphs := whole.graphs_to(lambda flow: flow.trace.given.get("forward_features"), first)):
         return HeadParts(Code(graphs))
-    graphs = whole.graphs_to(partial(_before_classifier, classifier_of(whole.model)), first)
+    name = classifier_of(whole.model)
+
+    def before_classifier(flow: Flow) -> fx.Node | None:
+        last = flow.result
+        is_classifier = isinstance(last, fx.Node) and last.op == "call_module" and last.target == name
+        return flow.before(last)[0] if is_classifier else None
+
+    graphs = whole.graphs_to(before_classifier, first)
     return HeadParts(has_forward_head=False, pre_logits=Code(graphs) if graphs else None)
-
-
-def _before_classifier(name: str, flow: Flow) -> fx.Node | None:
-    """The tensor that enters the classifier, if that is the network's last node."""
-    last = flow.result
-    is_classifier = isinstance(last, fx.Node) and last.op == "call_module" and last.target == name
-    return flow.before(last)[0] if is_classifier else None
 
 
 def _chain(graph: fx.Graph) -> str | None:

@@ -134,12 +134,12 @@ class Flow:
 
     def is_changed(self, node: fx.Node) -> bool:
         """Whether a layer changes a node's value in place."""
-        return any(map(self._changes_input, node.users))
-
-    def _changes_input(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return getattr(self.trace.root.get_submodule(str(node.target)), "inplace", False)
-        return bool(node.kwargs.get("inplace")) or (node.op == "call_method" and str(node.target).endswith("_"))
+        return any(
+            getattr(self.trace.root.get_submodule(str(user.target)), "inplace", False)
+            if user.op == "call_module"
+            else user.kwargs.get("inplace") or (user.op == "call_method" and str(user.target).endswith("_"))
+            for user in node.users
+        )
 
 
 def _tensors(nodes: Iterable[fx.Node]) -> list[fx.Node]:
