@@ -20,7 +20,7 @@ from stitchkit.model.levels import Level, LevelInfo, LevelLayers, LevelTap, info
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.route_network import RouteFeatures, RouteNetwork
 from stitchkit.model.statistics import RouteStatistics
-from stitchkit.model.updates import AdaptedBlock, AnchorUpdates, anchor_updates
+from stitchkit.model.transforms import AdaptedBlock, AnchorUpdates, anchor_updates
 from stitchkit.networks.anchor import Anchor, HeadSlice
 from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.layout import Layout

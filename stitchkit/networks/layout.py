@@ -58,7 +58,9 @@ class Layout:
         axes = bare.rank - 2
         are_counts = isinstance(numbers, list | tuple) and all(type(n) is int and 0 < n <= _MOST for n in numbers)
         if not are_counts or len(numbers) not in (axes, axes + 1):
-            raise InputError(f"size {size!r} does not suit {name} {bare.axes}; give {_SIZES[name]}")
+            slots = "[C, H, W] or [H, W]" if bare.is_map else "N" if bare.is_vector else "[C, L] or L"
+            slots += ", without the class slot" if bare.num_prefix_tokens else ""
+            raise InputError(f"size {size!r} does not suit {name} {bare.axes}; give {slots}")
         channels = numbers[0] if len(numbers) > axes else None
         return replace(bare, channels=channels, positions=tuple(numbers[len(numbers) - axes :]))
 
@@ -183,13 +185,6 @@ NAMES = {
 
 Source: Bridging Large Gaps in Neural Network Representations with Model Stitching, configurations.
 """
-_SIZES = {
-    "img": "[C, H, W] or [H, W]",
-    "bhwc": "[C, H, W] or [H, W]",
-    "token": "[C, L] or L",
-    "bert": "[C, L] or L, without the class slot",
-    "vector": "N",
-}
 
 
 def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str = "zeros") -> torch.Tensor:
