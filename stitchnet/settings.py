@@ -55,7 +55,7 @@ class ComposeSettings(Settings):
     order: Literal["depth", "best"] = flag(
         "best", "best: highest score first, and stop with --top; depth: search all, as published"
     )
-    score: Literal["cka", "unbiased_cka", "r2", "fit"] = flag("cka", "how fragments are compared")
+    score: Literal["cka", "r2"] = flag("cka", "how fragments are compared")
     max_macs: Limit | None = flag(None, "skip networks with more multiply-adds, such as 3G", strict=None)
     max_params: Limit | None = flag(None, "skip networks with more parameters, such as 30M", strict=None)
     num_images: Batch = flag(32, "number of images from train/ for the comparison")

@@ -77,9 +77,7 @@ def build_snnet(
     anchors: Sequence[str | Path | Mapping[str, object] | AnchorSource] = (),
     dense: DenseSpec | Mapping[str, object] | None = None,
     levels: Sequence[int] | None = None,
-    pretrained: bool = False,
-    checkpoints: bool = True,
-    **overrides: Any,
+    **options: Any,
 ) -> SNNet:
     """`create_snnet` for a caller that decides itself how images are prepared."""
     if (config is None) != bool(anchors):
@@ -88,9 +86,11 @@ def build_snnet(
         names = [name.strip() for name in anchors.split(",")]
         raise InputError(f"anchors is the text '{anchors}', not a list; write anchors={names}")
     spec = dense if isinstance(dense, DenseSpec | None) else parse(DenseSpec, dense, "dense")
-    options = {"pretrained": pretrained, "checkpoints": checkpoints, **overrides}
+    options = {"pretrained": False, "checkpoints": True, **options}
+    pretrained, checkpoints = options["pretrained"], options["checkpoints"]
     if anchors:
-        planned = overrides if spec is None else {**overrides, "num_classes": 0}
+        planned = {key: value for key, value in options.items() if key not in ("pretrained", "checkpoints")}
+        planned |= {} if spec is None else {"num_classes": 0}
         plan = plan_anchors([anchor_source(source) for source in anchors], **planned)
         for line in plan.lines:
             _logger.info("%s", line)

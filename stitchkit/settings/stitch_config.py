@@ -13,8 +13,8 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace, TwoWay
-from stitchkit.routes.cuts import Directions
 from stitchkit.routes.rules import Rule, Shape, check_stages
+from stitchkit.routes.two_way import Directions
 from stitchkit.settings import published_v1, published_v2
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema

@@ -17,8 +17,8 @@ from stitchkit.measure.evaluate import batches_of
 from stitchkit.measure.features import Collected, FeatureScore, Halved, collect, judge_in_turns
 from stitchkit.model.create import snnet_options
 from stitchkit.model.onepass import OnePass
-from stitchkit.model.self_stitch import fitted_self_stitch
 from stitchkit.model.snnet import SNNet
+from stitchkit.model.solve import fitted_self_stitch
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import BANK_IMAGES, create_bank_loader

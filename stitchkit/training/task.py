@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from stitchkit.classes import check_classes
 from stitchkit.data.folders import FolderReader
 from stitchkit.data.labelled_images import Images
-from stitchkit.engine.task import Task
+from stitchkit.engine.loop import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model

@@ -12,7 +12,7 @@ from stitchkit.measure.agreement import agreement
 from stitchkit.measure.knn import knn
 from stitchkit.measure.linear_probe import linear_probe
 from stitchkit.model.create import snnet_options
-from stitchkit.model.self_stitch import fitted_self_stitch
+from stitchkit.model.solve import fitted_self_stitch
 from stitchkit.model.transforms import Mlp
 from stitchkit.settings.stitch_config import StitchConfig
 from tests.support import pico_config, pico_images, randomize
