@@ -137,11 +137,6 @@ def _check_features(recipe: Recipe) -> None:
         return
     if recipe.model.model:
         raise InputError(f"--loss {stitch.loss} requires an SN-Net, whose anchors teach; omit it for a --model")
-    if stitch.preserve == "replay":
-        raise InputError(
-            f"--loss {stitch.loss} already teaches each route, also an anchor, by copies of the anchors; omit "
-            "--preserve replay, or give --preserve none to train the anchors too"
-        )
     idle = [name for name in _OF_LABELS if settings[name] not in (None, False, 0, "none")]
     if idle and not stitch.uses_labels and not recipe.run.eval:
         undone = " ".join(filter(None, map(_OF_LABELS.__getitem__, idle)))
@@ -180,8 +175,6 @@ def _check_dense(recipe: Recipe) -> None:
                 f"{flag_of(name)} {settings[name]} is a column of a data set of Hugging Face, and '"
                 f"{recipe.data.dataset or recipe.data.data_dir}' is a folder; omit it, or give --dataset hfds/NAME"
             )
-    if recipe.stitch.way_to_preserve == "replay":
-        raise InputError(f"--preserve replay needs classes of whole images; omit it with --task {dense.task}")
     if dense.zoom[0] > dense.zoom[1]:
         raise InputError(f"--zoom is {dense.zoom}; give the smallest scale first")
 

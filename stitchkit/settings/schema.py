@@ -25,7 +25,6 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import ArgsKwargs, CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from stitchkit.display import count
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import dataset_fault, local_fault
 from stitchkit.settings.fields import MOST_CHANNELS, MOST_CLASSES, MOST_SIDE, Channels, Side
@@ -129,22 +128,6 @@ def _weights_fault(text: str) -> str | None:
 
 ClassWeights = Annotated[str, checked_by(_weights_fault)]
 """Weights of classes in the loss: `balanced`, or numbers separated by commas in the order of the classes."""
-
-
-def budget_list(text: str) -> list[float]:
-    """The counts in a text such as `2G,5G`."""
-    return [count(part) for part in text.split(",")]
-
-
-def _budgets_fault(text: str) -> str | None:
-    try:
-        return None if all(budget_list(text)) else "holds a budget of 0; write FLOPs such as 2G,5G"
-    except InputError as error:
-        return f"does not list FLOPs such as 2G,5G: {error}"
-
-
-Budgets = Annotated[str, checked_by(_budgets_fault)]
-"""FLOPs with units, separated by commas: `2G,5G`."""
 
 
 # These arguments of timm choose a model or its weights, perhaps by a URL, and so bypass the settings that are checked.

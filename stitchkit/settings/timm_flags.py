@@ -21,6 +21,8 @@ class Refusal:
     default: object = None
     aliases: tuple[str, ...] = ()
     fact: str = "does not apply to stitching"
+    of_training: bool = False
+    """Whether it leaves evaluations as they are, so that one reads a file with it."""
 
     def error(self, name: str) -> InputError:
         """The error of a command with this flag."""
@@ -76,6 +78,7 @@ _FOCUS = "studies/evidence shows no gain from it; omit it"
 _ONE_STAGE = Removed("an evaluation judges every stitch on all images; omit it, or choose --eval-stitches")
 
 REMOVED: dict[str, Refusal] = {
+    "budgets": Removed("it was never measured; omit it", of_training=True),
     "sampler_routes": Removed(_SAMPLERS),
     "sandwich_divergence": Removed(_SAMPLERS, "kl"),
     "focus": Removed(_FOCUS, 0),
@@ -85,3 +88,7 @@ REMOVED: dict[str, Refusal] = {
     "keep_within": _ONE_STAGE,
 }
 REFUSALS = REFUSED | REMOVED
+REMOVED_VALUES = {
+    ("preserve", "replay"): Removed("studies/samplers shows no gain from it; choose none, frozen or lora")
+}
+"""The refusals of values of settings that stay."""

@@ -105,7 +105,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "teacher.pth' belongs to another": ["--experiment", "new", *teacher],
         "was measured with mean None, now [0.5]": [*judged, "0", "--mean", "0.5"],
         "cfg_id 999": [*judged, "999"],
-        "--budgets: no route costs 1 FLOPs or less": ["--experiment", "new", "--budgets", "1"],
+        "--preserve replay was removed: studies/samplers shows": ["--experiment", "new", "--preserve", "replay"],
     }
     for said, more in mistakes.items():
         assert main([*dry, *map(str, more)]) == 2
