@@ -40,20 +40,19 @@ ALTERNATIVES = (
 # Settings that exclude each other.
 _EXCLUDES = (
     *ALTERNATIVES,
-    *(("split_bn", "sync_bn"), ("jsd_loss", "bce_loss"), ("class_weights", "jsd_loss"), ("class_weights", "bce_loss")),
-    ("aug_splits", "no_prefetcher"),
+    *(("split_bn", "sync_bn"), ("jsd_loss", "bce_loss"), ("aug_splits", "no_prefetcher")),
 )
 
 # Settings that have no effect without labels, each with the flag that undoes it if a file has it.
 _OF_LABELS = {
     "mixup": "--mixup 0", "cutmix": "--cutmix 0", "cutmix_minmax": "", "jsd_loss": "--no-jsd-loss",
-    "bce_loss": "--no-bce-loss", "class_weights": "", "distillation_type": "--distillation-type none",
+    "bce_loss": "--no-bce-loss", "distillation_type": "--distillation-type none",
 }  # fmt: skip
 
 
 # Settings of images with one label, which images with a target for each pixel do not have.
 _OF_IMAGES = (
-    *("loss", "distillation_type", "class_weights", "jsd_loss", "bce_loss", "class_map"),
+    *("loss", "distillation_type", "jsd_loss", "bce_loss", "class_map"),
     *("mixup", "cutmix", "cutmix_minmax", "aa", "reprob", "vflip", "aug_splits", "aug_repeats", "train_crop_mode"),
     *("grayscale_prob", "gaussian_blur_prob", "bank_images", "self_stitch"),
     *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),

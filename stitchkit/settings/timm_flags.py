@@ -79,6 +79,7 @@ _ONE_STAGE = Removed("an evaluation judges every stitch on all images; omit it, 
 
 REMOVED: dict[str, Refusal] = {
     "budgets": Removed("it was never measured; omit it", of_training=True),
+    "class_weights": Removed("timm has no such flag, and no table shows a gain from it; omit it", of_training=True),
     "sampler_routes": Removed(_SAMPLERS),
     "sandwich_divergence": Removed(_SAMPLERS, "kl"),
     "focus": Removed(_FOCUS, 0),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.classes import check_classes
-from stitchkit.data.folders import FolderReader
-from stitchkit.data.labelled_images import Images
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
@@ -118,7 +115,7 @@ class StitchTask(Task):
 def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
     std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
-    class_weights: torch.Tensor | None = None, features: FeatureLoss | None = None,
+    features: FeatureLoss | None = None,
 ) -> StitchTask:  # fmt: skip
     """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`."""
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
@@ -129,15 +126,13 @@ def create_task(
         set_distilled = getattr(anchor, "set_distilled_training", None)
         if teacher is not None and set_distilled is not None:
             set_distilled(True)
-    if class_weights is not None:
-        class_weights = class_weights.to(device, dtype)
     return StitchTask(
-        model, _create_criterion(recipe, class_weights), sampler=sampler, teacher=teacher,
+        model, _create_criterion(recipe), sampler=sampler, teacher=teacher,
         features=features, settings=stitch, mean=mean, std=std, device=device, dtype=dtype,
     )  # fmt: skip
 
 
-def _create_criterion(recipe: Recipe, class_weights: torch.Tensor | None) -> nn.Module:
+def _create_criterion(recipe: Recipe) -> nn.Module:
     """The loss function of logits and labels."""
     augment, loss = recipe.augment, recipe.loss
     smoothing = 0.0 if augment.mixes else augment.smoothing  # mixed labels are already smooth
@@ -147,28 +142,11 @@ def _create_criterion(recipe: Recipe, class_weights: torch.Tensor | None) -> nn.
         criterion = BinaryCrossEntropy(
             smoothing, loss.bce_target_thresh, sum_classes=loss.bce_sum, pos_weight=loss.bce_pos_weight
         )
-    elif class_weights is not None:
-        criterion = nn.CrossEntropyLoss(class_weights, label_smoothing=smoothing)  # of mixed labels too
     elif augment.mixes:
         criterion = SoftTargetCrossEntropy()
     else:
         criterion = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
     return criterion
-
-
-def class_weights(text: str, images: Images, num_classes: int) -> torch.Tensor:
-    """The weights `[num_classes]` of a `ClassWeights`; balanced ones are inverse to the counts, and 1 on average."""
-    if text == "balanced":
-        reader = getattr(images, "reader", None)
-        if not isinstance(reader, FolderReader):
-            raise InputError("balanced requires an image folder; for this data set, give a number for each class")
-        counts = Counter(label for _, label in reader.samples)
-        mean = counts.total() / len(counts)
-        return torch.tensor([mean / counts[label] if label in counts else 0.0 for label in range(num_classes)])
-    weights = [float(word) for word in text.split(",")]
-    if len(weights) != num_classes:
-        raise InputError(f"'{text}' is not for {num_classes} classes; give {num_classes} numbers, in their order")
-    return torch.tensor(weights)
 
 
 def has_same_classes(stitch: StitchRecipe, classes: int) -> bool:

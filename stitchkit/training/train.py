@@ -156,8 +156,7 @@ def _prepare(
     else:
         task = create_task(
             model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-            classes=session.classes, sampler=sampler, class_weights=session.class_weights,
-            features=features,
+            classes=session.classes, sampler=sampler, features=features,
         )  # fmt: skip
     trainer = Trainer(
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),

@@ -28,7 +28,7 @@ NAMES = {
     *("teacher_model", "input_img_mode", "background", "input_key", "target_key", "worker_seeding", "interpolation"),
     *("train_crop_mode", "aa", "train_interpolation", "remode", "mixup_mode", "opt", "clip_mode", "amp_dtype"),
     *("lr_base_scale", "sched", "dist_bn", "eval_stitches", "device", "eval_metric", "wandb_project"),
-    *("wandb_tags", "wandb_resume_id", "experiment", "class_weights"),
+    *("wandb_tags", "wandb_resume_id", "experiment"),
 }
 
 WRITTEN = ("output",)

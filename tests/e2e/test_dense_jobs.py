@@ -118,15 +118,14 @@ def rebuilt(out, checkpoint):
 def test_a_step_of_three_tasks_on_one_trunk_is_that_of_a_direct_computation(tails, data, tmp_path):
     heads = [tail("ClassifierHead"), tail("SegmentationHead"), "DepthHead"] if tails else []
     config = job(data, *heads, batch_size=16) | {"checkpoint_initial_model": True}
-    config["train_config"]["tasks"][1]["loss_scale"] = 2.5
     out, result = run(config, tmp_path)
     network, opened = rebuilt(out, "model-0.pth")
     [(images, labels)] = TrainingLoader([each.train for each in opened])
     with torch.no_grad():
-        (first, _, depth), ratio = losses(network.eval(), images, labels, tails=tails)
-    scales = [first.item(), 2.5, torch.sqrt(ratio[labels[2] > 0].var() + depth**2).item()]
+        (first, second, depth), ratio = losses(network.eval(), images, labels, tails=tails)
+    scales = [first.item(), second.item(), torch.sqrt(ratio[labels[2] > 0].var() + depth**2).item()]
     (classes, masks, depth), _ = losses(network.train(), images, labels, tails=tails)
-    total = classes / scales[0] + masks / 2.5 + depth / scales[2]
+    total = classes / scales[0] + masks / scales[1] + depth / scales[2]
     row = result.iloc[-1]
     names = ("images", "scenes-segmentation", "scenes-depth")
     assert [row[f"{name}/Main Loss"] for name in names] == pytest.approx([classes.item(), masks.item(), depth.item()])
@@ -230,8 +229,6 @@ def test_one_head_and_one_dense_data_set(data, tmp_path):
     ("change", "words"),
     [
         ({"task": "pose"}, "tasks[0].task"),
-        ({"loss_scale": 0}, "tasks[0].loss_scale"),
-        ({"class_weights": "balanced"}, "tasks[0].class_weights is for classification; segmentation has its own loss"),
         ({"loss_fn": "nll_loss"}, "tasks[0].loss_fn is for classification; segmentation has its own loss"),
         ({"metrics": [{"metric_fn": "mIoU"}]}, "metrics[0].metric_fn: unknown metric of segmentation 'mIoU'; did you"),
         ({"metrics": [{"metric_fn": "rmse"}]}, "unknown metric of segmentation 'rmse'"),

@@ -209,7 +209,6 @@ def test_the_saved_share_is_near_what_torch_counts(loss):
         ({"distillation_type": "soft", "teacher_model": "resnet18"}, r"omit it \(--distillation-type none\)"),
         ({"jsd_loss": True, "aug_splits": 2}, "so --jsd-loss would have no effect"),
         ({"bce_loss": True}, "so --bce-loss would have no effect"),
-        ({"class_weights": "balanced"}, "so --class-weights would have no effect"),
         ({"fulltune": False}, "--no-fulltune and --preserve frozen both decide"),
         ({"stitch_lr_scale": 0.0}, "--preserve frozen with --stitch-lr-scale 0 would train nothing"),
         ({"stitch_config": None, "model": "resnet18"}, "--loss features requires an SN-Net"),

@@ -97,7 +97,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "was trained with --opt adamw, not sgd": ["--resume", last, "--opt", "sgd"],
         "was trained with --sampler cost_bins, not uniform; use": ["--resume", last, "--sampler", "uniform"],
         "was trained with --preserve none, not frozen; use": ["--resume", last, "--preserve", "frozen"],
-        "--class-weights: '1,2' is not for 4 classes": ["--experiment", "new", "--class-weights", "1,2"],
+        "--class-weights was removed: timm has no such flag": ["--experiment", "new", "--class-weights", "1,2"],
         "teacher: unknown timm model": ["--teacher-model", "dei_tiny", "--distillation-type", "hard"],
         "--aa is 'foo', which timm cannot read": ["--aa", "foo"],
         "does not fit the kwargs": ["--experiment", "new", "--pretrained"],
