@@ -27,7 +27,7 @@ _NEEDED = {
     "layer_decay": ("layer_decay_no_opt_scale",),
     "torchcompile": ("torchcompile_mode",),
     "resume": ("wandb_resume_id",),
-    "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),
+    "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images"),
 }
 
 ALTERNATIVES = (
@@ -54,7 +54,7 @@ _OF_LABELS = {
 _OF_IMAGES = (
     *("loss", "distillation_type", "jsd_loss", "bce_loss", "class_map"),
     *("mixup", "cutmix", "cutmix_minmax", "aa", "reprob", "vflip", "aug_splits", "aug_repeats", "train_crop_mode"),
-    *("grayscale_prob", "gaussian_blur_prob", "bank_images", "self_stitch"),
+    *("grayscale_prob", "gaussian_blur_prob", "bank_images"),
     *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),
     *("crop_pct", "interpolation", "train_interpolation", "color_jitter_prob", "gp", "eval_metric", "eval_memory"),
 )

@@ -298,10 +298,6 @@ class RunRecipe(Settings):
         "with --eval of networks without classes: training images for k-NN and the linear probe; by default at most "
         "50,000",
     )
-    self_stitch: bool = flag(
-        False,
-        "with --eval of networks without classes: also evaluate each anchor cut in the middle and stitched to itself",
-    )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")
     experiment: str | None = flag(

@@ -22,7 +22,7 @@ class Refusal:
     aliases: tuple[str, ...] = ()
     fact: str = "does not apply to stitching"
     of_training: bool = False
-    """Whether it leaves evaluations as they are, so that one reads a file with it."""
+    """Whether the figures of stitches do not depend on it, so that other commands than a training ignore it in a file."""
 
     def error(self, name: str) -> InputError:
         """The error of a command with this flag."""
@@ -85,6 +85,7 @@ REMOVED: dict[str, Refusal] = {
     "focus": Removed(_FOCUS, 0),
     "focus_images": Removed(_FOCUS),
     "cache_features": Removed("each epoch computes the features of the anchors; omit it"),
+    "self_stitch": Removed("it shows only whether the fit has enough images; omit it", False, of_training=True),
     "eval_images": _ONE_STAGE,
     "keep_within": _ONE_STAGE,
 }

@@ -127,7 +127,7 @@ def test_law_8_photos_train_resume_and_are_evaluated_on_two_ranks(images, tmp_pa
     assert equal(whole, again)
     assert not equal(whole, weights(tmp_path / "whole/checkpoint-0.pth.tar"))
     run = tmp_path / "whole"
-    evaluate = ["train", "-c", f"{run}/args.yaml", "--eval", "--resume", f"{run}/last.pth.tar", "--self-stitch"]
+    evaluate = ["train", "-c", f"{run}/args.yaml", "--eval", "--resume", f"{run}/last.pth.tar"]
     run_on_two_ranks([evaluate])
     ledger = read_rows(run / "stitches_res.txt")
     assert [row["images"] for row in ledger] == [1] * len(ledger)
