@@ -22,7 +22,7 @@ class Refusal:
     aliases: tuple[str, ...] = ()
     fact: str = "does not apply to stitching"
     of_training: bool = False
-    """Whether the figures of stitches do not depend on it, so that other commands than a training ignore it in a file."""
+    """Whether no figure depends on it, so that only a training refuses it in a file."""
 
     def error(self, name: str) -> InputError:
         """The error of a command with this flag."""
