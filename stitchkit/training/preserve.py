@@ -12,7 +12,6 @@ from torch import nn
 
 from stitchkit.display import quantity
 from stitchkit.errors import InputError
-from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.stitch_recipe import StitchRecipe
@@ -29,36 +28,12 @@ def freeze(model: SNNet, settings: StitchRecipe) -> None:
 
 
 def say_frozen(model: SNNet, settings: StitchRecipe) -> str:
-    """What freezing saves, in words; empty if everything is trained."""
+    """How many parameters are trained, in words; empty if all are."""
     if settings.fulltune and not settings.freezes_anchors:
         return ""
     weights = [*model.parameters()]
     trained = quantity(sum(weight.numel() for weight in weights if weight.requires_grad))
-    line = f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
-    if settings.way_to_preserve == "frozen":
-        line += f", which saves {100 * saved_share(model, settings):.0f} % of a step's FLOPs"
-    return line
-
-
-def saved_share(model: SNNet, settings: StitchRecipe) -> float:
-    """The share of a step's FLOPs that frozen anchors save, in the mean over all stitches with a joint.
-
-    A backward pass costs the forward pass once for the gradients of activations, and once for those of weights. Blocks
-    before the first joint then have neither, and those after it only the former. With features, both ways of training
-    run the end anchor once more.
-    """
-    profiler = Profiler(model)
-    frozen = everything = 0
-    for cfg_id in model.space.cut:
-        passes = 1
-        for step, cost in zip(model.steps(cfg_id), profiler.costs(cfg_id), strict=True):
-            passes = passes if step.joint is None else 2
-            frozen += (passes + (step.joint is not None)) * cost.flops
-            everything += 3 * cost.flops
-        if settings.uses_features:
-            end = [*model.views].index(model.space[cfg_id].end)
-            frozen, everything = (total + profiler.cost(end).flops for total in (frozen, everything))
-    return 1 - frozen / everything
+    return f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
 
 
 def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:

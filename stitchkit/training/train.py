@@ -32,7 +32,7 @@ from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
 from stitchkit.training.dense.task import create_dense_task
 from stitchkit.training.dense.validation import DenseFigures
 from stitchkit.training.features import FeatureLoss
-from stitchkit.training.network import sampler_of, uncompiled
+from stitchkit.training.network import sampler_of
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import UntouchedAnchors, freeze, say_frozen
 from stitchkit.training.samplers import Sampler
@@ -142,7 +142,7 @@ def _prepare(
     if isinstance(model, SNNet):
         freeze(model, recipe.stitch)
         sampler = sampler_of(model, recipe)  # refuses a network without anything to train
-        if line := uncompiled(model)(say_frozen)(model, recipe.stitch):
+        if line := say_frozen(model, recipe.stitch):
             _logger.info("%s", line)
         if recipe.stitch.uses_features:
             features = FeatureLoss(model, recipe.stitch)

@@ -18,7 +18,7 @@ from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.assembly.train.metrics import planned_columns
-from stitchkit.assembly.train.testing import PixelTest
+from stitchkit.assembly.train.testing import _of_pixels
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -191,13 +191,13 @@ def test_law_7_windows_of_a_job_run_in_portions(data):
     config = job(data, kinds=("depth",), batch_size=4)
     config["train_config"]["data_preprocessing"]["image_size"] = 16  # nine windows in an image
     config = JobConfig.parse(config)
-    ((task,), (opened,)), figures = (config.train_config.resolved_tasks, open_data(config, CPU)), []
+    (opened,), figures = open_data(config, CPU), []
     head = torch.nn.Conv2d(3, 1, 3, padding=1)
     for portion in (4, 1000):
         sizes, opened.test.batch_size = [], portion
         head.register_forward_pre_hook(lambda _, given, sizes=sizes: sizes.append(len(given[0])))
-        test = PixelTest(task, opened.test, 1, {(None, "RMSE"): "rmse"}, nullcontext)
-        figures += test.measure(head, lambda x: {None: head(x)}, lambda: None)[0]
+        run = (head, lambda x: {None: head(x)}, lambda: None)
+        figures += _of_pixels(opened, {(None, "RMSE"): "rmse"}, nullcontext, *run)[0]
         assert max(sizes) == min(portion, 9 * len(opened.test.own))
     assert figures[0] == pytest.approx(figures[1])
 

@@ -26,7 +26,7 @@ from stitchkit.assembly.train.metrics import create_all_measures, tested_figures
 from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.preprocessing import create_transform, with_preparation
 from stitchkit.assembly.train.result import Row
-from stitchkit.assembly.train.task import Captured, Expected, JobTask, PixelLoss, TaskLoss, WeightedLoss, rehearse
+from stitchkit.assembly.train.task import Captured, Expected, JobTask, TaskLoss, WeightedLoss, rehearse
 from stitchkit.data.source import MissingData
 from stitchkit.display import aligned, quantity
 from stitchkit.distributed import World, from_primary
@@ -146,7 +146,7 @@ def _metadata(network: nn.Module, image: torch.Tensor, data: list[TaskData], wor
 def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: World) -> JobTask:
     train, losses = config.train_config, []
     for task, where in zip(data, train.places, strict=True):
-        dense = PixelLoss(loss_of(dense_recipe(task.config))) if task.config.is_dense else None
+        dense = loss_of(dense_recipe(task.config)) if task.config.is_dense else None
         main = dense or create_loss(task.config.loss_fn, task.config.loss_fn_args, where, world.device)
         further = []
         for number, aux in enumerate(task.config.aux_losses):

@@ -32,14 +32,20 @@ class DenseLoss(nn.Module, ABC):
     auxiliary_weight = 0.4
     warm_steps = 0
 
-    def forward(self, outputs: Sequence[torch.Tensor], target: torch.Tensor, *, warm: bool = False) -> torch.Tensor:
-        """The loss `[]` of outputs `[B, num_outputs, h, w]`, the main one first, for a target `[B, H, W]`.
+    _is_warm = False
 
-        It is zero, and has gradients of zero, if nothing in the target is known. The caller knows whether the step is
-        one of the first `warm_steps`: a count of calls would be wrong after a resumption and after an evaluation.
+    def begin(self, step: int) -> None:
+        """Note the number of a step: a count of calls would be wrong after a resumption and after an evaluation."""
+        self._is_warm = step < self.warm_steps
+
+    def forward(self, outputs: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        """The loss `[]` of an output `[B, num_outputs, h, w]`, or of several, the main one first; target `[B, H, W]`.
+
+        It is zero, and has gradients of zero, if nothing in the target is known.
         """
-        loss_of = self._warm_loss if warm else self._loss
-        sized = [F.interpolate(output.float(), size=target.shape[-2:], mode="bilinear") for output in outputs]
+        loss_of = self._warm_loss if self._is_warm else self._loss
+        each = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        sized = [F.interpolate(output.float(), size=target.shape[-2:], mode="bilinear") for output in each]
         main, *others = [loss_of(output, target) for output in sized]
         return main + self.auxiliary_weight * sum(others) if others else main
 

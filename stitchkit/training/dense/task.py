@@ -17,17 +17,16 @@ class DenseTask(StitchTask):
     """Dense prediction with one stitch of an SN-Net; arguments as in `StitchTask`, without any that teaches."""
 
     criterion: DenseLoss
-    _is_warm = False
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """The `cfg_id` that the sampler draws; the step also says which loss its batches have."""
-        self._is_warm = step < self.criterion.warm_steps
+        self.criterion.begin(step)
         return super().draw(step, rank)
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
         """`loss` and `output`, `[B, num_classes, h, w]`, of one stitch; labels are classes or depths, `[B, H, W]`."""
         outputs = self.trainable_module(images, cfg_id)
-        return {"loss": self.criterion(outputs, labels, warm=self._is_warm), "output": outputs[0]}
+        return {"loss": self.criterion(outputs, labels), "output": outputs[0]}
 
 
 def create_dense_task(model: DenseSNNet, recipe: Recipe, device: torch.device, sampler: Sampler | None) -> DenseTask:
