@@ -29,8 +29,8 @@ from stitchkit.progress import progress
 from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.files import read_settings_file
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
+from stitchkit.training.dense.judging import DenseFigures
 from stitchkit.training.dense.task import create_dense_task
-from stitchkit.training.dense.validation import DenseFigures
 from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import sampler_of
 from stitchkit.training.optim import create_optimisation

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stitchkit.training.dense.losses import SegmentationLoss, SigLoss
+from stitchkit.training.dense.task import SegmentationLoss, SigLoss
 from tests.resizing import bilinear
 
 B, K, H, W = 4, 5, 9, 14

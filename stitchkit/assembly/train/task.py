@@ -17,7 +17,7 @@ from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.slices import snapshot
-from stitchkit.training.dense.losses import DenseLoss
+from stitchkit.training.dense.task import DenseLoss
 
 Labels = tuple[torch.Tensor, ...]
 """Labels `[B]` of each task, or masks or depth maps `[B, H, W]`; the tasks' images follow one another in the batch."""
