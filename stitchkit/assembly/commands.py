@@ -77,7 +77,6 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     add("--dataset", metavar="NAME", help="name or folder of the data set")
     add("--image-size", "--resize", type=_sides, metavar="N", help="side of input images, or height and width: 224,256")
     switch("--data-augmentation", help="the default augmentation: a flip and AutoAugment")
-    add("--class-weights", metavar="WEIGHTS", help="class weights of the loss: balanced, or numbers such as 1,2.5,1")
     rate = partial(add, type=float, metavar="RATE")
     rate("--lr", "--learning-rate", help="learning rate of the optimizer")
     rate("--wd", "--weight-decay", dest="weight_decay", help="weight decay of the optimizer")
@@ -124,7 +123,7 @@ def _sides(text: str) -> int | list[int]:
 
 
 def _job(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.config.job_settings import check_flags, check_job
+    from stitchkit.assembly.config.job_settings import check_flags
 
     settings = vars(flags)
     source, download = Path(settings.pop("config")), settings.pop("download", False)
@@ -132,8 +131,7 @@ def _job(flags: argparse.Namespace) -> None:
     if is_quick:
         ranks = int(os.environ.get("WORLD_SIZE", 1))
         settings = {"epochs": 1, "max_batches": 3 * ranks, "save_checkpoints": True, "print_freq": 1, **settings}
-    check_flags(settings)
-    check_job(source, **settings)  # before torch is loaded
+    check_flags(settings)  # before torch is loaded
 
     from stitchkit.assembly.config.job import JobConfig
     from stitchkit.assembly.train.job import job_plan
@@ -148,7 +146,7 @@ def _job(flags: argparse.Namespace) -> None:
 
 def _sweep(flags: argparse.Namespace) -> None:
     from stitchkit.assembly.config.job_settings import check_flags, check_own
-    from stitchkit.assembly.sweep.settings import Place, Repeats, check_folder, check_sweep, read_place
+    from stitchkit.assembly.sweep.settings import Place, Repeats, check_folder, read_place
 
     settings = vars(flags)
     folder, picture_format = settings.pop("report"), settings.pop("format")
@@ -167,7 +165,6 @@ def _sweep(flags: argparse.Namespace) -> None:
     read_place(options)
     check_flags(settings)
     check_own(Repeats, {}, settings)
-    check_sweep(path, **settings)  # before torch is loaded
 
     from stitchkit.assembly.sweep.cluster import create_cluster
     from stitchkit.assembly.sweep.config import load_sweep

@@ -109,7 +109,6 @@ def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.metric import by, check_overlay, compared, compared_note, metric_of
     from stitchkit.measure.overlay import read_overlay, verdict
     from stitchkit.measure.pareto import is_anchor, pareto_front, plot, table
-    from stitchkit.measure.self_stitch import self_stitch_note
 
     if flags.plot:
         check_plot(flags.plot)
@@ -124,7 +123,7 @@ def _pareto(flags: argparse.Namespace) -> None:
         check_latencies(rows, allowed=flags.allow_unreliable)
     overlay = read_overlay(flags.overlay, [cost]) if flags.overlay else None
     print(table(front))
-    for note in filter(None, [latency_note(rows), self_stitch_note(rows), compared_note(rows, metric)]):
+    for note in filter(None, [latency_note(rows), compared_note(rows, metric)]):
         print(note)
     network, uncut = nouns_of(rows)
     number = counted(len(rows), network)

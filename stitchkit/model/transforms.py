@@ -114,7 +114,7 @@ def anchor_updates(anchors: Sequence[Anchor], rank: int) -> nn.ModuleList:
         labels = ", ".join(anchor.label for anchor in anchors)
         raise InputError(
             f"the blocks of {labels} have no linear layers, so they cannot have updates of low rank; leave "
-            "anchor_lora_r out, and choose another --preserve, such as replay"
+            "anchor_lora_r out, and choose another --preserve, such as frozen"
         )
     return updates
 

@@ -15,7 +15,7 @@ from stitchkit.settings.hub_names import hub_fault
 from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import json_schema, parse
-from stitchkit.settings.timm_flags import REFUSALS
+from stitchkit.settings.timm_flags import REFUSALS, REMOVED_VALUES
 
 SETTINGS = {name: group for group, kind in GROUPS.items() for name in kind.__pydantic_fields__}
 """The group of every setting, in the order of groups and fields."""
@@ -43,7 +43,9 @@ def _grouped(values: Mapping[str, object]) -> dict[str, dict[str, object]]:
 
 def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> dict[str, object]:
     """The settings, all of them known and with valid values; `name` gives the name of a setting in messages."""
-    for key in values:
+    for key, value in values.items():
+        if isinstance(value, str) and (removed := REMOVED_VALUES.get((key, value))):
+            raise removed.error(f"{key} {value}")
         if key not in SETTINGS:
             error = unknown("setting", key, SETTINGS, otherwise="stitchkit schema recipe lists them")
             raise InputError(f"{name(key)}: {error}")
@@ -51,14 +53,18 @@ def checked(values: Mapping[str, object], name: Callable[[str], str] = str) -> d
     return {key: getattr(made[SETTINGS[key]], key) for key in values}
 
 
-def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = str) -> dict[str, object]:
-    """`checked` for settings of a file, timm's or ours."""
+def checked_of_file(
+    values: Mapping[str, object], name: Callable[[str], str] = str, *, trains: bool = True
+) -> dict[str, object]:
+    """`checked` for settings of a file, timm's or ours; unless it `trains`, removed ones of training are ignored."""
     settings = {}
     for key, value in values.items():
         if key in REFUSALS:
-            if value != REFUSALS[key].default:
+            if value != REFUSALS[key].default and (trains or not REFUSALS[key].of_training):
                 raise InputError(f"{name(key)}: {REFUSALS[key].error(key)}")
             continue  # timm, or an earlier version, writes it into its own files
+        if not trains and isinstance(value, str) and (key, value) in REMOVED_VALUES:
+            continue
         if key in COMMAND_ONLY and value:
             raise InputError(f"{name(key)}: a file cannot set it; give {flag_of(key)} on the command line")
         if key in ("model", "teacher_model") and isinstance(value, str):
@@ -70,8 +76,8 @@ def checked_of_file(values: Mapping[str, object], name: Callable[[str], str] = s
     return checked(settings, name)
 
 
-def read_settings(path: str) -> dict[str, object]:
-    """Settings by name from a YAML or JSON file, timm's or ours."""
+def read_settings(path: str, *, trains: bool = True) -> dict[str, object]:
+    """Settings by name from a YAML or JSON file, timm's or ours, as `checked_of_file` gives them."""
     content = read_settings_file(path)
     data = content.pop("data", None)
     if data and not content.get("data_dir"):
@@ -83,7 +89,7 @@ def read_settings(path: str) -> dict[str, object]:
         if kind is not None:
             what, command = _USED_BY.get(kind, (f"a sweep ({kind})", "sweep -c FILE"))
             raise InputError(f"{key}: this file is {what}; use stitchkit {command}")
-        return checked_of_file(content)
+        return checked_of_file(content, trains=trains)
 
 
 def make_recipe(values: Mapping[str, object]) -> Recipe:

@@ -27,7 +27,7 @@ _NEEDED = {
     "layer_decay": ("layer_decay_no_opt_scale",),
     "torchcompile": ("torchcompile_mode",),
     "resume": ("wandb_resume_id",),
-    "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images", "self_stitch"),
+    "eval": ("eval_stitches", "eval_memory", "latency", "recalibrate_bn", "bank_images"),
 }
 
 ALTERNATIVES = (
@@ -40,22 +40,21 @@ ALTERNATIVES = (
 # Settings that exclude each other.
 _EXCLUDES = (
     *ALTERNATIVES,
-    *(("split_bn", "sync_bn"), ("jsd_loss", "bce_loss"), ("class_weights", "jsd_loss"), ("class_weights", "bce_loss")),
-    ("aug_splits", "no_prefetcher"),
+    *(("split_bn", "sync_bn"), ("jsd_loss", "bce_loss"), ("aug_splits", "no_prefetcher")),
 )
 
 # Settings that have no effect without labels, each with the flag that undoes it if a file has it.
 _OF_LABELS = {
     "mixup": "--mixup 0", "cutmix": "--cutmix 0", "cutmix_minmax": "", "jsd_loss": "--no-jsd-loss",
-    "bce_loss": "--no-bce-loss", "class_weights": "", "distillation_type": "--distillation-type none",
+    "bce_loss": "--no-bce-loss", "distillation_type": "--distillation-type none",
 }  # fmt: skip
 
 
 # Settings of images with one label, which images with a target for each pixel do not have.
 _OF_IMAGES = (
-    *("loss", "distillation_type", "class_weights", "jsd_loss", "bce_loss", "class_map"),
+    *("loss", "distillation_type", "jsd_loss", "bce_loss", "class_map"),
     *("mixup", "cutmix", "cutmix_minmax", "aa", "reprob", "vflip", "aug_splits", "aug_repeats", "train_crop_mode"),
-    *("grayscale_prob", "gaussian_blur_prob", "bank_images", "self_stitch"),
+    *("grayscale_prob", "gaussian_blur_prob", "bank_images"),
     *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),
     *("crop_pct", "interpolation", "train_interpolation", "color_jitter_prob", "gp", "eval_metric", "eval_memory"),
 )
@@ -137,11 +136,6 @@ def _check_features(recipe: Recipe) -> None:
         return
     if recipe.model.model:
         raise InputError(f"--loss {stitch.loss} requires an SN-Net, whose anchors teach; omit it for a --model")
-    if stitch.preserve == "replay":
-        raise InputError(
-            f"--loss {stitch.loss} already teaches each route, also an anchor, by copies of the anchors; omit "
-            "--preserve replay, or give --preserve none to train the anchors too"
-        )
     idle = [name for name in _OF_LABELS if settings[name] not in (None, False, 0, "none")]
     if idle and not stitch.uses_labels and not recipe.run.eval:
         undone = " ".join(filter(None, map(_OF_LABELS.__getitem__, idle)))
@@ -180,8 +174,6 @@ def _check_dense(recipe: Recipe) -> None:
                 f"{flag_of(name)} {settings[name]} is a column of a data set of Hugging Face, and '"
                 f"{recipe.data.dataset or recipe.data.data_dir}' is a folder; omit it, or give --dataset hfds/NAME"
             )
-    if recipe.stitch.way_to_preserve == "replay":
-        raise InputError(f"--preserve replay needs classes of whole images; omit it with --task {dense.task}")
     if dense.zoom[0] > dense.zoom[1]:
         raise InputError(f"--zoom is {dense.zoom}; give the smallest scale first")
 

@@ -71,7 +71,7 @@ def add_settings(
         elif get_origin(kind) is dict:
             arguments |= {"action": _Pairs, "type": _key_value, "nargs": "*", "metavar": "KEY=VALUE"}
         elif get_origin(kind) is Literal:
-            arguments["choices"] = get_args(kind)
+            arguments["metavar"] = "{" + ",".join(get_args(kind)) + "}"  # values are checked later, also those of files
         else:
             if get_origin(kind) is list:
                 kind, arguments["nargs"] = _plain(get_args(kind)[0]), "+"
@@ -152,7 +152,7 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     # Each layer is checked separately: only then can an error name the flag or the line of a file.
     layers = [checked(flags, flag_of)]
     if file is not None:
-        layers.append(read_settings(str(file)))
+        layers.append(read_settings(str(file), trains=not flags.get("eval")))
     settings, config = _merged(layers), None
     if settings.get("stitch_config"):
         config = StitchConfig.load(str(settings["stitch_config"]))

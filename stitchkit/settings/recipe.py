@@ -17,7 +17,7 @@ from stitchkit.errors import InputError
 from stitchkit.settings import fields
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.fields import flag
-from stitchkit.settings.schema import Arguments, ClassWeights, DatasetName, LocalPath, ModelArguments, Settings
+from stitchkit.settings.schema import Arguments, DatasetName, LocalPath, ModelArguments, Settings
 from stitchkit.settings.stitch_recipe import StitchRecipe
 
 COMMAND_ONLY = ("dataset_download", "dry_run", "anchors")
@@ -194,9 +194,6 @@ class LossRecipe(Settings):
     bce_sum: bool = flag(False, "sum binary cross-entropy over classes")
     bce_target_thresh: fields.Number | None = flag(None, "round targets of --bce-loss to 0 or 1 at this threshold")
     bce_pos_weight: fields.NonNegative | None = flag(None, "weight of positive targets of --bce-loss")
-    class_weights: ClassWeights | None = flag(
-        None, "class weights in the loss: balanced, or a number for each, such as 1,2.5,1"
-    )
 
 
 @dataclass(frozen=True)
@@ -300,10 +297,6 @@ class RunRecipe(Settings):
         None,
         "with --eval of networks without classes: training images for k-NN and the linear probe; by default at most "
         "50,000",
-    )
-    self_stitch: bool = flag(
-        False,
-        "with --eval of networks without classes: also evaluate each anchor cut in the middle and stitched to itself",
     )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -25,7 +24,6 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import ArgsKwargs, CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
-from stitchkit.display import count
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import dataset_fault, local_fault
 from stitchkit.settings.fields import MOST_CHANNELS, MOST_CLASSES, MOST_SIDE, Channels, Side
@@ -65,8 +63,6 @@ class _Reported(type):
 class Settings(metaclass=_Reported):
     """Base of all schemas: an unknown key is an error that names the nearest known one."""
 
-    further_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys that files may have although they are not fields."""
     if TYPE_CHECKING:
         __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
@@ -76,7 +72,7 @@ class Settings(metaclass=_Reported):
     def _check_keys(cls, content: object) -> object:
         values = content.kwargs if isinstance(content, ArgsKwargs) else content
         if isinstance(values, Mapping):
-            known = [*(field.name for field in fields(cls)), *cls.further_keys]
+            known = [field.name for field in fields(cls)]
             for key in values:
                 if key not in known:
                     raise PydanticCustomError("unknown_key", "unknown key", {"key": str(key), "known": known})
@@ -115,36 +111,6 @@ LocalPath = Annotated[str, checked_by(local_fault)]
 
 DatasetName = Annotated[str, checked_by(dataset_fault)]
 """A data set's name or folder, as in timm; neither a URL nor a command."""
-
-
-def _weights_fault(text: str) -> str | None:
-    try:
-        weights = [1.0] if text == "balanced" else [float(word) for word in text.split(",")]
-    except ValueError:
-        weights = []
-    if any(weights) and all(0 <= weight < math.inf for weight in weights):
-        return None
-    return "is neither balanced nor numbers such as 1,2.5,1, all of them from 0 and one above it"
-
-
-ClassWeights = Annotated[str, checked_by(_weights_fault)]
-"""Weights of classes in the loss: `balanced`, or numbers separated by commas in the order of the classes."""
-
-
-def budget_list(text: str) -> list[float]:
-    """The counts in a text such as `2G,5G`."""
-    return [count(part) for part in text.split(",")]
-
-
-def _budgets_fault(text: str) -> str | None:
-    try:
-        return None if all(budget_list(text)) else "holds a budget of 0; write FLOPs such as 2G,5G"
-    except InputError as error:
-        return f"does not list FLOPs such as 2G,5G: {error}"
-
-
-Budgets = Annotated[str, checked_by(_budgets_fault)]
-"""FLOPs with units, separated by commas: `2G,5G`."""
 
 
 # These arguments of timm choose a model or its weights, perhaps by a URL, and so bypass the settings that are checked.

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from stitchkit.settings.fields import AtLeastBillionth, AtLeastThousandth, Batch, NonNegative, Share, flag
-from stitchkit.settings.schema import Budgets, LocalPath, Settings
+from stitchkit.settings.schema import LocalPath, Settings
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,6 @@ class StitchRecipe(Settings):
     flops_sampling_k: AtLeastBillionth | None = flag(
         None, "temperature: smaller values favour costlier bins; by default uniform"
     )
-    budgets: Budgets | None = flag(
-        None, "train for these FLOPs, such as 2G,5G: a bin for each, of the costliest stitches within it"
-    )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
     ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(
         "truncated",
@@ -45,11 +42,10 @@ class StitchRecipe(Settings):
     feature_distance: Literal["mse", "cosine"] = flag(
         "mse", "with --loss features: squared error as a share of the anchor's feature, or 1 - cosine of the channels"
     )
-    preserve: Literal["none", "frozen", "lora", "replay"] | None = flag(
+    preserve: Literal["none", "frozen", "lora"] | None = flag(
         None,
         "keep the anchors' accuracy: train only stitching layers; or these, and updates of low rank that only stitched "
-        "routes have; or draw anchors more often, each taught by a copy of itself; by default none, and frozen with "
-        "--loss features",
+        "routes have; by default none, and frozen with --loss features",
         strict=None,
     )
     distillation_type: Literal["none", "hard", "soft"] = flag("none", "teaching: hard labels or soft probabilities")
@@ -69,7 +65,7 @@ class StitchRecipe(Settings):
         return self.loss != "task"
 
     @property
-    def way_to_preserve(self) -> Literal["none", "frozen", "lora", "replay"]:
+    def way_to_preserve(self) -> Literal["none", "frozen", "lora"]:
         """How anchors are kept, whether it was chosen or not."""
         return self.preserve or ("frozen" if self.uses_features else "none")
 

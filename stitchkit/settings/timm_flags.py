@@ -21,6 +21,8 @@ class Refusal:
     default: object = None
     aliases: tuple[str, ...] = ()
     fact: str = "does not apply to stitching"
+    of_training: bool = False
+    """Whether no figure depends on it, so that only a training refuses it in a file."""
 
     def error(self, name: str) -> InputError:
         """The error of a command with this flag."""
@@ -76,12 +78,19 @@ _FOCUS = "studies/evidence shows no gain from it; omit it"
 _ONE_STAGE = Removed("an evaluation judges every stitch on all images; omit it, or choose --eval-stitches")
 
 REMOVED: dict[str, Refusal] = {
+    "budgets": Removed("it was never measured; omit it", of_training=True),
+    "class_weights": Removed("timm has no such flag, and no table shows a gain from it; omit it", of_training=True),
     "sampler_routes": Removed(_SAMPLERS),
     "sandwich_divergence": Removed(_SAMPLERS, "kl"),
     "focus": Removed(_FOCUS, 0),
     "focus_images": Removed(_FOCUS),
     "cache_features": Removed("each epoch computes the features of the anchors; omit it"),
+    "self_stitch": Removed("it shows only whether the fit has enough images; omit it", False, of_training=True),
     "eval_images": _ONE_STAGE,
     "keep_within": _ONE_STAGE,
 }
 REFUSALS = REFUSED | REMOVED
+REMOVED_VALUES = {
+    ("preserve", "replay"): Removed("studies/samplers shows no gain from it; choose none, frozen or lora")
+}
+"""The refusals of values of settings that stay."""

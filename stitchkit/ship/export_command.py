@@ -27,7 +27,7 @@ def _export_command(path: Path, stitch_config: str | None) -> str:
     # The settings of the evaluation have everything an export needs: weights, images to compare on, their preparation.
     settings: Mapping[str, object] = {}
     if (beside := path.with_name("eval_args.yaml")).is_file():
-        settings = read_settings(str(beside))  # as the command will, which must not fail later
+        settings = read_settings(str(beside), trains=False)  # as the command will, which must not fail later
     words = ["stitchkit", "export", *(["-c", str(beside)] if settings else [])]
     if stitch_config or not settings.get("stitch_config"):
         words += ["--stitch_config", stitch_config or "CONFIG.json"]

@@ -34,7 +34,6 @@ from stitchkit.measure.metric import METRICS, compared, compared_note, in_senten
 from stitchkit.measure.overlay import Overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
-from stitchkit.measure.self_stitch import self_stitch_note
 from stitchkit.model.create import create_snnet
 from stitchkit.networks.meta import without_values
 from stitchkit.optional import optional
@@ -142,7 +141,7 @@ def _read_ledger(
         "colors": colors_of(depths),
         "routes": {name: draw_route(stitch, depths) for name, stitch in stitches.items()},
         "metric": metric,
-        "notes": [*filter(None, [latency_note(rows), self_stitch_note(rows), note])],
+        "notes": [*filter(None, [latency_note(rows), note])],
         "told_apart": told_apart if metric in WITH_INTERVALS else {},
         "settings": _settings(path),
     }

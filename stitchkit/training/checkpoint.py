@@ -277,11 +277,17 @@ def load_run(session: Session) -> dict[str, Any]:
         return content
     if content.get("format") != FORMAT:
         raise InputError(f"checkpoint '{path}' contains weights but no state of a run of this trainer; {_START_ANEW}")
-    sampler, focus = content.get("sampler"), content.get("focus")
-    removal = "studies/evidence has it" if focus else removal_of(sampler)
-    if removal is not None:
-        which = f"--focus {focus}" if focus else f"--sampler {sampler}"
-        raise InputError(f"checkpoint '{path}' was trained with {which}, which was removed ({removal}); {_START_ANEW}")
+    removed = {
+        "sampler": removal_of(content.get("sampler")),
+        "focus": content.get("focus") and "studies/evidence has it",
+    }
+    removed["preserve"] = "studies/samplers has it" if content.get("preserve") == "replay" else None
+    for name, where in removed.items():
+        if where:
+            which = f"{flag_of(name)} {content[name]}"
+            raise InputError(
+                f"checkpoint '{path}' was trained with {which}, which was removed ({where}); {_START_ANEW}"
+            )
     for name, ours in {"opt": recipe.optim.opt, **(_of_stitching(recipe) if session.config else {})}.items():
         if (trained := content.get(name, _ONCE.get(name))) != ours:
             was = f"checkpoint '{path}' was trained with {flag_of(name)} {trained}"

@@ -26,11 +26,9 @@ from stitchkit.measure.metric import metric_of
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import freezes_anchors
-from stitchkit.measure.self_stitch import add_self_stitch, ends_in_ledger
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
-from stitchkit.settings.recipe import flag_of
 from stitchkit.training.answering import Answering, check_hits_beside, remove_progress
 from stitchkit.training.checkpoint import load_weights
 from stitchkit.training.dense.evaluation import DenseEvaluation, DenseFigure, check_sums_beside
@@ -75,7 +73,7 @@ def evaluate_stitches(session: Session) -> None:
     elif model.num_classes:
         judged = Answering(session, model, origin, ledgers).stitches(missing)
     else:
-        judged = _by_features(session, model, missing, ledgers)
+        judged = Judge(session, model).stitches(missing) if missing else iter(())
     for scores in judged:
         for ledger in ledgers:
             _record(session, ledger, scores, norms)
@@ -113,9 +111,8 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
     """
     recipe, model, ledgers = session.recipe, session.model, list[Ledger]()
     content, digest = load_weights(session, ema=recipe.optim.model_ema) if recipe.run.resume else ({}, "")
-    for name in ("bank_images", "self_stitch") if as_timm(model).num_classes else ():
-        if getattr(recipe.run, name):
-            raise InputError(f"{flag_of(name)} requires networks without classes; omit it, or add --num-classes 0")
+    if recipe.run.bank_images and as_timm(model).num_classes:
+        raise InputError("--bank-images requires networks without classes; omit it, or add --num-classes 0")
     origin, wanted = origins.origin_of(recipe, digest), list[int]()
     if isinstance(model, SNNet):
         if not model.num_classes:
@@ -174,26 +171,6 @@ def _record(session: Session, ledger: Ledger, scores: _Scores, norms: Mapping[in
 def _classes(session: Session) -> Sequence[str]:
     """Names of the classes, which are numbers if the data have no names."""
     return session.classes or numbered(as_timm(session.model).num_classes)
-
-
-def _by_features(
-    session: Session, model: SNNet, cfg_ids: Sequence[int], ledgers: Sequence[Ledger]
-) -> Iterator[dict[int, FeatureScore]]:
-    """The scores of stitches by their features; after them, anchors are stitched to themselves if that is requested."""
-
-    def find_anchors() -> list[int]:
-        return [cfg_id for ledger in ledgers for cfg_id in ends_in_ledger(ledger.rows, cfg_ids, model.space)]
-
-    anchors = from_primary(session.world, find_anchors) if session.recipe.run.self_stitch else []
-    if not (cfg_ids or anchors):
-        return
-    judge = Judge(session, model, [*cfg_ids, *anchors])
-    yield from judge.stitches(cfg_ids)
-    for cfg_id in anchors:
-        score = judge.self_stitch(cfg_id)
-        for ledger in ledgers:
-            add_self_stitch(ledger.rows, cfg_id, score)
-            ledger.rewrite()
 
 
 def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:

@@ -106,7 +106,7 @@ def _of_training(session: Session) -> Iterator[str]:
     if isinstance(session.model, SNNet):
         freeze(session.model, recipe.stitch)
         sampler_of(session.model, recipe)  # it says what it draws, or refuses its settings
-        if line := uncompiled(session.model)(say_frozen)(session.model, recipe.stitch):
+        if line := say_frozen(session.model, recipe.stitch):
             yield line
         yield (
             f"routes are drawn by --sampler {recipe.stitch.sampler}, and learn by --loss {recipe.stitch.loss} with "

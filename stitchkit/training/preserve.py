@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,16 +12,11 @@ from torch import nn
 
 from stitchkit.display import quantity
 from stitchkit.errors import InputError
-from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.slices import extract
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.stitch_recipe import StitchRecipe
 
 _logger = logging.getLogger(__name__)
-
-_SECOND = 1 << 40
-"""Added to a step for its second draw; no training has so many steps."""
 
 
 def freeze(model: SNNet, settings: StitchRecipe) -> None:
@@ -33,36 +28,12 @@ def freeze(model: SNNet, settings: StitchRecipe) -> None:
 
 
 def say_frozen(model: SNNet, settings: StitchRecipe) -> str:
-    """What freezing saves, in words; empty if everything is trained."""
+    """How many parameters are trained, in words; empty if all are."""
     if settings.fulltune and not settings.freezes_anchors:
         return ""
     weights = [*model.parameters()]
     trained = quantity(sum(weight.numel() for weight in weights if weight.requires_grad))
-    line = f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
-    if settings.way_to_preserve == "frozen":
-        line += f", which saves {100 * saved_share(model, settings):.0f} % of a step's FLOPs"
-    return line
-
-
-def saved_share(model: SNNet, settings: StitchRecipe) -> float:
-    """The share of a step's FLOPs that frozen anchors save, in the mean over all stitches with a joint.
-
-    A backward pass costs the forward pass once for the gradients of activations, and once for those of weights. Blocks
-    before the first joint then have neither, and those after it only the former. With features, both ways of training
-    run the end anchor once more.
-    """
-    profiler = Profiler(model)
-    frozen = everything = 0
-    for cfg_id in model.space.cut:
-        passes = 1
-        for step, cost in zip(model.steps(cfg_id), profiler.costs(cfg_id), strict=True):
-            passes = passes if step.joint is None else 2
-            frozen += (passes + (step.joint is not None)) * cost.flops
-            everything += 3 * cost.flops
-        if settings.uses_features:
-            end = [*model.views].index(model.space[cfg_id].end)
-            frozen, everything = (total + profiler.cost(end).flops for total in (frozen, everything))
-    return 1 - frozen / everything
+    return f"{trained} of {quantity(sum(map(torch.numel, weights)))} parameters are trained"
 
 
 def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:
@@ -77,38 +48,12 @@ def warn_of_guesses(alone: Mapping[str, float], num_classes: int) -> None:
         )  # fmt: skip
 
 
-class Replay(nn.Module):
-    """Draws anchors about twice as often, and teaches each by a copy of itself as it was before the training."""
-
-    def __init__(self, model: SNNet):
-        super().__init__()
-        numbers = {label: number for number, label in enumerate(model.views)}
-        # The number of the copy of each uncut anchor, by `cfg_id`.
-        uncut = [cfg_id for cfg_id in model.space.ids if model.space[cfg_id].is_anchor]
-        self.anchors = {cfg_id: numbers[model.space[cfg_id].segments[0].anchor] for cfg_id in uncut}
-        self.copies = nn.ModuleList(extract(anchor) for anchor in model.anchors).eval().requires_grad_(False)
-
-    def draw(self, draw: Callable[[int, int], int], step: int, rank: int) -> int:
-        """The route of a step, given the draws of a sampler: the first of two, or the second if only that is an anchor.
-
-        A share p of draws of anchors becomes 2p - p * p, whatever the sampler, and stays a function of the step.
-        """
-        first, second = draw(step, rank), draw(step + _SECOND, rank)
-        return second if second in self.anchors and first not in self.anchors else first
-
-    @torch.no_grad()
-    def forward(self, images: torch.Tensor, cfg_id: int) -> torch.Tensor:
-        """Logits `[B, num_classes]` of the copy of an uncut anchor for images `[B, C, H, W]`."""
-        logits: torch.Tensor = self.copies[self.anchors[cfg_id]](images)
-        return logits
-
-
 @dataclass
 class UntouchedAnchors:
     """The anchors as they were before the training; checkpoints have it, since a resumed run cannot find it out."""
 
     copies: nn.ModuleList | None = None
-    """Of the anchors, or of the parts that a loss needs, if it needs any."""
+    """Of the parts of anchors that a loss needs, if it needs any."""
     alone: dict[str, float] = field(default_factory=dict)
     """Accuracy of each anchor in percent, by label; empty in runs that older versions began."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,10 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from stitchkit.display import counted, quantity
+from stitchkit.display import counted
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.recipe import flag_of
-from stitchkit.settings.schema import budget_list
 from stitchkit.settings.stitch_recipe import StitchRecipe
 
 _logger = logging.getLogger(__name__)
@@ -29,8 +27,6 @@ _REMOVED = {
     "sandwich": "studies/samplers has it", "best_of": "studies/samplers has it", "importance": "it was never measured",
 }  # fmt: skip
 """Samplers of earlier versions, which checkpoints and settings files may still name, and what became of them."""
-_IN_PUBLISHED_FILES = ("flops_gap", "flops_sampling_k")
-"""Options that a file may have although the command line chooses another sampler."""
 
 
 class Sampler(ABC):
@@ -86,13 +82,13 @@ class CostBins(Sampler):
 
     Attributes:
         costs: FLOPs by `cfg_id`.
-        bins: The routes of each bin; with `budgets`, of each budget.
+        bins: The routes of each bin.
         shares: Probability of each bin.
 
     Source: the resource-constrained sampler (ROS) of SN-Netv2.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset({"budgets", "flops_gap", "flops_sampling_k"})
+    options: ClassVar[frozenset[str]] = frozenset({"flops_gap", "flops_sampling_k"})
 
     def __init__(
         self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
@@ -102,19 +98,14 @@ class CostBins(Sampler):
         self.costs = costs = {cfg_id: cost(cfg_id) for cfg_id in cfg_ids}
         fixed, slope = settings.flops_gap, settings.flops_sampling_k
         gap = gap_between([*map(cost, anchors)]) if fixed is None else (lambda _: fixed * _GIGA)
-        if settings.budgets is None:
-            kind, self.bins = "cost bins", cost_bins(costs, gap)
-        else:
-            kind, self.bins = "bins at the budgets", budget_bins(costs, gap, budget_list(settings.budgets))
+        self.bins = cost_bins(costs, gap)
         weights = np.full(len(self.bins), 1 / len(self.bins))
-        if slope is not None and settings.budgets is not None:
-            _logger.warning("--flops-sampling-k has no effect beside --budgets, which are equally likely")
-        elif slope is not None:
+        if slope is not None:
             weights += np.arange(len(self.bins)) / slope
         self.shares = weights / weights.sum()
         sizes = [*map(len, self.bins)]
         span = counted(sizes[0], "route") if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)} routes"
-        _logger.info("%s: %d, of %s each", kind, len(sizes), span)
+        _logger.info("cost bins: %d, of %s each", len(sizes), span)
 
     def draw(self, step: int, rank: int) -> int:
         """A route of a bin."""
@@ -152,27 +143,6 @@ def gap_between(anchors: Sequence[float]) -> Callable[[float], float]:
     return gap
 
 
-def budget_bins(
-    costs: Mapping[int, float], gap: Callable[[float], float], budgets: Sequence[float]
-) -> list[tuple[int, ...]]:
-    """For each budget in FLOPs, the costliest route within it, and those that cost at most a gap less."""
-    bins: list[tuple[int, ...]] = []
-    for budget in budgets:
-        within = [cost for cost in costs.values() if cost <= budget]
-        if not within:
-            raise InputError(
-                f"--budgets: no route costs {quantity(budget)} FLOPs or less; the cheapest costs "
-                f"{quantity(min(costs.values()))}, so raise or omit this budget"
-            )
-        top = max(within)
-        width = gap(math.nextafter(top, 0))  # of the anchors below: an anchor itself begins the next, wider bins
-        members = tuple(cfg_id for cfg_id, cost in costs.items() if top - width <= cost <= top)
-        if members in bins:
-            raise InputError(f"--budgets: {quantity(budget)} FLOPs allow the same routes as another budget; omit one")
-        bins.append(members)
-    return bins
-
-
 SAMPLERS: dict[str, type[Sampler]] = {"uniform": Uniform, "cost_bins": CostBins}
 """The samplers by the name that the setting `sampler` gives them; one of your own is added here."""
 
@@ -183,19 +153,16 @@ def removal_of(name: object) -> str | None:
 
 
 def check_sampler(settings: StitchRecipe) -> None:
-    """Refuse an unknown sampler, and settings that it does not have."""
-    name, default = settings.sampler, StitchRecipe()
+    """Refuse an unknown sampler, and warn of settings that it does not have."""
+    name = settings.sampler
     if (removal := removal_of(name)) is not None:
         raise InputError(f"--sampler {name} was removed ({removal}); choose from {', '.join(SAMPLERS)}")
     if name not in SAMPLERS:
         raise unknown("value of --sampler", name, SAMPLERS)
     for option in sorted(set().union(*(sampler.options for sampler in SAMPLERS.values())) - SAMPLERS[name].options):
-        if getattr(settings, option) != getattr(default, option):
+        if getattr(settings, option) is not None:  # no error: it may be in a published file
             having = ", ".join(other for other, sampler in SAMPLERS.items() if option in sampler.options)
-            message = f"{flag_of(option)} has no effect with --sampler {name}; choose from {having}"
-            if option not in _IN_PUBLISHED_FILES:
-                raise InputError(message)
-            _logger.warning("%s", message)
+            _logger.warning("%s has no effect with --sampler %s; choose from %s", flag_of(option), name, having)
 
 
 def create_sampler(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from timm.utils import random_seed
 from torch import nn
 
@@ -20,7 +19,7 @@ from stitchkit.display import counted
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.checkpoint_files import read_alike
 from stitchkit.engine.settings import Autocast, EngineSettings
-from stitchkit.errors import InputError, prefixed
+from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.measure.recalibrate import with_calibration
 from stitchkit.model.snnet import SNNet
@@ -34,7 +33,6 @@ from stitchkit.training.data import Datasets, Loaders, create_loaders, open_data
 from stitchkit.training.dense.data import create_pair_loaders, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
-from stitchkit.training.task import class_weights
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +50,6 @@ class Session:
     loaders: Loaders
     input_size: tuple[int, ...]  # `(C, H, W)`
     classes: tuple[str, ...]  # in the order of their numbers; empty if the dataset does not know them
-    class_weights: torch.Tensor | None  # in the loss, `[num_classes]`; None for equal ones
     world: World
     by_agreement: bool = False  # whether answers are compared with those of the end anchors, because labels are missing
 
@@ -97,7 +94,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     built = network.with_trained_classes(recipe, content) if config is not None and not learned else recipe
     model = network.create_network(built, config, learned)
     network.prepare_as_trained(model, recipe, content)
-    size, timm_model, weights = network.input_size(model, recipe), as_timm(model), None
+    size, timm_model = network.input_size(model, recipe), as_timm(model)
     if not timm_model.num_classes and needs_classes and not (recipe.run.eval and isinstance(model, SNNet)):
         raise InputError(
             "the network has no classifier; give --num-classes, or train without labels by --loss features"
@@ -110,12 +107,9 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
         datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
         num_classes=timm_model.num_classes if needs_classes else 0,
     )  # fmt: skip
-    if recipe.loss.class_weights and datasets.train is not None and not recipe.run.eval:
-        with prefixed("--class-weights: "):
-            weights = class_weights(recipe.loss.class_weights, datasets.train, timm_model.num_classes)
     network.place_network(model, recipe, world)
     classes = datasets.classes if needs_classes else ()
-    return Session(recipe, config, model, loaders, size, classes, weights, world, by_agreement)
+    return Session(recipe, config, model, loaders, size, classes, world, by_agreement)
 
 
 def labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list[list[str]]) -> bool:
@@ -158,7 +152,7 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, conte
         train, judged, recipe, world, input_size=size, model_config=as_timm(model).pretrained_cfg
     )
     network.place_network(model, recipe, world)
-    return Session(recipe, config, model, loaders, size, judged.classes, None, world)
+    return Session(recipe, config, model, loaders, size, judged.classes, world)
 
 
 def engine_settings(recipe: Recipe) -> EngineSettings:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -14,8 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.classes import check_classes
-from stitchkit.data.folders import FolderReader
-from stitchkit.data.labelled_images import Images
 from stitchkit.engine.loop import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
@@ -27,7 +24,6 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.data import weights_dtype
 from stitchkit.training.features import FeatureLoss
-from stitchkit.training.preserve import Replay
 from stitchkit.training.samplers import Sampler
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +37,6 @@ class StitchTask(Task):
         criterion: Loss function of logits and labels.
         sampler: Draws the stitch of a step; None trains a plain model.
         teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
-        replay: Draws anchors more often, and teaches them in place of the teacher.
         features: Gives the loss of the final features of every route, beside or in place of the others.
         settings: Whether labels are used, and kind, share and temperature of the teacher's loss.
         mean: The student's mean for the normalisation of images; so is `std`. The teacher has its own.
@@ -51,12 +46,12 @@ class StitchTask(Task):
 
     def __init__(
         self, model: nn.Module, criterion: nn.Module, *, sampler: Sampler | None = None,
-        teacher: DistillationTeacher | None = None, replay: Replay | None = None, features: FeatureLoss | None = None,
+        teacher: DistillationTeacher | None = None, features: FeatureLoss | None = None,
         settings: StitchRecipe | None = None, mean: Sequence[float] = (), std: Sequence[float] = (),
         device: torch.device | None = None, dtype: torch.dtype = torch.float32,
     ):  # fmt: skip
         super().__init__(model, criterion, device=device, dtype=dtype, verbose=False)
-        self.sampler, self.teacher, self.replay, self.features = sampler, teacher, replay, features
+        self.sampler, self.teacher, self.features = sampler, teacher, features
         self.num_routes = max(sampler.cfg_ids) + 1 if sampler else 0
         self.settings = settings or StitchRecipe()
         if teacher is not None:
@@ -66,17 +61,13 @@ class StitchTask(Task):
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """The `cfg_id` that the sampler draws; none for a plain model."""
-        if self.sampler is None:
-            return ()
-        draw = self.sampler.draw
-        return (self.replay.draw(draw, step, rank) if self.replay else draw(step, rank),)
+        return () if self.sampler is None else (self.sampler.draw(step, rank),)
 
     def train(self, mode: bool = True) -> StitchTask:
-        """Set the mode; teachers stay in evaluation mode."""
+        """Set the mode; a teacher stays in evaluation mode."""
         super().train(mode)
-        for teacher in (self.teacher, self.replay):
-            if teacher is not None:
-                teacher.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
@@ -97,21 +88,17 @@ class StitchTask(Task):
         # Distilled networks have a second classifier, for the teacher.
         logits, taught = output if isinstance(output, tuple) else (output, output)
         if self.settings.uses_labels:
-            losses.append(self._label_loss(images, labels, cfg_id, logits, taught))
+            losses.append(self._label_loss(images, labels, logits, taught))
         return {"loss": sum(losses[1:], losses[0]), "output": logits}
 
     def _label_loss(
-        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None, logits: torch.Tensor, taught: torch.Tensor
+        self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, taught: torch.Tensor
     ) -> torch.Tensor:
         """The loss of logits for labels, and of those for the teacher if there is one."""
         loss: torch.Tensor = self.criterion(logits, labels)
-        alpha = self.settings.distillation_alpha
-        if self.replay is not None and cfg_id in self.replay.anchors:
-            wanted = self.replay(images, cfg_id)
-            # A copy in evaluation mode gives the mean of both if the network is a distilled one.
-            return (1 - alpha) * loss + alpha * self._divergence((logits + taught) / 2, wanted)
         if self.teacher is None:
             return loss
+        alpha = self.settings.distillation_alpha
         with torch.no_grad():
             wanted = self.teacher(self.teacher.normalize_input(images, self.student_mean, self.student_std))
         if self.settings.distillation_type == "hard":
@@ -128,7 +115,7 @@ class StitchTask(Task):
 def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
     std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
-    class_weights: torch.Tensor | None = None, replay: Replay | None = None, features: FeatureLoss | None = None,
+    features: FeatureLoss | None = None,
 ) -> StitchTask:  # fmt: skip
     """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`."""
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
@@ -139,15 +126,13 @@ def create_task(
         set_distilled = getattr(anchor, "set_distilled_training", None)
         if teacher is not None and set_distilled is not None:
             set_distilled(True)
-    if class_weights is not None:
-        class_weights = class_weights.to(device, dtype)
     return StitchTask(
-        model, _create_criterion(recipe, class_weights), sampler=sampler, teacher=teacher, replay=replay,
+        model, _create_criterion(recipe), sampler=sampler, teacher=teacher,
         features=features, settings=stitch, mean=mean, std=std, device=device, dtype=dtype,
     )  # fmt: skip
 
 
-def _create_criterion(recipe: Recipe, class_weights: torch.Tensor | None) -> nn.Module:
+def _create_criterion(recipe: Recipe) -> nn.Module:
     """The loss function of logits and labels."""
     augment, loss = recipe.augment, recipe.loss
     smoothing = 0.0 if augment.mixes else augment.smoothing  # mixed labels are already smooth
@@ -157,28 +142,11 @@ def _create_criterion(recipe: Recipe, class_weights: torch.Tensor | None) -> nn.
         criterion = BinaryCrossEntropy(
             smoothing, loss.bce_target_thresh, sum_classes=loss.bce_sum, pos_weight=loss.bce_pos_weight
         )
-    elif class_weights is not None:
-        criterion = nn.CrossEntropyLoss(class_weights, label_smoothing=smoothing)  # of mixed labels too
     elif augment.mixes:
         criterion = SoftTargetCrossEntropy()
     else:
         criterion = LabelSmoothingCrossEntropy(smoothing) if smoothing else nn.CrossEntropyLoss()
     return criterion
-
-
-def class_weights(text: str, images: Images, num_classes: int) -> torch.Tensor:
-    """The weights `[num_classes]` of a `ClassWeights`; balanced ones are inverse to the counts, and 1 on average."""
-    if text == "balanced":
-        reader = getattr(images, "reader", None)
-        if not isinstance(reader, FolderReader):
-            raise InputError("balanced requires an image folder; for this data set, give a number for each class")
-        counts = Counter(label for _, label in reader.samples)
-        mean = counts.total() / len(counts)
-        return torch.tensor([mean / counts[label] if label in counts else 0.0 for label in range(num_classes)])
-    weights = [float(word) for word in text.split(",")]
-    if len(weights) != num_classes:
-        raise InputError(f"'{text}' is not for {num_classes} classes; give {num_classes} numbers, in their order")
-    return torch.tensor(weights)
 
 
 def has_same_classes(stitch: StitchRecipe, classes: int) -> bool:

@@ -29,12 +29,12 @@ from stitchkit.progress import progress
 from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.files import read_settings_file
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
+from stitchkit.training.dense.judging import DenseFigures
 from stitchkit.training.dense.task import create_dense_task
-from stitchkit.training.dense.validation import DenseFigures
 from stitchkit.training.features import FeatureLoss
-from stitchkit.training.network import sampler_of, uncompiled
+from stitchkit.training.network import sampler_of
 from stitchkit.training.optim import create_optimisation
-from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, say_frozen
+from stitchkit.training.preserve import UntouchedAnchors, freeze, say_frozen
 from stitchkit.training.samplers import Sampler
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import cut_summaries, write_fit, write_losses, write_summary
@@ -138,18 +138,17 @@ def _prepare(
     assert loader is not None, "training opens the training split"
     if resume:
         content = load_run(session)
-    sampler = replay = features = None
+    sampler = features = None
     if isinstance(model, SNNet):
         freeze(model, recipe.stitch)
         sampler = sampler_of(model, recipe)  # refuses a network without anything to train
-        if line := uncompiled(model)(say_frozen)(model, recipe.stitch):
+        if line := say_frozen(model, recipe.stitch):
             _logger.info("%s", line)
         if recipe.stitch.uses_features:
             features = FeatureLoss(model, recipe.stitch)
         if content is None and not recipe.model.initial_checkpoint and recipe.stitch.ls_init:
             _fit(session, model, loader)
-        replay = Replay(model) if recipe.stitch.way_to_preserve == "replay" else None
-    untouched = UntouchedAnchors(replay.copies if replay else features.copies if features else None)
+    untouched = UntouchedAnchors(features.copies if features else None)
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task: StitchTask
     if isinstance(model, DenseSNNet):
@@ -157,8 +156,7 @@ def _prepare(
     else:
         task = create_task(
             model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-            classes=session.classes, sampler=sampler, class_weights=session.class_weights, replay=replay,
-            features=features,
+            classes=session.classes, sampler=sampler, features=features,
         )  # fmt: skip
     trainer = Trainer(
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),

@@ -8,11 +8,9 @@ from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.training.samplers import CostBins
-from stitchkit.training.task import StitchTask
+from studies.samplers.replay import SECOND, ReplayTask
 
 _ROUTES = 3
-_SECOND = 1 << 40
-"""The step of `Replay`'s second draw, counted from the first."""
 
 
 class BestOf(CostBins):
@@ -28,7 +26,7 @@ class BestOf(CostBins):
         return tuple(random.choice(members, size=min(_ROUTES, len(members)), replace=False).tolist())
 
 
-class BestOfTask(StitchTask):
+class BestOfTask(ReplayTask):
     """Trains the route with the lowest loss among those of `BestOf`; for networks without batch norms."""
 
     sampler: BestOf
@@ -38,13 +36,13 @@ class BestOfTask(StitchTask):
         first = self.sampler.routes(step, rank)
         if self.replay is None or not self.replay.anchors.keys().isdisjoint(first):
             return first
-        second = self.sampler.routes(step + _SECOND, rank)
+        second = self.sampler.routes(step + SECOND, rank)
         return tuple(route for route in second if route in self.replay.anchors) or first
 
     def forward(
         self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None, *others: int
     ) -> dict[str, torch.Tensor]:
-        """As in `StitchTask`, for the best of some routes."""
+        """As in `ReplayTask`, for the best of some routes."""
         if others:
             assert cfg_id is not None, "it comes with others"
             cfg_id = self.best((cfg_id, *others), images, labels)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from stitchkit.training.samplers import CostBins
-from stitchkit.training.task import StitchTask
+from studies.samplers.replay import ReplayTask
 
 RANDOM = 2
 
@@ -33,7 +33,7 @@ class Sandwich(CostBins):
         return tuple(dict.fromkeys((*self.ends, *others)))
 
 
-class SandwichTask(StitchTask):
+class SandwichTask(ReplayTask):
     """Trains the routes of `Sandwich`: the first by labels and its teacher, the others by its logits.
 
     A further anchor with a copy learns from that copy. The loss is the sum over the routes.
@@ -48,7 +48,7 @@ class SandwichTask(StitchTask):
     def forward(
         self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None, *taught: int
     ) -> dict[str, torch.Tensor]:
-        """As in `StitchTask`, with the losses of further routes."""
+        """As in `ReplayTask`, with the losses of further routes."""
         first = super().forward(images, labels, cfg_id)
         loss = first["loss"]
         for route in taught:

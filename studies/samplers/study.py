@@ -28,10 +28,11 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.network import sampler_of
-from stitchkit.training.preserve import Replay, freeze
+from stitchkit.training.preserve import freeze
 from stitchkit.training.task import create_task
 from studies.samplers.best_of import BestOfTask
 from studies.samplers.plug_in import plugged_in
+from studies.samplers.replay import Replay
 
 Hits = NDArray[np.bool_]
 Figures = NDArray[np.float64]
@@ -87,17 +88,24 @@ def config_of(way: str) -> Path:
     return OUTPUT / f"{way}.json"
 
 
+def preserved(way: str) -> str:
+    """The `--preserve` of a way to keep the anchors; the task replays them."""
+    return "none" if way == "replay" else way
+
+
 def step_flops(sampler: str, way: str) -> float:
     """Mean FLOPs, forward and backward, that a training step spends on an image, by torch's count."""
     config = StitchConfig.load(config_of(way))
-    recipe = make_recipe({**config.recipe, "sampler": sampler, "preserve": way, "stitch_config": str(config_of(way))})
+    recipe = make_recipe(
+        {**config.recipe, "sampler": sampler, "preserve": preserved(way), "stitch_config": str(config_of(way))}
+    )
     torch.manual_seed(0)
     model = stitchkit.create_snnet(config.with_updates(recipe), checkpoints=False).train()
     freeze(model, recipe.stitch)
-    with plugged_in(sampler):
+    with plugged_in(sampler, Replay(model) if way == "replay" else None):
         task = create_task(
             model, recipe, torch.device("cpu"), sides=model.input_size[1:], mean=(0.5,) * 3, std=(0.5,) * 3,
-            sampler=sampler_of(model, recipe), replay=Replay(model) if way == "replay" else None,
+            sampler=sampler_of(model, recipe),
         )  # fmt: skip
     task.train()
     x, labels = torch.randn(BATCH, *model.input_size), torch.arange(BATCH) % 10
@@ -131,13 +139,15 @@ def train_and_judge(row: tuple[str, str, int, int]) -> str:
     hits = hits_of(*row)
     if hits.exists():
         return hits.stem
-    with plugged_in(sampler):
+    # From the configuration, whose anchors no training has changed, also when a run resumes.
+    replay = Replay(stitchkit.create_snnet(config_of(way))) if way == "replay" else None
+    with plugged_in(sampler, replay):
         run = stitchkit.train(
             DATA, stitch_config=str(config_of(way)), output=str(OUTPUT), experiment=hits.stem, resume="auto", seed=seed,
-            sampler=sampler, preserve=way, epochs=epochs, warmup_epochs=epochs * WARM_UP, batch_size=BATCH,
+            sampler=sampler, preserve=preserved(way), epochs=epochs, warmup_epochs=epochs * WARM_UP, batch_size=BATCH,
             val_interval=epochs,
         )  # fmt: skip
-    config = StitchConfig.load(config_of(way)).with_updates(make_recipe({"preserve": way}))
+    config = StitchConfig.load(config_of(way)).with_updates(make_recipe({"preserve": preserved(way)}))
     model = stitchkit.create_snnet(config, checkpoints=False).eval()
     stitchkit.load_checkpoint(model, run.checkpoint)
     np.save(hits, judge(model))

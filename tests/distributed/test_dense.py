@@ -271,7 +271,6 @@ def test_tools_take_the_ledger(trained, scenes, capsys):
 REFUSED = [
     (["--head", "setr"], "--head is for dense prediction; add --task segmentation or --task depth"),
     (["--task", "depth", "--mixup", "0.8"], "--mixup 0.8 does not apply to --task depth"),
-    (["--task", "depth", "--preserve", "replay"], "--preserve replay needs classes of whole images"),
     (["--task", "segmentation", "--levels", "2", "1"], "levels are [2, 1]; give blocks of 'b' in ascending order"),
     (["--task", "segmentation", "--head", "dpt"], "the dpt head needs 4 levels, not 3"),
     (["--task", "segmentation", "--num-classes", "3"], "classes.txt' names 10 classes; omit it, or give 10"),

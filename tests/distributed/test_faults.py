@@ -18,7 +18,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import stitchkit.engine.checkpoint_files as checkpoint
-from stitchkit.assembly.train.testing import ImageTest
 from stitchkit.cli import main
 from stitchkit.data.folders import open_images
 from stitchkit.data.loader_processes import explained
@@ -625,7 +624,8 @@ def test_an_epoch_of_an_infinite_validation_loss_is_not_saved(subject, trained, 
     assert trained("infinite", "--epochs", "1") == 0
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "_score", lambda *sums: inner(*sums)._replace(loss=torch.inf))
-        patch.setattr(ImageTest, "measure", lambda evaluator, *_: ([torch.inf] * len(evaluator.columns), [torch.inf]))
+        infinite = lambda _, measures, *__: ([torch.inf] * len(measures), [torch.inf])  # noqa: E731
+        patch.setattr("stitchkit.assembly.train.testing._of_images", infinite)
         assert trained("infinite", "--resume", "auto", "--epochs", "2") == 2
     assert "validation loss are not finite after epoch 2; stopped." in capsys.readouterr().err
     assert subject.content(tmp_path / "infinite")["epoch"] == (1 if subject.name == "job" else 0), "the first's end"

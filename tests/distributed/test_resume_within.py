@@ -146,10 +146,10 @@ def test_checkpoints_within_an_epoch(subject, trained, unbroken, tmp_path, monke
             os.kill(os.getpid(), signal.SIGINT)
         return inner(*arguments, **options)
 
-    means = testing.ImageTest.measure
+    means = testing._of_images
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "evaluate", partial(stopped, evaluate.evaluate))
-        patch.setattr(testing.ImageTest, "measure", lambda *arguments: stopped(means, *arguments))
+        patch.setattr(testing, "_of_images", lambda *arguments: stopped(means, *arguments))
         assert trained("validation") == 130
     assert subject.content(tmp_path / "validation")["within"]["ranks"][0]["position"]["done"] == 8
     assert trained("validation", "--resume", "auto") == 0

@@ -18,7 +18,7 @@ from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.train.data import TrainingLoader, open_data
 from stitchkit.assembly.train.metrics import planned_columns
-from stitchkit.assembly.train.testing import PixelTest
+from stitchkit.assembly.train.testing import _of_pixels
 from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
@@ -118,15 +118,14 @@ def rebuilt(out, checkpoint):
 def test_a_step_of_three_tasks_on_one_trunk_is_that_of_a_direct_computation(tails, data, tmp_path):
     heads = [tail("ClassifierHead"), tail("SegmentationHead"), "DepthHead"] if tails else []
     config = job(data, *heads, batch_size=16) | {"checkpoint_initial_model": True}
-    config["train_config"]["tasks"][1]["loss_scale"] = 2.5
     out, result = run(config, tmp_path)
     network, opened = rebuilt(out, "model-0.pth")
     [(images, labels)] = TrainingLoader([each.train for each in opened])
     with torch.no_grad():
-        (first, _, depth), ratio = losses(network.eval(), images, labels, tails=tails)
-    scales = [first.item(), 2.5, torch.sqrt(ratio[labels[2] > 0].var() + depth**2).item()]
+        (first, second, depth), ratio = losses(network.eval(), images, labels, tails=tails)
+    scales = [first.item(), second.item(), torch.sqrt(ratio[labels[2] > 0].var() + depth**2).item()]
     (classes, masks, depth), _ = losses(network.train(), images, labels, tails=tails)
-    total = classes / scales[0] + masks / 2.5 + depth / scales[2]
+    total = classes / scales[0] + masks / scales[1] + depth / scales[2]
     row = result.iloc[-1]
     names = ("images", "scenes-segmentation", "scenes-depth")
     assert [row[f"{name}/Main Loss"] for name in names] == pytest.approx([classes.item(), masks.item(), depth.item()])
@@ -192,13 +191,13 @@ def test_law_7_windows_of_a_job_run_in_portions(data):
     config = job(data, kinds=("depth",), batch_size=4)
     config["train_config"]["data_preprocessing"]["image_size"] = 16  # nine windows in an image
     config = JobConfig.parse(config)
-    ((task,), (opened,)), figures = (config.train_config.resolved_tasks, open_data(config, CPU)), []
+    (opened,), figures = open_data(config, CPU), []
     head = torch.nn.Conv2d(3, 1, 3, padding=1)
     for portion in (4, 1000):
         sizes, opened.test.batch_size = [], portion
         head.register_forward_pre_hook(lambda _, given, sizes=sizes: sizes.append(len(given[0])))
-        test = PixelTest(task, opened.test, 1, {(None, "RMSE"): "rmse"}, nullcontext)
-        figures += test.measure(head, lambda x: {None: head(x)}, lambda: None)[0]
+        run = (head, lambda x: {None: head(x)}, lambda: None)
+        figures += _of_pixels(opened, {(None, "RMSE"): "rmse"}, nullcontext, *run)[0]
         assert max(sizes) == min(portion, 9 * len(opened.test.own))
     assert figures[0] == pytest.approx(figures[1])
 
@@ -230,8 +229,6 @@ def test_one_head_and_one_dense_data_set(data, tmp_path):
     ("change", "words"),
     [
         ({"task": "pose"}, "tasks[0].task"),
-        ({"loss_scale": 0}, "tasks[0].loss_scale"),
-        ({"class_weights": "balanced"}, "tasks[0].class_weights is for classification; segmentation has its own loss"),
         ({"loss_fn": "nll_loss"}, "tasks[0].loss_fn is for classification; segmentation has its own loss"),
         ({"metrics": [{"metric_fn": "mIoU"}]}, "metrics[0].metric_fn: unknown metric of segmentation 'mIoU'; did you"),
         ({"metrics": [{"metric_fn": "rmse"}]}, "unknown metric of segmentation 'rmse'"),

@@ -128,13 +128,11 @@ def test_law_8_a_stopped_evaluation_repeats_only_what_is_not_in_the_ledger(evalu
 def test_law_9_two_ranks_judge_as_one(evaluated):
     """Odd batches: the ranks have different numbers of images."""
     folder, evaluate = evaluated
-    assert main([*evaluate, "one", "--self-stitch"]) == 0
-    run_on_two_ranks([[*evaluate, "two", "--self-stitch"]])
+    assert main([*evaluate, "one"]) == 0
+    run_on_two_ranks([[*evaluate, "two"]])
     assert len(rows(folder, "two")) == 17
     for one, two in zip(rows(folder, "one"), rows(folder, "two"), strict=True):
-        assert two == one | {
-            key: pytest.approx(one[key], rel=1e-4) for key in ("cosine", "cka", "self_cosine", "self_cka") if key in one
-        }
+        assert two == one | {key: pytest.approx(one[key], rel=1e-4) for key in ("cosine", "cka") if key in one}
 
 
 def test_other_labelled_images_make_another_ledger(evaluated, capsys):
@@ -167,34 +165,17 @@ def test_stitches_with_statistics_of_their_own_are_judged_with_these(images, tmp
         assert set(FIGURES) <= one.keys()
 
 
-def test_an_anchor_that_is_joined_to_itself_keeps_all_that_the_fit_can_see(evaluated):
-    folder, evaluate = evaluated
-    assert main([*evaluate, "self", "--self-stitch"]) == 0
-    found = {row["cfg_id"]: row for row in rows(folder, "self")}
-    assert [cfg_id for cfg_id, row in found.items() if "self_cosine" in row] == [1, 2], "the anchors that are ends"
-    for cfg_id in (1, 2):
-        assert found[cfg_id]["self_cosine"] == pytest.approx(100, abs=1e-3)
-        assert all(found[cfg_id][f"self_{key}"] == found[cfg_id][key] for key in ("knn", "linear"))
-    assert main([*evaluate, "few", "--eval-stitches", "0,1,3"]) == 0
-    before = rows(folder, "few")
-    assert main([*evaluate, "few", "--eval-stitches", "0,1,3", "--self-stitch", "--stitch-init-bs", "1"]) == 0
-    row = rows(folder, "few")[1]
-    assert row["self_cosine"] < 99, "the rows of one image do not span the channels"
-    added = {key: row[key] for key in ("self_cosine", "self_cka", "self_knn", "self_linear")}
-    assert rows(folder, "few") == [before[0], before[1] | added, before[2]], "added to the rows that there were"
-
-
 def test_what_is_for_features_is_refused_with_classes(images, tmp_path, capsys):
     config = tmp_path / "vit.json"
     config.write_text(json.dumps(FAMILIES["vit"]))
     torch.save({"state_dict": family_snnet("vit").state_dict()}, tmp_path / "net.pth")
     flags = ["train", images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
-    for given in (["--self-stitch"], ["--bank-images", "5"]):
-        evaluation = [*flags, "--eval", "--resume", tmp_path / "net.pth", *given]
-        assert main([*map(str, evaluation)]) == 2
-        assert f"{given[0]} requires networks without classes" in capsys.readouterr().err
-        assert main([*map(str, [*flags, *given])]) == 2
-        assert f"{given[0]} has no effect on its own; add --eval" in capsys.readouterr().err
+    given = ["--bank-images", "5"]
+    evaluation = [*flags, "--eval", "--resume", tmp_path / "net.pth", *given]
+    assert main([*map(str, evaluation)]) == 2
+    assert "--bank-images requires networks without classes" in capsys.readouterr().err
+    assert main([*map(str, [*flags, *given])]) == 2
+    assert "--bank-images has no effect on its own; add --eval" in capsys.readouterr().err
 
 
 def test_images_without_a_class_count_only_if_none_has_one():

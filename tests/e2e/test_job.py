@@ -303,9 +303,6 @@ def test_a_dry_run_needs_neither_data_nor_weights_and_finds_mistakes(tmp_path, c
 
 
 def test_a_dry_run_takes_only_absent_data_for_missing(images, tmp_path, capsys):
-    path = write_job(tmp_path, job_config(images))
-    line = refusal(capsys, path, "out", "--dry-run", "--class-weights", "1,2")
-    assert "'1,2' is not for 4 classes; give 4 numbers" in line
     path = write_job(tmp_path, job_config(images, val_split="held_out"))
     assert "has no held_out/ folder" in refusal(capsys, path, "out", "--dry-run")
     path = write_job(tmp_path, job_config("nowhere"))
@@ -355,20 +352,6 @@ def test_the_rate_is_that_of_the_last_step(images, tmp_path):
     settings = {"lr_scheduler": "ExponentialLR", "lr_scheduler_args": {"gamma": 0.5, "cadence": "steps"}}
     result = run(write_job(tmp_path, job_config(images, epochs=2, **settings)), tmp_path / "out")
     assert result["LR"].iloc[1:].tolist() == pytest.approx([0.01 * 0.5**3, 0.01 * 0.5**7])
-
-
-def test_class_weights_are_those_of_the_loss(images, tmp_path, capsys):
-    """The four classes have as many images each, so balanced weights are 1, and the weight of the loss counts."""
-    losses = {}
-    for given in (None, "balanced", "1,2,0,1"):
-        config = job_config(images, max_steps=1, class_weights=given)
-        losses[given] = run(write_job(tmp_path, config), tmp_path / str(given))["Loss"].iloc[-1]
-    assert losses["balanced"] == losses[None] != losses["1,2,0,1"]
-    explicit = job_config(images, max_steps=1, loss_fn_args={"weight": [1.0, 2.0, 0.0, 1.0]})
-    assert run(write_job(tmp_path, explicit), tmp_path / "explicit")["Loss"].iloc[-1] == losses["1,2,0,1"]
-    path = write_job(tmp_path, job_config(images))
-    said = refusal(capsys, path, tmp_path / "x", "--class-weights", "1,2")
-    assert "train_config.class_weights: '1,2' is not for 4 classes" in said
 
 
 def test_the_total_loss_is_the_weighted_mean():

@@ -11,7 +11,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.ship.stitch_files import load_stitch
 from tests.support import FLAGS, weights, write_config
 
-MODES = ("frozen", "lora", "replay")
+MODES = ("frozen", "lora")
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +34,17 @@ def changed(folder, mode):
 
 def test_only_what_a_mode_trains_changes(trained):
     parts = {mode: {name.partition(".")[0] for name in changed(trained, mode)} for mode in MODES}
-    assert parts == {
-        "frozen": {"stitch_layers"}, "lora": {"stitch_layers", "updates"}, "replay": {"stitch_layers", "anchors"}
-    }  # fmt: skip
+    assert parts == {"frozen": {"stitch_layers"}, "lora": {"stitch_layers", "updates"}}
 
 
 def test_checkpoints_keep_the_anchors_as_they_were(trained):
     contents = {mode: torch.load(trained / mode / "last.pth.tar", weights_only=True) for mode in MODES}
-    assert ["copies" in contents[mode] for mode in MODES] == [False, False, True]
     assert contents["lora"]["stitch_config"]["anchor_lora_r"] == 2
     anchors = {
         mode: {k: v for k, v in contents[mode]["state_dict"].items() if k.startswith("anchors")} for mode in MODES
     }
-    for mode in ("frozen", "lora"):
-        for key, value in anchors[mode].items():
-            assert torch.equal(value, contents["replay"]["copies"][key.removeprefix("anchors.")])
+    for key, value in anchors["lora"].items():
+        assert torch.equal(value, anchors["frozen"][key])
     assert all(set(content["alone"]) == {"ti", "s", "b"} for content in contents.values())
 
 
@@ -61,7 +57,7 @@ def test_the_summary_shows_each_anchors_change(trained, mode):
     for row in rows:
         for label in ("ti", "s", "b"):
             assert float(row[f"eval_{label}_change"]) == float(row[f"eval_{label}_acc1"]) - alone[label]
-            assert mode == "replay" or float(row[f"eval_{label}_change"]) == 0
+            assert float(row[f"eval_{label}_change"]) == 0
     log = (trained / mode / "log.txt").read_text()
     said = "  ".join(f"{label} {float(rows[1][f'eval_{label}_change']):+.2f}" for label in ("ti", "s", "b"))
     assert f"against alone  {said}\n" in log

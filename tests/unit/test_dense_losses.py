@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stitchkit.training.dense.losses import SegmentationLoss, SigLoss
+from stitchkit.training.dense.task import SegmentationLoss, SigLoss
 from tests.resizing import bilinear
 
 B, K, H, W = 4, 5, 9, 14
@@ -43,6 +43,11 @@ def plain_cross_entropy(output, masks):
     return -sum(np.log(share[b, masks[b, y, x], y, x]) for b, y, x in known) / masks.size
 
 
+def begun(loss, *, warm):
+    loss.begin(0 if warm else 100)
+    return loss
+
+
 def plain_sig(output, target, *, warm=False, farthest=10.0):
     x, t = bilinear(output, H, W)[:, 0], target.numpy().astype(np.float64)
     pairs = [(p, t) for p, t in zip(x.flat, t.flat, strict=True) if 1e-3 <= t <= farthest]
@@ -78,14 +83,14 @@ def test_segmentation_equals_plain_numpy(auxiliary, weight):
 def test_depth_equals_plain_numpy(warm, farthest, auxiliary):
     outputs, target = depths(auxiliary=auxiliary), true_depths()
     plain = [plain_sig(output.detach(), target, warm=warm, farthest=farthest) for output in outputs]
-    check(SigLoss(max_depth=farthest)(outputs, target, warm=warm), outputs, weighed(plain, 0.4))
+    check(begun(SigLoss(max_depth=farthest), warm=warm)(outputs, target), outputs, weighed(plain, 0.4))
 
 
 def test_only_depth_has_warm_steps():
     outputs, masks = logits(), classes()
     assert (SegmentationLoss.warm_steps, SigLoss.warm_steps) == (0, 100)
     loss = SegmentationLoss()
-    assert loss(outputs, masks, warm=True) == loss(outputs, masks)
+    assert begun(loss, warm=True)(outputs, masks) == begun(loss, warm=False)(outputs, masks)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -101,7 +106,7 @@ def test_low_precision_of_outputs_is_not_that_of_the_loss(dtype):
 def test_a_batch_of_which_nothing_is_known_teaches_nothing(warm):
     nothing = torch.zeros(B, H, W)
     for outputs, loss, target in ((logits(), SegmentationLoss(), nothing + 255), (depths(), SigLoss(), nothing)):
-        found = loss(outputs, target, warm=warm)
+        found = begun(loss, warm=warm)(outputs, target)
         found.backward()
         assert found == 0
         assert all(output.grad is not None and not output.grad.any() for output in outputs)
@@ -115,19 +120,19 @@ def test_gradients_are_finite_for_few_pixels_and_for_right_depths(pixels, warm):
         target = torch.zeros(1, H, W)
         target.view(-1)[:pixels] = factor * output.detach().view(-1)[:pixels]
         output.grad = None
-        loss = SigLoss()([output], target, warm=warm)
+        loss = begun(SigLoss(), warm=warm)([output], target)
         loss.backward()
         assert loss.item() == pytest.approx(np.sqrt(0.15) * abs(np.log(factor)), abs=1e-3)
         assert output.grad.isfinite().all()
         assert bool(output.grad.any()) == (factor == 2)
 
 
-def gradients(loss, output, target, *, warm=False):
+def gradients(loss, output, target):
     """Of a batch, and the mean of those of its halves."""
     halves = []
     for part, known in zip(output.split(B // 2), target.split(B // 2), strict=True):
-        halves.append(torch.autograd.grad(loss([part], known, warm=warm), output)[0])
-    return torch.autograd.grad(loss([output], target, warm=warm), output)[0], sum(halves) / 2
+        halves.append(torch.autograd.grad(loss([part], known), output)[0])
+    return torch.autograd.grad(loss([output], target), output)[0], sum(halves) / 2
 
 
 def test_halves_of_a_batch_average_to_it():
@@ -138,6 +143,6 @@ def test_halves_of_a_batch_average_to_it():
 
     near = depths(auxiliary=0)[0]
     far = torch.full((B, H, W), 9.0) - noise(H, W).abs()  # farther than all that is predicted
-    torch.testing.assert_close(*gradients(SigLoss(), near, far, warm=True))
+    torch.testing.assert_close(*gradients(begun(SigLoss(), warm=True), near, far))
     whole, halves = gradients(SigLoss(), near, far)
     assert not torch.allclose(whole, halves, rtol=0.1)

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from stitchkit.data.unreadable import NO_CLASS
 from stitchkit.errors import InputError
@@ -13,7 +12,7 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
 from stitchkit.training.features import FeatureLoss, held_out_loss, judged_routes
-from stitchkit.training.preserve import freeze, saved_share, say_frozen
+from stitchkit.training.preserve import freeze, say_frozen
 from stitchkit.training.samplers import create_sampler
 from stitchkit.training.task import create_task
 from tests.support import SPACES, family_snnet, mostly_full, pico_images, pico_snnet, randomize
@@ -175,24 +174,7 @@ def test_frozen_is_the_default_with_features_only():
     model = pico_snnet()
     assert say_frozen(model, settings(preserve="none").stitch) == ""
     freeze(model, settings().stitch)
-    said = "1.38k of 63.4k parameters are trained, which saves 30 % of a step's FLOPs"
-    assert say_frozen(model, settings().stitch) == said
-
-
-@pytest.mark.parametrize("loss", ["features", "task"])
-def test_the_saved_share_is_near_what_torch_counts(loss):
-    """The estimate has the gradient of the image, which nothing needs."""
-
-    def count(way):
-        model = pico_snnet()
-        task, _ = task_of(model, loss=loss, preserve=way)
-        with FlopCounterMode(display=False) as counter:
-            for cfg_id in (cfg_id for cfg_id in model.space.ids if not model.space[cfg_id].is_anchor):
-                task(pico_images(), LABELS, cfg_id)["loss"].backward()  # new images, whose targets are not known
-        return counter.get_total_flops()
-
-    found = saved_share(pico_snnet(), settings(loss=loss, preserve="frozen").stitch)
-    assert found == pytest.approx(1 - count("frozen") / count("none"), abs=0.03)
+    assert say_frozen(model, settings().stitch) == "1.38k of 63.4k parameters are trained"
 
 
 @pytest.mark.parametrize(
@@ -209,8 +191,6 @@ def test_the_saved_share_is_near_what_torch_counts(loss):
         ({"distillation_type": "soft", "teacher_model": "resnet18"}, r"omit it \(--distillation-type none\)"),
         ({"jsd_loss": True, "aug_splits": 2}, "so --jsd-loss would have no effect"),
         ({"bce_loss": True}, "so --bce-loss would have no effect"),
-        ({"class_weights": "balanced"}, "so --class-weights would have no effect"),
-        ({"preserve": "replay"}, "features already teaches each route, also an anchor, by copies of the anchors"),
         ({"fulltune": False}, "--no-fulltune and --preserve frozen both decide"),
         ({"stitch_lr_scale": 0.0}, "--preserve frozen with --stitch-lr-scale 0 would train nothing"),
         ({"stitch_config": None, "model": "resnet18"}, "--loss features requires an SN-Net"),

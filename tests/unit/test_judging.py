@@ -5,17 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 
-import stitchkit
 from stitchkit.measure.agreement import agreement
 from stitchkit.measure.knn import knn
 from stitchkit.measure.linear_probe import linear_probe
-from stitchkit.model.create import snnet_options
-from stitchkit.model.solve import fitted_self_stitch
-from stitchkit.model.transforms import Mlp
-from stitchkit.settings.stitch_config import StitchConfig
-from tests.support import pico_config, pico_images, randomize
 
 
 def clusters(count, seed, width=6, classes=5, spread=1.4):
@@ -81,17 +74,3 @@ def test_classes_may_be_missing_in_the_bank():
     assert linear_probe(bank, labels, queries).tolist() == [4, 0, 2]
     assert knn(bank, labels, queries).tolist() == [4, 0, 2]
     assert knn(bank[:1], labels[:1], queries).tolist() == [4, 4, 4]
-
-
-@pytest.mark.parametrize(("kind", "module"), [("linear", nn.Linear), ("mlp", Mlp)])
-def test_a_self_stitch_has_layers_of_the_runs_kind(kind, module):
-    """Either can be the identity, so with enough images nothing is lost."""
-    config = StitchConfig.parse({**pico_config(), "layer": kind})
-    model = stitchkit.create_snnet(config).eval()
-    randomize(model)
-    anchor, images = model.views["s"], pico_images(64)
-    net = fitted_self_stitch(anchor, [images], method="exact", damping=0.0, layer=snnet_options(config)["layer"]).eval()
-    (joint,) = net.space[0].joints
-    assert isinstance(net.layer(joint).transform, module)
-    with torch.no_grad():
-        torch.testing.assert_close(net(images, 0), anchor.model(images), rtol=1e-3, atol=1e-3)

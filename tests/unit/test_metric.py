@@ -7,12 +7,10 @@ import pytest
 
 from stitchkit.cli import main
 from stitchkit.errors import InputError
-from stitchkit.measure.ledger import read_rows, write_rows
+from stitchkit.measure.ledger import write_rows
 from stitchkit.measure.metric import METRICS, compared, compared_note, in_sentence, metric_of
-from stitchkit.measure.pareto import pareto_front, plot, table
-from stitchkit.measure.self_stitch import ends_in_ledger, self_stitch_note
+from stitchkit.measure.pareto import pareto_front, plot
 from stitchkit.ship.pick import Budget, pick_one
-from tests.support import pico_snnet
 
 ROWS = [
     {"stitch": "s[0:3]", "flops": 10, "params": 5, "cosine": 100.0, "cka": 100.0, "knn": 60.0, "linear": 70.0},
@@ -121,26 +119,6 @@ def test_what_is_of_the_accuracy_alone_is_refused(ledger, tmp_path, capsys):
     assert "has no 'acc1'" in capsys.readouterr().err
     assert main(["pick", ledger, "--metric", "loss"]) == 2
     assert "unknown value of --metric 'loss'" in capsys.readouterr().err
-
-
-def test_the_lines_of_self_stitches(ledger, capsys):
-    own = {"self_cosine": 99.5, "self_cka": 98.0, "self_knn": 59.0, "self_linear": 69.0}
-    rows = [ROWS[0], *ROWS[1:3], ROWS[3] | own]
-    said = "b keeps cosine 99.50, cka 98.00, knn 59.00, linear 69.00 (uncut knn 90.00, linear 90.00)"
-    assert self_stitch_note(rows) == f"joined to themselves in the middle, {said}"
-    assert self_stitch_note(ROWS) == ""
-    assert "self" not in table(rows)
-    write_rows(ledger, rows)
-    assert read_rows(ledger) == rows
-    assert main(["pareto", ledger]) == 0
-    assert said in capsys.readouterr().out
-
-
-def test_anchors_that_are_ends_are_stitched_to_themselves():
-    space = pico_snnet().space
-    assert ends_in_ledger([{"cfg_id": 1, "self_cosine": 99.0}, {"cfg_id": 0}], [2], space) == [1, 2], "none ends in 0"
-    assert ends_in_ledger([], [0, 1, 2, 5], space) == [1, 2]
-    assert ends_in_ledger([], [5], space) == []
 
 
 def test_a_sentence_has_no_explanation_of_a_figure():

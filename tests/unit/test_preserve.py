@@ -4,22 +4,17 @@ import re
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
 from stitchkit.settings.flags import resolve
-from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.checkpoint import check_header
-from stitchkit.training.preserve import Replay, UntouchedAnchors, freeze, warn_of_guesses
-from stitchkit.training.samplers import Uniform
+from stitchkit.training.features import FeatureLoss
+from stitchkit.training.preserve import UntouchedAnchors, freeze, warn_of_guesses
 from stitchkit.training.session import engine_settings
-from stitchkit.training.task import create_task
 from tests.support import pico_config, pico_images, pico_snnet, randomize, write_config
-
-LABELS = torch.tensor([0, 3])
 
 
 def settings(**changes):
@@ -51,54 +46,17 @@ def test_the_front_of_a_frozen_network_keeps_no_graph():
 
 def test_statistics_that_stay_are_not_averaged_over_ranks():
     """The mean of equal numbers on three ranks may be another number."""
-    ways = {way: engine_settings(settings(preserve=way)).dist_bn for way in ("none", "frozen", "lora", "replay")}
-    assert ways == {"none": "reduce", "frozen": "", "lora": "", "replay": "reduce"}
-
-
-def test_anchors_are_drawn_almost_twice_as_often():
-    model = pico_snnet()
-    sampler, replay = Uniform(model.space.ids, lambda _: 0, StitchRecipe(), 3, ()), Replay(model)
-    steps = range(4000)
-    drawn = [replay.draw(sampler.draw, step, 1) for step in steps]
-    assert drawn == [replay.draw(sampler.draw, step, 1) for step in steps], "a pure function of the step"
-    share = len(model.views) / len(model.space)
-    found = sum(cfg_id in replay.anchors for cfg_id in drawn) / len(steps)
-    assert found == pytest.approx(2 * share - share**2, abs=0.03)
-    assert 1.5 * share < found
-    assert {*drawn} == {*model.space.ids}
-
-
-def test_an_anchor_learns_from_its_copy_and_a_stitch_does_not():
-    model = pico_snnet()
-    recipe = settings(preserve="replay", distillation_alpha=0.3, distillation_tau=2.0)
-    replay = Replay(model)
-    task = create_task(
-        model, recipe, torch.device("cpu"), sides=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3, replay=replay
-    )
-    x = pico_images()
-    before = [view.model(x).detach() for view in model.views.values()]
-    randomize(model)  # as a training changes it
-    task.train()
-    assert not any(module.training for module in replay.modules())
-    for cfg_id, wanted in enumerate(before):
-        logits = model(x, cfg_id)
-        p, q = torch.softmax(wanted / 2, 1), torch.softmax(logits / 2, 1)
-        taught = (p * (p / q).log()).sum(1).mean() * 4
-        assert taught > 0.01
-        found = task(x, LABELS, cfg_id)["loss"]
-        torch.testing.assert_close(found, 0.7 * F.cross_entropy(logits, LABELS) + 0.3 * taught)
-    torch.testing.assert_close(task(x, LABELS, 5)["loss"], F.cross_entropy(model(x, 5), LABELS))
-    task(x, LABELS, 0)["loss"].backward()
-    assert all(weight.grad is None for weight in replay.parameters())
-    assert not any("copies" in name for name in task.trainable_module.state_dict())
+    ways = {way: engine_settings(settings(preserve=way)).dist_bn for way in ("none", "frozen", "lora")}
+    assert ways == {"none": "reduce", "frozen": "", "lora": ""}
 
 
 def test_copies_come_back_from_a_checkpoint():
     model = pico_snnet()
-    untouched = UntouchedAnchors(Replay(model).copies, {"ti": 50.0})
+    recipe = settings(loss="features", preserve="none").stitch
+    untouched = UntouchedAnchors(FeatureLoss(model, recipe).copies, {"ti": 50.0})
     state = untouched.state()
     randomize(model)
-    again = UntouchedAnchors(Replay(model).copies)
+    again = UntouchedAnchors(FeatureLoss(model, recipe).copies)
     again.restore(state, "a.pth")
     assert again.alone == {"ti": 50.0}
     for key, value in untouched.copies.state_dict().items():
@@ -118,7 +76,7 @@ def test_a_run_that_trains_nothing_is_refused():
     given = {"stitch_config": "x", "data_dir": "y", "stitch_lr_scale": 0.0}
     with pytest.raises(InputError, match="--preserve frozen with --stitch-lr-scale 0 would train nothing"):
         check(settings(**given, preserve="frozen"))
-    check(settings(**given, preserve="replay"))
+    check(settings(**given, preserve="none"))
 
 
 @pytest.mark.parametrize(("given", "rank"), [(0, 16), (4, 4)])
@@ -130,7 +88,7 @@ def test_the_updates_are_part_of_the_configuration(given, rank):
     assert stitchkit.StitchConfig.parse(config.to_dict()).anchor_lora_r == rank
 
 
-@pytest.mark.parametrize("preserve", ["none", "frozen", "replay"])
+@pytest.mark.parametrize("preserve", ["none", "frozen"])
 def test_updates_that_would_not_be_kept_from_the_anchors_are_refused(preserve, tmp_path):
     path = str(write_config(tmp_path / "pico.json", anchor_lora_r=4))
     given = {"stitch_config": path, "data_dir": "x", "preserve": preserve}

@@ -97,7 +97,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "was trained with --opt adamw, not sgd": ["--resume", last, "--opt", "sgd"],
         "was trained with --sampler cost_bins, not uniform; use": ["--resume", last, "--sampler", "uniform"],
         "was trained with --preserve none, not frozen; use": ["--resume", last, "--preserve", "frozen"],
-        "--class-weights: '1,2' is not for 4 classes": ["--experiment", "new", "--class-weights", "1,2"],
+        "--class-weights was removed: timm has no such flag": ["--experiment", "new", "--class-weights", "1,2"],
         "teacher: unknown timm model": ["--teacher-model", "dei_tiny", "--distillation-type", "hard"],
         "--aa is 'foo', which timm cannot read": ["--aa", "foo"],
         "does not fit the kwargs": ["--experiment", "new", "--pretrained"],
@@ -105,7 +105,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
         "teacher.pth' belongs to another": ["--experiment", "new", *teacher],
         "was measured with mean None, now [0.5]": [*judged, "0", "--mean", "0.5"],
         "cfg_id 999": [*judged, "999"],
-        "--budgets: no route costs 1 FLOPs or less": ["--experiment", "new", "--budgets", "1"],
+        "--preserve replay was removed: studies/samplers shows": ["--experiment", "new", "--preserve", "replay"],
     }
     for said, more in mistakes.items():
         assert main([*dry, *map(str, more)]) == 2

@@ -9,11 +9,10 @@ import torch
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.flags import resolve
-from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.network import check_names
-from stitchkit.training.samplers import SAMPLERS, budget_bins, check_sampler, cost_bins, create_sampler, gap_between
+from stitchkit.training.samplers import SAMPLERS, check_sampler, cost_bins, create_sampler, gap_between
 from tests.support import ROOT, pico_config, write_config
 
 LABELS = torch.tensor([0, 3])
@@ -91,7 +90,6 @@ def test_the_gap_by_default_follows_the_anchors_around_it():
     assert [gap(start) for start in (-5, 0, 31, 32, 100, 320, 900)] == [2, 2, 2, 18, 18, 18, 18]
     assert gap_between([5, 5])(5) == 0, "routes of one cost"
     costs = {0: 0, 1: 32, 2: 320} | {number: 4 * number for number in range(3, 8)} | {8: 33, 9: 51}
-    assert budget_bins(costs, gap, [32, 51]) == [(1,), (8, 9)], "a bin below an anchor follows the pair below it"
     sampler = sampler_of("cost_bins", cfg_ids=tuple(costs), cost=costs.__getitem__, anchors=(0, 1, 2))
     assert sampler.bins == [(0,), (3,), (4,), (5,), (6,), (7,), (1, 8), (9,), (2,)]
 
@@ -112,44 +110,12 @@ def test_each_bin_is_as_likely_or_the_costlier_the_likelier(caplog):
     np.testing.assert_allclose(rising.shares, wanted / wanted.sum())
 
 
-def test_budgets_take_all_draws(caplog):
-    caplog.set_level("INFO")
-    sampler = sampler_of("cost_bins", cost=lambda cfg_id: cfg_id * 10**9, flops_gap=1.0, budgets="2.5G,7G")
-    assert sampler.bins == [(1, 2), (6, 7)]
-    assert "bins at the budgets: 2, of 2 routes each" in caplog.text
-    counts = Counter(draws(sampler, steps=range(400)))
-    assert counts.keys() == {1, 2, 6, 7}
-    total = sum(counts.values())
-    assert counts[1] + counts[2] == pytest.approx(total / 2, rel=0.3)
-    assert budget_bins({0: 3, 1: 5}, lambda _: 0, [9]) == [(1,)]
-    with pytest.raises(InputError, match="no route costs 500M FLOPs or less; the cheapest costs 2G"):
-        budget_bins({0: 2e9}, lambda _: 1e9, [3e9, 5e8])
-
-
-@pytest.mark.parametrize(
-    ("budgets", "message"),
-    [
-        ("2G,x", "budgets is '2G,x', which does not list FLOPs such as 2G,5G: 'x' is not a positive number"),
-        ("", "'' is not a positive number"),
-        ("0", "holds a budget of 0"),
-        ("8ms", "is a latency"),
-    ],
-)
-def test_odd_budgets_are_refused(budgets, message):
-    with pytest.raises(InputError, match=message):
-        parse(StitchRecipe, {"budgets": budgets})
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (
             {"model": "resnet18", "stitch_config": None, "preserve": "frozen"},
             "--preserve requires an SN-Net",
-        ),
-        (
-            {"sampler": "uniform", "budgets": "2G"},
-            "--budgets has no effect with --sampler uniform; choose from cost_bins",
         ),
         (
             {"sampler": "sandwich"},
@@ -168,11 +134,6 @@ def test_settings_of_other_samplers_are_refused(flags, message, tmp_path):
 def test_a_gap_of_a_file_is_told_that_its_sampler_has_none(caplog):
     check_sampler(StitchRecipe(sampler="uniform", flops_gap=1.0))
     assert "--flops-gap has no effect with --sampler uniform; choose from cost_bins" in caplog.text
-
-
-def test_absurd_numbers_are_refused():
-    with pytest.raises(InputError, match="--budgets: 9G FLOPs allow the same routes as another budget"):
-        sampler_of("cost_bins", cost=lambda cfg_id: cfg_id * 10**9, flops_gap=1.0, budgets="8G,9G")
 
 
 def test_the_default_is_published_measured_here_or_every_cost_alike():

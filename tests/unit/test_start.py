@@ -47,29 +47,6 @@ for command in ("pick", "pareto"):
     assert "True" not in python(code % str(ledger))
 
 
-def test_a_mistake_in_the_file_of_a_job_is_found_without_torch(tmp_path):
-    parts, train = "model: {Net: {model_name: resnet18}}\n", "train_config: {dataset: digits, epochs: 1}\n"
-    mistakes = {
-        "epoch": (parts + train.replace("epochs", "epoch"), "line 2: train_config.epoch: unknown key"),
-        "worker": (parts + train + "worker: 3\n", "line 3: worker: unknown key 'worker'; did you mean 'workers'"),
-        "both": (parts + train + "assembly: []\n", "model or assembly: both are set"),
-        "yaml": (parts + "train_config: {", "is not YAML of plain data"),
-    }
-    for name, (text, _) in mistakes.items():
-        (tmp_path / name).write_text(text)
-    code = f"""
-import sys
-from stitchkit.cli import main
-for name in {[*mistakes]}:
-    main(["job", "-c", "{tmp_path}/" + name])
-print("torch" in sys.modules, file=sys.stderr)
-"""
-    *lines, loaded = python(code.replace("import sys", "import sys; sys.stderr = sys.stdout", 1))
-    assert loaded == "False"
-    for line, (_, words) in zip(lines, mistakes.values(), strict=True):
-        assert words in line
-
-
 def test_mistakes_in_a_training_that_only_files_show_need_no_torch(tmp_path):
     anchors = ["vit_tiny_patch16_224", {"name": "vit_small_patch16_224", "checkpoint": "a.pth"}]
     (tmp_path / "stitch.json").write_text(json.dumps({"anchors": anchors}))

@@ -1,6 +1,7 @@
 """The plug-ins of studies/samplers, and the focus of studies/evidence."""
 
 import numpy as np
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -8,24 +9,23 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.network import sampler_of
-from stitchkit.training.preserve import Replay
-from stitchkit.training.samplers import SAMPLERS
+from stitchkit.training.samplers import SAMPLERS, Uniform
 from stitchkit.training.task import create_task
 from studies.evidence.focus import FocusedBins, worth_training
 from studies.samplers.plug_in import plugged_in
+from studies.samplers.replay import Replay
 from studies.samplers.sandwich import Sandwich
 from tests.support import pico_images, pico_snnet, randomize
 
 LABELS = torch.tensor([0, 3])
 
 
-def task_of(name, *, replay=False):
-    model, recipe = pico_snnet(), make_recipe({"sampler": name, "smoothing": 0.0, "flops_gap": 1e-4})
-    copies = Replay(model) if replay else None
-    with plugged_in(name):
+def task_of(name, *, replay=False, **settings):
+    model, recipe = pico_snnet(), make_recipe({"sampler": name, "smoothing": 0.0, "flops_gap": 1e-4, **settings})
+    with plugged_in(name, Replay(model) if replay else None):
         return create_task(
             model, recipe, torch.device("cpu"), sides=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3,
-            sampler=sampler_of(model, recipe), replay=copies,
+            sampler=sampler_of(model, recipe),
         )  # fmt: skip
 
 
@@ -57,6 +57,38 @@ def test_an_anchor_that_a_sandwich_teaches_learns_from_its_copy():
     logits = [model(x, cfg_id) for cfg_id in (5, 0)]
     taught = F.kl_div(logits[1].log_softmax(1), copy.log_softmax(1), reduction="batchmean", log_target=True)
     torch.testing.assert_close(task(x, LABELS, 5, 0)["loss"], F.cross_entropy(logits[0], LABELS) + taught)
+
+
+def test_replay_draws_anchors_almost_twice_as_often():
+    model = pico_snnet()
+    sampler, replay = Uniform(model.space.ids, lambda _: 0, StitchRecipe(), 3, ()), Replay(model)
+    steps = range(4000)
+    drawn = [replay.draw(sampler.draw, step, 1) for step in steps]
+    assert drawn == [replay.draw(sampler.draw, step, 1) for step in steps], "a pure function of the step"
+    share = len(model.views) / len(model.space)
+    found = sum(cfg_id in replay.anchors for cfg_id in drawn) / len(steps)
+    assert found == pytest.approx(2 * share - share**2, abs=0.03)
+    assert {*drawn} == {*model.space.ids}
+
+
+def test_an_anchor_learns_from_its_copy_and_a_stitch_does_not():
+    task = task_of("cost_bins", replay=True, distillation_alpha=0.3, distillation_tau=2.0)
+    model, x = task.network, pico_images()
+    before = [view.model(x).detach() for view in model.views.values()]
+    randomize(model)  # as a training changes it
+    task.train()
+    assert not any(module.training for module in task.replay.modules())
+    assert {0, 1, 2} <= {task.draw(step, 0)[0] for step in range(200)}
+    for cfg_id, wanted in enumerate(before):
+        logits = model(x, cfg_id)
+        p, q = torch.softmax(wanted / 2, 1), torch.softmax(logits / 2, 1)
+        taught = (p * (p / q).log()).sum(1).mean() * 4
+        assert taught > 0.01
+        found = task(x, LABELS, cfg_id)["loss"]
+        torch.testing.assert_close(found, 0.7 * F.cross_entropy(logits, LABELS) + 0.3 * taught)
+    torch.testing.assert_close(task(x, LABELS, 5)["loss"], F.cross_entropy(model(x, 5), LABELS))
+    task(x, LABELS, 0)["loss"].backward()
+    assert all(weight.grad is None for weight in task.replay.parameters())
 
 
 def test_the_best_of_a_bin_is_trained_and_the_search_leaves_no_trace():

@@ -1,7 +1,5 @@
 """Sweeps: their configuration, plan and folders."""
 
-import subprocess
-import sys
 from collections import Counter
 from functools import cache
 
@@ -154,7 +152,7 @@ def test_an_uncut_network_gets_images_as_its_weights_were_trained_with():
     )
 
 
-def test_mistakes_that_need_no_torch_are_found_without_it(tmp_path):
+def test_mistakes_in_files_and_flags(tmp_path, capsys):
     files = {
         "datasets: [digits]\nsedes: [1]\ntrain_config: {epochs: 1}\n": "line 2: sedes: unknown key 'sedes'",
         "stages: []\ntrain_config: {dataset: digits, epoch: 1}\n": "line 2: train_config.epoch: unknown key",
@@ -165,24 +163,14 @@ def test_mistakes_that_need_no_torch_are_found_without_it(tmp_path):
     commands = {
         ("-c", "nowhere.yml"): "'nowhere.yml' cannot be read",
         ("-c", "x", "--hours", "3"): "--hours requires Slurm",
+        ("--report", "nowhere"): "folder 'nowhere' does not exist",
     }
     for number, (text, words) in enumerate(files.items()):
         (tmp_path / f"{number}.yml").write_text(text)
         commands["-c", str(tmp_path / f"{number}.yml")] = words
-    code = f"""
-import sys
-from stitchkit.cli import main
-sys.stderr = sys.stdout
-for flags in {[*commands]}:
-    assert main(["sweep", *flags]) == 2
-assert main(["sweep", "--report", "nowhere"]) == 2
-print("torch" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *lines, loaded = done.stdout.splitlines()
-    assert loaded == "False"
-    for words, line in zip([*commands.values(), "folder 'nowhere' does not exist"], lines, strict=True):
-        assert words in line
+    for flags, words in commands.items():
+        assert main(["sweep", *flags]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_folders(tmp_path):
@@ -249,7 +237,7 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
             "stages[0]: {'Net': {}, 'Subnet': {}} is not a part; write one class name",
         ),
         ({"assembly": SWEEP["stages"]}, "assembly: a sweep has slices in place of a network; remove it"),
-        ({"epochs": 3}, "unknown key 'epochs'"),
+        ({"epochs": 3}, "epochs is at the wrong level"),
         ({"train_config": {"epochs": -1, "dataset": "digits"}}, "train_config.epochs is -1"),
         ({"train_config": [1]}, "train_config is [1]; it must be settings by name"),
         (

@@ -13,7 +13,6 @@ from stitchkit.assembly.sweep import plan as by_dataset
 from stitchkit.assembly.sweep.cluster import LocalPool
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.report.tables import sweep_report
-from stitchkit.assembly.sweep.settings import check_sweep
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.assembly.train.checkpoint import JobCheckpoints
 from stitchkit.assembly.train.job import job_paths, open_job
@@ -449,9 +448,9 @@ def test_mistakes_in_a_search(tmp_path, changes, message):
 def test_flags_of_another_kind(tmp_path):
     path = write_job(tmp_path, job_config("d"), "one.yml")
     with pytest.raises(InputError, match="--trials requires a search, whose file has parameters; omit it"):
-        check_sweep(path, run_cap=3)
+        load_sweep(path, run_cap=3)
     with pytest.raises(InputError, match="--seeds has no effect on heads by encoders"):
-        check_sweep(write_job(tmp_path, {"ft_configs": [str(path)]}), seeds=[1])
+        load_sweep(write_job(tmp_path, {"ft_configs": [str(path)]}), seeds=[1])
 
 
 @pytest.mark.full

@@ -1,6 +1,5 @@
 """The task: losses of labels and teacher, as described."""
 
-from shutil import copytree
 from types import SimpleNamespace
 
 import pytest
@@ -10,12 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import stitchkit
-from stitchkit.data.folders import open_images
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.optim import create_optimizer
-from stitchkit.training.task import class_weights, create_task
+from stitchkit.training.task import create_task
 from tests.support import family_snnet, pico_anchor, pico_images, pico_snnet
 
 LABELS = torch.tensor([0, 3])
@@ -117,42 +115,6 @@ def test_a_teacher_that_cannot_be_loaded_is_named(teacher_path):
 
 def test_the_criterion_follows_the_recipe():
     assert isinstance(task_of(pico_snnet()).criterion, nn.CrossEntropyLoss)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_classes_have_weights_in_the_loss(smoothing):
-    model, weights = pico_snnet(), torch.tensor([1.0, 2.5, 0.0, 4.0])
-    recipe, half = make_recipe({"smoothing": smoothing}), (0.5,) * 3
-    images = pico_images(4)
-    with torch.no_grad():
-        task = create_task(model, recipe, CPU, sides=(16, 16), mean=half, std=half, class_weights=weights)
-        labels = torch.tensor([0, 1, 2, 3])
-        logs = model(images, 4).log_softmax(1)
-        # Smoothing gives each class its share of every label, and the class's own weight with it.
-        shares = (1 - smoothing) * torch.eye(4) + smoothing / 4
-        expected = -(weights * shares * logs).sum() / weights.sum()
-        assert task(images, labels, 4)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
-        mixed = torch.full((4, 4), 0.25)  # as mixup gives them
-        assert task(images, mixed, 4)["loss"].item() == pytest.approx(
-            -(0.25 * weights * logs).sum().item() / 4, rel=1e-5
-        )
-
-
-def test_weights_of_classes_are_read_or_counted(images, tmp_path):
-    copytree(images / "train", tmp_path / "train")
-    for path in sorted((tmp_path / "train/class2").iterdir())[4:]:
-        path.unlink()
-    train = open_images(tmp_path / "train")
-    found = class_weights("balanced", train, 5)
-    assert found.tolist() == pytest.approx([13 / 16, 13 / 16, 13 / 4, 13 / 16, 0.0])
-    assert class_weights("1,2.5,0,4", train, 4).tolist() == [1, 2.5, 0, 4]
-    with pytest.raises(InputError, match="'1,2' is not for 4 classes; give 4 numbers"):
-        class_weights("1,2", train, 4)
-    for text in ("fair", "1,2,3,-4", "1,2,3,nan", "1,2,3,inf", "0,0,0,0", "1,2,3,", ""):
-        with pytest.raises(InputError, match=f"class_weights is '{text}', which is neither balanced nor numbers"):
-            make_recipe({"class_weights": text})
-    with pytest.raises(InputError, match="give a number for each class"):
-        class_weights("balanced", [], 4)
 
 
 def test_the_teacher_is_watched_at_work(teacher_path):

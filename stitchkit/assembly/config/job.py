@@ -6,13 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 from pydantic.json_schema import JsonSchemaValue
 
-from stitchkit.assembly.config.job_settings import PARTS, WRITTEN, JobSettings, read_job, refuse_misplaced, refuse_sweep
+from stitchkit.assembly.config.job_settings import (
+    PARTS,
+    WRITTEN,
+    JobSettings,
+    read_job,
+    refuse_misplaced,
+    refuse_sweep,
+    without_removed,
+)
 from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted
 from stitchkit.engine.checkpoint_schema import in_short
@@ -36,8 +43,6 @@ class JobConfig(JobSettings):
         assembly: The network, as a list of parts.
         head: The part that follows an assembly.
     """
-
-    further_keys: ClassVar[tuple[str, ...]] = ()
 
     model: WrittenPart | None = None
     assembly: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
@@ -63,9 +68,28 @@ class JobConfig(JobSettings):
         """The configuration in plain data; errors begin with the key."""
         refuse_sweep(content)
         refuse_misplaced(content)
-        config = parse(cls, content)
-        config.check(vars(config))
+        config = parse(cls, without_removed(content))
+        config._check()
         return config
+
+    def _check(self) -> None:
+        """Refuse settings that are incompatible."""
+        if (self.model is None) == (self.assembly is None):
+            fault = "neither is set" if self.model is None else "both are set"
+            raise InputError(f"model or assembly: {fault}; set model to one part, or assembly to a list of parts")
+        if self.model is not None and self.head is not None:
+            raise InputError("head requires assembly; move it into the part that is the model, or use assembly")
+        if self.load_from and self.resume_from:
+            raise InputError("load_from and resume_from are both set; set load_from for weights only, or resume_from")
+        tasks = self.train_config.resolved_tasks
+        if len({task.name for task in tasks}) < len(tasks):
+            raise InputError(
+                "train_config.tasks: two data sets have the same name, so results could not distinguish them; remove "
+                "one, or rename its folder"
+            )
+        if len({task.data_preprocessing.size for task in tasks}) > 1:
+            raise InputError("train_config.tasks: images have different sizes; set the same image_size for all")
+        self.train_config.check_tasks()
 
     @cached_property
     def network(self) -> NetworkSpec:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
@@ -15,7 +15,7 @@ from stitchkit.assembly.config.settings import Metric, Preprocessing, TaskConfig
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import Count, Natural, NonNegative, Workers
-from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.kinds import FILE_KINDS, SWEEPS
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, Settings, join, parse
@@ -30,6 +30,8 @@ STAND_IN = {"dataset": "digits"}
 """The data set in checks of settings that leave it to a sweep."""
 IGNORED = {"lr"}
 """Keys of `train_config` in published files, which the published system does not use."""
+_REMOVED = ("class_weights", "loss_scale")
+"""Keys of `train_config` in files that earlier versions wrote."""
 WRITTEN = {"save_dir": "-o", "metrics_output": "--metrics-output"}
 """Keys of the places of a job's files, and their flags; saved settings omit them, because other jobs may use those."""
 _FLAGS = {**WRITTEN, "data_path": "--data", "run_cap": "--trials"}  # flags that are not called like their keys
@@ -82,8 +84,6 @@ class JobSettings(Settings):
         id: Run there to resume.
     """
 
-    further_keys: ClassVar[tuple[str, ...]] = PARTS
-
     train_config: TrainConfig
     reformat_options: ReformatOptions = Field(default_factory=dict)
     unfrozen: StrictBool = False
@@ -111,25 +111,6 @@ class JobSettings(Settings):
     group: StrictStr | None = None
     id: StrictStr | None = None
 
-    def check(self, parts: Mapping[str, object]) -> None:
-        """Refuse settings that are incompatible, also with the `parts` that the file has; nothing is computed."""
-        if (parts.get("model") is None) == (parts.get("assembly") is None):
-            fault = "neither is set" if parts.get("model") is None else "both are set"
-            raise InputError(f"model or assembly: {fault}; set model to one part, or assembly to a list of parts")
-        if parts.get("model") is not None and parts.get("head") is not None:
-            raise InputError("head requires assembly; move it into the part that is the model, or use assembly")
-        if self.load_from and self.resume_from:
-            raise InputError("load_from and resume_from are both set; set load_from for weights only, or resume_from")
-        tasks = self.train_config.resolved_tasks
-        if len({task.name for task in tasks}) < len(tasks):
-            raise InputError(
-                "train_config.tasks: two data sets have the same name, so results could not distinguish them; remove "
-                "one, or rename its folder"
-            )
-        if len({task.data_preprocessing.size for task in tasks}) > 1:
-            raise InputError("train_config.tasks: images have different sizes; set the same image_size for all")
-        self.train_config.check_tasks()
-
 
 @dataclass(frozen=True)
 class _OptimizerFlags(Settings):
@@ -153,16 +134,6 @@ def check_own(kind: type[Settings], required: Mapping[str, object], flags: Mappi
     """Check the flags, by key, that are settings of a kind; `required` are the keys that a file must have."""
     own = {item.name: flags[item.name] for item in fields(kind) if item.name in flags}
     parse(kind, {**required, **own}, name=lambda key: _FLAGS.get(key, flag_of(key)))
-
-
-def check_job(path: str | Path, **changes: object) -> None:
-    """Check everything in the file of a job, with `changes` by key, that can be checked without torch."""
-    content = override(read_settings_file(path), changes)
-    with naming(path):
-        refuse_sweep(content)
-        refuse_misplaced(content)
-        settings = parse(JobSettings, {key: value for key, value in content.items() if key not in PARTS})
-        settings.check(content)
 
 
 def refuse_sweep(content: Mapping[str, object]) -> None:
@@ -191,6 +162,15 @@ def refuse_misplaced(content: Mapping[str, object]) -> None:
                 raise InputError(f"{join(where, key)} is at the wrong level; move it {to}")
 
 
+def without_removed(content: Mapping[str, object]) -> Mapping[str, object]:
+    """The content of a file without the keys of earlier versions, unless these are set."""
+    train = content.get("train_config")
+    if not isinstance(train, Mapping):
+        return content
+    kept = {key: value for key, value in train.items() if value is not None or key not in _REMOVED}
+    return {**content, "train_config": kept}
+
+
 def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, object]:
     """The content of a file with other settings, by key; what published files have to no effect is reported."""
     content = read_settings_file(path)
@@ -198,7 +178,7 @@ def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, objec
     for key in IGNORED & train.keys() if isinstance(train, Mapping) else ():
         advice = "move it to train_config.optimizer_args"
         _logger.warning("'%s': train_config.%s is ignored, as in the published system; %s", path, key, advice)
-    return override(content, changes)
+    return override(without_removed(content), changes)
 
 
 def override(content: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:

@@ -13,7 +13,6 @@ from pydantic.dataclasses import dataclass
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import (
     Amount,
-    AtLeastBillionth,
     AtLeastMillionth,
     Batch,
     Classes,
@@ -26,7 +25,7 @@ from stitchkit.settings.fields import (
     Side,
     is_colour,
 )
-from stitchkit.settings.schema import Arguments, ClassWeights, DatasetName, LocalPath, Settings, as_written, parse
+from stitchkit.settings.schema import Arguments, DatasetName, LocalPath, Settings, as_written, parse
 
 
 def rule(is_right: Callable[[Any], bool], fault: str) -> AfterValidator:
@@ -172,11 +171,7 @@ class SharedByTasks(Settings):
         batch_size: Images per step and rank.
         loss_fn: Function of `torch.nn.functional`.
         loss_fn_args: Its further arguments.
-        class_weights: Weights of classes in the loss: `balanced`, inverse to their numbers of training images, or a
-            number for each, such as `1,2.5,1`.
         aux_losses: Further losses; the loss of the task is the weighted mean.
-        loss_scale: What the loss of the task is divided by; by default, with several tasks, its mean over the first
-            three batches before training.
         max_depth: With `task: depth`, the largest depth in metres that counts.
         max_batches: Number of random batches of the data used for training and for tests.
         sampler: Training draws each image once an epoch, which is the only way; saved settings have it.
@@ -191,16 +186,14 @@ class SharedByTasks(Settings):
     batch_size: Batch = 32
     loss_fn: StrictStr = "cross_entropy"
     loss_fn_args: Arguments = Field(default_factory=dict)
-    class_weights: ClassWeights | None = None
     aux_losses: tuple[AuxLoss, ...] = ()
-    loss_scale: AtLeastBillionth | None = None
     max_depth: AtLeastMillionth = 10.0
     max_batches: Count | None = None
     sampler: Literal["shuffle"] = "shuffle"
     data_augmentation: Augmentation = None
 
 
-_OF_CLASSES: dict[str, object] = {"loss_fn": "cross_entropy", "loss_fn_args": {}, "class_weights": None}
+_OF_CLASSES: dict[str, object] = {"loss_fn": "cross_entropy", "loss_fn_args": {}}
 """Settings of losses of classes, with their defaults; dense tasks have losses of their own."""
 
 _USED_BY = {

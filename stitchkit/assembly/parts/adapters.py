@@ -51,23 +51,13 @@ class SimpleAdapter(Part):
     published: ClassVar[Mapping[str, str]] = {"adapter.": "layers."}
 
     def __init__(
-        self,
-        *,
-        in_channels: Width,
-        out_channels: Width,
-        hid_channels: Width | None = None,
-        num_fc: Copies = 0,
-        num_conv: Copies = 0,
-        kernel_size: Times = 3,
-        stride: Times = 1,
-        padding: Copies | None = None,
-        leading_norm: StrictBool = True,
-        nonlinearity: StrictBool = True,
-        init_identity: StrictBool = False,
+        self, *, in_channels: Width, out_channels: Width, hid_channels: Width | None = None, num_fc: Copies = 0,
+        num_conv: Copies = 0, kernel_size: Times = 3, stride: Times = 1, padding: Copies | None = None,
+        leading_norm: StrictBool = True, nonlinearity: StrictBool = True, init_identity: StrictBool = False,
         fc_format: Format | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
-        if min(num_fc, num_conv) < 0 or (num_fc > 0) == (num_conv > 0):
+        if (num_fc > 0) == (num_conv > 0):
             raise InputError(f"num_fc is {num_fc} and num_conv {num_conv}; exactly one of them must be at least 1")
         if max(num_fc, num_conv) > _MOST_LAYERS:
             raise InputError(f"num_fc is {num_fc} and num_conv {num_conv}; at most {_MOST_LAYERS} layers are built")
@@ -107,8 +97,7 @@ class SimpleAdapter(Part):
 def start_as_identity(module: nn.Module) -> None:
     """Make convolutions and linear layers the identity on the channels that both sides have; batch norms scale by 1.
 
-    Args:
-        module: The module that contains them; its convolutions are ungrouped and their kernels odd.
+    Convolutions are ungrouped, and their kernels odd.
     """
     for layer in module.modules():
         # Both initialisers also fill rectangles: channels that only one side has start at 0.
@@ -160,17 +149,9 @@ class _ResNetBlock(_Block):
     expansion: int
 
     def __init__(
-        self,
-        *,
-        in_channels: Width,
-        out_channels: Width,
-        stride: Times = 1,
-        groups: Width = 1,
-        base_width: Width = 64,
-        dilation: Times = 1,
-        norm_type: Literal["bn", "gn", "ln", "in"] = "bn",
-        init_identity: StrictBool = True,
-    ):
+        self, *, in_channels: Width, out_channels: Width, stride: Times = 1, groups: Width = 1, base_width: Width = 64,
+        dilation: Times = 1, norm_type: Literal["bn", "gn", "ln", "in"] = "bn", init_identity: StrictBool = True,
+    ):  # fmt: skip
         super().__init__()
         if out_channels % self.expansion:
             raise InputError(f"out_channels is {out_channels}; it must be a multiple of {self.expansion}")
@@ -217,22 +198,14 @@ class VisionTransformerBlock(_Block):
     inferred = ("embed_dim",)
     takes = ("bert", "token")
     published: ClassVar[Mapping[str, str]] = {  # torchvision's names
-        "ln_": "block.norm",
-        "self_attention.in_proj_": "block.attn.qkv.",
-        "self_attention.out_proj.": "block.attn.proj.",
-        "mlp.0.": "block.mlp.fc1.",
-        "mlp.3.": "block.mlp.fc2.",
-    }
+        "ln_": "block.norm", "mlp.0.": "block.mlp.fc1.", "mlp.3.": "block.mlp.fc2.",
+        "self_attention.in_proj_": "block.attn.qkv.", "self_attention.out_proj.": "block.attn.proj.",
+    }  # fmt: skip
 
     def __init__(
-        self,
-        *,
-        num_heads: Width = 6,
-        embed_dim: Width = 384,
-        mlp_ratio: Factor = 4,
-        dropout: Share = 0.0,
+        self, *, num_heads: Width = 6, embed_dim: Width = 384, mlp_ratio: Factor = 4, dropout: Share = 0.0,
         attention_dropout: Share = 0.0,
-    ):
+    ):  # fmt: skip
         super().__init__()
         _check_heads(num_heads, embed_dim)
         self.block = Block(
@@ -258,17 +231,10 @@ class SwinTransformerBlock(_Block):
     in_format = Layout("NHWC")
 
     def __init__(
-        self,
-        *,
-        num_heads: Width,
-        embed_dim: Width,
-        do_shift: StrictBool = False,
-        window_size: Side | tuple[Side, Side] = 7,
-        mlp_ratio: Factor = 4,
-        dropout: Share = 0.0,
-        attention_dropout: Share = 0.0,
-        drop_path_rate: Share = 0.0,
-    ):
+        self, *, num_heads: Width, embed_dim: Width, do_shift: StrictBool = False,
+        window_size: Side | tuple[Side, Side] = 7, mlp_ratio: Factor = 4, dropout: Share = 0.0,
+        attention_dropout: Share = 0.0, drop_path_rate: Share = 0.0,
+    ):  # fmt: skip
         super().__init__()
         _check_heads(num_heads, embed_dim)
         self.in_format = Layout("NHWC", embed_dim)

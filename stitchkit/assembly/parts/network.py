@@ -29,13 +29,9 @@ _logger = logging.getLogger(__name__)
 
 
 def build_network(
-    spec: NetworkSpec,
-    *,
-    num_classes: int | Sequence[Wanted],
-    input_size: tuple[int, int, int] = (3, 224, 224),
-    pretrained: bool = True,
-    replaced: bool = False,
-) -> Assembly:
+    spec: NetworkSpec, *, num_classes: int | Sequence[Wanted], input_size: tuple[int, int, int] = (3, 224, 224),
+    pretrained: bool = True, replaced: bool = False,
+) -> Assembly:  # fmt: skip
     """The network that a configuration describes: its `parts` one after the other, and its `head`.
 
     It is built twice: first without weights and memory (on the meta device), to find errors before any download.

@@ -197,9 +197,7 @@ class ParallelPart(Part):
     ):
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.entries, self.exits = entries, exits
-        self.agg = agg
-        self.layout = layout
+        self.entries, self.exits, self.agg, self.layout = entries, exits, agg, layout
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """The combined outputs of all parts."""
@@ -216,7 +214,7 @@ def combine(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Tens
 
 
 class SegmentationHead(Part):
-    """A linear classifier of each position, which is a 1x1 convolution.
+    """A linear classifier of each position: a 1x1 convolution.
 
     Args:
         num_classes: Number of logits at a position.

@@ -110,35 +110,24 @@ class ConvNet(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        input_shape: Sequence[int] | None = None,
-        x_dim: int = 3,
-        num_filters: int | Sequence[int] = 64,
-        num_blocks: int = 4,
-        num_conv_per_block: int | Sequence[int] = 1,
-        kernel_size: Size | Sequence[Size] = (3, 3),
-        stride: Size | Sequence[Size] = (1, 1),
-        padding: Size | Sequence[Size] = 1,
-        norm_type: str | Sequence[str | None] | None = "in",
+        self, *, input_shape: Sequence[int] | None = None, x_dim: int = 3, num_filters: int | Sequence[int] = 64,
+        num_blocks: int = 4, num_conv_per_block: int | Sequence[int] = 1,
+        kernel_size: Size | Sequence[Size] = (3, 3), stride: Size | Sequence[Size] = (1, 1),
+        padding: Size | Sequence[Size] = 1, norm_type: str | Sequence[str | None] | None = "in",
         pool_size: Size | Sequence[Size | None] | None = 2,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if num_blocks < 1:
             raise InputError(f"num_blocks is {num_blocks}; it must be at least 1")
         per_block = partial(_per_block, count=num_blocks)
         widths = per_block("num_filters", num_filters)
+        sizes = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
         settings = zip(
-            [x_dim if input_shape is None else input_shape[0], *widths[:-1]],
-            widths,
+            [x_dim if input_shape is None else input_shape[0], *widths[:-1]], widths,
             per_block("num_conv_per_block", num_conv_per_block),
-            per_block("kernel_size", kernel_size, is_size=True),
-            per_block("stride", stride, is_size=True),
-            per_block("padding", padding, is_size=True),
-            per_block("norm_type", norm_type),
-            per_block("pool_size", pool_size, is_size=True),
-            strict=True,
-        )
+            *(per_block(name, size, is_size=True) for name, size in sizes.items()),
+            per_block("norm_type", norm_type), per_block("pool_size", pool_size, is_size=True), strict=True,
+        )  # fmt: skip
         blocks = OrderedDict[str, nn.Module]((f"block{n}", _block(*each)) for n, each in enumerate(settings, start=1))
         self.encoder = nn.Sequential(blocks) if num_blocks > 1 else blocks["block1"]
         for layer in self.modules():
@@ -235,17 +224,12 @@ class Subnet(Pretrained):
     """
 
     def __init__(
-        self,
-        *,
-        model_name: ModelName,
+        self, *, model_name: ModelName,
         block_input: StrictStr | Annotated[list[StrictStr], Field(min_length=1, max_length=1)] | None = None,
-        block_output: StrictStr | list[StrictStr] | None = None,
-        backend: StrictStr = "timm",
-        pretrained: StrictBool = True,
-        ckp_path: LocalPath | None = None,
-        num_classes: Classes | None = None,
+        block_output: StrictStr | list[StrictStr] | None = None, backend: StrictStr = "timm",
+        pretrained: StrictBool = True, ckp_path: LocalPath | None = None, num_classes: Classes | None = None,
         **arguments: Any,
-    ):
+    ):  # fmt: skip
         super().__init__()
         first = block_input[0] if isinstance(block_input, list) else block_input
 

@@ -27,7 +27,11 @@ def load_sweep(path: str | Path, **changes: object) -> Sweep:
     _, kind = kind_of(read_settings_file(path))
     if kind == "search":
         return plan_search(path, **changes)
+    if "run_cap" in changes:
+        raise InputError("--trials requires a search, whose file has parameters; omit it")
     if kind == "heads by encoders":
+        if "seeds" in changes:
+            raise InputError("--seeds has no effect on heads by encoders, which are only tested; omit it")
         return plan_cross(path, **changes)
     if kind == "gaps":
         return plan_gaps(GapSweep.load(path, **changes))

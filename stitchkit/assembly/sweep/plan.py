@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass as schema
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.job_settings import STAND_IN, SWEEP_KEYS, override, read_job
+from stitchkit.assembly.config.job_settings import STAND_IN, SWEEP_KEYS, override, read_job, refuse_misplaced
 from stitchkit.assembly.parts.network import check_network
 from stitchkit.assembly.sweep.settings import Resources, Seeds
 from stitchkit.assembly.train.job import check_training
@@ -136,6 +136,7 @@ def plan_datasets(path: str | Path, **changes: object) -> Sweep:
     path = Path(path)
     content = read_job(path, changes)
     with naming(path):
+        refuse_misplaced(content)
         train, names = content.get("train_config"), content.get("datasets")
         if names is None:
             file = parse(DatasetsFile, content)

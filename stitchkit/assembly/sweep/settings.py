@@ -6,17 +6,14 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
-from stitchkit.assembly.config.job_settings import PARTS, STAND_IN, SWEEP_KEYS, JobSettings, override, refuse_misplaced
 from stitchkit.assembly.config.settings import Metric, rule
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import Copies, Count, Number, Seed, Times, Whole, Workers
-from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, Settings, parse
 
@@ -226,36 +223,6 @@ class SearchFile(Settings):
     seeds: Seeds | None = None
     name: StrictStr | None = None
     slurm: Resources = Field(default_factory=Resources)
-
-
-@dataclass(frozen=True)
-class _SharedSettings(JobSettings):
-    """What the jobs of a sweep share, without their parts."""
-
-    further_keys: ClassVar[tuple[str, ...]] = (*PARTS, *SWEEP_KEYS)
-
-
-def check_sweep(path: str | Path, **changes: object) -> None:
-    """Check what can be checked without torch in the file of a sweep, with `changes` as in `load_sweep`."""
-    content = read_settings_file(path)
-    with naming(path):
-        _, kind = kind_of(content)
-        if kind == "search":
-            own = {key: changes[key] for key in ("run_cap", "seeds") if key in changes}
-            parse(SearchFile, content | own)
-        elif "run_cap" in changes:
-            raise InputError("--trials requires a search, whose file has parameters; omit it")
-        elif kind == "heads by encoders":
-            if "seeds" in changes:
-                raise InputError("--seeds has no effect on heads by encoders, which are only tested; omit it")
-            parse(CrossFile, content)
-        else:
-            train = content.get("train_config")
-            if "datasets" in content and isinstance(train, Mapping) and "tasks" not in train:
-                changes |= STAND_IN
-            shared = override(content, changes)
-            refuse_misplaced(shared)
-            parse(_SharedSettings, {key: value for key, value in shared.items() if key not in (*PARTS, *SWEEP_KEYS)})
 
 
 def check_folder(folder: str | Path) -> Path:

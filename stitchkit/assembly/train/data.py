@@ -29,22 +29,19 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.training.dense.data import PairLoader
-from stitchkit.training.task import class_weights
 
 
 @dataclass(frozen=True)
 class TaskData:
     """The data of a task; `classes` are in the order of their numbers, `test` is read through `without_padding`.
 
-    `class_weights`, `[num_classes]`, are None for equal ones. Depth counts as one class. Dense tasks test images at
-    their own sizes.
+    Depth counts as one class. Dense tasks test images at their own sizes.
     """
 
     config: TaskConfig
     classes: tuple[str, ...]
     train: DirectLoader
     test: DirectLoader | PairLoader
-    class_weights: torch.Tensor | None = None
 
 
 def download_data(configs: Iterable[JobConfig]) -> None:
@@ -85,10 +82,6 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
         test = open_dataset(source, task.val_split or "validation", num_samples=task.val_num_samples)
         known = agreed_classes(train, test)
     classes = _classes(known, task, where)
-    weights = None
-    if task.class_weights is not None and not config.test_only:
-        with prefixed(f"{where}.class_weights: "):
-            weights = class_weights(task.class_weights, train, len(classes))
     loaders = []
     for opened, training in ((train, True), (test, False)):
         opened.decoding = decoding
@@ -97,7 +90,7 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
             images = CheckedImages(opened, num_classes=len(classes), is_training=training)
         images.transform = create_transform(task, where, training=training)
         loaders.append(_loader(images, config, task, world, training=training))
-    return TaskData(task, classes, loaders[0], loaders[1], weights)
+    return TaskData(task, classes, *loaders)
 
 
 def dense_recipe(task: TaskConfig) -> DenseRecipe:

@@ -26,7 +26,7 @@ from stitchkit.assembly.train.metrics import create_all_measures, tested_figures
 from stitchkit.assembly.train.optim import create_loss, create_optimizer, create_schedule
 from stitchkit.assembly.train.preprocessing import create_transform, with_preparation
 from stitchkit.assembly.train.result import Row
-from stitchkit.assembly.train.task import Captured, Expected, JobTask, PixelLoss, TaskLoss, WeightedLoss, rehearse
+from stitchkit.assembly.train.task import Captured, Expected, JobTask, TaskLoss, WeightedLoss, rehearse
 from stitchkit.data.source import MissingData
 from stitchkit.display import aligned, quantity
 from stitchkit.distributed import World, from_primary
@@ -145,9 +145,8 @@ def _metadata(network: nn.Module, image: torch.Tensor, data: list[TaskData], wor
 def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: World) -> JobTask:
     train, losses = config.train_config, []
     for task, where in zip(data, train.places, strict=True):
-        weighted = {} if task.class_weights is None else {"weight": task.class_weights.to(world.device)}
-        dense = PixelLoss(loss_of(dense_recipe(task.config))) if task.config.is_dense else None
-        main = dense or create_loss(task.config.loss_fn, {**task.config.loss_fn_args, **weighted}, where, world.device)
+        dense = loss_of(dense_recipe(task.config)) if task.config.is_dense else None
+        main = dense or create_loss(task.config.loss_fn, task.config.loss_fn_args, where, world.device)
         further = []
         for number, aux in enumerate(task.config.aux_losses):
             own = f"{where}.aux_losses[{number}]"
@@ -228,8 +227,6 @@ def check_training(config: JobConfig) -> None:
         if task.is_dense:
             continue  # its loss and its transform are its own
         create_loss(task.loss_fn, task.loss_fn_args, where)
-        if task.class_weights is not None and "weight" in task.loss_fn_args:
-            raise InputError(f"{where}.class_weights: loss_fn_args has a weight too; remove one of the two")
         for index, aux in enumerate(task.aux_losses):
             create_loss(aux.loss_fn, aux.loss_fn_args, f"{where}.aux_losses[{index}]")
         create_transform(task, where, training=True)

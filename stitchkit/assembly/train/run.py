@@ -173,8 +173,12 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
         start, position = resume(job, config.resume_from)
         files.read(config.resume_from)
     else:
-        if job.trainer is not None:
-            _scale_losses(job, job.trainer)
+        if job.trainer is not None and len(job.data) > 1:
+            assert isinstance(job.trainer.task, JobTask)
+            scale_losses(job.trainer.task, job.trainer.loader)
+            pairs = zip(job.data, job.trainer.task.scales.tolist(), strict=True)
+            scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
+            _logger.info("losses are divided by their start: %s", scales)
         check_origins(job.network, [task.classes for task in job.data], strict=config.test_only)
     if job.trainer is not None:
         with warnings.catch_warnings():
@@ -187,22 +191,6 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
             _moving_norms(job.network), job.paths.folder,
         )  # fmt: skip
     return start, position
-
-
-def _scale_losses(job: Job, trainer: Trainer) -> None:
-    """Scale the losses of tasks as the file says, those of several tasks by their start, and say by how much."""
-    assert isinstance(trainer.task, JobTask)
-    settings = [each.config.loss_scale for each in job.data]
-    if None in settings and len(settings) > 1:
-        scale_losses(trainer.task, trainer.loader)
-    for number, scale in enumerate(settings):
-        if scale is not None:
-            trainer.task.scales[number] = scale
-    if len(settings) > 1:
-        pairs = zip(job.data, trainer.task.scales.tolist(), strict=True)
-        scales = ", ".join(f"{task.config.name} {scale:.3g}" for task, scale in pairs)
-        how = "their start or loss_scale" if any(settings) else "their start"
-        _logger.info("losses are divided by %s: %s", how, scales)
 
 
 def _moving_norms(network: nn.Module) -> str:

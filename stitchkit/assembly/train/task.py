@@ -17,7 +17,7 @@ from stitchkit.engine.loop import Task
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.slices import snapshot
-from stitchkit.training.dense.losses import DenseLoss
+from stitchkit.training.dense.task import DenseLoss
 
 Labels = tuple[torch.Tensor, ...]
 """Labels `[B]` of each task, or masks or depth maps `[B, H, W]`; the tasks' images follow one another in the batch."""
@@ -57,23 +57,6 @@ class WeightedLoss(NamedTuple):
     of: Captured
     loss: Loss
     weight: float
-
-
-class PixelLoss:
-    """The loss of a dense task, as losses of classes are called; some losses treat the first steps otherwise."""
-
-    def __init__(self, loss: DenseLoss):
-        self._loss = loss
-        self._is_warm = False
-
-    def begin(self, step: int) -> None:
-        """Note the number of the step."""
-        self._is_warm = step < self._loss.warm_steps
-
-    def __call__(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """The loss `[]` of an output and its target."""
-        loss: torch.Tensor = self._loss([output], target, warm=self._is_warm)
-        return loss
 
 
 class TaskLoss(NamedTuple):
@@ -134,7 +117,7 @@ class JobTask(Task):
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """No routes; but losses learn the number of the step."""
         for of in self.losses:
-            if isinstance(of.main, PixelLoss):  # which its auxiliary losses share
+            if isinstance(of.main, DenseLoss):  # which its auxiliary losses share
                 of.main.begin(step)
         return super().draw(step, rank)
 

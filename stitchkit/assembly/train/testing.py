@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from stitchkit.assembly.config.settings import TaskConfig
 from stitchkit.assembly.train.data import TaskData, dense_recipe
 from stitchkit.assembly.train.job import Job, engine_settings
 from stitchkit.assembly.train.metrics import (
@@ -33,8 +33,10 @@ from stitchkit.training.dense.judging import DenseJudge
 
 _logger = logging.getLogger(__name__)
 
-_Outputs = Mapping[str | None, Captured | None]
-"""The outputs of a network that metrics are of, by name; None is its own."""
+_Outputs = Mapping[str, Captured]
+"""The inner outputs of a network that metrics are of, by name."""
+_Tested = tuple[list[float], list[float]]
+"""Figures in the order of their columns, and losses, from one pass over the images of all ranks."""
 _IN_PERCENT = ("miou", "pixel_acc", "delta1")  # figures that are shares of 1 in results, as accuracies are there
 _Run = Callable[[torch.Tensor], Mapping[str | None, torch.Tensor]]  # images to the outputs for a task, by name
 
@@ -59,18 +61,18 @@ class Evaluator:
         }
         self._networks: list[tuple[str, nn.Module, _Outputs]] = []
         for prefix, network in networks.items():
-            own = {
-                key: key if key is None else Captured(network, key, at, training=False) for key, at in places.items()
-            }
-            self._networks.append((prefix, network, own))
+            inner = {key: Captured(network, key, at, training=False) for key, at in places.items() if key is not None}
+            self._networks.append((prefix, network, inner))
         self._tests = [self._test(number, data) for number, data in enumerate(job.data)]
 
-    def _test(self, number: int, data: TaskData) -> ImageTest | PixelTest:
+    def _test(self, number: int, data: TaskData) -> tuple[list[Column], Callable[..., _Tested]]:
+        """The columns of a task, and what computes their figures."""
         metrics, where = metrics_of(self._job.config, number)
-        if isinstance(data.test, PairLoader):
+        if data.config.is_dense:
             figures = dense_figures(data.config.task, metrics, where)
-            return PixelTest(data.config, data.test, len(data.classes), figures, self._autocast)
-        return ImageTest(data, create_all_measures(metrics, where), self._job.world)
+            return [*figures], partial(_of_pixels, data, figures, self._autocast)
+        measures = create_all_measures(metrics, where)
+        return [*measures], partial(_of_images, data, measures, self._job.world)
 
     def evaluate(
         self, when: str, after_batch: Callable[[], None] = lambda: None
@@ -80,14 +82,14 @@ class Evaluator:
         `when` begins the log line; `after_batch` is called after each batch, equally often on all ranks.
         """
         figures, losses = dict[str, float](), list[float]()
-        for number, (data, test) in enumerate(zip(self._job.data, self._tests, strict=True)):
-            if not test.columns:
+        for number, (data, (columns, measure)) in enumerate(zip(self._job.data, self._tests, strict=True)):
+            if not columns:
                 continue  # a pass over the images would keep nothing
             for average, network, outputs in self._networks:
                 run = partial(self._run, network, outputs, number)
-                means, more = test.measure(network, run, after_batch)
+                means, more = measure(network, run, after_batch)
                 losses += more
-                for (output, kind), figure in zip(test.columns, means, strict=True):
+                for (output, kind), figure in zip(columns, means, strict=True):
                     figures[tested_column(data.config.name, kind, output=output, average=average)] = figure
         if figures:
             # Shares are of 1 in the result, as in the publication.
@@ -104,79 +106,57 @@ class Evaluator:
     ) -> dict[str | None, torch.Tensor]:
         with self._autocast():
             own = network(images)
-        taken = {name: own if inner is None else inner.take() for name, inner in outputs.items()}
+        taken: dict[str | None, Any] = {None: own, **{name: inner.take() for name, inner in outputs.items()}}
         return {name: output_of(value, number) for name, value in taken.items()}
 
 
-class ImageTest:
-    """Tests a network on the images of a task of classification, each once over all ranks."""
-
-    def __init__(self, data: TaskData, figures: Mapping[Column, Measure], world: World):
-        self.columns = [*figures]
-        self._data, self._world = data, world
-        outputs = dict.fromkeys(output for output, _ in figures)
-        self._num_losses = len(outputs)
-        # First the loss of each output, which shows whether the network is finite.
-        self._measures: list[tuple[str | None, Measure]] = [
-            *((output, partial(F.cross_entropy, reduction="sum")) for output in outputs),
-            *((output, measure) for (output, _), measure in figures.items()),
-        ]
-
-    @torch.no_grad()
-    def measure(
-        self, network: nn.Module, run: _Run, after_batch: Callable[[], None]
-    ) -> tuple[list[float], list[float]]:
-        """The figures in the order of the columns, and the losses, from one pass over the images of all ranks."""
-        assert not isinstance(self._data.test, PairLoader), "it is of classification"
-        batches = batches_of(self._data.test, self._world, self._data.config.name, after_batch)
-        sums = torch.zeros(len(self._measures) + 1, dtype=torch.float64, device=self._world.device)
-        with evaluating(network):
-            for images, labels in batches:
-                outputs = run(images)
-                known = labels >= 0  # others are of images that cannot be read
-                if len(labels[known]):
-                    # autocast's outputs have too few digits for a mean of losses
-                    each = [measure(outputs[name][known].float(), labels[known]) for name, measure in self._measures]
-                    sums += torch.stack([*(figure.double() for figure in each), known.sum().double()])
-        *totals, count = sum_over_ranks(sums).tolist()
-        if not count:
-            raise InputError("there is no image to evaluate on; check the validation set")
-        means = [total / count for total in totals]
-        return means[self._num_losses :], means[: self._num_losses]
+@torch.no_grad()
+def _of_images(
+    data: TaskData, measures: Mapping[Column, Measure], world: World, network: nn.Module, run: _Run,
+    after_batch: Callable[[], None],
+) -> _Tested:  # fmt: skip
+    """A test on the images of a task of classification."""
+    assert not isinstance(data.test, PairLoader), "it is of classification"
+    outputs = dict.fromkeys(output for output, _ in measures)
+    # First the loss of each output, which shows whether the network is finite.
+    losses: dict[str | None, Measure] = dict.fromkeys(outputs, partial(F.cross_entropy, reduction="sum"))
+    every = [*losses.items(), *((output, measure) for (output, _), measure in measures.items())]
+    sums = torch.zeros(len(every) + 1, dtype=torch.float64, device=world.device)
+    with evaluating(network):
+        for images, labels in batches_of(data.test, world, data.config.name, after_batch):
+            values = run(images)
+            known = labels >= 0  # others are of images that cannot be read
+            if len(labels[known]):
+                # autocast's outputs have too few digits for a mean of losses
+                each = [measure(values[name][known].float(), labels[known]) for name, measure in every]
+                sums += torch.stack([*(figure.double() for figure in each), known.sum().double()])
+    *totals, count = sum_over_ranks(sums).tolist()
+    if not count:
+        raise InputError("there is no image to evaluate on; check the validation set")
+    means = [total / count for total in totals]
+    return means[len(losses) :], means[: len(losses)]
 
 
-class PixelTest:
-    """Tests a network on the images of a dense task, each at its own size, in windows of the size of its input."""
+def _of_pixels(
+    data: TaskData, figures: Mapping[Column, str], autocast: Autocast, network: nn.Module, run: _Run,
+    after_batch: Callable[[], None],
+) -> _Tested:  # fmt: skip
+    """A test on the images of a dense task, each at its own size, in windows of the size of the network's input."""
+    task, loader = data.config, data.test
+    assert isinstance(loader, PairLoader), "it is of a dense task"
+    outputs = [*dict.fromkeys(output for output, _ in figures)]
 
-    def __init__(
-        self, task: TaskConfig, loader: PairLoader, num_classes: int, figures: Mapping[Column, str], autocast: Autocast
-    ):
-        self.columns = [*figures]
-        self._task = task.name
-        self._loader, self._figures = loader, [*figures.items()]
-        self._outputs = [*dict.fromkeys(output for output, _ in figures)]
-        self._judge = DenseJudge(
-            dense_recipe(task), num_classes, task.data_preprocessing.size, autocast, loader.batch_size
-        )
+    def run_all(portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        parts = [run(portion) for portion in portions]
+        return ((number, torch.cat([part[name] for part in parts])) for number, name in enumerate(outputs))
 
-    def measure(
-        self,
-        network: nn.Module,
-        run: Callable[[torch.Tensor], Mapping[str | None, torch.Tensor]],
-        after_batch: Callable[[], None],
-    ) -> tuple[list[float], list[float]]:
-        """The figures in the order of the columns, and no losses, over the images of all ranks."""
-
-        def outputs(portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
-            parts = [run(portion) for portion in portions]
-            return ((number, torch.cat([part[name] for part in parts])) for number, name in enumerate(self._outputs))
-
-        batches = self._loader.batches(after_batch=after_batch)
-        names = {  # in messages
-            number: f"{'the network' if output is None else repr(output)} for '{self._task}'"
-            for number, output in enumerate(self._outputs)
-        }
-        sums = self._judge.over_ranks(self._judge.sums(network, outputs, [*names], batches, names))
-        each = [sums.figures(number) for number in range(len(self._outputs))]
-        figures = [(name, each[self._outputs.index(output)][name]) for (output, _), name in self._figures]
-        return [value / 100 if name in _IN_PERCENT else value for name, value in figures], []
+    names = {  # in messages
+        number: f"{'the network' if output is None else repr(output)} for '{task.name}'"
+        for number, output in enumerate(outputs)
+    }
+    size = task.data_preprocessing.size
+    judge = DenseJudge(dense_recipe(task), len(data.classes), size, autocast, loader.batch_size)
+    batches = loader.batches(after_batch=after_batch)
+    sums = judge.over_ranks(judge.sums(network, run_all, [*names], batches, names))
+    values = [(name, sums.figures(outputs.index(output))[name]) for (output, _), name in figures.items()]
+    return [value / 100 if name in _IN_PERCENT else value for name, value in values], []

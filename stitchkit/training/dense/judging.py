@@ -1,4 +1,4 @@
-"""What stitches of a dense SN-Net are worth on a split: the sums of each image."""
+"""What stitches of a dense SN-Net are worth on a split: the sums of each image; and its anchors between epochs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from stitchkit.display import counted
 from stitchkit.distributed import gather_objects
 from stitchkit.engine.epoch_state import NotFinite
+from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import Autocast
 from stitchkit.errors import InputError
 from stitchkit.measure.dense_score import DenseScore, DepthScore, SegmentationScore
@@ -22,6 +23,7 @@ from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.training.dense.data import Pair, PairLoader
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.session import Session
+from stitchkit.training.validation import Judgement, Validation
 
 Outputs = Iterable[tuple[int, torch.Tensor]]
 """The `cfg_id` of each network and its outputs for windows, `[W, K, h, w]`."""
@@ -128,3 +130,36 @@ class DenseJudge:
         names = {cfg_id: f"anchor '{label}'" for label, cfg_id in anchors.items()}
         whole = self.over_ranks(self.sums(network, run, [*names], batches, names))
         return {label: whole.figures(cfg_id) for label, cfg_id in anchors.items()}
+
+
+class DenseFigures(Validation):
+    """Judges anchors by the metric of the task, on the images of the validation split at their own sizes."""
+
+    def __init__(self, session: Session, trainer: Trainer):
+        super().__init__(session, trainer)
+        self._judge, model = DenseJudge.of_session(session, trainer.autocast), session.model
+        assert isinstance(model, DenseSNNet), "dense prediction needs anchors"
+        self._anchors = {label: cfg_id for cfg_id, label in enumerate(model.views)}
+
+    def before(self) -> None:
+        """The head is untrained, so there is nothing to measure."""
+
+    def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
+        """The figures of the anchors."""
+        metric, networks = self._judge.score.metric, self._networks(self._anchors)
+        columns: dict[str, float | str] = {
+            f"eval_{label}{end}_{metric}": "" for end in networks for label in self._anchors
+        }
+        if not due:
+            return Judgement(columns)
+        loader, scores = self.session.loaders.validation, dict[str, dict[str, float]]()
+        assert isinstance(loader, PairLoader), "it is of a dense task"
+        for end, network in networks.items():
+            own = self._judge.figures(network, self._anchors, loader.batches(after_batch=after_batch))
+            scores |= {label + end: figures for label, figures in own.items()}
+        columns |= {f"eval_{label}_{metric}": figures[metric] for label, figures in scores.items()}
+        every = {f"eval_{label}_{key}": value for label, figures in scores.items() for key, value in figures.items()}
+        *_, ranking = networks
+        mean = sum(scores[label + ranking][metric] for label in self._anchors) / len(self._anchors)
+        words = f"{metric}  " + "  ".join(f"{label} {figures[metric]:.2f}" for label, figures in scores.items())
+        return Judgement(columns, every, metric=mean, words=words)

@@ -17,7 +17,7 @@ from pydantic import Field, StrictStr
 from pydantic.dataclasses import dataclass
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.job_settings import SWEEP_KEYS, override, read_job
+from stitchkit.assembly.config.job_settings import SWEEP_KEYS, override, read_job, refuse_misplaced
 from stitchkit.assembly.parts.network import check_network
 from stitchkit.assembly.parts.registry import COMMON, PARTS, WrittenPart
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
@@ -180,6 +180,7 @@ class GapSweep:
             keys = [key for key in ("stages", "src_stages", "dest_stages") if content.get(key) is not None]
             if keys not in (["stages"], ["src_stages", "dest_stages"]):
                 raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
+            refuse_misplaced(content)
             file = parse(GapFile, content)
             if wrong := next((key for key in ("model", "assembly") if key in content), None):
                 raise InputError(f"{wrong}: a sweep has slices in place of a network; remove it")

@@ -1,0 +1,77 @@
+"""Replay: anchors are drawn about twice as often, and learn from copies of themselves before the training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from stitchkit.model.snnet import SNNet
+from stitchkit.networks.slices import extract
+from stitchkit.training.task import StitchTask
+
+SECOND = 1 << 40
+"""Added to a step for its second draw; no training has so many steps."""
+
+
+class Replay(nn.Module):
+    """Draws anchors more often, and teaches each by its copy from an SN-Net that is not trained yet."""
+
+    def __init__(self, model: SNNet):
+        super().__init__()
+        numbers = {label: number for number, label in enumerate(model.views)}
+        # The number of the copy of each uncut anchor, by `cfg_id`.
+        uncut = [cfg_id for cfg_id in model.space.ids if model.space[cfg_id].is_anchor]
+        self.anchors = {cfg_id: numbers[model.space[cfg_id].segments[0].anchor] for cfg_id in uncut}
+        self.copies = nn.ModuleList(extract(anchor) for anchor in model.anchors).eval().requires_grad_(False)
+
+    def draw(self, draw: Callable[[int, int], int], step: int, rank: int) -> int:
+        """The route of a step, given the draws of a sampler: the first of two, or the second if only that is an anchor.
+
+        A share p of draws of anchors becomes 2p - p * p, whatever the sampler, and stays a function of the step.
+        """
+        first, second = draw(step, rank), draw(step + SECOND, rank)
+        return second if second in self.anchors and first not in self.anchors else first
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor, cfg_id: int) -> torch.Tensor:
+        """Logits `[B, num_classes]` of the copy of an uncut anchor for images `[B, C, H, W]`."""
+        logits: torch.Tensor = self.copies[self.anchors[cfg_id]](images)
+        return logits
+
+
+class ReplayTask(StitchTask):
+    """A task that a `Replay` teaches, if it has one, in place of the teacher.
+
+    Share and temperature of its loss are those of the teacher.
+    """
+
+    def __init__(self, *arguments: Any, replay: Replay | None = None, **options: Any):
+        super().__init__(*arguments, **options)
+        self.replay = replay
+
+    def draw(self, step: int, rank: int) -> tuple[int, ...]:
+        """The route that `Replay` draws, or the sampler."""
+        if self.replay is None or self.sampler is None:
+            return super().draw(step, rank)
+        return (self.replay.draw(self.sampler.draw, step, rank),)
+
+    def train(self, mode: bool = True) -> ReplayTask:
+        """Set the mode; copies stay in evaluation mode."""
+        super().train(mode)
+        if self.replay is not None:
+            self.replay.eval()
+        return self
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
+        """As in `StitchTask`; an anchor with a copy learns from labels and from that."""
+        if self.replay is None or cfg_id not in self.replay.anchors:
+            return super().forward(images, labels, cfg_id)
+        output = self.trainable_module(images, cfg_id)
+        # A copy in evaluation mode gives the mean of both if the network is a distilled one.
+        logits, taught = output if isinstance(output, tuple) else (output, output)
+        alpha = self.settings.distillation_alpha
+        divergence = self._divergence((logits + taught) / 2, self.replay(images, cfg_id))
+        return {"loss": (1 - alpha) * self.criterion(logits, labels) + alpha * divergence, "output": logits}
