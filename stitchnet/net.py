@@ -147,20 +147,18 @@ class Net(nn.Module):
         with evaluating(self):
             return run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
 
-    def fit(self, dataset: Examples | Stream, label_column: str | None = None, *, classifier: str = "knn") -> Net:
-        """Fit a classifier to the network's outputs, and return the network, which itself does not change.
+    def fit(self, dataset: Examples | Stream, label_column: str | None = None) -> Net:
+        """Fit a classifier to the network's outputs, the five nearest neighbours, and return the network.
 
         Args:
             dataset: A dataset of `load_hf_dataset`, one of images and labels, as from `image_folder`, or arrays
                 `(images, labels)`.
             label_column: Name of the labels in a dataset of `load_hf_dataset`.
-            classifier: `knn`: the five nearest neighbours, as published; `linear`: logistic regression.
 
         Raises:
-            InputError: If there is no such column or classifier, or the images are of another size than the network was
-                composed for.
+            InputError: If there is no such column, or the images are of another size than the network was composed for.
         """
-        self.classifier = Classifier(classifier, *self.outputs(dataset, label_column))
+        self.classifier = Classifier(*self.outputs(dataset, label_column))
         return self
 
     def map_outputs(self, outputs: Outputs, *, kind: str = "max", classes: Sequence[str] = ()) -> Net:
@@ -168,8 +166,7 @@ class Net(nn.Module):
 
         Args:
             outputs: For each class the numbers of its outputs, ranges such as `"151-268"`, ImageNet's names or synsets:
-                `{"cat": [281, "Persian cat"], ...}`, or a JSON or YAML file of this form, or a CSV file with a row for
-                each output and the columns `class` and `output`.
+                `{"cat": [281, "Persian cat"], ...}`, or a JSON or YAML file of this form.
             kind: `max`: the class of the highest of these outputs; `sum`: that with the highest sum of probabilities;
                 `argmax`: the class of the highest of all outputs, -1 if it belongs to none, as published.
             classes: The classes in the order of their numbers; by default those of `outputs`, class2 before class10.
@@ -244,7 +241,7 @@ class Net(nn.Module):
         if isinstance(self.classifier, OutputMap):
             about["output_map"] = asdict(self.classifier)
         elif self.classifier:
-            about["classifier"] = self.classifier.kind
+            about["classifier"] = "knn"
             tensors["classifier.outputs"] = torch.as_tensor(self.classifier.outputs).contiguous()
             tensors["classifier.labels"] = torch.as_tensor(self.classifier.labels).contiguous()
         with replacing(folder / WEIGHTS) as draft:
@@ -294,8 +291,10 @@ def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets
         replace_head(net, num_classes)
     net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
     if "classifier" in about:
+        if about["classifier"] != "knn":
+            raise InputError(f"its classifier {about['classifier']!r} was removed; fit the network again")
         outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
-        net.classifier = Classifier(about["classifier"], outputs, labels)
+        net.classifier = Classifier(outputs, labels)
     if "output_map" in about:
         net.classifier = parse(OutputMap, about["output_map"], "output_map")
     return net.eval()

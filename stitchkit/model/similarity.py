@@ -111,7 +111,7 @@ def _draw(total: int, count: int, seed: int) -> torch.Tensor:
 
 
 class Measure(Protocol):
-    """A score of two activations; higher is better, except for `residual`."""
+    """A score of two activations; higher is better."""
 
     def __call__(
         self, x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = ..., seed: int = ...
@@ -170,7 +170,7 @@ def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
         kernel = centred_kernel(x)
         value = float((kernel * (kernel if y is x else centred_kernel(y))).sum())
     else:
-        value = float(_cross(x, y, x.dtype, centred=True).square().sum())
+        value = float(_cross(x, y, x.dtype).square().sum())
     # A constant activation varies only by rounding, and a score of that noise would be meaningless.
     return 0.0 if y is x and math.sqrt(value) <= _noise(x) else value
 
@@ -181,16 +181,16 @@ def _noise(x: torch.Tensor) -> float:
     return float(relative**2 * _mean(x).double().square().sum() * (x.numel() // x.shape[1]))
 
 
-def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> torch.Tensor:
-    """`X^T Y` `[C, C']`, image by image in the requested precision, summed in float64."""
+def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The centred `X^T Y` `[C, C']`, image by image in the requested precision, summed in float64."""
     # Products of one image are exact enough in float32; their sum over many images is not.
     total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
-    fronts = _portions(x, dtype, centred=centred)
+    fronts = _portions(x, dtype)
     if y is x:
         for part in fronts:
             total += part @ part.T
     else:
-        for part, other in zip(fronts, _portions(y, dtype, centred=centred), strict=True):
+        for part, other in zip(fronts, _portions(y, dtype), strict=True):
             total += part @ other.T
     return total
 
@@ -210,39 +210,11 @@ def _mean(x: torch.Tensor) -> torch.Tensor:
     return (first[:, 0].double() + distance).to(x.dtype)
 
 
-def _portions(x: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> Iterator[torch.Tensor]:
-    """The rows as columns `[C, rows]`, optionally about their mean: image by image, or all of a matrix."""
-    mean = _mean(x)[:, None].to(dtype) if centred else None
+def _portions(x: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """The rows as columns `[C, rows]` about their mean: image by image, or all of a matrix."""
+    mean = _mean(x)[:, None].to(dtype)
     for part in [x.T] if x.ndim == 2 else x.flatten(2):
-        yield part.to(dtype) if mean is None else part.to(dtype) - mean
-
-
-@_of_samples
-def unbiased_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Linear CKA without the bias of few rows: 0 on average for unrelated activations, and possibly negative.
-
-    It needs at least four rows.
-
-    Source: Nguyen et al. 2021, equation 3, over all rows at once.
-    """
-    own, other = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
-    is_defined = _vary(x, y) and own > 0 and other > 0
-    return min(1.0, _number(_unbiased_hsic(x, y) / math.sqrt(own * other) if is_defined else math.nan))
-
-
-def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The estimator without the diagonals of the kernels, by sums over rows instead of kernels."""
-    a, b = as_rows(x).double(), as_rows(y).double()
-    count = len(a)
-    if count < 4:
-        raise InputError(f"unbiased CKA needs at least 4 rows, there are {count}; give more images")
-    # K = AA^T - diag(k) is the kernel without its diagonal; its sums follow from those of the rows.
-    a, b = a - a.mean(0), b - b.mean(0)
-    k, m = a.square().sum(1), b.square().sum(1)
-    trace = (a.T @ b).square().sum() - (k * m).sum()
-    sums = (a @ a.sum(0) - k), (b @ b.sum(0) - m)
-    value = trace + sums[0].sum() * sums[1].sum() / ((count - 1) * (count - 2)) - 2 / (count - 2) * (sums[0] @ sums[1])
-    return float(value / (count * (count - 3)))
+        yield part.to(dtype) - mean
 
 
 @_of_samples
@@ -251,49 +223,29 @@ def r2(x: torch.Tensor, y: torch.Tensor) -> float:
 
     Source: StitchNet, the published alternative; Kornblith et al. 2019, table 1.
     """
-    return _explained(x, y, centred=True) if _vary(x, y) else _number(math.nan)
-
-
-@_of_samples
-def residual(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The share of the energy of `y` that the best linear map from `x` does not reproduce, in [0, 1]; 0 is best."""
-    return 1 - _explained(y, x, centred=False)
-
-
-def _explained(x: torch.Tensor, y: torch.Tensor, *, centred: bool) -> float:
-    """The share of the energy of `x` in the column space of `y`."""
+    if not all(_energy(value) > _noise(value) for value in (x, y)):  # constant but for rounding
+        return _number(math.nan)
     num_rows = y.numel() // y.shape[1]
     if num_rows < y.shape[1]:
         a, b = as_rows(x).double(), as_rows(y).double()
-        if centred:
-            a, b = a - a.mean(0), b - b.mean(0)
+        a, b = a - a.mean(0), b - b.mean(0)
         # Fewer rows than channels: the kernel of the rows has the same non-zero eigenvalues, and is smaller.
         squares, vectors = torch.linalg.eigh(b @ b.T)
         parts, energy = (vectors.T @ a).square().sum(1), a.square().sum()
     else:
-        squares, vectors = torch.linalg.eigh(_cross(y, y, torch.float64, centred=centred))
-        parts = (vectors.T @ _cross(y, x, torch.float64, centred=centred)).square().sum(1) / squares.clamp_min(1e-300)
-        energy = _energy(x, centred=centred)
+        squares, vectors = torch.linalg.eigh(_cross(y, y, torch.float64))
+        parts = (vectors.T @ _cross(y, x, torch.float64)).square().sum(1) / squares.clamp_min(1e-300)
+        energy = _energy(x)
     noise = max(num_rows, y.shape[1]) * torch.finfo(torch.float64).eps * squares[-1]
     return min(1.0, max(0.0, _number(float(parts[squares > noise].sum() / energy))))
 
 
-def _vary(*activations: torch.Tensor) -> bool:
-    """Whether none of some activations is constant but for rounding."""
-    return all(_energy(value, centred=True) > _noise(value) for value in activations)
+def _energy(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([part.square().sum() for part in _portions(x, torch.float64)]).sum()
 
 
-def _energy(x: torch.Tensor, *, centred: bool) -> torch.Tensor:
-    return torch.stack([part.square().sum() for part in _portions(x, torch.float64, centred=centred)]).sum()
-
-
-MEASURES: dict[str, Measure] = {
-    "cka": linear_cka,
-    "unbiased_cka": unbiased_cka,
-    "r2": r2,
-    "fit": lambda x, y, **drawn: 1 - residual(x, y, **drawn),
-}
-"""Scores by name; `fit` is 1 minus the least-squares residual."""
+MEASURES: dict[str, Measure] = {"cka": linear_cka, "r2": r2}
+"""Scores by name."""
 
 
 def measure_by_name(name: str) -> Measure:
