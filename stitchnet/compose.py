@@ -193,7 +193,7 @@ def begin_search(task: CompositionTask, settings: ComposeSettings, journal: Jour
     nets = networks_of(settings)
     scores = Scores(settings.score, seed=settings.seed)
     search = Search(images, nets=nets, scores=scores, **{name: getattr(settings, name) for name in _SEARCH})
-    output_map = task.output_map and repr(task.output_map)
+    output_map = None if task.output_map is None else repr(task.output_map)
     journal.agree_on_content({"images and weights": _digest(search.pool, task), "output map": output_map})
     search.journal = journal
     return search

@@ -106,7 +106,7 @@ def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.intervals import add_intervals, by_image_beside, told_apart_note
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
     from stitchkit.measure.ledger import COSTS, WITH_INTERVALS, nouns_of, read_rows
-    from stitchkit.measure.metric import by, check_overlay, compared, compared_note, metric_of
+    from stitchkit.measure.metric import by, compared, compared_note, metric_of
     from stitchkit.measure.overlay import read_overlay, verdict
     from stitchkit.measure.pareto import is_anchor, pareto_front, plot, table
     from stitchkit.measure.self_stitch import self_stitch_note
@@ -115,14 +115,12 @@ def _pareto(flags: argparse.Namespace) -> None:
         check_plot(flags.plot)
     rows, cost = read_rows(flags.ledger), COSTS[flags.cost]
     metric = metric_of(rows, flags.metric)
-    if flags.overlay:
-        check_overlay(metric)
     front = pareto_front(rows, cost, metric)
     known = by_image_beside(flags.ledger, metric)
     add_intervals(rows, known, cost)
     if flags.cost == "latency":
         check_latencies(rows, allowed=flags.allow_unreliable)
-    overlay = read_overlay(flags.overlay, [cost]) if flags.overlay else None
+    overlay = read_overlay(flags.overlay, [cost], metric) if flags.overlay else None
     print(table(front))
     for note in filter(None, [latency_note(rows), self_stitch_note(rows), compared_note(rows, metric)]):
         print(note)

@@ -82,12 +82,6 @@ def by(metric: str) -> str:
     return "" if metric == ACCURACY else f" by {in_sentence(metric)}"
 
 
-def check_overlay(metric: str) -> None:
-    """Refuse metrics other than top-1 accuracy for comparison with other models."""
-    if metric != ACCURACY:
-        raise InputError(f"--overlay compares top-1 accuracies, not {in_sentence(metric)}; omit it")
-
-
 def add_metric_flag(parser: argparse.ArgumentParser) -> None:
     """Add `--metric`, as `metric_of` takes it."""
     about = f"metric for comparing stitches: {', '.join(METRICS)}; by default the first of {', '.join(_DEFAULTS)}"

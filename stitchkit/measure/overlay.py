@@ -11,6 +11,7 @@ from stitchkit.display import counted, listed
 from stitchkit.errors import InputError, printable
 from stitchkit.files import read_table
 from stitchkit.measure.ledger import COSTS, Row, figure_text, nouns_of
+from stitchkit.measure.metric import ACCURACY, in_sentence
 
 # Names of columns in the order of look-up, with the factor that makes their values ours. fvcore, timm
 # and this project count a multiply-add as one FLOP.
@@ -72,12 +73,16 @@ class _Line(NamedTuple):
     figures: dict[str, float]
 
 
-def read_overlay(files: Sequence[str | Path], costs: Sequence[str], *, every: bool = False) -> Overlay:
+def read_overlay(
+    files: Sequence[str | Path], costs: Sequence[str], metric: str = ACCURACY, *, every: bool = False
+) -> Overlay:
     """The models of CSV files that have an accuracy and at least one (or every one) of these costs of a ledger.
 
     Files without accuracies give the costs of models in the others: timm publishes two files, which share model names
     and image sizes, but only one has the tags of weights.
     """
+    if metric != ACCURACY:
+        raise InputError(f"--overlay compares top-1 accuracies, not {in_sentence(metric)}; omit it")
     sources = [Path(path) for path in files]
     tables = [(table_file, _columns_of(table_file)) for table_file in sources]
     _check_columns(tables, [["acc1"], *([[cost] for cost in costs] if every else [costs])])

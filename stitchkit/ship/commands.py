@@ -95,7 +95,7 @@ def _pick(flags: argparse.Namespace) -> None:
     from stitchkit.measure.intervals import add_intervals, by_image_beside
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
-    from stitchkit.measure.metric import check_overlay, compared_note, metric_of
+    from stitchkit.measure.metric import compared_note, metric_of
     from stitchkit.measure.overlay import better_single_model, comparison, read_overlay
     from stitchkit.measure.pareto import table
     from stitchkit.ship.export_command import export_commands
@@ -103,9 +103,8 @@ def _pick(flags: argparse.Namespace) -> None:
 
     budget, rows = _budget(flags), read_rows(flags.ledger)
     metric = metric_of(rows, flags.metric)
-    if flags.overlay:
-        check_overlay(metric)
-    overlay = read_overlay(flags.overlay, [*budget.costs] or ["flops"], every=True) if flags.overlay else None
+    costs = [*budget.costs] or ["flops"]
+    overlay = read_overlay(flags.overlay, costs, metric, every=True) if flags.overlay else None
     confident = confident_by_image(rows, flags.ledger, budget, metric) if flags.confident else None
     if flags.stitch_config:
         from stitchkit.distributed import choose_device  # torch, which a ledger alone does not need
@@ -314,9 +313,8 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
 def _report(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
     from stitchkit.measure.ledger import COSTS, nouns_of
-    from stitchkit.measure.metric import check_overlay
     from stitchkit.measure.overlay import read_overlay
-    from stitchkit.measure.pareto import plot, plot_ledgers
+    from stitchkit.measure.pareto import plot
     from stitchkit.ship.report import overlay_verdicts, read_ledgers, write_report
 
     if flags.plot:
@@ -325,21 +323,16 @@ def _report(flags: argparse.Namespace) -> None:
         flags.ledgers, flags.stitch_config, allow_unreliable=flags.allow_unreliable, metric=flags.metric
     )
     metric = contents[0]["metric"]
-    if flags.overlay:
-        check_overlay(metric)
     every = [row for content in contents for row in content["rows"]]
     costs = [cost for cost in COSTS.values() if any(cost in row for row in every)]
-    overlay = read_overlay(flags.overlay, costs) if flags.overlay else None
+    overlay = read_overlay(flags.overlay, costs, metric) if flags.overlay else None
     write_report(flags.output, contents, title=flags.title, overlay=overlay)
-    rows = {content["name"]: content["rows"] for content in contents}
     print(f"{flags.output} shows {counted(len(every), nouns_of(every)[0])}; open it in a browser")
     if overlay:
         print(f"{next(iter(overlay_verdicts(contents, overlay).values()))} {overlay.remark}")
     if flags.plot:
-        if len(rows) == 1:
-            plot(next(iter(rows.values())), flags.plot, title=flags.title, overlay=overlay, metric=metric)
-        else:
-            plot_ledgers(rows, flags.plot, title=flags.title, overlay=overlay, metric=metric)
+        rows = {content["name"]: content["rows"] for content in contents}
+        plot(rows, flags.plot, title=flags.title, overlay=overlay, metric=metric)
         print(f"the plot is {flags.plot}")
 
 
