@@ -11,10 +11,7 @@ _SIMILARITIES = 2**25  # numbers that may be held at a time: 128 MiB
 
 
 def knn(bank: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
-    """The class of each query by a vote of its nearest neighbours in the bank, weighted by similarity.
-
-    Args:
-        bank: Features `[N, C]` of labelled images; all are L2-normalised here.
+    """The class of each query by a vote of its nearest neighbours in a bank `[N, C]`, weighted by similarity.
 
     Source: DINO (Caron et al., ICCV 2021), `eval_knn.py`: a neighbour's vote is exp(cosine / 0.07); 20 neighbours.
     """

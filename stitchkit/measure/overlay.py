@@ -44,13 +44,7 @@ _SAME = 1.01  # costs up to this ratio are the same: published tables are rounde
 
 
 class Overlay(NamedTuple):
-    """Other models.
-
-    Args:
-        source: The names of the files that they are from.
-        models: Of each its `name`, its `acc1` in percent, and its costs by the names of a ledger.
-        left_out: How many models of the files are not among them, and why; empty if all are.
-    """
+    """Other models from source files: their `name`, `acc1` in percent and costs, and what was left out, in words."""
 
     source: str
     models: list[Row]

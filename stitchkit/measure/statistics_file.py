@@ -62,11 +62,7 @@ def read_statistics(
 ) -> dict[int, Kept] | None:
     """The statistics of stitches in a file, on the CPU; None if they are of other weights, or not of this origin.
 
-    Args:
-        weights: Those that were loaded into the model, if its own precision has rounded them.
-
-    Raises:
-        InputError: If the file is damaged.
+    `weights` are those that were loaded into the model, if its own precision has rounded them.
     """
     try:
         with safe_open(path, framework="pt") as file:
