@@ -95,9 +95,7 @@ def arrange(chance: random.Random) -> Arrangement:
         half = tall * chance.uniform(*_WIDTHS[CLASSES[label]]) / 2
         reach = half * math.sqrt(2)
         nearest = max(seen_from, 1) + reach
-        z = (
-            nearest * ((FARTHEST - reach) / nearest) ** chance.random()
-        )  # on a logarithmic scale: by the size that is seen
+        z = nearest * ((FARTHEST - reach) / nearest) ** chance.random()  # on a logarithmic scale, as sizes look
         x = chance.uniform(-0.5, 0.5) * z / focal
         if all(math.hypot(x - there[0], z - there[1]) > reach + there[2] for there in discs):
             discs.append((x, z, reach))

@@ -91,10 +91,8 @@ def _profile(flags: argparse.Namespace) -> None:
 
 def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
-    parser.add_argument(
-        "--cost", choices=("flops", "params", "latency"), default="flops",
-        help="what accuracy is weighed against",
-    )  # fmt: skip
+    about = "what accuracy is weighed against"
+    parser.add_argument("--cost", choices=("flops", "params", "latency"), default="flops", help=about)
     add_allow_unreliable_flag(parser)
     add_metric_flag(parser)
     add_overlay_flag(parser)

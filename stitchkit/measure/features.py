@@ -13,8 +13,7 @@ from stitchkit.data.batches import Batch
 from stitchkit.distributed import World, gather_objects, gather_on
 from stitchkit.errors import InputError
 from stitchkit.measure.agreement import agreement
-from stitchkit.measure.knn import knn
-from stitchkit.measure.linear_probe import linear_probe
+from stitchkit.measure.probes import knn, linear_probe
 
 Key = TypeVar("Key")
 

@@ -73,9 +73,7 @@ def read_statistics(
                 return None
             if origin is not None and about["origin"] != json.loads(json.dumps(origin)):
                 return None
-            routes: dict[int, dict[str, Any]] = {
-                int(cfg_id): dict(about_route) for cfg_id, about_route in about["routes"].items()
-            }
+            routes: dict[int, dict[str, Any]] = {int(cfg_id): dict(row) for cfg_id, row in about["routes"].items()}
             parts = defaultdict[int, dict[str, torch.Tensor]](dict)
             shared = model.state_dict()
             for key in file.keys():  # noqa: SIM118 # not a mapping
