@@ -126,7 +126,7 @@ class Scores:
     """Scores of pairs of activations, identified by their content.
 
     Args:
-        measure: `cka` or `r2`.
+        measure: `cka` or `r2`, as published.
         rows_per_channel: Compare only a sample of the rows, 10 per channel as published; by default all.
         seed: Seed of the sample.
 
