@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,13 +16,6 @@ from stitchkit.routes import Step
 from stitchkit.routes.shared_work import Visit, shared_visits
 
 _MIB = 2**20
-
-
-class _Kind(NamedTuple):
-    """What visits must agree in to run as one batch: the type of their activations, and the weights of the blocks."""
-
-    dtype: torch.dtype
-    adapted: bool
 
 
 class _Batch:
@@ -112,7 +104,10 @@ class OnePass:
         outputs: dict[int, torch.Tensor] = {}
         done = 0
         for part in self._portions(x):
-            _put(self.at_once(part), outputs, slice(done, done + len(part)), len(x))
+            for cfg_id, rows in self.at_once(part).items():
+                if cfg_id not in outputs:  # joining portions at the end would hold everything twice
+                    outputs[cfg_id] = rows.new_empty(len(x), *rows.shape[1:])
+                outputs[cfg_id][done : done + len(part)] = rows
             done += len(part)
         return dict(sorted(outputs.items()))
 
@@ -151,18 +146,18 @@ class OnePass:
             return entered
 
         for label, visits in self._visits:
-            # In mixed precision a stem may give another type than a layer.
-            batches: dict[_Kind, _Batch] = {}
+            # By type, as in mixed precision a stem may give another than a layer, and by whether weights are updated.
+            batches: dict[tuple[torch.dtype, bool], _Batch] = {}
             anchor = self._model.views[label]
             for number in range(sum(anchor.depths)):
                 width = anchor.boundaries[number].layout.width
                 for visit in visits:
                     if visit.start == number:
                         state = enter(visit)
-                        batch = batches.setdefault(_Kind(state.dtype, visit.entry.adapted), _Batch(len(x)))
+                        batch = batches.setdefault((state.dtype, visit.entry.adapted), _Batch(len(x)))
                         batch.add(visit, state, width)
-                for kind, batch in batches.items():
-                    batch.run(self._model.module_of(Step("block", label, number, adapted=kind.adapted)), width)
+                for (_, adapted), batch in batches.items():
+                    batch.run(self._model.module_of(Step("block", label, number, adapted=adapted)), width)
                     leaving = [visit for visit in batch.visits if number in visit.leaves]
                     left |= {(visit, number + 1): part for visit, part in batch.parts(leaving)}
                     batch.keep(
@@ -185,14 +180,6 @@ class OnePass:
             output = self._model.module_of(head)(_joined([*parts.values()]))
             logits |= zip(parts, output.chunk(len(parts)), strict=True)
         return logits
-
-
-def _put(logits: dict[int, torch.Tensor], outputs: dict[int, torch.Tensor], rows: slice, count: int) -> None:
-    """Write a portion into the logits of all images; joining portions at the end would hold everything twice."""
-    for cfg_id, part in logits.items():
-        if cfg_id not in outputs:
-            outputs[cfg_id] = part.new_empty(count, *part.shape[1:])
-        outputs[cfg_id][rows] = part
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:

@@ -15,7 +15,6 @@ from torch import nn
 
 from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.anchor import Anchor
-from stitchkit.networks.classifier import classifier_layers, classifier_of, resize_classifier
 from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import (
     ADVICE,
@@ -30,7 +29,7 @@ from stitchkit.networks.hub_weights import (
     torchvision_name,
     unknown_argument,
 )
-from stitchkit.networks.timm_model import TimmModel, as_timm
+from stitchkit.networks.timm_model import TimmModel, as_timm, classifier_layers, classifier_of, resize_classifier
 from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weights import load_content, own_names, read_checkpoint, weights_of
 from stitchkit.settings.hub_names import has_weights

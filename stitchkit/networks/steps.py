@@ -80,11 +80,6 @@ class Steps:
         """The boundaries between the steps: entry `j` lies between steps `j` and `j + 1`."""
         return tuple(_boundary(self.flow, node, self._layout(node)) for node, _ in self._cuts)
 
-    @property
-    def module_paths(self) -> list[str]:
-        """Paths of the modules that are not traced into, in the order they run."""
-        return [str(node.target) for node in self.flow.nodes if node.op == "call_module"]
-
     def position(self, boundary: Boundary) -> int:
         """The place in the graph of a boundary, which may come from a trace at another depth."""
         return self.flow.place[self.flow.leaving(boundary.after[0])[0]]

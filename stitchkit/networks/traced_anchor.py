@@ -15,11 +15,11 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, prefixed
 from stitchkit.networks.anchor import Anchor, AnchorStep, HeadParts, HeadSlice
-from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.cut.flow import Flow, passes_several
 from stitchkit.networks.cut.tracer import is_group, is_stage, paths_to
 from stitchkit.networks.slices import Code, hold_constants
 from stitchkit.networks.steps import Steps
+from stitchkit.networks.timm_model import classifier_of
 from stitchkit.networks.trained_with import noted
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
