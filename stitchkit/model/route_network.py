@@ -74,18 +74,11 @@ class RouteNetwork(_Route):
 
         Args:
             pre_logits: Give the pooled feature `[B, C]` that enters the classifier.
-
-        Raises:
-            InputError: If there is a classifier, and it is not known of this network where its feature is.
         """
         return self._head.run_head(x, pre_logits=pre_logits)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new, random one, or remove it with 0 classes.
-
-        Raises:
-            InputError: If the network has no classifier, and is none of timm's, which know where it belongs.
-        """
+        """Replace the classifier by a new, random one, or remove it with 0 classes."""
         self._ending.replace_classifier(num_classes)
         if all(module is not self._ending for module in self.modules()):
             self.head = self._ending.single_module  # it may be another one now

@@ -166,20 +166,12 @@ class SNNet(RouteStatistics):
         return [*compress(self.space.ids, trainable)]
 
     def reset_stitch_id(self, cfg_id: int) -> None:
-        """Choose the stitch that `forward` runs by default.
-
-        Raises:
-            InputError: If there is no such `cfg_id`.
-        """
+        """Choose the stitch that `forward` runs by default."""
         _ = self.space[cfg_id]
         self._default_id = cfg_id
 
     def resolve(self, stitch: Stitch | int | None = None) -> Stitch:
-        """The stitch for a stitch, a `cfg_id`, or None for the default one.
-
-        Raises:
-            InputError: If it is not in the space.
-        """
+        """The stitch for a stitch, a `cfg_id`, or None for the default one."""
         if stitch is None:
             return self.space[self._default_id]
         if isinstance(stitch, Stitch):

@@ -153,9 +153,6 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
         checkpoints: Load its checkpoint, if it has one. False is for a network whose weights do not matter, or all come
             from another file.
         overrides: Further arguments of `timm.create_model`, stronger than those of the specification.
-
-    Raises:
-        InputError: If the model cannot be built, loaded or viewed as steps.
     """
     model, size = create_network(spec, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     anchor = anchor_of(model, label=spec.label, input_size=size)

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from stitchkit.errors import InputError
 from stitchkit.networks.cut.flow import Flow, check_slice, place_after, place_before
-from stitchkit.networks.cut.sized import is_of_images
+from stitchkit.networks.cut.trace import is_of_images
 from stitchkit.networks.cut.tracer import INPUT, paths_to
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating

@@ -10,8 +10,7 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
-from stitchkit.networks.cut.sized import shapes
-from stitchkit.networks.cut.trace import trace
+from stitchkit.networks.cut.trace import shapes, trace
 from stitchkit.networks.cut.tracer import INPUT, is_layer
 from stitchkit.networks.layout import Layout, find_layout
 from stitchkit.networks.slices import Boundary, Node, Slice, TracedSlice, graph_between, graph_named

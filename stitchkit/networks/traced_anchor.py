@@ -180,9 +180,6 @@ def find_blocks(steps: Steps) -> tuple[list[int], tuple[int, ...]]:
 
     Returns:
         The numbers of the boundaries: before the first block, and after each; and the blocks per stage.
-
-    Raises:
-        InputError: If there are no two blocks between which only one tensor passes.
     """
     boundaries = steps.boundaries
     ends = {name: number for number, boundary in enumerate(boundaries) for name in boundary.after}
