@@ -12,7 +12,7 @@ from stitchkit.measure.recalibrate import freezes_anchors
 from stitchkit.measure.statistics_file import load_statistics
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks import weights
-from stitchkit.networks.weight_names import own_names
+from stitchkit.networks.weights import own_names
 
 
 def load_checkpoint(
