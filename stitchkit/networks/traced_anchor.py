@@ -127,8 +127,8 @@ def _head_parts(whole: Steps, first: int) -> HeadParts:
     """The parts of the head that begins at a boundary: timm's networks show in their trace where the first one ends."""
     head = getattr(whole.model, "forward_head", None)
     is_timms = hasattr(whole.model, "num_features") and head is not None and "pre_logits" in signature(head).parameters
-    ends_so = is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
-    if ends_so and (graphs := whole.graphs_to(lambda flow: flow.trace.given.get("forward_features"), first)):
+    has_forward_head = is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
+    if has_forward_head and (graphs := whole.graphs_to(lambda flow: flow.trace.given.get("forward_features"), first)):
         return HeadParts(Code(graphs))
     name = classifier_of(whole.model)
 
