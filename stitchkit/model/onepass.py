@@ -162,10 +162,7 @@ class OnePass:
         outputs: dict[int, torch.Tensor] = {}
         done = 0
         for part in self._portions(x):
-            for cfg_id, rows in self.at_once(part).items():
-                if cfg_id not in outputs:  # joining portions at the end would hold everything twice
-                    outputs[cfg_id] = rows.new_empty(len(x), *rows.shape[1:])
-                outputs[cfg_id][done : done + len(part)] = rows
+            _put(self.at_once(part), outputs, slice(done, done + len(part)), len(x))
             done += len(part)
         return dict(sorted(outputs.items()))
 
@@ -238,6 +235,14 @@ class OnePass:
             output = self._model.module_of(head)(_joined([*parts.values()]))
             logits |= zip(parts, output.chunk(len(parts)), strict=True)
         return logits
+
+
+def _put(logits: dict[int, torch.Tensor], outputs: dict[int, torch.Tensor], rows: slice, count: int) -> None:
+    """Write a portion into the logits of all images; joining portions at the end would hold everything twice."""
+    for cfg_id, part in logits.items():
+        if cfg_id not in outputs:
+            outputs[cfg_id] = part.new_empty(count, *part.shape[1:])
+        outputs[cfg_id][rows] = part
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
