@@ -12,7 +12,7 @@ from benchmarks.frame import DEVICES, PRECISIONS, Check, Options, Result, comman
 from benchmarks.limit import Limit, multiply_adds
 from stitchkit import SNNet
 from stitchkit.distributed import World
-from stitchkit.model.activation_memory import LiveBytes
+from stitchkit.model.onepass import LiveBytes
 from stitchkit.networks.mode import unfused_attention
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.features import FeatureLoss

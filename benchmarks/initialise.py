@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.frame import Check, Options, Result, command, random_images, random_snnet, vits
 from stitchkit import SNNet, fit_stitching_layers
-from stitchkit.model.activation_memory import LiveBytes
+from stitchkit.model.onepass import LiveBytes
 
 Maps = dict[tuple[int, ...], torch.Tensor]
 """Maps `[C + 1, out]` by the path of the stitching layer."""

@@ -113,7 +113,8 @@ def places(model: nn.Module, example: torch.Tensor) -> list[Boundary]:
 def _known_places(steps: Steps, example: torch.Tensor) -> Iterator[tuple[Boundary, list[nn.Module]]]:
     """The places of known rows and columns, or of none, with the modules that take the tensor there."""
     is_square = example.shape[-2] == example.shape[-1]  # only then is the grid of tokens known
-    readers = (path for path in steps.module_paths if _is_reader(steps.model.get_submodule(path)))
+    paths = (str(node.target) for node in steps.flow.nodes if node.op == "call_module")
+    readers = (path for path in paths if _is_reader(steps.model.get_submodule(path)))
     first = next(readers, None)  # there is no cut before it, even if its input is a normalised image
     for border in steps.boundaries:
         layout = border.found

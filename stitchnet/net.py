@@ -18,8 +18,8 @@ from torch import nn
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import check_regular, replacing, write_text
 from stitchkit.measure.profile import flops_by_operator, measure
-from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.mode import evaluating
+from stitchkit.networks.timm_model import classifier_of
 from stitchkit.settings.files import unique_keys
 from stitchkit.settings.schema import image_size, parse
 from stitchkit.settings.stitch_config import AnchorSpec

@@ -1,4 +1,4 @@
-"""KLAS: joints between blocks whose predictions agree, as linear probes after every block tell.
+"""KLAS: joints between blocks whose predictions agree, as linear probes after every block tell, and the images for it.
 
 Source: KLAS (ICLR 2026) for probes, Theta and Gamma; without labels, ours.
 """

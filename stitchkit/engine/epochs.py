@@ -58,9 +58,6 @@ def train_epochs(
         save: Called on the primary rank.
         finish: Validates an epoch and saves it; called on every rank.
         after_step: Called with the number of steps so far after each step but the last of an epoch, before it is saved.
-
-    Raises:
-        Stopped: If a signal came; the position is saved.
     """
     with StopSignals(trainer.world) as signals:
         for epoch in epochs:

@@ -79,12 +79,6 @@ class EngineSettings:
         return partial(torch.autocast, device_type=device.type, dtype=dtype), scaler
 
 
-def _width(network: nn.Module) -> int:
-    """The width of the widest matrix product: the smaller side of a weight seen as a matrix, `[out, in]`."""
-    shapes = (parameter.shape for parameter in network.parameters())
-    return max((min(shape[0], shape[1:].numel()) for shape in shapes if len(shape) >= 2), default=0)
-
-
 def suit_precision(network: nn.Module, device: torch.device, *, amp: bool, how: str) -> None:
     """Prepare a network on a CPU for bfloat16, or else log once how to compute in it if that is faster.
 
@@ -100,10 +94,13 @@ def suit_precision(network: nn.Module, device: torch.device, *, amp: bool, how: 
         # takes a quarter of an evaluation and a third of a training step: benchmarks/README.md.
         if not torch.cpu._is_amx_tile_supported():
             unfuse_attention(network)
-    elif (
-        # torch.cpu.get_capabilities says the same in public, but the oldest torch that we allow, 2.8, lacks it.
-        (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()) and _width(network) >= _PAYS_FROM
-    ):
+        return
+    # torch.cpu.get_capabilities says the same in public, but the oldest torch that we allow, 2.8, lacks it.
+    is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    # The width of a matrix product is the smaller side of its weight, seen as a matrix `[out, in]`.
+    shapes = (parameter.shape for parameter in network.parameters())
+    width = max((min(shape[0], shape[1:].numel()) for shape in shapes if len(shape) >= 2), default=0)
+    if is_fast and width >= _PAYS_FROM:
         _logger.info(
             "this CPU multiplies matrices in bfloat16 much faster than in float32: %s uses that, and changes "
             "accuracies by rounding; benchmarks/README.md has the figures", how,

@@ -30,11 +30,7 @@ _HEEDED = ("img_size", "in_chans", "num_classes")
 
 
 def anchor_source(anchor: str | Path | Mapping[str, object] | AnchorSource) -> AnchorSource:
-    """The source of an anchor: from text as `--anchors` takes it, the file of a checkpoint, or what is given.
-
-    Raises:
-        InputError: If timm has no such model, or a checkpoint does not say which model it is of.
-    """
+    """The source of an anchor: from text as `--anchors` takes it, the file of a checkpoint, or what is given."""
     if isinstance(anchor, Mapping):
         return AnchorSpec.parse(anchor)
     if isinstance(anchor, type):

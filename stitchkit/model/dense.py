@@ -88,9 +88,6 @@ class DenseSNNet(SNNet):
 
         They have the resolution of the head; resize them bilinearly to the images. In training mode it is a list of
         them and those of auxiliary heads.
-
-        Raises:
-            InputError: If the stitch is not in the space.
         """
         if not self.training:
             *steps, _ = self.steps(stitch)

@@ -90,11 +90,7 @@ class StitchLayer(nn.Module):
 
 
 def layouts_at(joint: Joint, front: Anchor, end: Anchor) -> tuple[Layout, Layout]:
-    """The full layouts of the front's output and the end's input at a joint.
-
-    Raises:
-        InputError: If they cannot be joined; the message names the boundaries and the nearest joint that can.
-    """
+    """The full layouts of the front's output and the end's input at a joint."""
     try:
         return _layouts(joint, front, end)
     except InputError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Container, Mapping
 from math import isqrt, prod
 from typing import NamedTuple
@@ -38,14 +37,12 @@ class LevelInfo(NamedTuple):
         reduction: By how much the map is smaller than the image.
         num_prefix_tokens: Prefix tokens beside the map.
         block: The block of the last anchor right before it, counted over all stages.
-        grid: Rows and columns of its map for the network's images; None if they are not known.
     """
 
     channels: int
     reduction: int
     num_prefix_tokens: int
     block: int = 0
-    grid: tuple[int, int] | None = None
 
 
 class LevelTap(nn.Module):
@@ -63,12 +60,6 @@ class LevelTap(nn.Module):
         self._layout = layout.bare
         self._grid = grid_of(layout, sides)
 
-    def with_layer(self, layer: StitchLayer) -> LevelTap:
-        """The same through another layer."""
-        twin = copy.copy(self)
-        twin._modules = {"layer": layer}
-        return twin
-
     def forward(self, x: torch.Tensor) -> Level:
         """The level, e.g. of tokens `[B, N, C]` a map `[B, C', H, W]` and prefix tokens `[B, P, C']`."""
         features, prefix = self._layout.split(x if self.layer is None else self.layer(x))
@@ -85,17 +76,6 @@ def grid_of(layout: Layout, sides: tuple[int, int]) -> tuple[int, int]:
     if layout.is_vector or not layout.is_by_row or prod(grid) != length:
         raise InputError(f"{layout} has no rows and columns, which a level needs; choose other levels or anchors")
     return grid
-
-
-def infos_of(levels: Levels, last: Anchor) -> list[LevelInfo]:
-    """What heads know of the levels."""
-    infos = []
-    for block in levels.chosen:
-        layout, sides = last.boundaries[block + 1].layout, last.input_size[1:]
-        grid = grid_of(layout, sides)
-        reduction = -(-sides[0] // grid[0])  # maps are rounded up
-        infos.append(LevelInfo(layout.width, reduction, layout.num_prefix_tokens, block, grid))
-    return infos
 
 
 class LevelLayers(nn.ModuleDict):

@@ -2,28 +2,78 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from stitchkit.errors import InputError
-from stitchkit.model.activation_memory import LiveBytes, in_portions
 from stitchkit.model.statistics import RouteStatistics
 from stitchkit.routes import Step
 from stitchkit.routes.shared_work import Visit, shared_visits
 
 _MIB = 2**20
+_POSITIONS = 1600
+"""Tokens or pixels that a block takes at once on a CPU.
+
+With fewer, matrix products are too small to be fast; with more, what a block computes leaves the caches.
+"""
 
 
-class _Kind(NamedTuple):
-    """What visits must agree in to run as one batch: the type of their activations, and the weights of the blocks."""
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all live tensors that operations inside it create.
 
-    dtype: torch.dtype
-    adapted: bool
+    Works on every device; workspaces inside kernels are not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._now = 0
+        self._known = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        result = func(*args, **(kwargs or {}))
+        inputs = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        }
+        for leaf in tree_leaves(result):
+            if not isinstance(leaf, torch.Tensor) or (storage := leaf.untyped_storage()) in self._known:
+                continue
+            if storage._cdata not in inputs:  # no view of a tensor from outside
+                # Python's object of a storage lives as long as its last tensor, views among them, on every device.
+                self._known[storage] = True
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        return result
+
+    def _forget(self, size: int) -> None:
+        self._now -= size
+
+
+def in_portions(x: torch.Tensor, positions: int) -> tuple[torch.Tensor, ...]:
+    """A batch `[B, ...]` in the parts that run fastest: of so many tokens or pixels on a CPU, whole on a GPU.
+
+    Its images or activations must be independent of each other, as in evaluation mode.
+
+    Args:
+        positions: Tokens or pixels of each in the blocks that run.
+    """
+    if x.device.type != "cpu" or not len(x):
+        return (x,)
+    return torch.split(x, max(1, round(_POSITIONS / positions)))
 
 
 class _Batch:
@@ -151,18 +201,18 @@ class OnePass:
             return entered
 
         for label, visits in self._visits:
-            # In mixed precision a stem may give another type than a layer.
-            batches: dict[_Kind, _Batch] = {}
+            # By type, as in mixed precision a stem may give another than a layer, and by whether weights are updated.
+            batches: dict[tuple[torch.dtype, bool], _Batch] = {}
             anchor = self._model.views[label]
             for number in range(sum(anchor.depths)):
                 width = anchor.boundaries[number].layout.width
                 for visit in visits:
                     if visit.start == number:
                         state = enter(visit)
-                        batch = batches.setdefault(_Kind(state.dtype, visit.entry.adapted), _Batch(len(x)))
+                        batch = batches.setdefault((state.dtype, visit.entry.adapted), _Batch(len(x)))
                         batch.add(visit, state, width)
-                for kind, batch in batches.items():
-                    batch.run(self._model.module_of(Step("block", label, number, adapted=kind.adapted)), width)
+                for (_, adapted), batch in batches.items():
+                    batch.run(self._model.module_of(Step("block", label, number, adapted=adapted)), width)
                     leaving = [visit for visit in batch.visits if number in visit.leaves]
                     left |= {(visit, number + 1): part for visit, part in batch.parts(leaving)}
                     batch.keep(

@@ -61,9 +61,6 @@ def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
     Args:
         sources: Specifications and networks, in any order.
         overrides: Arguments of `timm.create_model` for all specifications.
-
-    Raises:
-        InputError: If they are too few, twice the same, or cannot be joined anywhere.
     """
     if len(sources) < 2:
         raise InputError(f"stitching needs at least two anchors, but got {len(sources) or 'none'}; add another")

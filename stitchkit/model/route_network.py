@@ -16,17 +16,25 @@ from stitchkit.networks.anchor import HeadSlice
 from stitchkit.networks.slices import Slice
 
 
-class RouteNetwork(nn.Sequential):
+class _Route(nn.Sequential):
+    """The steps of one stitch, by name."""
+
+    pretrained_cfg: dict[str, Any]
+    """The preparation of images, for `timm.data.resolve_model_data_config`."""
+    about: Mapping[str, Any]
+    """The description of the file that it was loaded from."""
+
+    def __init__(self, steps: Mapping[str, nn.Module]):
+        super().__init__(OrderedDict((name, _named(module)) for name, module in steps.items()))
+
+
+class RouteNetwork(_Route):
     """The steps of one stitch in turn: `stem`, `block0`, ..., `stitch0`, ..., `head`.
 
     `SNNet.extract` and `load_stitch` make it. Its head is that of the stitch's end anchor, and so are its
     features.
     """
 
-    pretrained_cfg: dict[str, Any]
-    """The preparation of images, for `timm.data.resolve_model_data_config`."""
-    about: Mapping[str, Any]
-    """The description of the file that it was loaded from."""
     _ending: HeadSlice
 
     @classmethod
@@ -36,7 +44,7 @@ class RouteNetwork(nn.Sequential):
         Args:
             ending: The last of them, or the slice around it if that is a module of an anchor.
         """
-        net = cls(OrderedDict((name, _named(module)) for name, module in steps.items()))
+        net = cls(steps)
         net.__dict__["_ending"] = ending  # not as a child: its weights are those of the last step
         return net
 
@@ -66,18 +74,11 @@ class RouteNetwork(nn.Sequential):
 
         Args:
             pre_logits: Give the pooled feature `[B, C]` that enters the classifier.
-
-        Raises:
-            InputError: If there is a classifier, and it is not known of this network where its feature is.
         """
         return self._head.run_head(x, pre_logits=pre_logits)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a new, random one, or remove it with 0 classes.
-
-        Raises:
-            InputError: If the network has no classifier, and is none of timm's, which know where it belongs.
-        """
+        """Replace the classifier by a new, random one, or remove it with 0 classes."""
         self._ending.replace_classifier(num_classes)
         if all(module is not self._ending for module in self.modules()):
             self.head = self._ending.single_module  # it may be another one now
@@ -89,18 +90,15 @@ class RouteNetwork(nn.Sequential):
         return self._ending
 
 
-class RouteFeatures(nn.Sequential):
+class RouteFeatures(_Route):
     """The steps of one stitch up to its last level: `stem`, `block0`, ..., `stitch0`, ..., `level0`, ....
 
     `SNNet.extract` makes it with `features=True`. It takes the place of a network that timm makes with `features_only`:
     `feature_info` has the channels and the reduction of each level.
     """
 
-    pretrained_cfg: dict[str, Any]
-    """The preparation of images, for `timm.data.resolve_model_data_config`."""
-
     def __init__(self, steps: Mapping[str, nn.Module], levels: Sequence[LevelInfo]):
-        super().__init__(OrderedDict((name, _named(module)) for name, module in steps.items()))
+        super().__init__(steps)
         names = [name for name, module in steps.items() if isinstance(module, LevelTap)]
         known = [
             {"num_chs": level.channels, "reduction": level.reduction, "module": name}
@@ -113,19 +111,11 @@ class RouteFeatures(nn.Sequential):
         return [level.map for level in _levels_of(self, x)]
 
 
-class DenseRoute(nn.Sequential):
+class DenseRoute(_Route):
     """The steps of one stitch with a head for dense prediction: `stem`, `block0`, ..., `level0`, ..., `head`.
 
     `DenseSNNet.extract` and `load_stitch` make it.
     """
-
-    pretrained_cfg: dict[str, Any]
-    """The preparation of images, for `timm.data.resolve_model_data_config`."""
-    about: Mapping[str, Any]
-    """The description of the file that it was loaded from."""
-
-    def __init__(self, steps: Mapping[str, nn.Module]):
-        super().__init__(OrderedDict((name, _named(module)) for name, module in steps.items()))
 
     @property
     def num_classes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from stitchkit.errors import InputError
 from stitchkit.model.heads.head import DenseHead
 from stitchkit.model.layer import StitchLayer, layouts_at
-from stitchkit.model.levels import Level, LevelInfo, LevelLayers, LevelTap, infos_of
+from stitchkit.model.levels import Level, LevelInfo, LevelLayers, LevelTap, grid_of
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.route_network import RouteFeatures, RouteNetwork
 from stitchkit.model.statistics import RouteStatistics
@@ -166,20 +167,12 @@ class SNNet(RouteStatistics):
         return [*compress(self.space.ids, trainable)]
 
     def reset_stitch_id(self, cfg_id: int) -> None:
-        """Choose the stitch that `forward` runs by default.
-
-        Raises:
-            InputError: If there is no such `cfg_id`.
-        """
+        """Choose the stitch that `forward` runs by default."""
         _ = self.space[cfg_id]
         self._default_id = cfg_id
 
     def resolve(self, stitch: Stitch | int | None = None) -> Stitch:
-        """The stitch for a stitch, a `cfg_id`, or None for the default one.
-
-        Raises:
-            InputError: If it is not in the space.
-        """
+        """The stitch for a stitch, a `cfg_id`, or None for the default one."""
         if stitch is None:
             return self.space[self._default_id]
         if isinstance(stitch, Stitch):
@@ -287,7 +280,12 @@ class SNNet(RouteStatistics):
     def level_infos(self) -> list[LevelInfo]:
         """What heads know of the levels of `features`."""
         views = [*self.views.values()]
-        return infos_of(self._levels or Levels.of(views), views[-1])
+        last, infos = views[-1], []
+        for block in (self._levels or Levels.of(views)).chosen:
+            layout, sides = last.boundaries[block + 1].layout, last.input_size[1:]
+            reduction = -(-sides[0] // grid_of(layout, sides)[0])  # maps are rounded up
+            infos.append(LevelInfo(layout.width, reduction, layout.num_prefix_tokens, block))
+        return infos
 
     def _tap(self, step: Step) -> LevelTap:
         last, layer = [*self.views.values()][-1], None
@@ -365,8 +363,9 @@ def modules_of(model: SNNet, steps: Sequence[Step]) -> dict[str, nn.Module]:
 def folded(module: nn.Module, done: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
     """The module of a step as it is exported; one that is `done` already for another step stays one."""
     if isinstance(module, LevelTap):
-        layer = module.layer and folded(module.layer, done)
-        return module.with_layer(layer) if isinstance(layer, StitchLayer) else module
+        twin = copy.copy(module)
+        twin._modules = {"layer": module.layer and folded(module.layer, done)}
+        return twin
     done = {} if done is None else done
     if isinstance(module, StitchLayer | AdaptedBlock | DenseHead) and module not in done:
         done[module] = module.folded()

@@ -16,8 +16,8 @@ from torch.nn.functional import pad
 
 from stitchkit.distributed import sum_over_ranks
 from stitchkit.errors import InputError, unknown
-from stitchkit.model.activation_memory import in_portions
 from stitchkit.model.layer import StitchLayer
+from stitchkit.model.onepass import in_portions
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.layout import Layout, as_rows
 from stitchkit.networks.mode import evaluating

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from stitchkit.errors import InputError
 from stitchkit.networks.anchor import Anchor
-from stitchkit.networks.slices import extract
+from stitchkit.networks.slices import extract, parent_in
 from stitchkit.settings.stitch_config import LayerKind
 
 
@@ -137,16 +137,8 @@ class AnchorUpdates(nn.Module):
             for block in anchor.blocks
         ]
         for path in dict.fromkeys(path for block in self._paths for path in block.values()):
-            self._add(path, WeightUpdate(anchor.model.get_submodule(path).get_parameter("weight"), rank))
-
-    def _add(self, path: str, update: WeightUpdate) -> None:
-        *parents, name = path.split(".")
-        parent_module: nn.Module = self
-        for parent in parents:
-            if parent not in parent_module._modules:
-                parent_module.add_module(parent, nn.Module())
-            parent_module = parent_module.get_submodule(parent)
-        parent_module.add_module(name, update)
+            parent, name = parent_in(self, path)
+            parent.add_module(name, WeightUpdate(anchor.model.get_submodule(path).get_parameter("weight"), rank))
 
     def applied_to(self, block: nn.Module, number: int) -> nn.Module:
         """A block of the anchor, given its number, with the updates; the block itself if it has no linear layer."""

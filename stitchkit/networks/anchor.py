@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.networks.classifier import resize_classifier
 from stitchkit.networks.cut.tracer import INPUT, paths_to
 from stitchkit.networks.slices import Boundary, Slice
 from stitchkit.networks.steps import Steps
-from stitchkit.networks.timm_model import TimmModel, as_timm
+from stitchkit.networks.timm_model import TimmModel, as_timm, resize_classifier
 
 Run: TypeAlias = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """A part of a network: what it computes of a tensor, given the network."""

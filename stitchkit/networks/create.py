@@ -15,7 +15,6 @@ from torch import nn
 
 from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.anchor import Anchor
-from stitchkit.networks.classifier import classifier_layers, classifier_of, resize_classifier
 from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import (
     ADVICE,
@@ -31,7 +30,7 @@ from stitchkit.networks.hub_weights import (
     unknown_argument,
 )
 from stitchkit.networks.meta import without_values
-from stitchkit.networks.timm_model import TimmModel, as_timm
+from stitchkit.networks.timm_model import TimmModel, as_timm, classifier_layers, classifier_of, resize_classifier
 from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weights import load_content, own_names, read_checkpoint, weights_of
 from stitchkit.settings.hub_names import has_weights
@@ -155,9 +154,6 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
         checkpoints: Load its checkpoint, if it has one. False is for a network whose weights do not matter, or all come
             from another file.
         overrides: Further arguments of `timm.create_model`, stronger than those of the specification.
-
-    Raises:
-        InputError: If the model cannot be built, loaded or viewed as steps.
     """
     model, size = create_network(spec, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     anchor = anchor_of(model, label=spec.label, input_size=size)

@@ -40,10 +40,6 @@ def anchor_of(
         label: Its name in stitches.
         input_size: Size of an input image, `(C, H, W)`; by default that of timm's description of the network.
         num_classes: Number of logits of a network that does not say it; 0 if it gives features.
-
-    Raises:
-        InputError: If it cannot be traced, has no two blocks between which only one tensor passes, takes images of
-            another size, or has another number of classes.
     """
     anchor: Anchor
     if has_view(model):

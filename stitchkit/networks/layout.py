@@ -219,11 +219,7 @@ def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str
 
 
 def grids_between(source: Layout, target: Layout) -> tuple[tuple[int, int], tuple[int, int]] | None:
-    """The grids before and after a joint of two full layouts; None if they are the same.
-
-    Raises:
-        InputError: If positions differ and one of the layouts has no grid.
-    """
+    """The grids before and after a joint of two full layouts; None if they are the same."""
     if source.positions == target.positions and source.is_by_row == target.is_by_row:
         return None
     if source.is_vector != target.is_vector:

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 
 from stitchkit.errors import InputError
 from stitchkit.networks.cut.flow import Flow, check_slice, place_after, place_before
-from stitchkit.networks.cut.sized import is_of_images
+from stitchkit.networks.cut.trace import is_of_images
 from stitchkit.networks.cut.tracer import INPUT, paths_to
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import evaluating
@@ -87,14 +87,8 @@ class Slice(nn.Module):
     def _take(self, model: nn.Module, path: str) -> None:
         """Share a module or tensor of the model under its path; one that the model does not have is skipped."""
         # Empty modules stand in for its parents, which would bring all their other children along.
-        *parents, name = path.split(".")
-        source: nn.Module = model
-        target: nn.Module = self
-        for parent in parents:
-            source = source.get_submodule(parent)
-            if parent not in target._modules:
-                target.add_module(parent, nn.Module())
-            target = target.get_submodule(parent)
+        target, name = parent_in(self, path)
+        source = model.get_submodule(path.rpartition(".")[0])
         for table in ("_parameters", "_buffers", "_modules"):
             if name in getattr(source, table):
                 getattr(target, table)[name] = getattr(source, table)[name]
@@ -103,6 +97,16 @@ class Slice(nn.Module):
         value = getattr(source, name, None)
         if isinstance(value, torch.Tensor):  # a plain attribute must move with the slice, but is not in checkpoints
             target.register_buffer(name, value, persistent=False)
+
+
+def parent_in(module: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The parent of a path in a module, with empty modules for those that are missing, and the last name."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        if parent not in module._modules:
+            module.add_module(parent, nn.Module())
+        module = module.get_submodule(parent)
+    return module, name
 
 
 class Code:

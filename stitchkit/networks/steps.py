@@ -10,8 +10,7 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.networks.cut.flow import Flow
-from stitchkit.networks.cut.sized import shapes
-from stitchkit.networks.cut.trace import trace
+from stitchkit.networks.cut.trace import shapes, trace
 from stitchkit.networks.cut.tracer import INPUT, is_layer
 from stitchkit.networks.layout import Layout, find_layout
 from stitchkit.networks.slices import Boundary, Node, Slice, TracedSlice, graph_between, graph_named
@@ -79,11 +78,6 @@ class Steps:
     def boundaries(self) -> tuple[Boundary, ...]:
         """The boundaries between the steps: entry `j` lies between steps `j` and `j + 1`."""
         return tuple(_boundary(self.flow, node, self._layout(node)) for node, _ in self._cuts)
-
-    @property
-    def module_paths(self) -> list[str]:
-        """Paths of the modules that are not traced into, in the order they run."""
-        return [str(node.target) for node in self.flow.nodes if node.op == "call_module"]
 
     def position(self, boundary: Boundary) -> int:
         """The place in the graph of a boundary, which may come from a trace at another depth."""

@@ -15,11 +15,11 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, prefixed
 from stitchkit.networks.anchor import Anchor, AnchorStep, HeadParts, HeadSlice
-from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.cut.flow import Flow, passes_several
 from stitchkit.networks.cut.tracer import is_group, is_stage, paths_to
 from stitchkit.networks.slices import Code, hold_constants
 from stitchkit.networks.steps import Steps
+from stitchkit.networks.timm_model import classifier_of
 from stitchkit.networks.trained_with import noted
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList)
@@ -127,8 +127,8 @@ def _head_parts(whole: Steps, first: int) -> HeadParts:
     """The parts of the head that begins at a boundary: timm's networks show in their trace where the first one ends."""
     head = getattr(whole.model, "forward_head", None)
     is_timms = hasattr(whole.model, "num_features") and head is not None and "pre_logits" in signature(head).parameters
-    ends_so = is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
-    if ends_so and (graphs := whole.graphs_to(lambda flow: flow.trace.given.get("forward_features"), first)):
+    has_forward_head = is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
+    if has_forward_head and (graphs := whole.graphs_to(lambda flow: flow.trace.given.get("forward_features"), first)):
         return HeadParts(Code(graphs))
     name = classifier_of(whole.model)
 
@@ -180,9 +180,6 @@ def find_blocks(steps: Steps) -> tuple[list[int], tuple[int, ...]]:
 
     Returns:
         The numbers of the boundaries: before the first block, and after each; and the blocks per stage.
-
-    Raises:
-        InputError: If there are no two blocks between which only one tensor passes.
     """
     boundaries = steps.boundaries
     ends = {name: number for number, boundary in enumerate(boundaries) for name in boundary.after}

@@ -41,9 +41,6 @@ class Levels:
 
         Args:
             blocks: Those of the last anchor; by default the last one of each stage, or of each quarter of one stage.
-
-        Raises:
-            InputError: If there are no such blocks, or the anchors have other numbers of stages.
         """
         *others, last = anchors
         chosen = default_blocks(last.depths) if blocks is None else tuple(blocks)

@@ -54,9 +54,6 @@ class StitchSpace:
         """The anchors, and the stitches that pass through no other joints, numbered anew from 0 in the same order.
 
         Stitching layers keep their places, and so their names among weights.
-
-        Raises:
-            InputError: If this space has no such joint.
         """
         for joint in joints:
             if joint not in self.layers:
@@ -84,11 +81,7 @@ class StitchSpace:
         return f"0 to {last}" + (f", without {missing}" if missing else "")
 
     def select(self, text: str) -> list[int]:
-        """The `cfg_id`s that a text such as `3,5,10-20` names, ascending.
-
-        Raises:
-            InputError: If the text does not consist of numbers and ranges, or a stitch does not exist.
-        """
+        """The `cfg_id`s that a text such as `3,5,10-20` names, ascending."""
         chosen: set[int] = set()
         for part in text.split(","):
             match = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part)
@@ -102,11 +95,7 @@ class StitchSpace:
         return sorted(chosen)
 
     def find(self, name: str | Stitch) -> int:
-        """The `cfg_id` of a stitch or its name, such as `ti[0:6] > s[6:12]`.
-
-        Raises:
-            InputError: If no stitch of this space has the name.
-        """
+        """The `cfg_id` of a stitch or its name, such as `ti[0:6] > s[6:12]`."""
         names = {stitch.name: cfg_id for cfg_id, stitch in self.stitches.items()}
         if str(name) not in names:
             raise unknown("stitch", name, names)

@@ -24,9 +24,6 @@ class Segment:
         anchor: Label of the anchor.
         start: First block that runs.
         stop: The block after the segment, as in a Python slice.
-
-    Raises:
-        InputError: If the label has characters other than letters, digits and `_ . # -`, or the slice is empty.
     """
 
     anchor: str
@@ -61,11 +58,7 @@ class Joint:
 
     @classmethod
     def parse(cls, text: str) -> Joint:
-        """The joint that is written so, such as `tiny[5] > small[6]`.
-
-        Raises:
-            InputError: If `text` is not two blocks joined by ` > `.
-        """
+        """The joint that is written so, such as `tiny[5] > small[6]`."""
         match = _JOINT.fullmatch(text)
         if match is None:
             raise InputError(f"'{text}' is not a joint; write two blocks, as in 'tiny[5]{ARROW}small[6]'")
@@ -107,9 +100,6 @@ class Stitch:
 
     Args:
         segments: The segments in the order they run.
-
-    Raises:
-        InputError: If there is no segment.
     """
 
     segments: tuple[Segment, ...]
@@ -120,11 +110,7 @@ class Stitch:
 
     @classmethod
     def parse(cls, name: str) -> Stitch:
-        """The stitch with this name.
-
-        Raises:
-            InputError: If `name` does not consist of segments `anchor[start:stop]` joined by ` > `.
-        """
+        """The stitch with this name."""
         # Every part must match as a whole: a name that is nearly one of ours comes from a damaged or a foreign ledger.
         matches = [_SEGMENT.fullmatch(part) for part in name.split(ARROW)]
         segments = tuple(Segment(m["anchor"], int(m["start"]), int(m["stop"])) for m in matches if m)

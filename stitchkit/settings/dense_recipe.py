@@ -12,7 +12,7 @@ from stitchkit.settings.schema import Settings
 
 Task = Literal["segmentation", "depth"]
 """The tasks of dense prediction."""
-HeadName = Literal["linear", "setr", "dpt", "fpn"]
+HeadName = Literal["linear", "setr", "dpt"]
 """The heads of dense prediction, as `stitchkit.model.heads` has them."""
 HEAD_OF: dict[Task, HeadName] = {"segmentation": "setr", "depth": "dpt"}
 """The head of each task unless another one is chosen, as published."""

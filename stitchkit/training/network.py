@@ -24,12 +24,11 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.model.coverage import fits_any_patches, warn_of_borders
 from stitchkit.model.create import build_snnet
 from stitchkit.model.snnet import SNNet
-from stitchkit.networks.classifier import classifier_layers
 from stitchkit.networks.create import create_model
 from stitchkit.networks.data_config import given_data_config, set_data_config, unlike_images
 from stitchkit.networks.families import anchor_of, has_view
 from stitchkit.networks.hub_weights import check_fit, published_config
-from stitchkit.networks.timm_model import as_timm
+from stitchkit.networks.timm_model import as_timm, classifier_layers
 from stitchkit.networks.trained_with import TrainedWith, all_noted
 from stitchkit.settings.fields import MOST_CLASSES
 from stitchkit.settings.recipe import ModelRecipe, Recipe

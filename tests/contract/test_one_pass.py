@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from stitchkit.errors import InputError
-from stitchkit.model.activation_memory import LiveBytes, in_portions
-from stitchkit.model.onepass import OnePass, _Batch
+from stitchkit.model.onepass import LiveBytes, OnePass, _Batch, in_portions
 from stitchkit.routes import Step, Stitch
 from stitchkit.routes.shared_work import Visit, shared_visits
 from tests.support import SPACES, family_snnet, mostly_full, pico_images, pico_snnet
@@ -29,7 +28,7 @@ def test_law_7_all_at_once_are_all_one_by_one(model):
 @pytest.mark.parametrize("positions", [1, 13])
 def test_law_7_in_many_portions(model, positions, monkeypatch):
     """A portion for each image; or, of small maps, portions that hold parts of several visits."""
-    monkeypatch.setattr("stitchkit.model.activation_memory._POSITIONS", positions)
+    monkeypatch.setattr("stitchkit.model.onepass._POSITIONS", positions)
     x = pico_images(3, size=model.input_size[-1])
     for cfg_id, logits in model.forward_all(x).items():
         torch.testing.assert_close(logits, model(x, cfg_id), rtol=1e-4, atol=1e-5)

@@ -16,7 +16,7 @@ from stitchkit.measure.formulas import accuracy_interval
 from stitchkit.measure.hits import read_hits
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.metric import compared
-from stitchkit.networks.classifier import classifier_layers
+from stitchkit.networks.timm_model import classifier_layers
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FAMILIES, FLAGS, family_snnet, mostly_full
 

@@ -9,7 +9,7 @@ from stitchkit.cli import main
 from stitchkit.data.dense.pairs import open_pairs
 from tests.commands import refused
 from tests.jobs import job_config, write_job
-from tests.support import FLAGS, pico_anchor, write_config, write_scene_pairs
+from tests.support import FLAGS, write_config, write_scene_pairs
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +87,6 @@ def test_joints_are_chosen_by_classes_of_images(pairs, config, tmp_path, capsys)
     line = refused(capsys, "choose", pairs, "--stitch_config", config, *rest)
     assert "train/ has images/ beside masks/ and depths/" in line
     assert not (tmp_path / "chosen.json").exists()
-
-
-def test_a_pyramid_of_too_many_levels(pairs, tmp_path, capsys):
-    config = write_config(tmp_path / "deep.json", anchors=[pico_anchor("s", 8, depth=8), pico_anchor("b", 16, depth=8)])
-    levels = ["--head", "fpn", "--levels", *range(8)]
-    line = train(capsys, pairs, config, tmp_path, "--task", "segmentation", *levels, "--dry-run")
-    assert "the map of each of 8 levels half as large as that of the one before, and nothing would be left" in line
 
 
 def test_windows_with_gaps_are_refused_before_training(pairs, config, tmp_path, capsys):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import stitchkit
 from stitchkit.distributed import World, gather_over_ranks, init_world, sum_over_ranks
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.model.activation_memory import LiveBytes
+from stitchkit.model.onepass import LiveBytes
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.network import place_network
 from tests.support import SPACES, family_snnet, pico_images, pico_snnet, write_config

@@ -9,8 +9,8 @@ import stitchkit
 from stitchkit.assembly.parts.network import build_network
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.errors import InputError
-from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.create import create_anchor
+from stitchkit.networks.timm_model import classifier_of
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchkit.training.network import create_network

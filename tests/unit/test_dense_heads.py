@@ -18,7 +18,7 @@ KINDS = {
     "with a class token": [LevelInfo(8, 16, 2)] * 4,
     "hierarchical": [LevelInfo(4, 4, 0), LevelInfo(6, 8, 0), LevelInfo(8, 16, 0), LevelInfo(10, 32, 0)],
 }
-PICO = {"linear": {}, "setr": {"channels": 8}, "dpt": {"channels": 32, "widths": (4, 6, 8, 10)}, "fpn": {"channels": 8}}
+PICO = {"linear": {}, "setr": {"channels": 8}, "dpt": {"channels": 32, "widths": (4, 6, 8, 10)}}
 EVERY = pytest.mark.parametrize(("name", "kind"), [(name, kind) for name in HEADS for kind in KINDS])
 SIDES = 64, 96
 
@@ -169,15 +169,6 @@ def test_dpt_has_the_published_cost():
     assert (counter.get_total_flops() / 2 + rest) / 1e9 == pytest.approx(602.6 - 0.26, abs=0.05)
 
 
-def test_a_pyramid_of_plain_levels_is_that_of_resized_ones():
-    plain, levels = head_of("fpn", "plain"), levels_of("plain")
-    other = HEADS["fpn"]([LevelInfo(8, reduction, 0) for reduction in (4, 8, 16, 32)], 3, **PICO["fpn"]).eval()
-    other.load_state_dict(plain.state_dict())
-    sizes = [(16, 24), (8, 12), (4, 6), (2, 3)]
-    maps = [torch.from_numpy(bilinear(level.map, *size)).float() for level, size in zip(levels, sizes, strict=True)]
-    close(plain(levels), other([Level(x, None) for x in maps]).detach())
-
-
 @EVERY
 def test_every_weight_and_level_takes_part_and_sizes_are_free(name, kind):
     head = head_of(name, kind).train()
@@ -198,8 +189,8 @@ def test_every_weight_and_level_takes_part_and_sizes_are_free(name, kind):
 @EVERY
 def test_resolutions(name, kind):
     height, width = head_of(name, kind)(levels_of(kind)).shape[-2:]
-    plain = {"linear": 16, "setr": 4, "dpt": 1, "fpn": 4}
-    reduction = {"linear": 4, "setr": 8, "dpt": 1, "fpn": 4} if kind == "hierarchical" else plain
+    plain = {"linear": 16, "setr": 4, "dpt": 1}
+    reduction = {"linear": 4, "setr": 8, "dpt": 1} if kind == "hierarchical" else plain
     assert (height * reduction[name], width * reduction[name]) == SIDES
 
 
@@ -300,18 +291,7 @@ def test_what_no_head_can_be_built_for():
             HEADS["linear"](levels, outputs)
 
 
-@pytest.mark.parametrize(("grid", "most"), [((2, 2), 4), ((14, 14), 6), ((16, 9), 6), ((1, 1), 3)])
-def test_a_pyramid_of_a_plain_transformer_ends_at_a_pixel(grid, most):
-    """Four times the map, then twice, and so on: 8, 4, 2, 1 rows of 2."""
-    levels = [LevelInfo(8, 16, 0, grid=grid)] * (most + 1)
-    maps = [Level(noise(1, 8, *grid))] * most
-    HEADS["fpn"](levels[:most], 3, **PICO["fpn"]).eval()(maps)
-    with pytest.raises(InputError, match=rf"each of {most + 1} levels .* give at most {most} levels, larger images"):
-        HEADS["fpn"](levels, 3)
-    HEADS["fpn"]([LevelInfo(8, 4 + number, 0, grid=grid) for number in range(12)], 3)  # as they are
-
-
-@pytest.mark.parametrize("name", ["linear", "setr", "fpn"])
+@pytest.mark.parametrize("name", ["linear", "setr"])
 def test_one_level_is_enough(name):
     infos = KINDS["plain"][:1]
     assert HEADS[name](infos, 3, **PICO[name])(levels_of("plain")[:1]).shape[:2] == (2, 3)

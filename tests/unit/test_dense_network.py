@@ -19,16 +19,15 @@ PICO = {
     "linear": HEADS["linear"],
     "setr": partial(HEADS["setr"], channels=8),
     "dpt": partial(HEADS["dpt"], widths=(4, 8, 8, 16), channels=8),
-    "fpn": partial(HEADS["fpn"], channels=8),
 }
 WAYS = [
     ("vit", "setr"),
     ("vits, two-way, of low rank", "dpt"),
-    ("swin", "fpn"),
+    ("swin", "setr"),
     ("resnet", "linear"),
     ("resnets and swins, two-way, of two layers", "setr"),
     ("NLC, 5 prefix tokens", "linear"),
-    ("headless vit", "fpn"),
+    ("headless vit", "linear"),
 ]
 
 

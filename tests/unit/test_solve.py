@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stitchkit.errors import InputError
-from stitchkit.model.activation_memory import LiveBytes
+from stitchkit.model.onepass import LiveBytes
 from stitchkit.model.solve import Gram, fit_stitching_layers
 from stitchkit.routes import Joint
 from tests.support import pico_images, pico_snnet

@@ -15,10 +15,10 @@ from torch import nn
 
 from stitchkit.assembly.parts.part import Assembly, Part
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.create import load_any_classes, load_model
 from stitchkit.networks.families import steps_of
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.timm_model import classifier_of
 from stitchkit.networks.trained_with import note, noted
 from stitchkit.networks.weights import read_checkpoint, weights_of
 from stitchkit.settings.fields import Classes

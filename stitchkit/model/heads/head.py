@@ -48,11 +48,11 @@ class DenseHead(nn.Module, ABC):
 
     def forward(self, levels: Sequence[Level]) -> torch.Tensor:
         """Outputs `[B, num_outputs, h, w]` of the `needed` levels, at the head's own resolution."""
-        return self._finished(self.predict(levels))
+        return self.finished(self.predict(levels))
 
-    def auxiliary(self, levels: Sequence[Level]) -> list[torch.Tensor]:
+    def auxiliary(self, levels: Sequence[Level]) -> list[torch.Tensor]:  # noqa: ARG002
         """Outputs `[B, num_outputs, h, w]` of auxiliary heads, which only training uses; most heads have none."""
-        return [self._finished(output) for output in self.predict_auxiliary(levels)]
+        return []
 
     def folded(self) -> DenseHead:
         """This as it is exported, without auxiliary heads."""
@@ -61,10 +61,6 @@ class DenseHead(nn.Module, ABC):
     @abstractmethod
     def predict(self, levels: Sequence[Level]) -> torch.Tensor:
         """Outputs as the last layer gives them, `[B, num_outputs, h, w]`."""
-
-    def predict_auxiliary(self, levels: Sequence[Level]) -> list[torch.Tensor]:  # noqa: ARG002
-        """Those of the auxiliary heads."""
-        return []
 
     def last_layer(self, channels: int) -> nn.Conv2d:
         """A new 1x1 convolution of `channels` to the outputs."""
@@ -75,5 +71,6 @@ class DenseHead(nn.Module, ABC):
             nn.init.ones_(layer.bias)
         return layer
 
-    def _finished(self, output: torch.Tensor) -> torch.Tensor:
+    def finished(self, output: torch.Tensor) -> torch.Tensor:
+        """Logits as they are; depths from the smallest one on."""
         return output if self.min_depth is None else output.relu() + self.min_depth

@@ -1,4 +1,4 @@
-"""Heads for dense prediction: linear, SETR, a feature pyramid, and all by name."""
+"""Heads for dense prediction: linear, SETR, and all by name."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import torch
 from timm.layers import LayerNorm2d
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import FeaturePyramidNetwork
 
-from stitchkit.errors import InputError
 from stitchkit.model.heads.dpt import DptHead
 from stitchkit.model.heads.head import DenseHead
 from stitchkit.model.levels import Level, LevelInfo
@@ -88,49 +86,9 @@ class SetrHead(DenseHead):
         y: torch.Tensor = self.main(levels[-1].map)
         return y
 
-    def predict_auxiliary(self, levels: Sequence[Level]) -> list[torch.Tensor]:
+    def auxiliary(self, levels: Sequence[Level]) -> list[torch.Tensor]:
         """Outputs `[B, num_outputs, 16H, 16W]` of each other level."""
-        return [head(level.map) for head, level in zip(self.others, levels[:-1], strict=True)]
-
-
-class FpnHead(DenseHead):
-    """A feature pyramid, whose levels are added at the size of the first.
-
-    Levels of the same reduction are resized first, to 4, 2, 1, 1/2... times their size, which are reductions of
-    4, 8, 16, 32... for patches of 16 pixels.
-
-    Args:
-        channels: Channels of the pyramid.
-
-    Source: Panoptic Feature Pyramid Networks, section 3, with one convolution for each level; for plain transformers
-        after ViTDet, section 3, but resized without new weights. The batch norms are ours: levels have no final norm.
-    """
-
-    def __init__(
-        self, levels: Sequence[LevelInfo], num_outputs: int, *, min_depth: float | None = None, channels: int = 256
-    ):
-        super().__init__(levels, num_outputs, min_depth=min_depth)
-        if self.is_plain and (grid := levels[0].grid) and len(levels) > (most := (4 * min(grid)).bit_length()):
-            raise InputError(
-                f"the fpn head makes the map of each of {len(levels)} levels half as large as that of the one before, "
-                f"and nothing would be left of one of {grid[0]} x {grid[1]}; give at most {most} levels, larger images "
-                "(--img-size), or choose another head"
-            )
-        widths = [level.channels for level in levels]
-        self.pyramid = FeaturePyramidNetwork(widths, channels, norm_layer=nn.BatchNorm2d)
-        self.output = self.last_layer(channels)
-
-    def predict(self, levels: Sequence[Level]) -> torch.Tensor:
-        """Outputs `[B, num_outputs, H, W]` at the size of the first level, of plain transformers of 4 times that."""
-        maps = [level.map for level in levels]
-        if self.is_plain:
-            maps = [F.interpolate(x, scale_factor=4 / 2**depth, mode="bilinear") for depth, x in enumerate(maps)]
-        pyramid = self.pyramid({str(depth): x for depth, x in enumerate(maps)})
-        total, *others = (x.relu() for x in pyramid.values())
-        for x in others:
-            total = total + _resized_to(total, x)
-        y: torch.Tensor = self.output(total)
-        return y
+        return [self.finished(head(level.map)) for head, level in zip(self.others, levels[:-1], strict=True)]
 
 
 def _resized_to(target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -138,5 +96,5 @@ def _resized_to(target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=target.shape[-2:], mode="bilinear")
 
 
-HEADS: dict[str, type[DenseHead]] = {"linear": LinearHead, "setr": SetrHead, "dpt": DptHead, "fpn": FpnHead}
+HEADS: dict[str, type[DenseHead]] = {"linear": LinearHead, "setr": SetrHead, "dpt": DptHead}
 """The heads by name; all take levels, a number of outputs and `min_depth`."""

@@ -11,8 +11,7 @@ from typing import Literal
 from torch import fx
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.cut.sized import has_batch_first, is_of_images
-from stitchkit.networks.cut.trace import Trace
+from stitchkit.networks.cut.trace import Trace, has_batch_first, is_of_images
 from stitchkit.networks.cut.tracer import INPUT, paths_to
 
 _Side = Literal["before", "after"]
