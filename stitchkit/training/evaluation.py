@@ -144,7 +144,6 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
 
 
 def _result(session: Session) -> Path:
-    """The file of an evaluation's figures."""
     return session.folder / (LEDGER if isinstance(session.model, SNNet) else PER_CLASS)
 
 

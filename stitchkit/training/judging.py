@@ -90,7 +90,6 @@ class Answering:
         ).of_all_ranks()  # fmt: skip
 
     def _partial(self, cfg_ids: Sequence[int] = ()) -> PartialAnswers:
-        """The file with the answers of this rank so far."""
         data, world = self._session.recipe.data, self._session.world
         batch_size = data.validation_batch_size or data.batch_size
         of = {"cfg_ids": list(cfg_ids), "world_size": world.size, "batch_size": batch_size}
@@ -175,7 +174,6 @@ class Judge:
         yield from judge_in_turns(cfg_ids, judged, targets, bank, self._session.world)
 
     def _end(self, cfg_id: int) -> int:
-        """The `cfg_id` of the end anchor of a stitch."""
         return [*self._model.views].index(self._model.space[cfg_id].end)
 
     def _collect(self, run: OnePass, loader: Loader) -> Collected[int]:
@@ -187,7 +185,6 @@ class Judge:
             return collect(run, batches, autocast=session.autocast)
 
     def _say_bytes(self, cfg_ids: Sequence[int]) -> None:
-        """Log the memory that the features of stitches will take."""
         images = len(self._session.loaders.validation.dataset)
         labelled = min(len(self._bank.dataset), self._bank_images) if self._bank else 0
         with torch.no_grad(), evaluating(self._model), self._session.autocast():
@@ -202,7 +199,6 @@ class Judge:
 
 
 def _first(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-    """The first `count` images."""
     for images, labels in batches:
         yield images[:count], labels[:count]
         count -= len(images)

@@ -15,7 +15,7 @@ from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_re
 from stitchkit.measure.profile import Profiler, measure
 from stitchkit.model.anchor_sources import anchor_source
 from stitchkit.model.dense import DenseSNNet
-from stitchkit.model.plan import Plan, plan_anchors
+from stitchkit.model.plan import plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe
@@ -39,7 +39,12 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
 
     With `--dry-run`, only say what the run would do. Nothing is overwritten if anything cannot be used.
     """
-    plan = _plan_network(recipe) if recipe.model.anchors else None
+    plan, model = None, recipe.model
+    if model.anchors:  # the data decide the number of classes, which the plan does not depend on
+        plan = plan_anchors(
+            [anchor_source(text) for text in model.anchors], num_classes=model.num_classes or 1000,
+            img_size=model.sides, in_chans=model.channels if model.input_size else model.in_chans,
+        )  # fmt: skip
     config = config if plan is None else plan.config.with_updates(recipe)
     check_names(recipe, config)
     check_labels(recipe)
@@ -73,16 +78,6 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         else:
             with launched(recipe.folder, world):
                 train(session, files)
-
-
-def _plan_network(recipe: Recipe) -> Plan:
-    """The plan of `--anchors`."""
-    settings = recipe.model
-    # The data decide the number of classes, which the plan does not depend on.
-    return plan_anchors(
-        [anchor_source(text) for text in settings.anchors or []], num_classes=settings.num_classes or 1000,
-        img_size=settings.sides, in_chans=settings.channels if settings.input_size else settings.in_chans,
-    )  # fmt: skip
 
 
 def _show_network(session: Session) -> None:

@@ -275,7 +275,6 @@ def _queue() -> dict[str, str]:
 
 
 def _gpus() -> list[int]:
-    """Numbers of the GPUs that this process may use."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

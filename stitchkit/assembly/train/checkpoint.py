@@ -192,7 +192,6 @@ def _check_rows(content: Mapping[str, Any], path: str, done: int) -> None:
 
 
 def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
-    """Restore the schedule, after checking that it is at the position of the job."""
     schedule = trainer.schedule
     if not isinstance(schedule, JobSchedule):
         return

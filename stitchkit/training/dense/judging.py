@@ -168,19 +168,14 @@ class DenseEvaluation:
         """
         if not cfg_ids:
             return
-        with advising_evaluation():
-            figures = self._kept(cfg_ids)
-        yield figures
-        self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
-
-    def _kept(self, cfg_ids: Sequence[int]) -> dict[int, DenseFigure]:
-        """The figures of stitches, whose sums are in the file beside the ledger."""
         world = self._session.world
-        sums = self._judge.over_ranks(self._of_rank(cfg_ids))
+        with advising_evaluation():
+            sums = self._judge.over_ranks(self._of_rank(cfg_ids))
         numbers = [number for rank in range(world.size) for number in range(rank, len(sums.truth), world.size)]
         sums = sums.in_order(numbers, self._loader.dataset.names)
         from_primary(world, lambda: self._keep(sums))
-        return {cfg_id: DenseFigure(sums.figures(cfg_id)) for cfg_id in cfg_ids}
+        yield {cfg_id: DenseFigure(sums.figures(cfg_id)) for cfg_id in cfg_ids}
+        self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
 
     @property
     def _progress(self) -> Path:
