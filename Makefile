@@ -119,7 +119,6 @@ demo-compose: $(DEMO) outputs/digits_r18/trained outputs/digits_r26/trained outp
 	$(BIN)/stitchkit pareto $(COMPOSED)/stitches_res.txt --plot $(COMPOSED)/pareto.png > $(COMPOSED)/pareto.txt
 	@printf '%s\n' '' 'Nothing was trained after the three networks: joints are solved in closed form on 256 images.' \
 	  '  $(COMPOSED)/stitches_res.txt   accuracy and cost of each; parents_acc1 is the average of its parents' \
-	  '  $(COMPOSED)/networks.html      the drawings of all of them; open it' \
 	  '  $(COMPOSED)/pareto.png         all of them over their cost' \
 	  'Next, your own: $(BIN)/stitchkit compose --data YOUR_FOLDER --nets resnet50,vgg16 -o outputs/composed'
 

@@ -139,7 +139,7 @@ def _parser(name: str = "") -> Parser:
         add_commands(parser, {name: entries[name].load()})
         return parser
     if name in _RENAMED:
-        raise InputError(f"'{name}' has a new name; run {_RENAMED[name]}")
+        raise InputError(f"'{name}' was renamed; use {_RENAMED[name]}")
     commands: dict[str, Command] = {entry.name: entry.load() for entry in sorted(entries)}
     add_commands(parser, {name: command._replace(add_flags=lambda _: None) for name, command in commands.items()})
     return parser

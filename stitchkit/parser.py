@@ -73,7 +73,8 @@ class Parser(argparse.ArgumentParser):
             return super().format_help()
         actions = {action.dest: action for action in self._actions}
         formatter = self._get_formatter()
-        formatter.add_usage(None, [action for action in self._actions if not action.option_strings], [])
+        data = " ".join(f"[{action.metavar}]" for action in self._actions if not action.option_strings)
+        formatter.add_usage(f"%(prog)s {data} [FLAG ...]", [], [])
         formatter.add_text(self.description)
         formatter.start_section("flags that people need")
         formatter.add_arguments([actions[name] for name in self.first_flags])

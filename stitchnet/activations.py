@@ -122,14 +122,11 @@ def run(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return outputs
 
 
-_SYMMETRIC = ("cka", "unbiased_cka")
-
-
 class Scores:
     """Scores of pairs of activations, identified by their content.
 
     Args:
-        measure: `cka`, `unbiased_cka`, `r2` or `fit`.
+        measure: `cka` or `r2`, as published.
         rows_per_channel: Compare only a sample of the rows, 10 per channel as published; by default all.
         seed: Seed of the sample.
 
@@ -157,7 +154,7 @@ class Scores:
         self._known.setdefault(self._key(x, y), score)
 
     def _key(self, x: bytes, y: bytes) -> tuple[bytes, bytes]:
-        return (y, x) if self._name in _SYMMETRIC and y < x else (x, y)
+        return (y, x) if self._name == "cka" and y < x else (x, y)
 
     def _cka(self, x: Activation, y: Activation) -> float:
         """`linear_cka`, but each side's own HSIC, two thirds of the work, is computed only once per size."""

@@ -15,15 +15,13 @@ from timm.data import ImageNetInfo
 from stitchkit.classes import in_order
 from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.errors import InputError, unknown
-from stitchkit.files import read_table
 from stitchkit.settings.files import read_settings_file
 
-KINDS = ("knn", "linear")
 _NEIGHBOURS = 5
 
 
 class Classifier:
-    """A classifier of a kind as in `Net.fit`, fitted to outputs `[N, D]` and labels `[N]`.
+    """Nearest neighbours of outputs `[N, D]` with labels `[N]`.
 
     Attributes:
         classes: The labels in the order of the scores.
@@ -31,24 +29,13 @@ class Classifier:
     Source: StitchNet, section 4: five nearest neighbours.
     """
 
-    def __init__(self, kind: str, outputs: np.ndarray, labels: np.ndarray):
-        if kind not in KINDS:
-            raise unknown("classifier", kind, KINDS)
+    def __init__(self, outputs: np.ndarray, labels: np.ndarray):
         check_finite(outputs)
-        if kind == "linear" and len(np.unique(labels)) < 2:
-            raise InputError("a linear classifier needs images of at least two classes; add some, or use 'knn'")
         # scikit-learn takes over a second to import, and every command imports this package.
-        from sklearn.linear_model import LogisticRegression
         from sklearn.neighbors import KNeighborsClassifier
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
-        nearest = KNeighborsClassifier(min(_NEIGHBOURS, len(outputs)))
-        # Logits of different networks differ in scale, and the penalty of logistic regression depends on it.
-        linear = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        self._model = nearest if kind == "knn" else linear
-        self._model.fit(outputs, labels)
-        self.kind, self.outputs, self.labels = kind, outputs, labels
+        self._model = KNeighborsClassifier(min(_NEIGHBOURS, len(outputs))).fit(outputs, labels)
+        self.outputs, self.labels = outputs, labels
         self.classes = np.asarray(self._model.classes_)
 
     def scores(self, outputs: np.ndarray) -> np.ndarray:
@@ -128,8 +115,6 @@ class OutputMap:
 
 
 def _content(source: Outputs, where: str) -> dict[str, list[str]]:
-    if isinstance(source, str | Path) and Path(source).suffix.lower() == ".csv":
-        return _table(Path(source))
     content = read_settings_file(source) if isinstance(source, str | Path) else source
     by_class: dict[str, list[str]] = {}
     for label, value in content.items():
@@ -137,15 +122,6 @@ def _content(source: Outputs, where: str) -> dict[str, list[str]]:
         if wrong := [entry for entry in entries if not isinstance(entry, int | str) or isinstance(entry, bool)]:
             raise InputError(f"{where}, class '{label}': {wrong[0]!r} is not an output; use numbers, names or synsets")
         by_class[str(label)] = [str(entry) for entry in entries]
-    return by_class
-
-
-def _table(path: Path) -> dict[str, list[str]]:
-    table, by_class = read_table(path), dict[str, list[str]]()
-    if not {"class", "output"} <= table.keys() or "" in table["class"] + table["output"]:
-        raise InputError(f"'{path}' needs the columns class and output, and both in each row; add them")
-    for label, output in zip(table["class"], table["output"], strict=True):
-        by_class.setdefault(label, []).append(output)
     return by_class
 
 

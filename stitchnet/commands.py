@@ -36,9 +36,9 @@ def add_output_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _compose(flags: argparse.Namespace) -> None:
-    from stitchnet.compose import LEDGER, SHEET, compose
+    from stitchnet.compose import LEDGER, compose
 
-    with begun("compose", flags, ComposeSettings, LEDGER, SHEET) as (task, settings, journal):
+    with begun("compose", flags, ComposeSettings, LEDGER) as (task, settings, journal):
         compose(task, settings, journal)
 
 

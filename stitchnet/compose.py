@@ -27,10 +27,9 @@ from stitchkit.measure.pareto import is_anchor
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchnet.activations import Scores
-from stitchnet.classifier import KINDS as FITTED, OutputMap
+from stitchnet.classifier import OutputMap
 from stitchnet.composition import Composition, Pool, uncut
 from stitchnet.data import Examples, batches, in_memory, open_split, stitching_images
-from stitchnet.drawing import write_contact_sheet
 from stitchnet.journal import Journal
 from stitchnet.net import ABOUT, WEIGHTS, Net
 from stitchnet.networks import specified
@@ -50,11 +49,11 @@ class JudgedNetwork(TypedDict):
 
 @dataclass(frozen=True)
 class CompositionTask:
-    """Images to fit classifiers of a kind to the outputs of networks, or a map of outputs; and others to evaluate."""
+    """Images to fit classifiers to the outputs of networks, or a map of outputs; and others to evaluate."""
 
     train: Examples
     validation: Examples
-    classifier: str | OutputMap = "knn"
+    output_map: OutputMap | None = None
     classes: Sequence[str] = ()
 
     @classmethod
@@ -63,14 +62,14 @@ class CompositionTask:
         download: bool = False,
     ) -> CompositionTask:  # fmt: skip
         """A task from an image folder with `train/` and `validation/`, or from a data set by name."""
-        if output_map is None and classifier not in FITTED:
+        if output_map is None and classifier != "knn":
             raise InputError(f"--classifier {classifier} needs --output-map; name the file")
-        if output_map is not None and classifier in FITTED:
-            raise InputError(f"--output-map is not for --classifier {classifier}; choose max, sum or argmax")
+        if output_map is not None and classifier == "knn":
+            raise InputError("--output-map is not for --classifier knn; choose max, sum or argmax")
         train, validation = (open_split(data, split, img_size, download=download) for split in ("train", "validation"))
         classes = agreed_classes(train.dataset, validation.dataset)
         mapped = None if output_map is None else OutputMap.read(output_map, classifier, classes)
-        return cls(in_memory(train), in_memory(validation), mapped or classifier, classes)
+        return cls(in_memory(train), in_memory(validation), mapped, classes)
 
     @cached_property
     def digest(self) -> str:
@@ -84,10 +83,10 @@ class CompositionTask:
 
     def accuracy(self, net: Net) -> float:
         """Give a network its classifier; the percentage of the validation images that it then classifies correctly."""
-        if isinstance(self.classifier, OutputMap):
-            net.classifier = self.classifier
+        if self.output_map is None:
+            net.fit(self.train)
         else:
-            net.fit(self.train, classifier=self.classifier)
+            net.classifier = self.output_map
         return 100 * net.evaluate_dataset(self.validation)["accuracy"]
 
 
@@ -175,7 +174,7 @@ def _gain(row: Row) -> float:
     return float(row["acc1"] - row["parents_acc1"])
 
 
-LEDGER, SHEET = "stitches_res.txt", "networks.html"
+LEDGER = "stitches_res.txt"
 _SETTINGS = "compose.yaml"  # the settings of a composition, for people and for the report
 _DRAWING = "net.svg"
 _SEARCH = ("threshold", "total_threshold", "max_depth", "width", "order", "max_macs", "max_params", "pretrained")
@@ -194,7 +193,7 @@ def begin_search(task: CompositionTask, settings: ComposeSettings, journal: Jour
     nets = networks_of(settings)
     scores = Scores(settings.score, seed=settings.seed)
     search = Search(images, nets=nets, scores=scores, **{name: getattr(settings, name) for name in _SEARCH})
-    output_map = None if isinstance(task.classifier, str) else repr(task.classifier)
+    output_map = None if task.output_map is None else repr(task.output_map)
     journal.agree_on_content({"images and weights": _digest(search.pool, task), "output map": output_map})
     search.journal = journal
     return search
@@ -243,12 +242,10 @@ def compose(task: CompositionTask, settings: ComposeSettings, journal: Journal) 
             net.draw_svg(own / _DRAWING)
             write_rows(output / LEDGER, rows)
     write_rows(output / LEDGER, rows)  # a journal may have all rows, and somebody may have removed the ledger
-    write_contact_sheet(rows, [folder(row["cfg_id"]) / _DRAWING for row in rows], output / SHEET)
     print(f"compositions: {search.counts}")
     print(against_parents(rows))
     print(f"all are evaluated by --classifier {settings.classifier}; * marks the parents")
     print(f"the ledger is {output / LEDGER}; beside it, for each cfg_id, a folder with the network and its drawing")
-    print(f"{output / SHEET} shows all of them; open it in a browser")
 
 
 def _digest(pool: Pool, task: CompositionTask) -> str:

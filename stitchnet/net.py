@@ -80,12 +80,6 @@ class Net(nn.Module):
     def __str__(self) -> str:
         return self.name
 
-    @property
-    def num_outputs(self) -> int:
-        """The number of outputs for an image."""
-        with evaluating(self):
-            return run(self, self.example()).flatten(1).shape[1]
-
     def example(self) -> torch.Tensor:
         """Seeded noise of the network's input size `[1, C, H, W]`."""
         parameter = next(self.parameters())
@@ -147,20 +141,18 @@ class Net(nn.Module):
         with evaluating(self):
             return run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
 
-    def fit(self, dataset: Examples | Stream, label_column: str | None = None, *, classifier: str = "knn") -> Net:
-        """Fit a classifier to the network's outputs, and return the network, which itself does not change.
+    def fit(self, dataset: Examples | Stream, label_column: str | None = None) -> Net:
+        """Fit a classifier to the network's outputs, the five nearest neighbours, and return the network.
 
         Args:
             dataset: A dataset of `load_hf_dataset`, one of images and labels, as from `image_folder`, or arrays
                 `(images, labels)`.
             label_column: Name of the labels in a dataset of `load_hf_dataset`.
-            classifier: `knn`: the five nearest neighbours, as published; `linear`: logistic regression.
 
         Raises:
-            InputError: If there is no such column or classifier, or the images are of another size than the network was
-                composed for.
+            InputError: If there is no such column, or the images are of another size than the network was composed for.
         """
-        self.classifier = Classifier(classifier, *self.outputs(dataset, label_column))
+        self.classifier = Classifier(*self.outputs(dataset, label_column))
         return self
 
     def map_outputs(self, outputs: Outputs, *, kind: str = "max", classes: Sequence[str] = ()) -> Net:
@@ -168,8 +160,7 @@ class Net(nn.Module):
 
         Args:
             outputs: For each class the numbers of its outputs, ranges such as `"151-268"`, ImageNet's names or synsets:
-                `{"cat": [281, "Persian cat"], ...}`, or a JSON or YAML file of this form, or a CSV file with a row for
-                each output and the columns `class` and `output`.
+                `{"cat": [281, "Persian cat"], ...}`, or a JSON or YAML file of this form.
             kind: `max`: the class of the highest of these outputs; `sum`: that with the highest sum of probabilities;
                 `argmax`: the class of the highest of all outputs, -1 if it belongs to none, as published.
             classes: The classes in the order of their numbers; by default those of `outputs`, class2 before class10.
@@ -244,7 +235,7 @@ class Net(nn.Module):
         if isinstance(self.classifier, OutputMap):
             about["output_map"] = asdict(self.classifier)
         elif self.classifier:
-            about["classifier"] = self.classifier.kind
+            about["classifier"] = "knn"
             tensors["classifier.outputs"] = torch.as_tensor(self.classifier.outputs).contiguous()
             tensors["classifier.labels"] = torch.as_tensor(self.classifier.labels).contiguous()
         with replacing(folder / WEIGHTS) as draft:
@@ -289,13 +280,17 @@ def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets
     path, layers = zip(*(rebuild(entry, models[entry["network"]]) for entry in about["path"]), strict=True)
     size = image_size(about["input_size"])
     net = Net(about["name"], about["score"], path, layers, about["scores"], size, specs)
-    num_classes = about.get("num_classes")  # believed only if the weights have it: the number may be any
-    if num_classes is not None and num_classes == len(tensors[f"net.{head_of(net)[0]}.weight"]):
-        replace_head(net, num_classes)
+    if about.get("num_classes") is not None:
+        name = classifier_of(net)
+        old, net.num_classes = net.get_submodule(name), len(tensors[f"net.{name}.weight"])
+        assert isinstance(old, nn.Linear)
+        net.set_submodule(name, nn.Linear(old.in_features, net.num_classes, old.bias is not None))
     net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
     if "classifier" in about:
+        if about["classifier"] != "knn":
+            raise InputError(f"its classifier {about['classifier']!r} was removed; fit the network again")
         outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
-        net.classifier = Classifier(about["classifier"], outputs, labels)
+        net.classifier = Classifier(outputs, labels)
     if "output_map" in about:
         net.classifier = parse(OutputMap, about["output_map"], "output_map")
     return net.eval()
@@ -312,32 +307,3 @@ def _model(label: str, spec: AnchorSpec | None, nets: Mapping[str, nn.Module]) -
             f"create it yourself and pass it as nets={{'{label}': module}}"
         )
     return create(AnchorSpec(spec.name, spec.label, spec.kwargs))
-
-
-def head_of(net: Net) -> tuple[str, nn.Linear]:
-    """The last linear layer of a network, and its name."""
-    name = classifier_of(net)
-    layer = net.get_submodule(name)
-    if not isinstance(layer, nn.Linear):
-        raise InputError(f"'{net}' has no linear layer, so it has no head to train; use other networks")
-    return name, layer
-
-
-def replace_head(net: Net, num_classes: int, *, seed: int = 0) -> None:
-    """Replace the head by a random one for a number of classes.
-
-    All outputs must be those of the head; otherwise the network stays as it is.
-    """
-    name, old = head_of(net)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new = nn.Linear(old.in_features, num_classes, old.bias is not None)
-    net.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
-    try:
-        fits = net.num_outputs == num_classes
-    except RuntimeError:  # two heads of different sizes
-        fits = False
-    if not fits:
-        net.set_submodule(name, old)
-        raise InputError(f"'{net}' does not end in one linear layer, so it gets no new head; use other networks")
-    net.classifier, net.num_classes = None, num_classes

@@ -55,18 +55,18 @@ class ComposeSettings(Settings):
     order: Literal["depth", "best"] = flag(
         "best", "best: highest score first, and stop with --top; depth: search all, as published"
     )
-    score: Literal["cka", "unbiased_cka", "r2", "fit"] = flag("cka", "how fragments are compared")
+    score: Literal["cka", "r2"] = flag("cka", "how fragments are compared")
     max_macs: Limit | None = flag(None, "skip networks with more multiply-adds, such as 3G", strict=None)
     max_params: Limit | None = flag(None, "skip networks with more parameters, such as 30M", strict=None)
     num_images: Batch = flag(32, "number of images from train/ for the comparison")
     img_size: Side = flag(224, "side of the images")
-    classifier: Literal["knn", "linear", "max", "sum", "argmax"] = flag(
+    classifier: Literal["knn", "max", "sum", "argmax"] = flag(
         "knn",
-        "classifier of the outputs: nearest neighbours or logistic regression; or, with --output-map, the class of the "
-        "highest output, the highest summed probability, or the highest of all outputs, which may belong to none",
+        "classifier of the outputs: nearest neighbours; or, with --output-map, the class of the highest output, the "
+        "highest summed probability, or the highest of all outputs, which may belong to none",
     )
     output_map: str | None = flag(
-        None, "JSON, YAML or CSV file with the outputs that mean each class: numbers, ImageNet's names or synsets"
+        None, "JSON or YAML file with the outputs that mean each class: numbers, ImageNet's names or synsets"
     )
     seed: Seed = flag(0, "seed of the image draw and of random weights")
     device: str | None = flag(None, "cpu, cuda or cuda:N; by default cuda if available")

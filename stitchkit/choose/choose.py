@@ -6,12 +6,13 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 
-from stitchkit.choose.klas import Batches, anchor_thetas, joint_routes, klas
+from stitchkit.choose.klas import anchor_thetas, joint_routes, klas
+from stitchkit.data.batches import Batch
 from stitchkit.display import aligned, quantity
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
@@ -24,8 +25,6 @@ from stitchkit.settings.stitch_config import StitchConfig
 
 _SHOWN = 20
 """Joints in a table."""
-WAYS = ("klas", "klas-label-free")
-"""Scores by name: probes learn the labels, or what their own anchor predicts."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +108,12 @@ def check_way(way: str, *, has_labels: bool) -> None:
 
 
 def choose(
-    model: SNNet, batches: Batches, way: str = "klas", *, buckets: int = 20, tau: float = 0.05, seed: int = 0
+    model: SNNet, batches: Iterable[Batch], way: str = "klas", *, buckets: int = 20, tau: float = 0.05, seed: int = 0
 ) -> ChosenJoints:
     """Score the joints of an SN-Net, and keep the best at every cost.
 
     Args:
-        way: One of `WAYS`.
+        way: `klas`, whose probes learn the labels, or `klas-label-free`: what their own anchor predicts.
         buckets: Equal parts of the FLOPs between two anchors; joints compete within each.
         tau: Keep joints up to this share over the lowest score of a bucket.
 
@@ -131,7 +130,7 @@ def choose(
     return ChosenJoints(joints, way, scores, keep(joints, scores, tau))
 
 
-def closest_pair(config: StitchConfig, model: SNNet, batches: Batches) -> tuple[StitchConfig, str]:
+def closest_pair(config: StitchConfig, model: SNNet, batches: Iterable[Batch]) -> tuple[StitchConfig, str]:
     """The configuration of the two anchors whose predictions agree most, and a table of all pairs.
 
     Source: KLAS, choice of anchors.

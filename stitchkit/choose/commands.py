@@ -16,7 +16,7 @@ from stitchkit.settings.fields import Batch, Count, Seed, Workers
 from stitchkit.settings.schema import Settings, parse
 
 if TYPE_CHECKING:
-    from stitchkit.choose.images import SomeImages
+    from stitchkit.choose.klas import SomeImages
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _choose(flags: argparse.Namespace) -> None:
     import torch
 
     from stitchkit.choose.choose import check_way, choose, closest_pair, scores_file, write_config, write_scores
-    from stitchkit.choose.images import SomeImages
+    from stitchkit.choose.klas import SomeImages
     from stitchkit.data.open_dataset import open_dataset
     from stitchkit.data.source import Source, is_unlabelled
     from stitchkit.distributed import choose_device

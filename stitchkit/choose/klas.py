@@ -6,18 +6,27 @@ Source: KLAS (ICLR 2026) for probes, Theta and Gamma; without labels, ours.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import combinations
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from itertools import combinations, islice
+from typing import Any, cast
 
 import torch
 from sklearn.cluster import KMeans
+from timm.data import create_transform
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from stitchkit.data.batches import Batch
+from stitchkit.data.decoding import Decoding
+from stitchkit.data.labelled_images import Images
+from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
+from stitchkit.data.unreadable import CheckedImages, report
+from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.data_config import DataConfig, timm_config
+from stitchkit.progress import progress
 from stitchkit.routes import Joint
 
 _EPOCHS = 40
@@ -33,12 +42,43 @@ Place = tuple[str, int]
 """An anchor's label and the number of a boundary: 0 is before its first block, `j` after block `j - 1`."""
 
 
-class Batches(Protocol):
-    """Images `[B, C, H, W]` on the model's device with labels `[B]`, `NO_CLASS` for images without; read once."""
+class SomeImages:
+    """Batches of images drawn by a seed, prepared as for evaluation; unreadable ones are replaced.
 
-    def __len__(self) -> int: ...
+    Args:
+        images: Where they are drawn from, each at most once; of a stream the first.
+        prepared: How they are decoded and prepared.
+        batch_size: Images in a batch; there are always two batches.
+        what: Name of the progress.
+    """
 
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __init__(
+        self, images: Images, prepared: DataConfig, *, count: int, batch_size: int, device: torch.device, seed: int = 0,
+        workers: int = 0, what: str = "score",
+    ):  # fmt: skip
+        chosen: Any
+        transform = create_transform(**timm_config(prepared), is_training=False)
+        images.decoding = Decoding.of(prepared)
+        if isinstance(images, IterableDataset):  # its reader skips bad images itself
+            chosen = [(transform(image), label) for image, label in islice(images, count)]
+        else:
+            checked = CheckedImages(images, num_classes=0, is_training=True)
+            checked.transform = transform
+            order = torch.randperm(len(checked), generator=torch.Generator().manual_seed(seed))
+            chosen = Subset(checked, order[:count].tolist())
+        if len(chosen) < 2:
+            raise InputError(f"joints are scored on at least 2 images, but there is {len(chosen)}; give more")
+        size = min(batch_size, -(-len(chosen) // 2))
+        self._loader = DataLoader(chosen, size, num_workers=min(workers, usable_cores()))  # torch warns of more
+        outlive_signals(self._loader)
+        self._device, self._what = device, what
+
+    def __iter__(self) -> Iterator[Batch]:
+        loader = cast(DataLoader[Batch], self._loader)
+        with explained("lower --workers"):
+            for images, labels in progress(loader, World(0, 1, self._device), self._what, unit="batches"):
+                yield images.to(self._device), labels.to(self._device)
+        report(loader.dataset)
 
 
 def joint_routes(model: SNNet) -> dict[Joint, int]:
@@ -53,7 +93,7 @@ def theta(p: torch.Tensor, q: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def anchor_thetas(model: SNNet, batches: Batches) -> dict[tuple[str, str], float]:
+def anchor_thetas(model: SNNet, batches: Iterable[Batch]) -> dict[tuple[str, str], float]:
     """Theta between the outputs of every two anchors, from the cheaper to the costlier."""
     if not model.num_classes:
         raise InputError("anchors without classifiers cannot be compared by their predictions; omit --pair")
@@ -65,7 +105,7 @@ def anchor_thetas(model: SNNet, batches: Batches) -> dict[tuple[str, str], float
     return {(front, end): theta(outputs[front], outputs[end]) for front, end in combinations(outputs, 2)}
 
 
-def klas(model: SNNet, batches: Batches, *, seed: int, from_labels: bool = True) -> dict[Joint, float]:
+def klas(model: SNNet, batches: Iterable[Batch], *, seed: int, from_labels: bool = True) -> dict[Joint, float]:
     """Gamma(i, j) = Theta(P_i of the front, P_j of the end) / Theta(P_j, P_j+1 of the end), for block i and before j+1.
 
     A joint is good where both predict alike, and where the block after it changes much.
@@ -91,7 +131,9 @@ def klas(model: SNNet, batches: Batches, *, seed: int, from_labels: bool = True)
 
 
 @torch.no_grad()
-def _read(model: SNNet, batches: Batches) -> tuple[dict[Place, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+def _read(
+    model: SNNet, batches: Iterable[Batch]
+) -> tuple[dict[Place, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
     """The features at every boundary, averaged over positions `[images, C]`, the anchors' outputs, and the labels.
 
     A 1x1 convolution commutes with this average, so that probes of it are those of the whole features.

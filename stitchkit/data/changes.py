@@ -26,11 +26,7 @@ class Changes:
             self._changes[number] = change
 
     def report(self, split: str, decoding: Decoding, *, are_divided: bool = False) -> None:
-        """Log the changes so far, once; every rank calls this.
-
-        Args:
-            are_divided: Whether each rank numbers images of its own from 0, not all images of the split.
-        """
+        """Log the changes so far, once; every rank calls this, and has images of its own if they `are_divided`."""
         if self._is_reported:
             return
         changes = self._changes.clone()  # loader processes may still write

@@ -38,7 +38,7 @@ def _add_datasets_commands(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", metavar="DIR", help="folder to write, such as data/digits for digits")
+    parser.add_argument("folder", metavar="DIR", help="folder to write, such as data/digits")
 
 
 def _digits(flags: argparse.Namespace) -> None:

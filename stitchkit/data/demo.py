@@ -57,7 +57,7 @@ def write_new_folder(
 ) -> str:
     """Write images and texts to a folder under their names, unless it has them; return a sentence about `content`."""
     if (folder / "train").is_dir() and (folder / "validation").is_dir():
-        return f"{folder} already exists"
+        return f"{folder} already exists; nothing was written"
     check_new_folder(folder)
     with filling(folder) as unfinished:
         for name, image in images:

@@ -60,9 +60,7 @@ def find_split(root: Path, split: str) -> Path:
 class FolderReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
     """The images of a split's folder, with their classes numbered in the order of `stitchkit.classes`.
 
-    Args:
-        class_map: File that maps class names to numbers; images of other folders are left out, and counted in `notes`.
-        suffixes: Suffixes of the images; by default those of all formats that Pillow decodes.
+    A class map numbers them in another way; `notes` count the images of others. By default the suffixes are Pillow's.
     """
 
     def __init__(self, folder: Path, class_map: str = "", suffixes: frozenset[str] = frozenset()):

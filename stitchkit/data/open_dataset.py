@@ -46,14 +46,9 @@ _PLACES = {
 
 
 def open_dataset(source: Source, split: str, *, is_training: bool = False, **options: object) -> Images:
-    """Open one split of a data set, by the rule of `split_rule`.
+    """Open one split of a data set, by the rule of `split_rule`, with further arguments of timm's readers for it.
 
-    Args:
-        is_training: Shuffle streamed data, and do not log the split as the one for evaluation.
-        options: Further arguments of timm's readers for this split.
-
-    Returns:
-        The split; its `.classes` are in the order of their numbers, or empty if the reader does not know them.
+    In training, streamed data are shuffled, and the split is not logged as the one for evaluation.
     """
     check_dataset(source.name, "data set")
     check_local(str(source.root or ""), "folder of data sets")

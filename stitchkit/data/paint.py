@@ -10,14 +10,7 @@ import numpy as np
 
 
 class Paint(NamedTuple):
-    """A pattern that fills space, so that it lies on any surface.
-
-    Args:
-        pattern: `plain`, `gradient`, `stripes`, `checks` or `clouds`.
-        colours: Two of them, each from 0 to 1.
-        axes: Turns and stretches space, `[3, 3]`, in periods per metre.
-        phase: Where it begins, `[3]`.
-    """
+    """A pattern that fills space, so that it lies on any surface; its axes `[3, 3]` are in periods per metre."""
 
     pattern: str
     colours: tuple[tuple[float, ...], tuple[float, ...]]

@@ -38,13 +38,7 @@ _AMBIENT = 0.45  # the light in a shadow
 
 
 class Scene(NamedTuple):
-    """A rendered scene.
-
-    Args:
-        image: RGB, `[H, W, 3]`, as bytes.
-        mask: The class at the middle of each pixel, `[H, W]`, as bytes.
-        depth: How far in front of the camera that is, along its axis, in metres, `[H, W]`: 1 to 10.
-    """
+    """An RGB image `[H, W, 3]`, and at the middle of each pixel `[H, W]` the class and the depth: 1 to 10 metres."""
 
     image: np.ndarray
     mask: np.ndarray
@@ -61,13 +55,8 @@ class Thing(NamedTuple):
 class Arrangement(NamedTuple):
     """The contents of a scene and its camera at `(0, height, 0)`, looking along z.
 
-    Args:
-        things: 3 to 8, none within another.
-        height: Of the camera above the ground, in metres.
-        focal: The focal length, in sides of the image.
-        horizon: Where it is, from the upper side (0) to the lower one (1).
-        light: Where it comes from, a vector of length 1.
-        wall: The paint of what is behind everything.
+    The focal length is in sides of the image, the horizon from the upper side (0) to the lower one (1), and the light
+    a vector of length 1. The wall is behind everything.
     """
 
     things: tuple[Thing, ...]
@@ -106,9 +95,7 @@ def arrange(chance: random.Random) -> Arrangement:
         half = tall * chance.uniform(*_WIDTHS[CLASSES[label]]) / 2
         reach = half * math.sqrt(2)
         nearest = max(seen_from, 1) + reach
-        z = (
-            nearest * ((FARTHEST - reach) / nearest) ** chance.random()
-        )  # on a logarithmic scale: by the size that is seen
+        z = nearest * ((FARTHEST - reach) / nearest) ** chance.random()  # on a logarithmic scale, as sizes look
         x = chance.uniform(-0.5, 0.5) * z / focal
         if all(math.hypot(x - there[0], z - there[1]) > reach + there[2] for there in discs):
             discs.append((x, z, reach))

@@ -17,13 +17,8 @@ _Shape = Callable[[np.ndarray, np.ndarray], Meeting]
 class Solid(NamedTuple):
     """A shape of unit size, which fills -1 to 1 across and 0 to 1 upwards, at its place in a scene.
 
-    x leads to the right, y upwards and z away from the camera, in metres.
-
-    Args:
-        shape: A name in `SHAPES`.
-        base: `(x, y, z)` of the middle of its lower side.
-        scale: Half of its width, its height, and half of its extent in depth.
-        turn: About the vertical, in radians.
+    x leads to the right, y upwards and z away from the camera, in metres. The base is the middle of the lower side; the
+    scale half the width, the height and half the depth; the turn about the vertical in radians.
     """
 
     shape: str
@@ -32,12 +27,7 @@ class Solid(NamedTuple):
     turn: float
 
     def meet(self, origins: np.ndarray, rays: np.ndarray) -> Meeting:
-        """Where rays first meet the solid.
-
-        Args:
-            origins: Where they begin, `[3, N]` or `[3, 1]`.
-            rays: Their directions, `[3, N]` or `[3, 1]`, of any length, which is the unit of the distance.
-        """
+        """Where rays from origins `[3, N]` or `[3, 1]` first meet the solid, in lengths of the rays."""
         scale, turned = np.array(self.scale)[:, None], self._axes()
         starts = turned @ (origins - np.array(self.base)[:, None]) / scale
         with np.errstate(divide="ignore", invalid="ignore"):  # rays along a surface

@@ -141,11 +141,7 @@ def check_folder(source: Source) -> None:
 
 
 def check_no_pairs(root: Path, *splits: str) -> None:
-    """Refuse images with masks or depth maps, whose folders would pass for classes: in splits, or around them.
-
-    Args:
-        splits: Names of splits beside the usual ones.
-    """
+    """Refuse images with masks or depth maps, whose folders would pass for classes: in usual and these splits."""
     names = dict.fromkeys([*splits, *names_of("train"), *names_of("validation")])
     around = () if any(is_split(root / name) for name in names) else (root,)
     for folder_of_split in (*around, *(root / name for name in names)):

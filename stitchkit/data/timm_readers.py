@@ -52,15 +52,9 @@ class _Shards(Settings):
 
 
 def open_timm(name: str, *, root: str | None, split: str, keys_advice: str = "", **options: object) -> ImageDataset:
-    """A data set by timm's string, with all folders and files on this machine.
+    """A data set by timm's string, with all folders and files on this machine; timm's readers raise anything.
 
-    Args:
-        name: Such as `wds/x` or `hfds/timm/resisc45`; empty for an image folder.
-        split: A split; for `wds/`, the names of its shards.
-        keys_advice: What to do if a Hugging Face data set has columns of other names.
-
-    Raises:
-        Exception: Anything that timm's readers raise.
+    `keys_advice` is what to do if a Hugging Face data set has columns of other names.
     """
     check_dataset(name, "dataset")
     check_local(root or "", "data folder")

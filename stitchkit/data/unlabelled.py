@@ -29,11 +29,7 @@ _TRAINED, _JUDGED = (
 
 
 class UnlabelledReader(ReaderImageFolder):  # type: ignore[misc] # timm has no types
-    """Image files, whose labels are None.
-
-    Args:
-        notes: What a user should know of them, to follow their number in the log.
-    """
+    """Image files, whose labels are None; the log has `notes` on them."""
 
     def __init__(self, root: str, paths: Sequence[str], notes: str):
         self.root, self.notes = root, notes
@@ -47,11 +43,7 @@ def has_labels(images: Images) -> bool:
 
 
 def open_unlabelled(source: Source, split: str, suffixes: frozenset[str] = frozenset()) -> LabelledImages:
-    """A split of images without labels: a folder of the data set, or the part that is trained on or held out.
-
-    Args:
-        suffixes: Suffixes of the images; by default those of all formats that Pillow decodes, and of a list all.
-    """
+    """A split of images without labels: a folder of the data set, or the part that is trained on or held out."""
     images = Path(source.root or "")
     if source.class_map:
         raise InputError(f"class map '{source.class_map}' numbers class folders, but '{images}' has none; omit it")

@@ -32,12 +32,8 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     """A dataset that skips unreadable and unlabelled images.
 
     In training, the next good image replaces a bad one, as in timm. In an evaluation a bad image has no class, so no
-    image counts twice; without labels it is replaced there too.
-
-    Args:
-        num_classes: Labels must be smaller; with 0, any will do.
-        limit: Largest share of bad images; a few are always allowed, unless it is 0.
-        flag: The flag that sets the limit; empty if there is none.
+    image counts twice; without labels it is replaced there too. Labels must be below `num_classes` unless it is 0. The
+    limit is the largest share of bad images, and `flag` sets it; a few are always allowed, unless it is 0.
     """
 
     def __init__(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
+from itertools import compress
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._utils import _flatten_dense_tensors, _take_tensors, _unflatten_dense_tensors  # as DistributedDataParallel
 
 _BUCKET_BYTES = 2**20  # larger tensors are sent by themselves, without a copy
 
@@ -36,63 +37,33 @@ class GradientReducer:
     @torch.no_grad()
     def reduce(self) -> None:
         """Average gradients over ranks. Call it after the last backward pass of a step."""
+        # The host knows which exist, so the exchange is on the CPU and no rank waits for its device.
+        has_gradient = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.uint8)
+        dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
         gradients = []
-        for parameter in self._used_somewhere():
+        for parameter in compress(self._parameters, has_gradient.tolist()):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
         if gradients:  # divide before the sum, which could overflow in float16
             torch._foreach_div_(gradients, dist.get_world_size())
         pending = []
-        for bucket in _buckets(gradients):
-            flat = _pack(bucket)
+        for bucket in _take_tensors(gradients, _BUCKET_BYTES):  # type: ignore[no-untyped-call]
+            flat = _flatten_dense_tensors(bucket)  # type: ignore[no-untyped-call]
             pending.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
         for bucket, flat, work in pending:
             work.wait()
             _unpack(flat, bucket)
 
-    def _used_somewhere(self) -> list[nn.Parameter]:
-        """The parameters that have a gradient on some rank."""
-        # The host knows which exist, so the exchange is on the CPU and no rank waits for its device.
-        has_gradient = torch.tensor([parameter.grad is not None for parameter in self._parameters], dtype=torch.uint8)
-        dist.all_reduce(has_gradient, op=dist.ReduceOp.MAX)
-        return [parameter for parameter, used in zip(self._parameters, has_gradient.tolist(), strict=True) if used]
-
 
 @torch.no_grad()
-def _broadcast(tensors: Iterable[torch.Tensor]) -> None:
-    for bucket in _buckets(tensors):
-        flat = _pack(bucket)
+def _broadcast(tensors: Sequence[torch.Tensor]) -> None:
+    for bucket in _take_tensors(tensors, _BUCKET_BYTES):  # type: ignore[no-untyped-call]
+        flat = _flatten_dense_tensors(bucket)  # type: ignore[no-untyped-call]
         dist.broadcast(flat, src=0)
         _unpack(flat, bucket)
 
 
-def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Tensors of one type for one message, in the same order on all ranks, which identify them by position."""
-    kinds: dict[torch.dtype, list[torch.Tensor]] = defaultdict(list)
-    for tensor in tensors:
-        kinds[tensor.dtype].append(tensor)
-    for kind in kinds.values():
-        bucket: list[torch.Tensor] = []
-        size = 0
-        for tensor in kind:
-            if bucket and size + tensor.nbytes > _BUCKET_BYTES:
-                yield bucket
-                bucket, size = [], 0
-            bucket.append(tensor)
-            size += tensor.nbytes
-        yield bucket
-
-
-def _pack(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """The tensors as one vector; a single contiguous tensor is not copied."""
-    if len(tensors) == 1:
-        return tensors[0].detach().reshape(-1)
-    return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
-
-
 def _unpack(flat: torch.Tensor, tensors: list[torch.Tensor]) -> None:
-    if flat.data_ptr() == tensors[0].data_ptr():
-        return
-    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-    torch._foreach_copy_(tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
+    if flat.data_ptr() != tensors[0].data_ptr():  # a single contiguous tensor is not copied
+        torch._foreach_copy_(tensors, _unflatten_dense_tensors(flat, tensors))  # type: ignore[no-untyped-call]

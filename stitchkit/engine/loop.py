@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
-from timm.utils import dispatch_clip_grad, random_seed
+from timm.scheduler.scheduler import Scheduler
+from timm.task import ClassificationTask
+from timm.utils import dispatch_clip_grad, random_seed, unwrap_model
+from torch import nn
 from torch.amp import GradScaler
 from torchvision.utils import save_image
 
 from stitchkit.data.batches import Batch, Loader
 from stitchkit.distributed import World
-from stitchkit.engine.epoch_state import Position
+from stitchkit.engine.epoch_state import Position, random_states, set_random_states
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.engine.random_states import random_states, set_random_states
 from stitchkit.engine.settings import Autocast, EngineSettings
-from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.files import replacing
 from stitchkit.progress import progress
@@ -54,14 +54,37 @@ def save_batch(images: torch.Tensor, path: Path) -> None:
         save_image(shown, draft, format="jpeg", padding=0, normalize=True)
 
 
-class Schedule(Protocol):
-    """A learning-rate schedule, timm's or one like it."""
+class Task(ClassificationTask):  # type: ignore[misc]
+    """A network with its loss; `task(images, labels, *routes)` returns a scalar `loss` and `output`.
 
-    def step_update(self, num_updates: int) -> object:
-        """Set the rate for the step that follows `num_updates` steps."""
+    Attributes:
+        num_routes: Number of routes that `draw` chooses from; 0 if a step has no choice.
+    """
 
-    def step(self, epoch: int, metric: float | None = None) -> object:
-        """Set the rate for the epoch that follows `epoch` epochs; `metric` is the mean loss of the last."""
+    num_routes: int = 0
+
+    @property
+    def network(self) -> nn.Module:
+        """The network without its DistributedDataParallel wrapper."""
+        network: nn.Module = unwrap_model(self.trainable_module)
+        return network
+
+    @property
+    def average(self) -> nn.Module | None:
+        """The network with the moving average of the weights; None if none is kept."""
+        average: nn.Module | None = getattr(self.get_trainable_module(ema=True), "module", None)
+        return average
+
+    def draw(self, step: int, rank: int) -> tuple[int, ...]:  # noqa: ARG002
+        """The routes of a step on a rank, a pure function of both; none if there is no choice.
+
+        If it is one, the loss of the step is recorded as its loss.
+        """
+        return ()
+
+    def counters(self) -> Mapping[str, torch.Tensor]:
+        """Tensors, by name, that the steps of an epoch change in place on each rank separately."""
+        return {}
 
 
 @dataclass(kw_only=True)
@@ -71,7 +94,7 @@ class Trainer:
     Args:
         loader: Training batches of this rank.
         folder: Folder for pictures of batches.
-        schedule: Learning-rate schedule; None keeps the rate.
+        schedule: Learning-rate schedule, timm's or one like it; None keeps the rate.
         reducer: Keeps the ranks' networks equal; None if the task does so, or there is only one rank.
     """
 
@@ -81,7 +104,7 @@ class Trainer:
     settings: EngineSettings
     world: World
     folder: Path
-    schedule: Schedule | None = None
+    schedule: Scheduler | None = None
     reducer: GradientReducer | None = None
     autocast: Autocast = field(init=False)
     scaler: GradScaler | None = field(init=False)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from stitchkit.engine import checkpoint_schema as rules
-from stitchkit.engine.random_states import random_states, set_random_states
+from stitchkit.engine.epoch_state import random_states, set_random_states
 from stitchkit.errors import InputError
 
 _SLOW = "lookahead_slow_buff"
@@ -36,7 +36,10 @@ def load_optimizer(
         number: rules.fields(_checked(own), {} if base is optimizer else {_SLOW: weights[number]})
         for number, own in enumerate(examples)
     }
-    groups = [_group_schema(group, cycles=cycles) for group in after["param_groups"]]
+    share, groups = rules.number(0, 1 - 1e-12), []
+    for group in after["param_groups"]:
+        cycled = {"momentum": share, "betas": [share] * len(group.get("betas") or ())} if cycles else {}
+        groups.append(rules.like(group, {**_MOVING, **cycled, "params": rules.exactly(group["params"])}))
     # A file has no state for parameters that have had no gradient.
     schema = {**optimizer.state_dict(), "state": rules.fields({}, states), "param_groups": groups}
     rules.check(state, schema, "optimizer")
@@ -88,12 +91,6 @@ _MOVING: dict[str, rules.Schema] = {
     "foreach": rules.or_none(True),
 }
 """Options of a group that a schedule or the optimizer itself changes, or that keep this run's value."""
-
-
-def _group_schema(group: Mapping[str, Any], *, cycles: bool) -> rules.Schema:
-    share = rules.number(0, 1 - 1e-12)
-    cycled = {"momentum": share, "betas": [share] * len(group.get("betas") or ())} if cycles else {}
-    return rules.like(group, {**_MOVING, **cycled, "params": rules.exactly(group["params"])})
 
 
 def _as(example: object, value: object) -> object:

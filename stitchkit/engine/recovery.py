@@ -137,21 +137,14 @@ def newest_checkpoint(files: CheckpointFiles) -> Path | None:
     """The newest good checkpoint of a run; a warning names each damaged one."""
     candidates = files.candidates()
     for path in candidates:
-        if not (fault := _fault(path)):
+        try:
+            read_checkpoint(path)
             return path
-        _logger.warning("%s; using the previous one", fault)
+        except InputError as error:  # noqa: PERF203
+            _logger.warning("%s; using the previous one", error)
     if candidates:
         raise InputError(
             f"none of the {len(candidates)} checkpoints in '{files.folder}' can be read; move them away to start "
             "over, or choose another folder"
         )
     return None
-
-
-def _fault(path: Path) -> str:
-    """The reason why a run cannot resume from a file; empty if it can."""
-    try:
-        read_checkpoint(path)
-    except InputError as error:
-        return str(error)
-    return ""

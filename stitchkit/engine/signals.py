@@ -34,7 +34,10 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python allows no other thread to set handlers
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS if _is_unhandled(number)}
+            for number in SIGNALS:
+                handler = signal.getsignal(number)
+                if not callable(handler) or handler is signal.default_int_handler:  # Python's own
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -67,9 +70,3 @@ class StopSignals:
         assert work is not None, "this rank is in the group"
         self._asked = received, work
         return number
-
-
-def _is_unhandled(number: signal.Signals) -> bool:
-    """Whether a signal still has Python's own handler."""
-    handler = signal.getsignal(number)
-    return not callable(handler) or handler is signal.default_int_handler

@@ -67,11 +67,8 @@ def compare_answers(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sums over a batch for `AnswerAgreement.of`, and which answers are equal, `[B]`.
 
-    They have the form of `evaluate.Answers` with one class: the images where the anchor is sure.
-
-    Args:
-        logits: Of the stitch and of the anchor, `[B, num_classes]`.
-        labels: `[B]`; -1 is an image that does not count.
+    They have the form of `evaluate.Answers` with one class: the images where the anchor is sure. The logits are of the
+    stitch and of the anchor, `[B, num_classes]`; label -1 is an image that does not count.
     """
     ours, theirs = (each.float().log_softmax(1) for each in logits)
     known = labels >= 0

@@ -102,11 +102,7 @@ def opened(
 ) -> Iterator[tuple[tuple[int, ...], dict[str, Any], dict[str, npt.NDArray[Any]], tuple[str, ...]]]:
     """The `cfg_id`s in a file, what it says of itself, its arrays of some names, and the names of its images.
 
-    Args:
-        what: What such a file has or says, for the message.
-
-    Raises:
-        InputError: If it is missing or damaged, which the block may find too.
+    What the block raises is an `InputError` about the file, which has or says `what`.
     """
     check_regular(Path(path))
     try:

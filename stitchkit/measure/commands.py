@@ -27,7 +27,7 @@ def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
     add_network_flags(parser)
     add_anchors_flag(parser)
     nodes = parser.add_argument_group("where a model can be cut, without data or weights")
-    nodes.add_argument("--nodes", metavar="MODEL", help="list the nodes of this model instead")
+    nodes.add_argument("--nodes", metavar="MODEL", help="instead, list the nodes of this model: the modules to cut at")
     about = "with --nodes: library of the model, timm or torchvision (also called pytorch)"
     nodes.add_argument("--backend", default="timm", help=about)
     about = "with --nodes: list a block's inner nodes too; may be repeated"
@@ -55,13 +55,13 @@ def _profile(flags: argparse.Namespace) -> None:
     if flags.nodes:
         _list_nodes(flags)
         return
-    import torch
 
     from stitchkit.distributed import choose_device
     from stitchkit.measure.ledger import cost_row, write_rows
     from stitchkit.measure.pareto import table
     from stitchkit.measure.profile import Profiler
     from stitchkit.model.create import create_snnet
+    from stitchkit.networks.meta import without_values
 
     if flags.batch_size < 1:
         raise InputError(f"--batch-size is {flags.batch_size}; it must be at least 1")
@@ -72,7 +72,7 @@ def _profile(flags: argparse.Namespace) -> None:
         raise InputError("--backend and --inside require --nodes MODEL; add it, or omit them")
     overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}
     # Costs need no memory for weights, which giants would fill; latencies do.
-    with nullcontext() if flags.latency else torch.device("meta"):
+    with nullcontext() if flags.latency else without_values():
         model = create_snnet(flags.stitch_config, anchors=flags.anchors or (), checkpoints=False, **overrides)
     profiler = Profiler(model)
     rows = [cost_row(model.space, cfg_id, profiler.cost(cfg_id)) for cfg_id in model.space.ids]
@@ -91,10 +91,8 @@ def _profile(flags: argparse.Namespace) -> None:
 
 def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
-    parser.add_argument(
-        "--cost", choices=("flops", "params", "latency"), default="flops",
-        help="what accuracy is weighed against",
-    )  # fmt: skip
+    about = "what accuracy is weighed against"
+    parser.add_argument("--cost", choices=("flops", "params", "latency"), default="flops", help=about)
     add_allow_unreliable_flag(parser)
     add_metric_flag(parser)
     add_overlay_flag(parser)
@@ -106,7 +104,7 @@ def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.intervals import add_intervals, by_image_beside, told_apart_note
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
     from stitchkit.measure.ledger import COSTS, WITH_INTERVALS, nouns_of, read_rows
-    from stitchkit.measure.metric import by, check_overlay, compared, compared_note, metric_of
+    from stitchkit.measure.metric import by, compared, compared_note, metric_of
     from stitchkit.measure.overlay import read_overlay, verdict
     from stitchkit.measure.pareto import is_anchor, pareto_front, plot, table
 
@@ -114,14 +112,12 @@ def _pareto(flags: argparse.Namespace) -> None:
         check_plot(flags.plot)
     rows, cost = read_rows(flags.ledger), COSTS[flags.cost]
     metric = metric_of(rows, flags.metric)
-    if flags.overlay:
-        check_overlay(metric)
     front = pareto_front(rows, cost, metric)
     known = by_image_beside(flags.ledger, metric)
     add_intervals(rows, known, cost)
     if flags.cost == "latency":
         check_latencies(rows, allowed=flags.allow_unreliable)
-    overlay = read_overlay(flags.overlay, [cost]) if flags.overlay else None
+    overlay = read_overlay(flags.overlay, [cost], metric) if flags.overlay else None
     print(table(front))
     for note in filter(None, [latency_note(rows), compared_note(rows, metric)]):
         print(note)

@@ -15,15 +15,9 @@ _NEAR = 1.25
 
 @torch.no_grad()
 def segmentation_sums(predictions: torch.Tensor, masks: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """The pixels of each class in each image, as `SegmentationScore` takes them.
+    """The pixels of each class in each image, as `SegmentationScore` takes them, int64 `[B, 3 * num_classes]`.
 
-    Args:
-        predictions: Classes `[B, H, W]`, or logits `[B, num_classes, H, W]`.
-        masks: True classes `[B, H, W]`; 255 is a pixel that does not count.
-
-    Returns:
-        For each image the pixels found, then those predicted, then the true ones, each of all classes, int64
-        `[B, 3 * num_classes]`.
+    Predictions are classes `[B, H, W]` or logits `[B, num_classes, H, W]`; 255 in masks is a pixel that does not count.
     """
     classes = (predictions.argmax(dim=1) if predictions.ndim == 4 else predictions).int()
     assert classes.shape == masks.shape, "a prediction for each pixel of the mask"
@@ -54,15 +48,11 @@ def _check_classes(what: str, classes: torch.Tensor, num_classes: int) -> None:
 def depth_sums(
     depth: torch.Tensor, truth: torch.Tensor, max_depth: float, *, min_depth: float = MIN_DEPTH
 ) -> torch.Tensor:
-    """The figures of each image, as `DepthScore` takes them.
+    """The figures of each image, as `DepthScore` takes them, of predictions and truth `[B, H, W]` in metres.
 
-    Args:
-        depth: Predictions `[B, H, W]` in metres.
-        truth: `[B, H, W]` in metres; a pixel counts if min_depth < depth <= max_depth.
-
-    Returns:
-        For each image the mean of |p - t| / t, the root of the mean of (p - t)^2 in metres, the share of pixels with
-        max(p / t, t / p) < 1.25, and 1, float64 `[B, 4]`; zeros for an image without a pixel that counts.
+    For each image the mean of |p - t| / t, the root of the mean of (p - t)^2 in metres, the share of pixels with
+    max(p / t, t / p) < 1.25, and 1, float64 `[B, 4]`; zeros for an image without a pixel that counts. A pixel counts if
+    min_depth < truth <= max_depth.
     """
     assert depth.shape == truth.shape, "a prediction for each pixel of the truth"
     valid = ((truth > min_depth) & (truth <= max_depth)).flatten(1)  # before float64, where 0.001 is larger

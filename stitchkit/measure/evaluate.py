@@ -34,10 +34,7 @@ SAVE_EVERY = 5.0
 class Score(NamedTuple):
     """Accuracies in percent, mean cross-entropy, and the number of images that count in them.
 
-    With fewer than five classes, all of them count as the top five.
-
-    Args:
-        class_hits: Correctly predicted images of each class; empty if classes were not counted.
+    With fewer than five classes, all of them count as the top five. The figures of each class may be empty.
     """
 
     acc1: float
@@ -119,11 +116,9 @@ def _unpacked(packed: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, 
 
 
 class PartialAnswers:
-    """A small file with the answers to finished batches; it is always complete or absent.
+    """A small file with a rank's answers to finished batches; it is always complete or absent.
 
-    Args:
-        path: The file; each rank has its own.
-        of: Everything that the answers depend on, as plain data; saved answers of anything else are ignored.
+    Answers that depend on anything else than `of`, plain data, are ignored.
     """
 
     def __init__(self, path: Path, of: Mapping[str, object]):
@@ -189,8 +184,7 @@ def evaluate(
     Args:
         model: The module that the networks belong to; its mode is restored.
         run: Images `[B, C, H, W]` to the logits `[B, num_classes]` of each network.
-        batches: Images and labels `[B]` of this rank, without padding: every image of the set is in exactly one
-            batch of one rank.
+        batches: Of this rank, without padding: every image of the set is in exactly one batch of one rank.
         num_classes: Number of classes that are counted separately; 0 for none.
         partial: Saves the answers, after a batch every `SAVE_EVERY` seconds, and restores those of a killed evaluation.
         judge: What `run` gives of a network and labels to its sums over the batch, as in `Answers`, and whether it is

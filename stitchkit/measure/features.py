@@ -13,21 +13,13 @@ from stitchkit.data.batches import Batch
 from stitchkit.distributed import World, gather_objects, gather_on
 from stitchkit.errors import InputError
 from stitchkit.measure.agreement import agreement
-from stitchkit.measure.knn import knn
-from stitchkit.measure.linear_probe import linear_probe
+from stitchkit.measure.probes import knn, linear_probe
 
 Key = TypeVar("Key")
 
 
 class FeatureScore(NamedTuple):
-    """What a feature is worth, in percent, and the number of images that count.
-
-    Args:
-        cosine: Mean cosine with the end anchor's feature.
-        cka: Linear CKA with it.
-        knn: Top-1 accuracy of the nearest neighbours; None without labelled images to compare with.
-        linear: Top-1 accuracy of a linear probe; None without.
-    """
+    """What a feature is worth, in percent: cosine and linear CKA with the end anchor's, and accuracies with labels."""
 
     cosine: float
     cka: float
@@ -73,11 +65,7 @@ def collect(
     *,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Collected[Key]:
-    """The features of networks on the batches of this rank.
-
-    Args:
-        run: Images `[B, C, H, W]` to the feature `[B, width]` of each network.
-    """
+    """The features `[B, width]` that `run` gives of each network for the batches of this rank."""
     parts, labels = defaultdict[Key, list[Halved]](list), [torch.empty(0, dtype=torch.long)]
     for images, numbers in batches:
         with autocast():
@@ -100,12 +88,9 @@ def judge(
     feature: torch.Tensor, target: torch.Tensor, labels: torch.Tensor,
     bank: torch.Tensor | None = None, bank_labels: torch.Tensor | None = None,
 ) -> FeatureScore:  # fmt: skip
-    """Judge the feature of a network on some images.
+    """Judge the feature of a network on some images; `target` is the anchor's, `[B, C]`.
 
     Images with label -1 are not counted, unless no image has a label.
-
-    Args:
-        target: The anchor's feature that it should agree with, `[B, C]`.
     """
     known = labels >= 0
     if known.any():
@@ -124,10 +109,7 @@ def judge_in_turns(
 ) -> Iterator[dict[Key, FeatureScore]]:  # fmt: skip
     """The scores of networks, each judged by one rank that gets its features from all ranks; every rank calls this.
 
-    Args:
-        keys: The networks; their features are freed as they are judged.
-        judged: Their features on the images to judge them on.
-        targets: For each network, its anchor's feature on this rank's images, None without images.
+    The features of networks are freed as they are judged. Targets, the anchors' features, are None without images.
     """
     labels = in_order(gather_objects(judged.labels)).to(world.device)
     if not len(labels):

@@ -17,10 +17,7 @@ _SETS_AT_ONCE = 50  # at 50,000 images, 20 MB of counts
 
 
 def accuracy_interval(right: float, images: float) -> tuple[float, float]:
-    """The 95 % interval of an accuracy, in percent.
-
-    Args:
-        right: The number of images, of all `images`, whose class a network finds.
+    """The 95 % interval of an accuracy in percent, `right` of `images`.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference, JASA 22, 1927. It stays
         within 0 and 100 %, and holds with few images and accuracies near 100 %.
@@ -43,10 +40,7 @@ def share_on_front(right: Bits, costs: Sequence[float], *, samples: int = 1000, 
     """P(on the front) of each network: the share of bootstrap sets of images that put it on the Pareto front.
 
     A set has as many images as there are, drawn from these with replacement (a bootstrap). The front's rule is that of
-    `pareto_front`.
-
-    Args:
-        right: Whether a network's answer is the label, `[networks, images]`; all networks have seen all images.
+    `pareto_front`. All networks have seen all images, `[networks, images]`.
     """
     bits = right.T.astype(np.float32)  # sums of ones are exact up to 16 million images
     times = np.zeros(len(costs), int)
@@ -58,11 +52,7 @@ def share_on_front(right: Bits, costs: Sequence[float], *, samples: int = 1000, 
 
 
 def on_front(values: Floats, costs: Sequence[float]) -> Bits:
-    """Whether each network is on the front, in every set: better than all that cost less; of equals, the first.
-
-    Args:
-        values: How good a network is in a set, such as how many images it has right, `[sets, networks]`.
-    """
+    """Whether networks with values `[sets, networks]` are on it: better than all cheaper, of equals the first."""
     is_on_front, best, sets = np.zeros(values.shape, bool), np.full(len(values), -np.inf), np.arange(len(values))
     for cost in np.unique(costs):
         equals = np.flatnonzero(np.equal(costs, cost))

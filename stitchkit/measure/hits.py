@@ -19,15 +19,10 @@ from stitchkit.measure.formulas import NORMAL_95, Bits, Floats, accuracy_interva
 
 @dataclass(frozen=True, eq=False)
 class Hits(Beside):
-    """The answers of networks to the images of a set, in its order.
+    """Whether networks were right about images that they have `seen`, `[networks, images]`, in the order of the set.
 
-    Args:
-        right: Whether a network's answer is the label, `[networks, images]`.
-        seen: Whether it was asked, `[networks, images]`; where it was not, `right` is False.
-        labels: `[images]`; -1 is an image that does not count, which no network has seen.
-        names: The names of the images; empty if the data set has none.
-        metric: The figure that the share of right answers is in a ledger. With "agree" the end anchor's answer is the
-            right one, and all labels are 0.
+    Label -1 is an image that does not count, which none has seen. The metric is the figure in a ledger: with "agree"
+    the end anchor's answer is the right one, and all labels are 0.
     """
 
     cfg_ids: tuple[int, ...]

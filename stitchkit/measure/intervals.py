@@ -43,9 +43,6 @@ def add_intervals(rows: Sequence[Row], known: ByImage | None, cost: str = "flops
     Rows with hits or a number of images get `acc1_low` and `acc1_high`; rows with sums get those of the dense task's
     figure. Rows judged on every image that any row has seen also get `p_front` and `tied_with` (`cfg_id`s), by this
     cost.
-
-    Raises:
-        InputError: If the hits or sums are of another evaluation.
     """
     ends = {} if known is None else known.intervals()
     for row in rows:

@@ -28,12 +28,7 @@ _LIMIT_SECONDS = 60.0  # no round begins later, if all had their smallest number
 
 
 class Latency(NamedTuple):
-    """The latency of a network.
-
-    Args:
-        interval_percent: Half the 95 % interval of the median, in percent of it.
-        drift_percent: The difference between the medians of the first and the second half of the measurement, too.
-    """
+    """The latency of a network; in percent, half the median's 95 % interval, and the drift between both halves."""
 
     ms: float
     interval_percent: float

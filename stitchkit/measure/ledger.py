@@ -49,11 +49,7 @@ _TYPES: dict[str, tuple[str, set[type]]] = {
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """The rows of a ledger, ours or a published one, in the order of its lines.
-
-    Raises:
-        InputError: If the file is missing, or a line is not a row with a unique `cfg_id` and finite figures from 0.
-    """
+    """The rows of a ledger, ours or a published one, in the order of its lines."""
     path = Path(path)
     if path.is_dir() or not path.exists():
         reason = "is a folder; give the stitches_res.txt in it" if path.is_dir() else "does not exist; check the path"

@@ -36,13 +36,7 @@ def in_sentence(metric: str) -> str:
 
 
 def metric_of(rows: Sequence[Row], name: str | None = None) -> str:
-    """The metric of some rows.
-
-    Args:
-        rows: Of one or more ledgers.
-        name: The requested one; by default the first that any row has of the top-1 accuracy, the figure of a dense
-            task, the accuracy of k-NN, the share of equal answers and the cosine.
-    """
+    """The requested metric of some rows; by default the first of `_DEFAULTS` that any row has."""
     known = [metric for metric in METRICS if any(metric in row for row in rows)]
     if name is None:
         return next((metric for metric in _DEFAULTS if metric in known), ACCURACY)
@@ -80,12 +74,6 @@ def compared_note(rows: Sequence[Row], metric: str) -> str:
 def by(metric: str) -> str:
     """The end of a noun that depends on a metric, such as ` by k-NN accuracy`; empty for the usual accuracy."""
     return "" if metric == ACCURACY else f" by {in_sentence(metric)}"
-
-
-def check_overlay(metric: str) -> None:
-    """Refuse metrics other than top-1 accuracy for comparison with other models."""
-    if metric != ACCURACY:
-        raise InputError(f"--overlay compares top-1 accuracies, not {in_sentence(metric)}; omit it")
 
 
 def add_metric_flag(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from stitchkit.display import counted, listed
 from stitchkit.errors import InputError, printable
 from stitchkit.files import read_table
 from stitchkit.measure.ledger import COSTS, Row, figure_text, nouns_of
+from stitchkit.measure.metric import ACCURACY, in_sentence
 
 # Names of columns in the order of look-up, with the factor that makes their values ours. fvcore, timm
 # and this project count a multiply-add as one FLOP.
@@ -43,13 +44,7 @@ _SAME = 1.01  # costs up to this ratio are the same: published tables are rounde
 
 
 class Overlay(NamedTuple):
-    """Other models.
-
-    Args:
-        source: The names of the files that they are from.
-        models: Of each its `name`, its `acc1` in percent, and its costs by the names of a ledger.
-        left_out: How many models of the files are not among them, and why; empty if all are.
-    """
+    """Other models from source files: their `name`, `acc1` in percent and costs, and what was left out, in words."""
 
     source: str
     models: list[Row]
@@ -72,12 +67,16 @@ class _Line(NamedTuple):
     figures: dict[str, float]
 
 
-def read_overlay(files: Sequence[str | Path], costs: Sequence[str], *, every: bool = False) -> Overlay:
+def read_overlay(
+    files: Sequence[str | Path], costs: Sequence[str], metric: str = ACCURACY, *, every: bool = False
+) -> Overlay:
     """The models of CSV files that have an accuracy and at least one (or every one) of these costs of a ledger.
 
     Files without accuracies give the costs of models in the others: timm publishes two files, which share model names
     and image sizes, but only one has the tags of weights.
     """
+    if metric != ACCURACY:
+        raise InputError(f"--overlay compares top-1 accuracies, not {in_sentence(metric)}; omit it")
     sources = [Path(path) for path in files]
     tables = [(table_file, _columns_of(table_file)) for table_file in sources]
     _check_columns(tables, [["acc1"], *([[cost] for cost in costs] if every else [costs])])

@@ -100,41 +100,29 @@ def _figure(row: Row, key: str) -> str:
 
 
 def plot(
-    rows: Sequence[Row], path: str | Path, *, title: str = "", cost: str = "flops", overlay: Overlay | None = None,
-    metric: str | None = None,
+    rows: Sequence[Row] | Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "", cost: str = "flops",
+    overlay: Overlay | None = None, metric: str | None = None,
 ) -> None:  # fmt: skip
     """Draw a metric over a cost: all rows, their front, and the uncut rows with names; the metric is as in `metric_of`.
 
-    Other models nearby are crosses; those on the joint front have names.
+    Several ledgers, by name, have a color each. Other models nearby are crosses; those on the joint front have names.
     """
-    metric = metric_of(rows, metric)
-    rows = compared(rows, metric)
-    anchors = [row for row in rows if is_anchor(row)]
-    others = [row for row in rows if not is_anchor(row)]
-    network, uncut = map(plural, nouns_of(rows))
-    clouds = [(network, BLUE, others), (uncut, RED, anchors)]
-    figure, axes = _draw(title, clouds, {"#333333": rows}, cost, overlay, metric)
+    ledgers = rows if isinstance(rows, Mapping) else {"": rows}
+    every = [row for some in ledgers.values() for row in some]
+    metric = metric_of(every, metric)
+    # C0, C1, ... is matplotlib's own cycle of colors.
+    clouds = [(name, f"C{number}", compared(some, metric)) for number, (name, some) in enumerate(ledgers.items())]
+    fronts, anchors = {color: some for _, color, some in clouds}, list[Row]()
+    if len(ledgers) == 1:
+        network, uncut = map(plural, nouns_of(every))
+        every = clouds[0][2]
+        anchors, fronts = [row for row in every if is_anchor(row)], {"#333333": every}
+        clouds = [(network, BLUE, [row for row in every if not is_anchor(row)]), (uncut, RED, anchors)]
+    figure, axes = _draw(title, clouds, fronts, cost, overlay, metric)
     names = [Stitch.parse(row["stitch"]).segments[0].anchor for row in anchors]
     label_points(axes, list(zip(*_places(anchors, cost, metric), strict=True)), names)
     if overlay:
-        _name_others(axes, overlay, rows, cost)
-    save_figure(figure, path)
-
-
-def plot_ledgers(
-    ledgers: Mapping[str, Sequence[Row]], path: str | Path, *, title: str = "", overlay: Overlay | None = None,
-    metric: str | None = None,
-) -> None:  # fmt: skip
-    """Draw the stitches of several ledgers, by name, like `plot`, each ledger in its own color."""
-    # C0, C1, ... is matplotlib's own cycle of colors.
-    clouds = [(name, f"C{number}", rows) for number, (name, rows) in enumerate(ledgers.items())]
-    every = [row for rows in ledgers.values() for row in rows]
-    metric = metric_of(every, metric)
-    clouds = [(name, color, compared(rows, metric)) for name, color, rows in clouds]
-    fronts = {color: rows for _, color, rows in clouds}
-    figure, axes = _draw(title, clouds, fronts, "flops", overlay, metric)
-    if overlay:
-        _name_others(axes, overlay, every, "flops")
+        _name_others(axes, overlay, every, cost)
     save_figure(figure, path)
 
 

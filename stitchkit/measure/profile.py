@@ -25,12 +25,7 @@ with warnings.catch_warnings():
 
 
 class Cost(NamedTuple):
-    """The cost of a network for one image.
-
-    Args:
-        flops: Multiply-adds, as fvcore counts them.
-        activations: Elements that convolutions, linear layers and matrix products write, as fvcore counts them.
-    """
+    """The cost of a network for one image: multiply-adds, parameters, and elements written, as fvcore counts them."""
 
     flops: int
     params: int

@@ -21,6 +21,7 @@ from stitchkit.model.levels import LevelInfo
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.statistics import Statistics, batch_norms, copied_statistics, holding
 from stitchkit.networks.create import create_network
+from stitchkit.networks.meta import without_values
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.recipe import Recipe
@@ -45,12 +46,9 @@ Penalties = Mapping[tuple[int, str], float]
 
 @dataclass(frozen=True)
 class BestStatistics:
-    """The statistics that suit a stitch best.
+    """The statistics that suit a stitch best, empty for the shared ones, and what its row in the ledger says of them.
 
-    Args:
-        statistics: Empty if they are those that all routes share.
-        figures: What the stitch's row in the ledger says of them.
-        is_worse: Whether renewed statistics were tried and are worse than the given ones.
+    `is_worse` says whether renewed statistics were tried and are worse than the given ones.
     """
 
     statistics: Statistics
@@ -70,15 +68,13 @@ def with_calibration(
     """The recipe of an evaluation, which says whether stitched routes may get batch-norm statistics of their own.
 
     What flags and configuration leave open stays open, so that statistics compete, if trained anchors or the head of
-    dense prediction have batch norms. Published configurations leave nothing open: they say 0.
-
-    Args:
-        content: The checkpoint, which says whether the anchors were trained.
+    dense prediction have batch norms. Published configurations leave nothing open: they say 0. The checkpoint says
+    whether the anchors were trained.
     """
     if recipe.run.recalibrate_bn is not None or not recipe.run.eval:
         return recipe
     if config is not None:
-        with torch.device("meta"):
+        with without_values():
             trained = () if freezes_anchors(content) else config.anchors
             networks = [create_network(spec, pretrained=False, checkpoints=False)[0] for spec in trained]
             networks += [] if recipe.dense.spec is None else [_head_of(recipe.dense.spec)]
@@ -94,14 +90,7 @@ def _head_of(spec: DenseSpec) -> nn.Module:
 
 
 def num_images(total: int, portions: int | None, size: int = PORTION) -> tuple[int, int]:
-    """How many of `total` images renew statistics, and on how many others these are judged.
-
-    Args:
-        portions: Portions that renew statistics, which are then not judged; None for the default number.
-
-    Raises:
-        InputError: If they are too few.
-    """
+    """How many of `total` images renew statistics, and how many others judge these: none after given portions."""
     if total < (_FEWEST if portions else 2 * _FEWEST):
         raise InputError(
             f"batch-norm statistics cannot be computed from {counted(total, 'training image')}; give more, or "
@@ -158,8 +147,7 @@ def renewed(
 ) -> dict[int, Statistics]:
     """The statistics of stitches that portions of images give, which are read once for all of them.
 
-    Args:
-        keeps_anchors: Whether the norms of anchors keep theirs, so that only those of a head learn.
+    With `keeps_anchors`, the norms of anchors keep theirs, and only those of a head learn.
     """
     norms = {cfg_id: own_norms(model, cfg_id, keeps_anchors=keeps_anchors) for cfg_id in cfg_ids}
     own: dict[int, Statistics] = {cfg_id: copied_statistics(each) for cfg_id, each in norms.items()}
@@ -204,10 +192,7 @@ def penalties(
 ) -> tuple[Penalties, str]:
     """How badly stitches do with each of their statistics, and the figure that says so in a ledger.
 
-    By the loss; without labels by the agreement of answers or features with the end anchor's.
-
-    Args:
-        batches: Images `[B, C, H, W]` that renewed no statistics, and labels `[B]`, -1 where there is none.
+    By the loss; without labels, which are -1, by the agreement of answers or features with the end anchor's.
     """
     flat = [(cfg_id, kind, own) for cfg_id, kinds in tried.items() for kind, own in kinds.items()]
     ends = {cfg_id: [*model.views].index(model.space[cfg_id].end) for cfg_id in tried}

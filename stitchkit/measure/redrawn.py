@@ -18,13 +18,7 @@ _ROUNDED = 0.005  # half of the last digit shown of a figure, in points
 
 @dataclass(frozen=True, eq=False)
 class Redrawn(OfNetworks):
-    """The figures of networks in the same sets of images.
-
-    Args:
-        figures: The figure of each network on the images themselves, `[networks]`.
-        values: The figures in each set, `[sets, networks]`.
-        seen: Which images that count a network has judged, `[networks, images]`.
-    """
+    """The figures of networks on images `[networks]`, and their values in drawn sets of these `[sets, networks]`."""
 
     cfg_ids: tuple[int, ...]
     metric: str

@@ -62,11 +62,7 @@ def read_statistics(
 ) -> dict[int, Kept] | None:
     """The statistics of stitches in a file, on the CPU; None if they are of other weights, or not of this origin.
 
-    Args:
-        weights: Those that were loaded into the model, if its own precision has rounded them.
-
-    Raises:
-        InputError: If the file is damaged.
+    `weights` are those that were loaded into the model, if its own precision has rounded them.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -77,9 +73,7 @@ def read_statistics(
                 return None
             if origin is not None and about["origin"] != json.loads(json.dumps(origin)):
                 return None
-            routes: dict[int, dict[str, Any]] = {
-                int(cfg_id): dict(about_route) for cfg_id, about_route in about["routes"].items()
-            }
+            routes: dict[int, dict[str, Any]] = {int(cfg_id): dict(row) for cfg_id, row in about["routes"].items()}
             parts = defaultdict[int, dict[str, torch.Tensor]](dict)
             shared = model.state_dict()
             for key in file.keys():  # noqa: SIM118 # not a mapping

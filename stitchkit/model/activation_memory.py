@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Callable
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 _POSITIONS = 1600
 """Tokens or pixels that a block takes at once on a CPU.
@@ -25,9 +25,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.peak = 0
-        self._now = 0
-        self._tensors: Counter[int] = Counter()
+        self.peak = self._now = 0
+        self._known = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
         self,
@@ -37,33 +36,22 @@ class LiveBytes(TorchDispatchMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         result = func(*args, **(kwargs or {}))
-        inputs = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        inputs = {
+            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        }
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._watch(leaf, is_new=_storage(leaf) not in inputs)
+            if not isinstance(leaf, torch.Tensor) or (storage := leaf.untyped_storage()) in self._known:
+                continue
+            if storage._cdata not in inputs:  # no view of a tensor from outside
+                # Python's object of a storage lives as long as its last tensor, views among them, on every device.
+                self._known[storage] = True
+                self._now += storage.nbytes()
+                self.peak = max(self.peak, self._now)
+                weakref.finalize(storage, self._forget, storage.nbytes())
         return result
 
-    def _watch(self, tensor: torch.Tensor, *, is_new: bool) -> None:
-        """Count a storage from the first to the end of the last of its tensors; views keep it alive."""
-        storage = _storage(tensor)
-        if not is_new and not self._tensors[storage]:
-            return  # a view of a tensor from outside
-        if not self._tensors[storage]:
-            self._now += tensor.untyped_storage().nbytes()
-            self.peak = max(self.peak, self._now)
-        self._tensors[storage] += 1
-        # A storage is freed with its last tensor, so Python's reference counts show its life on every device.
-        weakref.finalize(tensor, self._forget, storage, tensor.untyped_storage().nbytes())
-
-    def _forget(self, storage: int, size: int) -> None:
-        self._tensors[storage] -= 1
-        if not self._tensors[storage]:
-            self._now -= size
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata
-    return key
+    def _forget(self, size: int) -> None:
+        self._now -= size
 
 
 def in_portions(x: torch.Tensor, positions: int) -> tuple[torch.Tensor, ...]:

@@ -66,19 +66,12 @@ def make_anchor(source: AnchorSource, label: str, **options: Any) -> Anchor:
         )
     with prefixed(f"anchor '{label}': "):
         parse(ModelArguments, settings, "options")
-    return anchor_of(
-        source, label=label, input_size=_input_size(source, settings), num_classes=settings.get("num_classes")
-    )
-
-
-def _input_size(network: nn.Module, settings: Mapping[str, Any]) -> tuple[int, int, int] | None:
-    """The size of images that options give a network; None if they leave it to the network."""
-    if not settings.keys() & {"img_size", "in_chans"}:
-        return None
-    known: Mapping[str, Any] = getattr(network, "pretrained_cfg", None) or {}
-    channels, *sides = known.get("input_size", (3, 224, 224))
-    height, width = to_2tuple(settings.get("img_size", sides))
-    return settings.get("in_chans", channels), height, width
+    input_size = None
+    if settings.keys() & {"img_size", "in_chans"}:
+        known: Mapping[str, Any] = getattr(source, "pretrained_cfg", None) or {}
+        channels, *sides = known.get("input_size", (3, 224, 224))
+        input_size = (settings.get("in_chans", channels), *to_2tuple(settings.get("img_size", sides)))
+    return anchor_of(source, label=label, input_size=input_size, num_classes=settings.get("num_classes"))
 
 
 def _model_of(path: str) -> tuple[str, dict[str, Any]]:

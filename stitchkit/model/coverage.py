@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from math import prod
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -20,28 +18,6 @@ from stitchkit.networks.mode import evaluating
 _logger = logging.getLogger(__name__)
 
 Sides = tuple[int, ...]
-
-
-class _Patching(NamedTuple):
-    """A map that was cut into patches.
-
-    Args:
-        before: Its height and width.
-        patch: Those of a patch.
-    """
-
-    before: Sides
-    patch: Sides
-
-    @property
-    def after(self) -> Sides:
-        """Rows and columns of whole patches."""
-        return tuple(side // length for side, length in zip(self.before, self.patch, strict=True))
-
-    @property
-    def drops(self) -> bool:
-        """Whether pixels are left over."""
-        return any(side % length for side, length in zip(self.before, self.patch, strict=True))
 
 
 def check_coverage(anchor: Anchor) -> None:
@@ -75,11 +51,11 @@ def _uncovered(anchor: Anchor) -> str:
     if fits_any_patches(anchor.model, sides):
         return ""  # as for all usual sizes, without a pass
     patchings = _on_the_way(anchor)
-    if not any(patching.drops for patching in patchings):
+    if not any(side % length for patching in patchings for side, length in zip(*patching, strict=True)):
         return ""
     # What comes before the first patches may make the map smaller, too.
     factors = [
-        prod(patching.patch[axis] for patching in patchings) * max(1, round(sides[axis] / patchings[0].before[axis]))
+        prod(patch[axis] for _, patch in patchings) * max(1, round(sides[axis] / patchings[0][0][axis]))
         for axis in (0, 1)
     ]
     fitting = [
@@ -104,38 +80,34 @@ def _patching(model: nn.Module) -> list[nn.Conv2d]:
     ]
 
 
-def _on_the_way(anchor: Anchor) -> list[_Patching]:
-    """Where patches are cut between the image and the last block.
+def _on_the_way(anchor: Anchor) -> list[tuple[Sides, Sides]]:
+    """Where patches are cut between the image and the last block: height and width of the map, and of a patch.
 
     Some blocks cut patches for their attention alone, and keep the size of their map.
     """
-    with evaluating(anchor.model), torch.no_grad(), _recorded(anchor.model) as recorded:
-        x = anchor[0](anchor.blank_image())
-        on_the_way = [*recorded]
-        layouts = [boundary.layout for boundary in anchor.boundaries]
-        for block, before, after in zip(anchor.blocks, layouts, layouts[1:], strict=False):
-            recorded.clear()
-            x = block(x)
-            ends = tuple(_grid(layout, anchor.input_size[1:]) for layout in (before, after))
-            on_the_way += [patching for patching in recorded if (patching.before, patching.after) == ends]
-    return on_the_way
-
-
-@contextmanager
-def _recorded(model: nn.Module) -> Iterator[list[_Patching]]:
-    """Where a network cuts patches from now on, within the context."""
-    patchings: list[_Patching] = []
+    recorded: list[tuple[Sides, Sides]] = []
 
     def record(part: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(part, nn.Conv2d)
-        patchings.append(_Patching(tuple(inputs[0].shape[-2:]), tuple(part.stride)))
+        recorded.append((tuple(inputs[0].shape[-2:]), tuple(part.stride)))
 
-    hooks = [part.register_forward_pre_hook(record) for part in _patching(model)]
+    hooks = [part.register_forward_pre_hook(record) for part in _patching(anchor.model)]
     try:
-        yield patchings
+        with evaluating(anchor.model), torch.no_grad():
+            x = anchor[0](anchor.blank_image())
+            on_the_way = [*recorded]
+            layouts = [boundary.layout for boundary in anchor.boundaries]
+            for block, before, after in zip(anchor.blocks, layouts, layouts[1:], strict=False):
+                recorded.clear()
+                x = block(x)
+                ends = tuple(_grid(layout, anchor.input_size[1:]) for layout in (before, after))
+                for sides, patch in recorded:
+                    if ends == (sides, tuple(side // length for side, length in zip(sides, patch, strict=True))):
+                        on_the_way.append((sides, patch))
     finally:
         for hook in hooks:
             hook.remove()
+    return on_the_way
 
 
 def _grid(layout: Layout, sides: tuple[int, ...]) -> Sides | None:

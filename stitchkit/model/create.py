@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anchor
 from stitchkit.model.coverage import warn_of_borders
@@ -23,6 +21,7 @@ from stitchkit.model.transforms import transform_of
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import given_data_config, unlike_images
+from stitchkit.networks.meta import without_values
 from stitchkit.networks.trained_with import all_noted
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.dense_recipe import DenseSpec
@@ -78,9 +77,7 @@ def build_snnet(
     anchors: Sequence[str | Path | Mapping[str, object] | AnchorSource] = (),
     dense: DenseSpec | Mapping[str, object] | None = None,
     levels: Sequence[int] | None = None,
-    pretrained: bool = False,
-    checkpoints: bool = True,
-    **overrides: Any,
+    **options: Any,
 ) -> SNNet:
     """`create_snnet` for a caller that decides itself how images are prepared."""
     if (config is None) != bool(anchors):
@@ -89,9 +86,11 @@ def build_snnet(
         names = [name.strip() for name in anchors.split(",")]
         raise InputError(f"anchors is the text '{anchors}', not a list; write anchors={names}")
     spec = dense if isinstance(dense, DenseSpec | None) else parse(DenseSpec, dense, "dense")
-    options = {"pretrained": pretrained, "checkpoints": checkpoints, **overrides}
+    options = {"pretrained": False, "checkpoints": True, **options}
+    pretrained, checkpoints = options["pretrained"], options["checkpoints"]
     if anchors:
-        planned = overrides if spec is None else {**overrides, "num_classes": 0}
+        planned = {key: value for key, value in options.items() if key not in ("pretrained", "checkpoints")}
+        planned |= {} if spec is None else {"num_classes": 0}
         plan = plan_anchors([anchor_source(source) for source in anchors], **planned)
         for line in plan.lines:
             _logger.info("%s", line)
@@ -112,7 +111,7 @@ def build_snnet(
         options["num_classes"] = config.recipe.get("num_classes")
     parts, of_network = partial(anchors_and_space, config), {**of_network, "levels": levels}
     if pretrained or (checkpoints and any(anchor.checkpoint for anchor in config.anchors)):
-        with torch.device("meta"):  # find anchors that cannot be stitched before downloading weights
+        with without_values():  # find anchors that cannot be stitched before downloading weights
             _assemble(parts, spec, of_network, **{**options, "pretrained": False, "checkpoints": False})
     model = _assemble(parts, spec, of_network, **options)
     warn_of_borders(model.views.values())

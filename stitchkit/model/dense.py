@@ -139,14 +139,7 @@ class DenseSNNet(SNNet):
 
 @dataclass
 class _Junction:
-    """A step that some routes run on the same input.
-
-    Args:
-        step: The step.
-        taps: The levels that routes take of its output.
-        ends: The routes that end with it, each with its levels.
-        then: The next steps.
-    """
+    """A step that some routes run on the same input, the levels of its output, the routes that end, the next steps."""
 
     step: Step
     taps: list[Step] = field(default_factory=list)

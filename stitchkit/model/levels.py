@@ -118,14 +118,14 @@ class LevelLayers(nn.ModuleDict):
         super().__init__()
         numbers = {label: str(number) for number, label in enumerate(views)}
         self.joined: dict[Joint, StitchLayer] = {}
-        self._by_level: dict[tuple[str, int], StitchLayer] = {}
         for joint in levels.without(known) if levels else ():
             layer, block = make(*layouts_at(joint, views[joint.front], views[joint.end])), joint.end_block - 1
             if numbers[joint.front] not in self:
                 self[numbers[joint.front]] = nn.ModuleDict()
             self[numbers[joint.front]].add_module(str(block), layer)
-            self.joined[joint] = self._by_level[joint.front, block] = layer
+            self.joined[joint] = layer
 
     def of(self, anchor: str, block: int) -> StitchLayer | None:
         """That of an anchor, by its label, for the level after a block of the last anchor; None if there is none."""
-        return self._by_level.get((anchor, block))
+        layers = {(joint.front, joint.end_block - 1): layer for joint, layer in self.joined.items()}
+        return layers.get((anchor, block))

@@ -5,38 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from itertools import chain
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from stitchkit.errors import InputError
 from stitchkit.model.activation_memory import LiveBytes, in_portions
-from stitchkit.networks.anchor import Anchor
-from stitchkit.routes import Step, StitchSpace
+from stitchkit.model.statistics import RouteStatistics
+from stitchkit.routes import Step
 from stitchkit.routes.shared_work import Visit, shared_visits
 
 _MIB = 2**20
-
-
-class _Stitchable(Protocol):
-    """The part of an SN-Net that a pass needs."""
-
-    space: StitchSpace
-    views: dict[str, Anchor]
-    training: bool
-
-    def steps(self, stitch: int) -> list[Step]:
-        """The steps of a stitch."""
-
-    def module_of(self, step: Step) -> nn.Module:
-        """The module that runs a step."""
-
-    def has_statistics(self, cfg_id: int) -> bool:
-        """Whether a stitch has batch-norm statistics of its own."""
-
-    def __call__(self, x: torch.Tensor, stitch: int) -> torch.Tensor:
-        """The output of a stitch."""
 
 
 class _Kind(NamedTuple):
@@ -113,7 +93,7 @@ class OnePass:
             logits are not included.
     """
 
-    def __init__(self, model: _Stitchable, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
+    def __init__(self, model: RouteStatistics, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
         chosen = [*(model.space.ids if cfg_ids is None else cfg_ids)]
         self._model = model
         self._alone = [*filter(model.has_statistics, chosen)]

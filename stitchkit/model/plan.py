@@ -18,6 +18,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource, make_anchor
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.meta import without_values
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
 from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
@@ -65,20 +66,25 @@ def plan_anchors(sources: Sequence[AnchorSource], **overrides: Any) -> Plan:
         InputError: If they are too few, twice the same, or cannot be joined anywhere.
     """
     if len(sources) < 2:
-        raise InputError(f"stitching needs at least two anchors, but {len(sources) or 'none'} given; name another one")
+        raise InputError(f"stitching needs at least two anchors, but got {len(sources) or 'none'}; add another")
     for number, source in enumerate(sources):
         if any(source is other or (isinstance(source, AnchorSpec) and source == other) for other in sources[:number]):
             raise InputError(f"anchor '{_label(source)}' is given twice; name each once")
-    anchors = [_bare_anchor(source, **overrides) for source in sources]
+    anchors = []
+    for source in sources:  # those of specifications without weights
+        with without_values() if isinstance(source, AnchorSpec) else nullcontext():
+            anchors.append(make_anchor(source, _label(source), pretrained=False, checkpoints=False, **overrides))
     costs = [_cost(anchor) for anchor in anchors]
     order = sorted(range(len(sources)), key=costs.__getitem__)
-    anchors, labels = [anchors[number] for number in order], _numbered([_label(sources[number]) for number in order])
+    anchors, ordered = [anchors[number] for number in order], [sources[number] for number in order]
+    names = [*map(_label, ordered)]
+    counts = [names[: number + 1].count(name) for number, name in enumerate(names)]
+    labels = [name if count == 1 else f"{name}_{count}" for name, count in zip(names, counts, strict=True)]
     for anchor, label in zip(anchors, labels, strict=True):
         anchor.label = label
     has_networks = any(isinstance(source, nn.Module) for source in sources)
     rule, refused = choose_rule(anchors, lambda space: _assembled(anchors, space), has_file=not has_networks)
     model = _assembled(anchors, StitchSpace.build(anchors, rule))
-    ordered = (sources[number] for number in order)
     named = {
         label: replace(source, label=label) if isinstance(source, AnchorSpec) else source
         for label, source in zip(labels, ordered, strict=True)
@@ -154,18 +160,6 @@ def _label(source: AnchorSource) -> str:
     return source.label if isinstance(source, AnchorSpec) else type(source).__name__
 
 
-def _numbered(labels: Sequence[str]) -> list[str]:
-    """Labels, with a number after each that repeats an earlier one."""
-    counts = [labels[: number + 1].count(label) for number, label in enumerate(labels)]
-    return [label if count == 1 else f"{label}_{count}" for label, count in zip(labels, counts, strict=True)]
-
-
-def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
-    """The anchor of a source: of a specification without weights, on the meta device."""
-    with torch.device("meta") if isinstance(source, AnchorSpec) else nullcontext():
-        return make_anchor(source, _label(source), pretrained=False, checkpoints=False, **overrides)
-
-
 def _cost(anchor: Anchor) -> int:
     """Floating-point operations for one image, in torch's count, which orders anchors as well as any."""
     counter = FlopCounterMode(display=False)
@@ -176,7 +170,7 @@ def _cost(anchor: Anchor) -> int:
 
 
 def _assembled(anchors: Sequence[Anchor], space: StitchSpace) -> SNNet:
-    with torch.device("meta"):  # only the stitching layers are created here
+    with without_values():  # only the stitching layers are created here
         return SNNet(anchors, space)
 
 
@@ -193,7 +187,7 @@ def _lines(model: SNNet, rule: Rule, *, reordered: bool) -> Iterator[str]:
     yield f"rule: {kind}, {counted(len(model.space), 'stitch')}"
     groups: dict[tuple[str, str, int], list[Joint]] = {}
     for joint in model.space.layers:
-        key = joint.front, joint.end, _stage(anchors[joint.front], joint.front_block)
+        key = joint.front, joint.end, bisect_right([*accumulate(anchors[joint.front].depths)], joint.front_block)
         groups.setdefault(key, []).append(joint)
     for (front, end, stage), joints in groups.items():
         layouts = dict.fromkeys(" to ".join(map(str, model.layer(joint).layouts)) for joint in joints)
@@ -202,11 +196,6 @@ def _lines(model: SNNet, rule: Rule, *, reordered: bool) -> Iterator[str]:
             f"stage {stage}, {front} > {end}: {counted(len(joints), 'joint')} after {_blocks(leave)} and before "
             f"{_blocks(enter)}, {'; '.join(layouts)}"
         )
-
-
-def _stage(anchor: Anchor, block: int) -> int:
-    """The stage of a block."""
-    return bisect_right(list(accumulate(anchor.depths)), block)
 
 
 def _blocks(numbers: set[int]) -> str:

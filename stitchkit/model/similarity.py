@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from functools import wraps
-from typing import Protocol
 
 import torch
 
@@ -110,35 +108,15 @@ def _draw(total: int, count: int, seed: int) -> torch.Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-class Measure(Protocol):
-    """A score of two activations; higher is better, except for `residual`."""
-
-    def __call__(
-        self, x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = ..., seed: int = ...
-    ) -> float:
-        """Score them; arguments as in `sample`."""
-
-
-def _of_samples(measure: Callable[[torch.Tensor, torch.Tensor], float]) -> Measure:
-    """A measure of any two activations, or of a sample of them, by one of aligned activations."""
-
-    @wraps(measure, assigned=("__module__", "__name__", "__qualname__", "__doc__"))
-    def score(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
-        with torch.no_grad():
-            return measure(*sample(x, y, rows_per_channel, seed))
-
-    del score.__wrapped__  # help would show its arguments, which lack the sample's
-    return score
-
-
-@_of_samples
-def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
+@torch.no_grad()
+def linear_cka(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
     """Linear centred kernel alignment, in [0, 1]: 1 if they differ only by rotation and scale.
 
-    It is 0 with a warning if one of them is constant.
+    It is 0 with a warning if one of them is constant. Further arguments are those of `sample`.
 
     Source: StitchNet, section 3.1; Kornblith et al. 2019, equation 3.
     """
+    x, y = sample(x, y, rows_per_channel, seed)
     return alignment(hsic(x, y), hsic(x, x), hsic(y, y))
 
 
@@ -170,7 +148,7 @@ def hsic(x: torch.Tensor, y: torch.Tensor) -> float:
         kernel = centred_kernel(x)
         value = float((kernel * (kernel if y is x else centred_kernel(y))).sum())
     else:
-        value = float(_cross(x, y, x.dtype, centred=True).square().sum())
+        value = float(_cross(x, y, x.dtype).square().sum())
     # A constant activation varies only by rounding, and a score of that noise would be meaningless.
     return 0.0 if y is x and math.sqrt(value) <= _noise(x) else value
 
@@ -181,16 +159,15 @@ def _noise(x: torch.Tensor) -> float:
     return float(relative**2 * _mean(x).double().square().sum() * (x.numel() // x.shape[1]))
 
 
-def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> torch.Tensor:
-    """`X^T Y` `[C, C']`, image by image in the requested precision, summed in float64."""
+def _cross(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The centred `X^T Y` `[C, C']`, image by image in the requested precision, summed in float64."""
     # Products of one image are exact enough in float32; their sum over many images is not.
     total = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, device=x.device)
-    fronts = _portions(x, dtype, centred=centred)
     if y is x:
-        for part in fronts:
+        for part in _portions(x, dtype):
             total += part @ part.T
     else:
-        for part, other in zip(fronts, _portions(y, dtype, centred=centred), strict=True):
+        for part, other in zip(_portions(x, dtype), _portions(y, dtype), strict=True):
             total += part @ other.T
     return total
 
@@ -210,93 +187,45 @@ def _mean(x: torch.Tensor) -> torch.Tensor:
     return (first[:, 0].double() + distance).to(x.dtype)
 
 
-def _portions(x: torch.Tensor, dtype: torch.dtype, *, centred: bool) -> Iterator[torch.Tensor]:
-    """The rows as columns `[C, rows]`, optionally about their mean: image by image, or all of a matrix."""
-    mean = _mean(x)[:, None].to(dtype) if centred else None
+def _portions(x: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """The rows about their mean as columns `[C, rows]`: image by image, or all of a matrix."""
+    mean = _mean(x)[:, None].to(dtype)
     for part in [x.T] if x.ndim == 2 else x.flatten(2):
-        yield part.to(dtype) if mean is None else part.to(dtype) - mean
+        yield part.to(dtype) - mean
 
 
-@_of_samples
-def unbiased_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Linear CKA without the bias of few rows: 0 on average for unrelated activations, and possibly negative.
-
-    It needs at least four rows.
-
-    Source: Nguyen et al. 2021, equation 3, over all rows at once.
-    """
-    own, other = _unbiased_hsic(x, x), _unbiased_hsic(y, y)
-    is_defined = _vary(x, y) and own > 0 and other > 0
-    return min(1.0, _number(_unbiased_hsic(x, y) / math.sqrt(own * other) if is_defined else math.nan))
-
-
-def _unbiased_hsic(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The estimator without the diagonals of the kernels, by sums over rows instead of kernels."""
-    a, b = as_rows(x).double(), as_rows(y).double()
-    count = len(a)
-    if count < 4:
-        raise InputError(f"unbiased CKA needs at least 4 rows, there are {count}; give more images")
-    # K = AA^T - diag(k) is the kernel without its diagonal; its sums follow from those of the rows.
-    a, b = a - a.mean(0), b - b.mean(0)
-    k, m = a.square().sum(1), b.square().sum(1)
-    trace = (a.T @ b).square().sum() - (k * m).sum()
-    sums = (a @ a.sum(0) - k), (b @ b.sum(0) - m)
-    value = trace + sums[0].sum() * sums[1].sum() / ((count - 1) * (count - 2)) - 2 / (count - 2) * (sums[0] @ sums[1])
-    return float(value / (count * (count - 3)))
-
-
-@_of_samples
-def r2(x: torch.Tensor, y: torch.Tensor) -> float:
+@torch.no_grad()
+def r2(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None, seed: int = 0) -> float:
     """The share of the variance of `x` that linear regression on `y` explains, in [0, 1].
 
     Source: StitchNet, the published alternative; Kornblith et al. 2019, table 1.
     """
-    return _explained(x, y, centred=True) if _vary(x, y) else _number(math.nan)
-
-
-@_of_samples
-def residual(x: torch.Tensor, y: torch.Tensor) -> float:
-    """The share of the energy of `y` that the best linear map from `x` does not reproduce, in [0, 1]; 0 is best."""
-    return 1 - _explained(y, x, centred=False)
-
-
-def _explained(x: torch.Tensor, y: torch.Tensor, *, centred: bool) -> float:
-    """The share of the energy of `x` in the column space of `y`."""
+    x, y = sample(x, y, rows_per_channel, seed)
+    if any(_energy(value) <= _noise(value) for value in (x, y)):  # constant but for rounding
+        return _number(math.nan)
     num_rows = y.numel() // y.shape[1]
     if num_rows < y.shape[1]:
-        a, b = as_rows(x).double(), as_rows(y).double()
-        if centred:
-            a, b = a - a.mean(0), b - b.mean(0)
+        a, b = (rows - rows.mean(0) for rows in (as_rows(value).double() for value in (x, y)))
         # Fewer rows than channels: the kernel of the rows has the same non-zero eigenvalues, and is smaller.
         squares, vectors = torch.linalg.eigh(b @ b.T)
         parts, energy = (vectors.T @ a).square().sum(1), a.square().sum()
     else:
-        squares, vectors = torch.linalg.eigh(_cross(y, y, torch.float64, centred=centred))
-        parts = (vectors.T @ _cross(y, x, torch.float64, centred=centred)).square().sum(1) / squares.clamp_min(1e-300)
-        energy = _energy(x, centred=centred)
+        squares, vectors = torch.linalg.eigh(_cross(y, y, torch.float64))
+        parts = (vectors.T @ _cross(y, x, torch.float64)).square().sum(1) / squares.clamp_min(1e-300)
+        energy = _energy(x)
     noise = max(num_rows, y.shape[1]) * torch.finfo(torch.float64).eps * squares[-1]
     return min(1.0, max(0.0, _number(float(parts[squares > noise].sum() / energy))))
 
 
-def _vary(*activations: torch.Tensor) -> bool:
-    """Whether none of some activations is constant but for rounding."""
-    return all(_energy(value, centred=True) > _noise(value) for value in activations)
+def _energy(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([part.square().sum() for part in _portions(x, torch.float64)]).sum()
 
 
-def _energy(x: torch.Tensor, *, centred: bool) -> torch.Tensor:
-    return torch.stack([part.square().sum() for part in _portions(x, torch.float64, centred=centred)]).sum()
+MEASURES: dict[str, Callable[..., float]] = {"cka": linear_cka, "r2": r2}
+"""Scores by name; higher is better."""
 
 
-MEASURES: dict[str, Measure] = {
-    "cka": linear_cka,
-    "unbiased_cka": unbiased_cka,
-    "r2": r2,
-    "fit": lambda x, y, **drawn: 1 - residual(x, y, **drawn),
-}
-"""Scores by name; `fit` is 1 minus the least-squares residual."""
-
-
-def measure_by_name(name: str) -> Measure:
+def measure_by_name(name: str) -> Callable[..., float]:
     """A score by its name."""
     if name not in MEASURES:
         raise unknown("score", name, MEASURES)

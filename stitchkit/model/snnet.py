@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from itertools import count
+from contextlib import nullcontext
+from itertools import compress, count
 from typing import Any, Literal, overload
 
 import torch
@@ -21,7 +20,7 @@ from stitchkit.model.levels import Level, LevelInfo, LevelLayers, LevelTap, info
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.route_network import RouteFeatures, RouteNetwork
 from stitchkit.model.statistics import RouteStatistics
-from stitchkit.model.updates import AdaptedBlock, AnchorUpdates, anchor_updates
+from stitchkit.model.transforms import AdaptedBlock, AnchorUpdates, anchor_updates
 from stitchkit.networks.anchor import Anchor, HeadSlice
 from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.layout import Layout
@@ -161,11 +160,10 @@ class SNNet(RouteStatistics):
 
     def trainable_stitches(self) -> list[int]:
         """The `cfg_id`s of the routes with trainable parameters."""
-
-        def is_trainable(step: Step) -> bool:
-            return any(parameter.requires_grad for parameter in self.module_of(step).parameters())
-
-        return [cfg_id for cfg_id in self.space.ids if any(map(is_trainable, self.steps(cfg_id)))]
+        trainable = (
+            any(weight.requires_grad for weight in self.route(cfg_id).parameters()) for cfg_id in self.space.ids
+        )
+        return [*compress(self.space.ids, trainable)]
 
     def reset_stitch_id(self, cfg_id: int) -> None:
         """Choose the stitch that `forward` runs by default.
@@ -238,10 +236,11 @@ class SNNet(RouteStatistics):
 
     def _run(self, step: Step, x: torch.Tensor) -> torch.Tensor:
         module = self.module_of(step)
-        output: torch.Tensor
         if self.grad_checkpointing and self.training and step.kind == "block":
             # The backward pass runs the block again, and batch norms must not count the batch twice.
-            output = checkpoint(module, x, use_reentrant=False, context_fn=partial(_twice, module))
+            output: torch.Tensor = checkpoint(
+                module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), without_statistics(module))
+            )
         else:
             output = module(x)
         return output
@@ -380,11 +379,6 @@ def named(steps: Iterable[Step]) -> Iterator[tuple[str, Step]]:
     numbered = {kind: map(name.format, count()) for kind, name in kinds.items()}
     for step in steps:
         yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare "), step
-
-
-def _twice(step: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of the two passes of a step under gradient checkpointing."""
-    return nullcontext(), without_statistics(step)
 
 
 def _check_inputs(anchors: Sequence[Anchor]) -> None:

@@ -1,4 +1,7 @@
-"""Closed-form fit of the stitching layers by least squares, accumulated over any number of batches."""
+"""Closed-form fit of the stitching layers by least squares, accumulated over any number of batches.
+
+Also self-stitches: an anchor cut in the middle and joined to itself, which shows what a joint alone loses.
+"""
 
 from __future__ import annotations
 

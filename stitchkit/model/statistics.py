@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stitchkit.networks.anchor import Anchor
 from stitchkit.routes import Step, Stitch, StitchSpace
 
 Statistics = Mapping[str, torch.Tensor]
@@ -42,6 +43,7 @@ class RouteStatistics(nn.Module):
     """
 
     space: StitchSpace
+    views: dict[str, Anchor]
     _statistics: Mapping[int, Statistics]
     _versions: list[tuple[nn.Parameter, int]]
 

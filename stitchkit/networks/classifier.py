@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
-
 from timm.layers import to_2tuple
 from torch import nn
 
@@ -20,12 +18,9 @@ def classifier_of(model: nn.Module) -> str:
     classes = getattr(model, "num_classes", None)
     layers = [] if classes == 0 else [*reversed([*model.named_modules()])]
     linear = (name for name, part in layers if isinstance(part, nn.Linear))
-    pointwise = (name for name, part in layers if _is_pointwise(part) and part.out_channels == classes)
+    convolutions = ((name, part) for name, part in layers if isinstance(part, nn.Conv2d))
+    pointwise = (name for name, part in convolutions if part.kernel_size == (1, 1) and part.out_channels == classes)
     return next(linear, None) or next(pointwise, "")
-
-
-def _is_pointwise(part: nn.Module) -> TypeGuard[nn.Conv2d]:
-    return isinstance(part, nn.Conv2d) and part.kernel_size == (1, 1)
 
 
 def classifier_layers(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:

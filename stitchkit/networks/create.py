@@ -30,10 +30,10 @@ from stitchkit.networks.hub_weights import (
     torchvision_name,
     unknown_argument,
 )
+from stitchkit.networks.meta import without_values
 from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.trained_with import take_over
-from stitchkit.networks.weight_names import own_names
-from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
+from stitchkit.networks.weights import load_content, own_names, read_checkpoint, weights_of
 from stitchkit.settings.hub_names import has_weights
 from stitchkit.settings.schema import ModelArguments, parse
 from stitchkit.settings.short_names import TORCHVISION, torchvision_names
@@ -162,27 +162,23 @@ def create_anchor(spec: AnchorSpec, *, pretrained: bool = True, checkpoints: boo
     model, size = create_network(spec, pretrained=pretrained, checkpoints=checkpoints, **overrides)
     anchor = anchor_of(model, label=spec.label, input_size=size)
     asked = to_2tuple(overrides.get("img_size") or spec.kwargs.get("img_size"))
-    _check_patches(anchor)
+    embedding: Any = getattr(model, "patch_embed", None)
+    if getattr(embedding, "grid_size", None):
+        # timm builds a network whose images cannot be cut into patches, but it fails.
+        sides, patch = embedding.img_size, embedding.patch_size
+        is_exact = not (getattr(embedding, "strict_img_size", True) or embedding.dynamic_img_pad)
+        is_cut = any(side % length for side, length in zip(sides, patch, strict=True))
+        if 0 in embedding.grid_size or (is_exact and is_cut):
+            raise InputError(
+                f"anchor '{anchor.label}': images of {sides} cannot be cut into patches of {patch}; choose a multiple "
+                "as img_size"
+            )
     if asked[0] is not None and anchor.input_size[1:] != asked:  # some round it to their strides
         raise InputError(
             f"anchor '{anchor.label}' takes images of {anchor.input_size[1:]}, not {asked}; choose a multiple of its "
             "strides as img_size"
         )
     return anchor
-
-
-def _check_patches(anchor: Anchor) -> None:
-    """Refuse images that a patch embedding does not cut into patches: timm builds such a network, but it fails."""
-    embedding: Any = getattr(anchor.model, "patch_embed", None)
-    if not getattr(embedding, "grid_size", None):
-        return
-    sides, patch = embedding.img_size, embedding.patch_size
-    is_exact = not (getattr(embedding, "strict_img_size", True) or embedding.dynamic_img_pad)
-    if 0 in embedding.grid_size or (is_exact and any(side % length for side, length in zip(sides, patch, strict=True))):
-        raise InputError(
-            f"anchor '{anchor.label}': images of {sides} cannot be cut into patches of {patch}; choose a multiple as "
-            "img_size"
-        )
 
 
 def create_torchvision(name: str, arguments: Mapping[str, Any], *, weights: object = None) -> nn.Module:
@@ -267,7 +263,7 @@ def load_model(
 
 def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
     """A model of a library without weights, on the meta device, and an image that it takes."""
-    with torch.device("meta"):
+    with without_values():
         model = load_model(name, backend=backend, pretrained=False).eval()
     size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     return model, torch.empty(1, *size, device="meta")

@@ -70,7 +70,10 @@ def data_config_of(
     """
     check_data_config(settings, input_size[0])
     config = resolve_data_config({**settings, "input_size": tuple(input_size)}, pretrained_cfg=dict(pretrained_cfg))
-    per_channel = {key: _per_channel(tuple(config[key]), input_size[0]) for key in ("mean", "std")}
+    per_channel = {key: tuple(config[key]) for key in ("mean", "std")}
+    for key, figures in per_channel.items():
+        if len(figures) != input_size[0]:  # their average, as timm takes it, which logs a line each time
+            per_channel[key] = (float(np.mean(figures)),) * input_size[0]
     known = {**pretrained_cfg, **settings}
     decoding = {key: known[key] for key in _DECODING if key in known}
     if bands_of(decoding.get("input_img_mode", "")) not in (0, input_size[0]):
@@ -81,11 +84,6 @@ def data_config_of(
 def bands_of(mode: str) -> int:
     """The number of channels of a PIL mode; 0 if it is not one of images for networks."""
     return Image.getmodebands(mode) if mode in COLOUR_MODES else 0
-
-
-def _per_channel(figures: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    """A figure for each channel: those given, or else their average, as timm takes it, which logs a line each time."""
-    return figures if len(figures) == channels else (float(np.mean(figures)),) * channels
 
 
 def unlike_images(anchors: Mapping[str, Anchor]) -> str:

@@ -10,7 +10,6 @@ from stitchkit.errors import InputError
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.steps import Steps
 from stitchkit.networks.traced_anchor import TracedAnchor
-from stitchkit.networks.view import View
 
 VIEWS = {
     "timm.models.vision_transformer.VisionTransformer": "stitching_deit.anchors.VisionTransformerAnchor",
@@ -23,15 +22,13 @@ VIEWS = {
 """The one place where the core names families: model class -> the view of it."""
 
 
-def _view_path(model: nn.Module) -> str:
-    """The view registered for a model's class; empty if there is none."""
-    # The exact class decides: a subclass may run its blocks in another way.
-    return VIEWS.get(f"{type(model).__module__}.{type(model).__qualname__}", "")
-
-
 def has_view(model: nn.Module) -> bool:
-    """Whether a view is registered for the model's class."""
-    return bool(_view_path(model))
+    """Whether a view is registered for the model's class: a subclass may run its blocks in another way."""
+    return _class_of(model) in VIEWS
+
+
+def _class_of(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
 def anchor_of(
@@ -48,7 +45,15 @@ def anchor_of(
         InputError: If it cannot be traced, has no two blocks between which only one tensor passes, takes images of
             another size, or has another number of classes.
     """
-    anchor = _anchor(model, label, input_size, num_classes)
+    anchor: Anchor
+    if has_view(model):
+        module, _, name = VIEWS[_class_of(model)].rpartition(".")
+        anchor = view = getattr(importlib.import_module(module), name)(model, label=label)
+        if input_size is not None:
+            view.image_sides = input_size[1:]
+    else:
+        is_told = hasattr(model, "num_classes") or num_classes != 0
+        anchor = TracedAnchor(model, label=label, input_size=input_size, num_classes=None if is_told else 0)
     if input_size is not None and anchor.input_size != input_size:
         raise InputError(
             f"anchor '{label}' takes images of {anchor.input_size}, not {input_size}; create it with their size as "
@@ -60,17 +65,6 @@ def anchor_of(
             f"anchor '{label}' has {anchor.num_classes} classes, not {num_classes}; "
             + ("give it another classifier" if num_classes else advice)
         )
-    return anchor
-
-
-def _anchor(model: nn.Module, label: str, input_size: tuple[int, int, int] | None, num_classes: int | None) -> Anchor:
-    if not has_view(model):
-        is_told = hasattr(model, "num_classes") or num_classes != 0
-        return TracedAnchor(model, label=label, input_size=input_size, num_classes=None if is_told else 0)
-    module, _, name = _view_path(model).rpartition(".")
-    anchor: View = getattr(importlib.import_module(module), name)(model, label=label)
-    if input_size is not None:
-        anchor.take_images(input_size)
     return anchor
 
 

@@ -8,7 +8,6 @@ layouts `img`, `bhwc`, `token`, `bert` (tokens after one prefix token) and `vect
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -57,8 +56,11 @@ class Layout:
             return bare
         numbers = [size] if isinstance(size, int) else size
         axes = bare.rank - 2
-        if not _are_counts(numbers) or len(numbers) not in (axes, axes + 1):
-            raise InputError(f"size {size!r} does not suit {name} {bare.axes}; give {_SIZES[name]}")
+        are_counts = isinstance(numbers, list | tuple) and all(type(n) is int and 0 < n <= _MOST for n in numbers)
+        if not are_counts or len(numbers) not in (axes, axes + 1):
+            slots = "[C, H, W] or [H, W]" if bare.is_map else "N" if bare.is_vector else "[C, L] or L"
+            slots += ", without the class slot" if bare.num_prefix_tokens else ""
+            raise InputError(f"size {size!r} does not suit {name} {bare.axes}; give {slots}")
         channels = numbers[0] if len(numbers) > axes else None
         return replace(bare, channels=channels, positions=tuple(numbers[len(numbers) - axes :]))
 
@@ -183,19 +185,6 @@ NAMES = {
 
 Source: Bridging Large Gaps in Neural Network Representations with Model Stitching, configurations.
 """
-_SIZES = {
-    "img": "[C, H, W] or [H, W]",
-    "bhwc": "[C, H, W] or [H, W]",
-    "token": "[C, L] or L",
-    "bert": "[C, L] or L, without the class slot",
-    "vector": "N",
-}
-
-
-def _are_counts(numbers: object) -> bool:
-    if not isinstance(numbers, Sequence) or isinstance(numbers, str):
-        return False
-    return all(type(number) is int and 0 < number <= _MOST for number in numbers)
 
 
 def convert(x: torch.Tensor, source: Layout, target: Layout, *, class_token: str = "zeros") -> torch.Tensor:
@@ -318,7 +307,7 @@ def find_layout(shape: tuple[int, ...], model: nn.Module, size: tuple[int, int])
                 layout = Layout("NLC", num_prefix_tokens=prefix, is_by_row=is_by_row)
     if len(shape) == 4:
         # Maps have the proportions of the images, which shows where their channels are.
-        leading, trailing = (_is_proportional(sides, size) for sides in (shape[1:3], shape[2:4]))
+        leading, trailing = (abs(h - w * size[0] / size[1]) < 1 for h, w in (shape[1:3], shape[2:4]))
         last = (leading and not trailing) or getattr(model, "output_fmt", None) == "NHWC"
         layout = Layout("NHWC" if last and (leading or not trailing) else "NCHW")
     return layout and layout.sized(torch.empty(shape, device="meta"))
@@ -328,8 +317,3 @@ def _largest_grid(length: int, size: tuple[int, int]) -> int:
     """The most positions, at most `length`, of a grid with exactly the proportions of the images."""
     smallest = math.prod(size) // math.gcd(*size) ** 2
     return smallest * math.isqrt(max(length, 0) // smallest) ** 2
-
-
-def _is_proportional(sides: tuple[int, ...], size: tuple[int, int]) -> bool:
-    """Whether height and width have the proportions of the images, up to rounding."""
-    return abs(sides[0] - sides[1] * size[0] / size[1]) < 1

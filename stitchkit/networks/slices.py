@@ -15,8 +15,7 @@ from torch.fx.node import Argument, map_arg
 from torch.utils._pytree import tree_map
 
 from stitchkit.errors import InputError
-from stitchkit.networks.cut.flow import Flow
-from stitchkit.networks.cut.refusal import check_slice, place_after, place_before
+from stitchkit.networks.cut.flow import Flow, check_slice, place_after, place_before
 from stitchkit.networks.cut.sized import is_of_images
 from stitchkit.networks.cut.tracer import INPUT, paths_to
 from stitchkit.networks.layout import Layout

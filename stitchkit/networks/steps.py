@@ -64,7 +64,14 @@ class Steps:
     def _cuts(self) -> list[tuple[fx.Node, fx.Node]]:
         """The tensors between the steps, as nodes in evaluation mode and in training mode."""
         # In training, a network may take other paths, such as auxiliary heads; a cut must be clean in both modes.
-        clean, training = map(_clean_places, (self.flow, self._training_flow))
+        clean, training = (
+            {
+                flow.labels[node]: node
+                for node in flow.nodes[1:-1]
+                if node is not flow.result and node in flow.clean and not flow.is_changed(node)
+            }
+            for flow in (self.flow, self._training_flow)
+        )
         pairs = [(clean[label], training[label]) for label in clean if label in training]
         return [(node, other) for node, other in pairs if self._example is None or node in self._shapes]
 
@@ -173,9 +180,3 @@ def _boundary(flow: Flow, node: fx.Node, layout: Layout | None = None) -> Bounda
     takers = [str(user.target) for user in users if user.op == "call_module"]
     after = dict.fromkeys([flow.labels[node], *flow.ends[node]])
     return Boundary(tuple(before), tuple(after), tuple(takers) if len(takers) == len(users) else (), layout)
-
-
-def _clean_places(flow: Flow) -> dict[str, fx.Node]:
-    """The tensors between steps, by name, without those that a layer changes in place."""
-    inner = (node for node in flow.nodes[1:-1] if node is not flow.result)
-    return {flow.labels[node]: node for node in inner if node in flow.clean and not flow.is_changed(node)}

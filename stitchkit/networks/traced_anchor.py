@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from inspect import signature
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -15,13 +15,14 @@ from torch import fx, nn
 
 from stitchkit.errors import InputError, prefixed
 from stitchkit.networks.anchor import Anchor, AnchorStep, HeadParts, HeadSlice
-from stitchkit.networks.blocks import find_blocks
 from stitchkit.networks.classifier import classifier_of
-from stitchkit.networks.cut.flow import Flow
+from stitchkit.networks.cut.flow import Flow, passes_several
+from stitchkit.networks.cut.tracer import is_group, is_stage, paths_to
 from stitchkit.networks.slices import Code, hold_constants
 from stitchkit.networks.steps import Steps
 from stitchkit.networks.trained_with import noted
 
+_CONTAINERS = (nn.Sequential, nn.ModuleList)
 _PLAIN = {"input_size": (3, 224, 224), "interpolation": "bilinear"}
 """What is assumed of a network that is not timm's: torchvision's preparation of images."""
 
@@ -42,6 +43,10 @@ class TracedAnchor(Anchor):
     """
 
     class_tokens = ("cls_token",)
+    depths: tuple[int, ...] = ()
+    input_size: tuple[int, int, int] = (3, 224, 224)
+    _steps: tuple[AnchorStep, ...] = ()
+    _head_parts = HeadParts()
 
     def __init__(
         self,
@@ -52,10 +57,11 @@ class TracedAnchor(Anchor):
         num_classes: int | None = None,
     ):
         super().__init__(model, label=label)
-        self._input_size: tuple[int, int, int] = tuple(input_size or self.pretrained_cfg["input_size"])
+        self.input_size = tuple(input_size or self.pretrained_cfg["input_size"])
         self._num_classes = num_classes
         # The trace is not kept: an anchor is copied with its SN-Net, such as for its moving average.
-        whole = Steps(model, _example(model, self._input_size))
+        weights = next(model.parameters(), torch.empty(0))
+        whole = Steps(model, torch.empty(1, *self.input_size, device=weights.device, dtype=weights.dtype))
         with prefixed(f"anchor '{label}': "):
             result = whole.flow.result
             if not isinstance(result, fx.Node):
@@ -65,34 +71,19 @@ class TracedAnchor(Anchor):
                     f"it ends in its classifier '{result.target}', and so gives no features; replace that by "
                     "torch.nn.Identity(), or set num_classes of the network to 0 if it is no classifier"
                 )
-            cuts, self._depths = find_blocks(whole)
+            cuts, self.depths = find_blocks(whole)
         self.boundaries = tuple(whole.boundaries[number] for number in cuts)
         ends = [0, *(number + 1 for number in cuts), len(whole)]
         stem, *others = (_step(model, whole.graphs(first, last)) for first, last in pairwise(ends))
-        self._run = (replace(stem, run=_Stem(stem, self._input_size, label)), *others)
+        self._steps = (replace(stem, run=_Stem(stem, self.input_size, label)), *others)
         self._outputs = int(result.meta["value"].shape[-1])
-        self._parts = _head_parts(whole, cuts[-1])
-
-    @property
-    def _steps(self) -> tuple[AnchorStep, ...]:
-        """Stem, blocks and head, which run in turn are the model."""
-        return self._run
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Blocks per stage."""
-        return self._depths
+        self._head_parts = _head_parts(whole, cuts[-1])
 
     @property
     def stitched_stages(self) -> tuple[int, ...]:
         """The stages of several blocks, without the last of several stages, as in the published families but ResNet."""
         inner = range(max(len(self.depths) - 1, 1))
         return tuple(stage for stage in inner if self.depths[stage] > 1)
-
-    @property
-    def input_size(self) -> tuple[int, int, int]:
-        """Size of an input image, `(C, H, W)`."""
-        return self._input_size
 
     @property
     def num_classes(self) -> int:
@@ -115,20 +106,11 @@ class TracedAnchor(Anchor):
         )
 
     @property
-    def _head_parts(self) -> HeadParts:
-        return self._parts
-
-    @property
     def bare_head(self) -> HeadSlice:
         """The last step without the final normalisation, which is not known of a traced network."""
         raise InputError(
             f"anchor '{self.label}' is traced, so its final normalisation is not known; set stitched_final_norm to true"
         )
-
-
-def _example(model: nn.Module, size: Sequence[int]) -> torch.Tensor:
-    weights = next(model.parameters(), torch.empty(0))
-    return torch.empty(1, *size, device=weights.device, dtype=weights.dtype)
 
 
 def _step(model: nn.Module, graphs: Sequence[fx.Graph]) -> AnchorStep:
@@ -143,28 +125,20 @@ def _step(model: nn.Module, graphs: Sequence[fx.Graph]) -> AnchorStep:
 
 def _head_parts(whole: Steps, first: int) -> HeadParts:
     """The parts of the head that begins at a boundary: timm's networks show in their trace where the first one ends."""
-    if _has_forward_head(whole) and (graphs := whole.graphs_to(_features, first)):
-        return HeadParts(Code(graphs))
-    graphs = whole.graphs_to(partial(_before_classifier, classifier_of(whole.model)), first)
-    return HeadParts(has_forward_head=False, pre_logits=Code(graphs) if graphs else None)
-
-
-def _has_forward_head(whole: Steps) -> bool:
-    """Whether a network ends with timm's `forward_head`."""
     head = getattr(whole.model, "forward_head", None)
     is_timms = hasattr(whole.model, "num_features") and head is not None and "pre_logits" in signature(head).parameters
-    return is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
+    ends_so = is_timms and whole.flow.trace.given.get("forward_head") is whole.flow.result
+    if ends_so and (graphs := whole.graphs_to(lambda flow: flow.trace.given.get("forward_features"), first)):
+        return HeadParts(Code(graphs))
+    name = classifier_of(whole.model)
 
+    def before_classifier(flow: Flow) -> fx.Node | None:
+        last = flow.result
+        is_classifier = isinstance(last, fx.Node) and last.op == "call_module" and last.target == name
+        return flow.before(last)[0] if is_classifier else None
 
-def _features(flow: Flow) -> fx.Node | None:
-    return flow.trace.given.get("forward_features")
-
-
-def _before_classifier(name: str, flow: Flow) -> fx.Node | None:
-    """The tensor that enters the classifier, if that is the network's last node."""
-    last = flow.result
-    is_classifier = isinstance(last, fx.Node) and last.op == "call_module" and last.target == name
-    return flow.before(last)[0] if is_classifier else None
+    graphs = whole.graphs_to(before_classifier, first)
+    return HeadParts(has_forward_head=False, pre_logits=Code(graphs) if graphs else None)
 
 
 def _chain(graph: fx.Graph) -> str | None:
@@ -194,3 +168,114 @@ class _Stem:
             return self.step.run(model, x)
         output: torch.Tensor = model.get_submodule(self.step.paths[0])(x)
         return output
+
+
+def find_blocks(steps: Steps) -> tuple[list[int], tuple[int, ...]]:
+    """The boundaries that separate blocks, and the number of blocks of each stage.
+
+    A block is a module of several that stand in a row, such as in a list, which one tensor leaves. Blocks in one row
+    whose tensors have the same positions are a stage. A stage begins and ends where the module around it does, so
+    that what runs before a block, such as down-sampling, belongs to it, and a stage's last norm to its last block. In
+    a network without blocks, or with some inside its steps only, each step is one.
+
+    Returns:
+        The numbers of the boundaries: before the first block, and after each; and the blocks per stage.
+
+    Raises:
+        InputError: If there are no two blocks between which only one tensor passes.
+    """
+    boundaries = steps.boundaries
+    ends = {name: number for number, boundary in enumerate(boundaries) for name in boundary.after}
+    begins = {name: number for number, boundary in reversed([*enumerate(boundaries)]) for name in boundary.before}
+    modules = dict(steps.model.named_modules())
+    rows = _rows(modules)
+    paths = sorted(_block_paths(modules, rows, ends), key=ends.__getitem__)
+
+    def row(path: str) -> tuple[str, object]:
+        layout = boundaries[ends[path]].found
+        return path.rpartition(".")[0], layout and layout.positions
+
+    stages = _trunk([list(stage) for _, stage in groupby(paths, row)], modules, rows)
+    numbers = [begins[name] for name in _modules_around(stages, 0) if name in begins][:1] if stages else []
+    depths = [len(stage) for stage in stages]
+    if not numbers and depths:  # the first block takes the images: it is the stem
+        depths[0] -= 1
+    for number, stage in enumerate(stages):
+        last = max(ends[name] for name in _modules_around(stages, number) if name in ends)
+        numbers += [*(ends[path] for path in stage[:-1]), last]
+    if sum(depths) < 2 or numbers != sorted(set(numbers)):
+        _check_separate(steps, modules)
+        rows_of_steps = groupby(boundary.found and boundary.found.positions for boundary in boundaries[1:])
+        return [*range(len(boundaries))], tuple(len(list(stage)) for _, stage in rows_of_steps)
+    return numbers, tuple(filter(None, depths))
+
+
+def _rows(modules: Mapping[str, nn.Module]) -> set[str]:
+    """Paths of the modules whose children stand in a row."""
+    # Also a stage that has only one block of its class.
+    kinds = {type(module) for module in modules.values() if is_stage(module)}
+    return {path for path, module in modules.items() if isinstance(module, (*_CONTAINERS, *kinds))}
+
+
+def _block_paths(modules: Mapping[str, nn.Module], rows: Container[str], ends: Container[str]) -> Iterator[str]:
+    """Paths of the blocks: of candidates inside one another the smallest, but a block's class is one everywhere."""
+    candidates = [
+        path
+        for path, module in modules.items()
+        if path in ends and path.rpartition(".")[0] in rows and any(True for _ in module.children())
+    ]
+    outer = {around for path in candidates for around in paths_to(path)[:-1]}
+    whole = {type(modules[path]) for path in candidates if path not in outer}.difference(_CONTAINERS)
+    latest = ""
+    for path in candidates:  # outer modules come first
+        if latest and path.startswith(f"{latest}."):
+            continue
+        if path not in outer or type(modules[path]) in whole or is_group(modules[path]):
+            latest = path
+            yield path
+
+
+def _trunk(stages: list[list[str]], modules: Mapping[str, nn.Module], rows: Container[str]) -> list[list[str]]:
+    """The stages that stand where most blocks do, or have blocks of the same classes: no stem, no head."""
+
+    def place(stage: Sequence[str]) -> str:
+        row = paths_to(stage[0])[:-1]
+        return ".".join("*" if path.rpartition(".")[0] in rows else path.rpartition(".")[2] for path in row)
+
+    counts = Counter[str]()
+    for stage in stages:
+        counts[place(stage)] += len(stage)
+    trunk = [stage for stage in stages if place(stage) == max(counts, key=counts.__getitem__)]
+    kinds = {type(modules[path]) for stage in trunk for path in stage}
+    return [stage for stage in stages if stage in trunk or kinds.intersection(type(modules[path]) for path in stage)]
+
+
+def _modules_around(stages: Sequence[Sequence[str]], number: int) -> list[str]:
+    """The first and the last block of a stage, and the modules around them that hold no other stage's blocks."""
+    others = {path for other, stage in enumerate(stages) if other != number for path in stage}
+    shared = {around for path in others for around in paths_to(path)}
+    stage = stages[number]
+    return [name for path in (stage[0], stage[-1]) for name in paths_to(path) if name not in shared]
+
+
+def _check_separate(steps: Steps, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a network whose blocks are all inside one step, with the tensors that pass between them."""
+
+    def kind(path: str) -> tuple[str, type[nn.Module]]:
+        return path.rpartition(".")[0], type(modules[path])
+
+    flow = steps.flow
+    inner = [path for path in flow.regions if path in modules and any(True for _ in modules[path].children())]
+    inner = [path for path in inner if type(modules[path]) not in _CONTAINERS]
+    rivals = Counter(map(kind, inner))
+    blocks = [path for path in inner if rivals[kind(path)] > 1]
+    if blocks:
+        first, last = flow.place[flow.regions[blocks[0]][-1]], flow.place[flow.regions[blocks[-1]][0]]
+        if not any(first <= steps.position(boundary) < last for boundary in steps.boundaries):
+            most = max(rivals, key=rivals.__getitem__)
+            raise passes_several(flow, next(path for path in blocks if kind(path) == most))
+    if len(steps.boundaries) < 3:
+        raise InputError(
+            f"it has {len(steps)} steps with one tensor between them, too few for a stem, two blocks and a head; "
+            "choose a deeper network"
+        )

@@ -38,11 +38,8 @@ class View(Anchor):
     final_norm_children: ClassVar[tuple[str, ...]] = ()
     """Those of `head_children` that make up the final normalisation."""
 
-    _sides: tuple[int, int] | None = None
-
-    def take_images(self, size: tuple[int, int, int]) -> None:
-        """Expect images of a size `(C, H, W)`, if the network takes any; others keep their own."""
-        self._sides = size[1:]
+    image_sides: tuple[int, int] | None = None
+    """Height and width of images, if the network takes any; others keep their own."""
 
     @property
     @abstractmethod
@@ -53,7 +50,7 @@ class View(Anchor):
     def input_size(self) -> tuple[int, int, int]:
         """Size of an input image, `(C, H, W)`: that of the patch embedding, or of the weights if a model takes any."""
         embedding = getattr(self.model, "patch_embed", None)
-        height, width = embedding.img_size if embedding else self._sides or self.pretrained_cfg["input_size"][1:]
+        height, width = embedding.img_size if embedding else self.image_sides or self.pretrained_cfg["input_size"][1:]
         return (self.model.in_chans, height, width)
 
     @property
@@ -91,7 +88,6 @@ class View(Anchor):
 
     @cached_property
     def _steps(self) -> tuple[AnchorStep, ...]:
-        """Stem, blocks and head, which run in turn are the model."""
         run_head = _normalise_pool_and_classify if self.final_norm_children else _pool_and_classify
         stem_end, head_begin = self.borders
         return (
@@ -104,8 +100,12 @@ class View(Anchor):
     def boundaries(self) -> tuple[Boundary, ...]:
         """The boundaries between the steps: entry `j` lies before block `j`, the last one before the head."""
         layouts = (self.stem_layout, *(stage.layout for stage in self.stages for _ in range(stage.depth)))
-        named = zip(_boundary_names(self._steps), layouts, strict=True)
-        return tuple(Boundary(before, after, found=layout) for (after, before), layout in named)
+        paths, boundaries = [step.borders or step.paths for step in self._steps], []
+        for number, layout in enumerate(layouts, start=1):
+            earlier, later = (list(chain.from_iterable(part)) for part in (paths[:number], paths[number:]))
+            after, before = _holders(earlier[-1], later), _holders(later[0], earlier)
+            boundaries.append(Boundary(tuple(before), tuple(after), found=layout))
+        return tuple(boundaries)
 
     @property
     def _head_parts(self) -> HeadParts:
@@ -147,14 +147,6 @@ def _stage_steps(model: nn.Module, path: str) -> list[AnchorStep]:
     # nothing, it is not a place to cut, and runs in slices because a person may hook it by name.
     borders = (first,) if isinstance(stage.downsample, nn.Identity) else ()
     return [AnchorStep((before, first), borders=borders), *(AnchorStep((block,)) for block in rest)]
-
-
-def _boundary_names(steps: Sequence[AnchorStep]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The names of the nodes that end at each boundary, and of those that begin there, the smallest first."""
-    paths = [step.borders or step.paths for step in steps]
-    for number in range(1, len(steps)):
-        earlier, later = (list(chain.from_iterable(part)) for part in (paths[:number], paths[number:]))
-        yield tuple(_holders(earlier[-1], later)), tuple(_holders(later[0], earlier))
 
 
 def _holders(path: str, others: Sequence[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import re
 import textwrap
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,9 +20,10 @@ from safetensors.torch import load
 from torch import nn
 
 from stitchkit.errors import InputError, one_line
+from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.families import anchor_of, has_view
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.trained_with import take_over
-from stitchkit.networks.weight_names import own_names
 from stitchkit.paths import check_file
 
 _MODEL_KEYS = ("state_dict", "model")
@@ -213,20 +214,17 @@ def damage(file: BinaryIO | Path) -> str:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    if isinstance(error, pickle.UnpicklingError) and re.search("Unsupported (global|class)|GLOBAL", str(error)):
-        return (
-            f"checkpoint '{path}' holds pickled objects beyond plain data, which could run code; refused. "
-            f"Save its weights alone ({_first_line(error)})"
-        )
-    return f"checkpoint '{path}' is truncated or not a checkpoint ({_first_line(error)})"
-
-
-def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines()]
     # torch's message begins with the advice to switch the protection off; the reason follows.
     reasons = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
     sentence = re.split(r"(?<=[.!?])\s", (reasons or lines or [type(error).__name__])[0])[0]
-    return textwrap.shorten(sentence, 300, placeholder=" ...")
+    reason = textwrap.shorten(sentence, 300, placeholder=" ...")
+    if isinstance(error, pickle.UnpicklingError) and re.search("Unsupported (global|class)|GLOBAL", str(error)):
+        return (
+            f"checkpoint '{path}' holds pickled objects beyond plain data, which could run code; refused. "
+            f"Save its weights alone ({reason})"
+        )
+    return f"checkpoint '{path}' is truncated or not a checkpoint ({reason})"
 
 
 def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str, torch.Tensor]:
@@ -350,3 +348,44 @@ def _said(value: torch.Tensor) -> str:
 
 def _kind(value: torch.Tensor) -> tuple[bool, ...]:
     return value.is_floating_point(), value.is_complex(), value.dtype == torch.bool
+
+
+# timm's split batch norm has further norms for training; evaluation uses only the first one.
+_SPLIT_BN = re.compile(r"\.aux_bn\.\d+")
+
+
+def own_names(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights under the names of a model, given those of a published checkpoint; its own names stay as they are.
+
+    An SN-Net and the models of anchors have published names; for any other model nothing is renamed.
+    """
+    named = _unwrapped(weights, model.state_dict().keys())
+    for prefix, anchor in _anchors(model).items():
+        part = {name.removeprefix(prefix): named.pop(name) for name in list(named) if name.startswith(prefix)}
+        named |= {prefix + name: value for name, value in anchor.own_names(part, anchor.depths).items()}
+    return _fit_split_norms(named, model.state_dict().keys())
+
+
+def _unwrapped(weights: Mapping[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """Weights without their common prefix, if they are those of a network that wraps the model."""
+    first = next(iter(weights), "")
+    prefixes = ["", *(first[: end + 1] for end, letter in enumerate(first) if letter == ".")]
+    shared = [prefix for prefix in prefixes if all(name.startswith(prefix) for name in weights)]
+    kept = [prefix for prefix in shared if any(name.removeprefix(prefix) in wanted for name in weights)]
+    return {name.removeprefix(kept[0]) if kept else name: value for name, value in weights.items()}
+
+
+def _fit_split_norms(weights: dict[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """Leave out further norms that the model lacks, and start those that the file lacks as copies of the first."""
+    kept = {name: value for name, value in weights.items() if _SPLIT_BN.search(name) is None or name in wanted}
+    for name in wanted:
+        first = _SPLIT_BN.sub("", name)
+        if name not in kept and first != name and first in kept:
+            kept[name] = kept[first].clone()
+    return kept
+
+
+def _anchors(model: nn.Module) -> dict[str, Anchor]:
+    if (views := getattr(model, "views", None)) is not None:  # an SN-Net
+        return {f"anchors.{number}.": anchor for number, anchor in enumerate(views.values())}
+    return {"": anchor_of(model, label="model")} if has_view(model) else {}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from stitchkit.errors import InputError
-from stitchkit.routes.cuts import every_cut
 from stitchkit.routes.rules import Shape, blocks_of
 from stitchkit.routes.stitch import Joint, Step, Stitch
+from stitchkit.routes.two_way import every_cut
 
 _QUARTERS = 4
 """Levels of an anchor of one stage: the ends of its quarters."""
@@ -62,7 +63,10 @@ class Levels:
 
     def steps(self, stitch: Stitch, *, adapted: bool = False) -> Iterator[Step]:
         """The steps of a route up to its last level; each level comes right after the step whose features it takes."""
-        waiting = self._places(stitch)
+        # By the number of a segment and a place: `j` is the output of block `j - 1`, or what enters first block `j`.
+        waiting: dict[tuple[int, int], list[int]] = {}
+        for level in range(len(self.chosen)):
+            waiting.setdefault(self._place(stitch, level), []).append(level)
         segment = 0
         for step in stitch.steps(adapted=adapted):
             if not waiting:
@@ -90,17 +94,8 @@ class Levels:
         """The blocks of the last anchor."""
         return [*self.blocks.values()][-1]
 
-    def _places(self, stitch: Stitch) -> dict[tuple[int, int], list[int]]:
-        """The numbers of the levels that lie at a place of a segment, by the number of the segment and the place.
-
-        Place `j` is the output of block `j - 1`, or what enters block `j` of a segment that begins there.
-        """
-        numbers: dict[tuple[int, int], list[int]] = {}
-        for level in range(len(self.chosen)):
-            numbers.setdefault(self._place(stitch, level), []).append(level)
-        return numbers
-
     def _place(self, stitch: Stitch, level: int) -> tuple[int, int]:
+        """The segment and the place of a level."""
         ran, beyond = [], []
         for number, segment in enumerate(stitch.segments):
             block = self.blocks[segment.anchor][level]
@@ -117,11 +112,10 @@ class Levels:
 
 def default_blocks(depths: Sequence[int]) -> tuple[int, ...]:
     """The last block of each stage, counted over all; of a single stage, of each of its quarters."""
-    if len(depths) == 1:
-        (depth,) = depths
-        count = min(_QUARTERS, depth)
-        return tuple(-(-(number + 1) * depth // count) - 1 for number in range(count))
-    return tuple(sum(depths[: stage + 1]) - 1 for stage in range(len(depths)))
+    if len(depths) > 1:
+        return tuple(end - 1 for end in accumulate(depths))
+    count = min(_QUARTERS, depths[0])
+    return tuple(-(-(number + 1) * depths[0] // count) - 1 for number in range(count))
 
 
 def _check(blocks: Sequence[int], anchor: Shape) -> None:

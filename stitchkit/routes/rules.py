@@ -110,7 +110,12 @@ class SlidingWindow:
     def plan(self, anchors: Sequence[Shape]) -> tuple[Sequence[Stitch], dict[Joint, LayerPath]]:
         """The stitches that follow the anchors, in the published order, and the layer of each joint."""
         staged = any(len(anchor.depths) > 1 for anchor in anchors)
-        stages = self._stages_of(anchors) if staged else self._whole(anchors)
+        if staged and not self.nearest:
+            raise InputError(
+                "nearest_stitching is false, which windows define only for anchors of one stage; remove it for "
+                f"{blocks_of(anchors)}, or {_WAY_OUT}"
+            )
+        stages = stages_to_stitch(anchors, self.stages) if staged else self._whole(anchors)
         # Only from a cheaper anchor into a costlier one: the paper's fast-to-slow direction.
         couples = list(pairwise(anchors) if self.nearest else combinations(anchors, 2))
         stitches: list[Stitch] = []
@@ -148,14 +153,6 @@ class SlidingWindow:
                 f"choose 1 to {depth}"
             )
         return (0,)
-
-    def _stages_of(self, anchors: Sequence[Shape]) -> tuple[int, ...]:
-        if not self.nearest:
-            raise InputError(
-                "nearest_stitching is false, which windows define only for anchors of one stage; remove it for "
-                f"{blocks_of(anchors)}, or {_WAY_OUT}"
-            )
-        return stages_to_stitch(anchors, self.stages)
 
     def _pairs(self, front: Shape, end: Shape, stage: int, *, ahead: bool) -> list[BlockPair]:
         # A route that entered at the same or an earlier block would repeat work of the front. The published spaces of

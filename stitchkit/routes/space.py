@@ -41,9 +41,7 @@ class StitchSpace:
         """
         labels = [anchor.label for anchor in anchors]
         if len(labels) < 2:
-            raise InputError(
-                f"stitching needs at least two anchors, but {labels or 'none'} given; add one to 'anchors'"
-            )
+            raise InputError(f"stitching needs at least two anchors, but got {labels or 'none'}; add one to 'anchors'")
         if repeated := {label for label in labels if labels.count(label) > 1}:
             raise InputError(f"anchors share the label {sorted(repeated)}; give each its own 'label'")
         # Anchors come first: ledgers, and the published tools that read them, rely on it.

@@ -1,14 +1,14 @@
-"""The rule of SN-Netv2: routes that change between two anchors and back."""
+"""The rules for anchors of any depths: joints at the same relative height, in either direction, once or repeatedly."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, cycle, islice, pairwise
 from math import comb
+from typing import Literal
 
 from stitchkit.errors import InputError
-from stitchkit.routes.cuts import Directions, cuts_between, directed, every_cut
 from stitchkit.routes.rules import (
     BlockPair,
     LayerPath,
@@ -22,6 +22,43 @@ from stitchkit.routes.rules import (
 from stitchkit.routes.stitch import Joint, Stitch
 
 _MOST_ROUTES = 100_000
+Directions = Literal["up", "down", "both"]
+
+
+def directed(chains: Iterable[tuple[Shape, ...]], directions: Directions) -> Iterator[tuple[Shape, ...]]:
+    """Chains of anchors, from cheap to costly, in some directions."""
+    for chain in chains:
+        if directions != "down":
+            yield chain
+        if directions != "up":
+            yield chain[::-1]
+
+
+def every_cut(front: Shape, end: Shape, stages: Sequence[int]) -> list[BlockPair]:
+    """The last block before and the first block after every cut, counted over all stages.
+
+    After the last cut, no block may follow: its first block is then the depth of the end.
+    """
+    cuts: list[BlockPair] = []
+    for stage in stages:
+        shares = min(front.depths[stage], end.depths[stage])
+        for share in range(1, shares + 1):
+            leave, enter = (
+                sum(anchor.depths[:stage]) + -(-share * anchor.depths[stage] // shares) for anchor in (front, end)
+            )
+            cuts.append(BlockPair(leave - 1, enter, len(cuts)))
+    return cuts
+
+
+def cuts_between(front: Shape, end: Shape, stages: Sequence[int]) -> list[BlockPair]:
+    """The cuts where a route can enter the end."""
+    cuts = [cut for cut in every_cut(front, end, stages) if cut.end < sum(end.depths)]
+    if not cuts:
+        raise InputError(
+            f"nothing can be joined in the stages {list(stages)} of {blocks_of((front, end))}: after a joint at least "
+            "one block must follow; name more stages in 'stages', or choose other anchors"
+        )
+    return cuts
 
 
 @dataclass(frozen=True)
@@ -107,3 +144,35 @@ class TwoWay:
                         yield route(chain, cuts)
                     elif switches == 1 and tables[0] and ending is costly:
                         yield None
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """The routes of `TwoWay` that switch once between two anchors, numbered without a hole.
+
+    Stitches are ordered pair of anchors by pair; of each pair, those into the costlier anchor come first, then those
+    into the cheaper one, both from the first cut to the last. Routes through three or more anchors follow.
+
+    Args:
+        directions: `up`: from a cheaper anchor into a costlier one; `down`: the reverse; `both`: either.
+        nearest: Join only neighbouring anchors; otherwise every pair of anchors, with routes through three or more that
+            keep to one direction.
+        stages: The stages to stitch, ascending; by default those of the anchors' families.
+
+    Source: Stitched ViTs are Flexible Vision Backbones (two-way stitching); these are its routes with one
+    joint; stages, and depths that are no multiples of each other, are ours.
+    """
+
+    directions: Directions = "up"
+    nearest: bool = True
+    stages: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages)
+
+    def plan(self, anchors: Sequence[Shape]) -> tuple[Sequence[Stitch], dict[Joint, LayerPath]]:
+        """The stitches that follow the anchors, in the order above, and the layer of each joint."""
+        numbered, layers = TwoWay(1, self.directions, self.nearest, self.stages).plan(anchors)
+        stitches = [stitch for stitch in numbered if stitch is not None]
+        used = {joint for stitch in stitches for joint in stitch.joints}
+        return stitches, {joint: path for joint, path in layers.items() if joint in used}

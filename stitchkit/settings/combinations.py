@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Collection, Container, Mapping
 from importlib.util import find_spec
 
 from PIL import Image
@@ -58,6 +58,11 @@ _OF_IMAGES = (
     *("train_num_samples", "val_num_samples", "epoch_repeats", "max_unreadable", "smoothing", "scale", "ratio"),
     *("crop_pct", "interpolation", "train_interpolation", "color_jitter_prob", "gp", "eval_metric", "eval_memory"),
 )
+# Settings of SN-Nets alone, with the values that change nothing for a model.
+_OF_SNNETS: Mapping[str, Collection[object]] = {
+    "latency": (0,), "base_lr_scale": (1,), "stitch_lr_scale": (1,), "preserve": (None, "none"),
+    "anchor_drop_path": (None, []),
+}  # fmt: skip
 _MOST_DRAWS = 1000
 """How often timm may draw the noise of a learning rate again, on average."""
 
@@ -100,17 +105,12 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
 
 
 def _check_network(recipe: Recipe) -> None:
-    model, optim = recipe.model, recipe.optim
+    model = recipe.model
     if model.is_stitched and model.pretrained_path:
         raise InputError("--pretrained-path is for --model; give each anchor its 'checkpoint', or --anchors NAME=FILE")
-    if model.model and recipe.run.latency:
-        raise InputError("--latency requires an SN-Net; omit it for a --model")
-    if model.model and (optim.base_lr_scale, optim.stitch_lr_scale) != (1, 1):
-        raise InputError("--base-lr-scale and --stitch-lr-scale require an SN-Net; use --lr for a --model")
-    if model.model and recipe.stitch.preserve not in (None, "none"):
-        raise InputError("--preserve requires an SN-Net; omit it for a --model")
-    if model.model and model.anchor_drop_path:
-        raise InputError("--anchor-drop-path requires an SN-Net; use --drop-path for a --model")
+    for name, value in recipe.flat().items() if model.model else ():
+        if name in _OF_SNNETS and value not in _OF_SNNETS[name]:
+            raise InputError(f"{flag_of(name)} requires an SN-Net; omit it for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):
         raise InputError("--split-bn needs batches in splits; add --resplit or --aug-splits")
     if model.is_stitched and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":

@@ -48,25 +48,17 @@ class DenseRecipe(Settings):
     """Dense prediction: a class or a depth for each pixel of an image."""
 
     task: Literal["classification", "segmentation", "depth"] = flag(
-        "classification",
-        "what networks predict: the class of an image, or with an SN-Net the class of each pixel, or its depth",
+        "classification", "what networks predict: the class of an image or, for an SN-Net, of each pixel, or its depth"
     )
     head: HeadName | None = flag(
-        None,
-        "with --task: the head that all stitches share; by default setr for segmentation, dpt for depth",
-        strict=None,
+        None, "with --task: the head of all stitches; by default setr for segmentation, dpt for depth", strict=None
     )
     levels: list[Natural] | None = flag(
-        None,
-        "with --task: the blocks of the last anchor whose outputs the head takes; by default the last of each stage, "
-        "or of each quarter of one stage",
+        None, "with --task: blocks of the last anchor for the head; by default the last of each stage, or each quarter"
     )
-    zoom: list[Factor] = flag(
-        [0.5, 2.0], "with --task segmentation: smallest and largest scale of training images", length=2
-    )
+    zoom: list[Factor] = flag([0.5, 2.0], "with --task segmentation: range of training scales", length=2)
     window_stride: Side | None = flag(
-        None,
-        "with --task: pixels between the evaluation windows of larger images; by default two thirds of an input image",
+        None, "with --task: pixels between windows of larger images; by default two thirds of an input image"
     )
     max_depth: AtLeastMillionth = flag(10.0, "with --task depth: largest depth in metres that counts")
 

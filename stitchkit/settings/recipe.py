@@ -34,35 +34,24 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lan
 class ModelRecipe(Settings):
     """The network."""
 
-    stitch_config: LocalPath | None = flag(
-        None, "stitch configuration, a file or a short name such as deit_ti_s_b: train or evaluate its SN-Net"
-    )
+    stitch_config: LocalPath | None = flag(None, "configuration of an SN-Net: a file, or a name such as deit_ti_s_b")
     anchors: list[str] | None = flag(
-        None,
-        "in place of --stitch_config: timm names A,B,... or checkpoints of one's own, FILE or NAME=FILE; where they "
-        "are joined follows from their structure",
+        None, "in place of --stitch_config: timm names A,B,... or checkpoints, FILE or NAME=FILE, joined by structure"
     )
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
     model_kwargs: ModelArguments | None = flag(None, "arguments of the timm model, as key=value ...")
     pretrained: bool = flag(True, "start from pretrained weights; by default not with --model")
     pretrained_path: LocalPath | None = flag(None, "file that replaces the pretrained weights of --model")
     initial_checkpoint: LocalPath | None = flag(None, "start from the weights in this file")
-    num_classes: fields.Classes | None = flag(
-        None, "number of classes; by default that of the data set; with 0, networks give features, for --loss features"
-    )
+    num_classes: fields.Classes | None = flag(None, "number of classes; by default the data's; with 0, features")
     img_size: fields.Side | None = flag(None, "side of the square input image; by default the model's")
     in_chans: fields.Channels | None = flag(None, "channels of an input image; by default 3")
-    input_size: list[fields.Side] | None = flag(
-        None, "channels, height and width of an input image, in place of --in-chans and --img-size", length=3
-    )
+    input_size: list[fields.Side] | None = flag(None, "channels, height, width; for --in-chans, --img-size", length=3)
     gp: str | None = flag(None, "global pooling of every network, such as avg; by default the model's")
     drop: fields.Share | None = flag(None, "dropout rate of the classifier")
     drop_path: fields.AtMost99Percent | None = flag(None, "stochastic depth rate")
     drop_connect: fields.AtMost99Percent | None = flag(None, "older name of --drop-path, which wins")
-    anchor_drop_path: list[fields.AtMost99Percent] | None = flag(
-        None,
-        "stochastic depth rate of each anchor of an SN-Net, the same in all of its blocks; in place of --drop-path",
-    )
+    anchor_drop_path: list[fields.AtMost99Percent] | None = flag(None, "stochastic depth rate of each anchor")
     drop_block: fields.AtMost99Percent | None = flag(None, "DropBlock rate, for convolutional networks")
     head_init_scale: fields.Number | None = flag(None, "factor on the classifiers' initial weights")
     head_init_bias: fields.Number | None = flag(None, "initial bias of the classifiers")
@@ -103,12 +92,8 @@ class ModelRecipe(Settings):
 class DataRecipe(Settings):
     """The source of the images."""
 
-    data_dir: LocalPath | None = flag(
-        None, "root folder of the dataset; where no labels are needed, also a folder or a .txt list of images"
-    )
-    dataset: DatasetName = flag(
-        "", "data set: empty for an image folder, or hfds/..., wds/..., tfds/..., torch/..., cifar10"
-    )
+    data_dir: LocalPath | None = flag(None, "root of the dataset; without labels, also a folder or .txt list of images")
+    dataset: DatasetName = flag("", "empty for an image folder, or hfds/..., wds/..., tfds/..., torch/..., cifar10")
     train_split: LocalPath = flag("train", "name of the training split")
     val_split: LocalPath = flag("validation", "name of the validation split")
     train_num_samples: fields.Amount | None = flag(None, "images of a streamed training split")
@@ -122,12 +107,8 @@ class DataRecipe(Settings):
     input_key: str | None = flag(None, "key of the images in a record")
     target_key: str | None = flag(None, "key of the labels in a record")
     batch_size: fields.Batch = flag(128, "training batch of each rank")
-    validation_batch_size: fields.Batch | None = flag(
-        None, "validation batch of each rank; by default the training one"
-    )
-    max_unreadable: fields.Share = flag(
-        0.01, "share of a split allowed to be unreadable or unlabelled; up to 5 images are always tolerated, unless 0"
-    )
+    validation_batch_size: fields.Batch | None = flag(None, "validation batch of each rank; by default as in training")
+    max_unreadable: fields.Share = flag(0.01, "share of images that may be unreadable or unlabelled; 5 may, unless 0")
     workers: fields.Workers = flag(4, "loader processes of each rank")
     worker_seeding: Literal["all", "part"] = flag("all", "which random generators loader processes seed")
     pin_mem: bool = flag(False, "pin memory for the transfer to the GPU")
@@ -146,9 +127,7 @@ class AugmentRecipe(Settings):
 
     no_aug: bool = flag(False, "no augmentation at all")
     train_crop_mode: Literal["rrc", "rkrc", "rkrr", "src"] | None = flag(
-        None,
-        "cropping of training images: rrc (default), rkrc, rkrr, or DeiT-3's src, which keeps scale and aspect",
-        strict=None,
+        None, "cropping for training: rrc (default), rkrc, rkrr, or DeiT-3's src, which keeps the scale", strict=None
     )
     scale: list[fields.Area] = flag([0.08, 1.0], "area of the crop", length=2)
     ratio: list[fields.AtLeastThousandth] = flag([3 / 4, 4 / 3], "aspect of the crop", length=2)
@@ -160,16 +139,12 @@ class AugmentRecipe(Settings):
     gaussian_blur_prob: fields.Share | None = flag(None, "probability of a blurred image")
     aa: str | None = flag(None, "AutoAugment policy, such as rand-m9-mstd0.5-inc1")
     aug_repeats: fields.Repeats = flag(0.0, "repetitions of each image in an epoch")
-    train_interpolation: Literal["random", Interpolation] = flag(
-        "random", "resizing for training; random is bilinear or bicubic"
-    )
+    train_interpolation: Literal["random", Interpolation] = flag("random", "resizing for training; bilinear or bicubic")
     reprob: fields.Share = flag(0.0, "probability of random erasing")
     remode: Literal["const", "rand", "pixel"] = flag("pixel", "filling of erased areas")
     recount: fields.Times = flag(1, "areas to erase")
     resplit: bool = flag(False, "erase nothing in the first split of a batch")
-    aug_splits: fields.Copies = flag(
-        0, "parts of a batch: clean images and differently augmented copies; 0 or at least 2"
-    )
+    aug_splits: fields.Copies = flag(0, "parts of a batch, clean images and augmented copies; 0 or at least 2")
     mixup: fields.NonNegative = flag(0.0, "mixup alpha; 0 is off")
     cutmix: fields.NonNegative = flag(0.0, "cutmix alpha; 0 is off")
     cutmix_minmax: list[fields.Share] | None = flag(None, "area range of cutmix", length=2)
@@ -206,13 +181,9 @@ class OptimRecipe(Settings):
     opt_betas: list[fields.Share] | None = flag(None, "optimizer betas", length=2)
     momentum: fields.Share = flag(0.9, "momentum of SGD")
     weight_decay: fields.NonNegative = flag(2e-5, "weight decay; biases, norms and 1-d parameters have none")
-    layer_decay: fields.Share | None = flag(
-        None, "factor on the learning rate for each block further from the classifier"
-    )
+    layer_decay: fields.Share | None = flag(None, "factor on the learning rate for each block below the classifier")
     layer_decay_min_scale: fields.Share = flag(0.0, "smallest factor of --layer-decay")
-    layer_decay_no_opt_scale: fields.Share | None = flag(
-        None, "freeze parameters whose factor from --layer-decay is smaller than this"
-    )
+    layer_decay_no_opt_scale: fields.Share | None = flag(None, "freeze parameters that --layer-decay scales below this")
     base_lr_scale: fields.NonNegative = flag(1.0, "factor on the learning rate of the anchors of an SN-Net")
     stitch_lr_scale: fields.NonNegative = flag(1.0, "factor on the learning rate of the stitching layers of an SN-Net")
     clip_grad: Annotated[float, Field(ge=1e-12, le=1e9)] | None = flag(None, "gradient clipping value")
@@ -248,9 +219,7 @@ class ScheduleRecipe(Settings):
     decay_epochs: fields.AtLeastThousandth = flag(90.0, "epochs between steps of the step schedule")
     decay_milestones: list[fields.Natural] = flag([90, 180, 270], "epochs of the multistep schedule")
     decay_rate: fields.NonNegative = flag(0.1, "factor at each step of the schedule; power of the poly schedule")
-    lr_noise: list[fields.NonNegative] | None = flag(
-        None, "shares of the schedule where learning-rate noise begins and ends"
-    )
+    lr_noise: list[fields.NonNegative] | None = flag(None, "where learning-rate noise begins and ends, as shares")
     lr_noise_pct: fields.AtLeastMillionth = flag(0.67, "limit of the noise, as a share of the learning rate")
     lr_noise_std: fields.NonNegative = flag(1.0, "standard deviation of the noise")
     lr_cycle_mul: fields.Factor = flag(1.0, "length of a cycle relative to the previous one")
@@ -283,36 +252,27 @@ class RunRecipe(Settings):
         None, "with --eval: MiB for activations; by default half of a GPU's free memory, 1024 on a CPU"
     )
     latency: Annotated[int, Field(ge=0, le=2**20)] = flag(
-        0,
-        "with --eval: add to the ledger how long each stitch takes here, in batches of N images, or of 1 if N is left "
-        "out; by default nothing is measured",
+        0, "with --eval: also measure latencies, in batches of N images, or of 1 without N; by default none"
     )
     recalibrate_bn: fields.Natural | None = flag(
         None,
-        "with --eval: renew the batch-norm statistics of each stitched route from N portions of 32 training images, of "
-        "8 in dense prediction; by default given, blended and renewed ones compete on other training images, unless "
-        "the anchors were frozen or the configuration says otherwise; with 0, those of training",
+        "with --eval: renew the batch-norm statistics of stitches from N portions of 32 training images (8 for dense "
+        "prediction); 0 keeps those of training; by default given, blended and renewed ones compete on other images",
     )
     bank_images: fields.Count | None = flag(
-        None,
-        "with --eval of networks without classes: training images for k-NN and the linear probe; by default at most "
-        "50,000",
+        None, "with --eval without classes: training images for k-NN and linear probe; by default at most 50,000"
     )
     no_resume_opt: bool = flag(False, "resume the weights only")
     output: LocalPath = flag("outputs", "folder of all runs")
-    experiment: str | None = flag(
-        None, "folder of this run inside --output; by default named after the configuration or model"
-    )
+    experiment: str | None = flag(None, "folder of this run inside --output; by default named after its network")
     seed: fields.Seed = flag(42, "random seed")
     device: str | None = flag(None, "cpu or cuda; by default cuda if available")
     log_interval: fields.Count = flag(50, "steps between log lines")
     val_interval: fields.Count = flag(1, "epochs between validations of the anchors")
-    recovery_interval: fields.Natural = flag(
-        0, "steps between checkpoints within an epoch; with 0, only at its end and when a signal stops the run"
-    )
+    recovery_interval: fields.Natural = flag(0, "steps between checkpoints within an epoch; 0: only at its end")
     checkpoint_hist: fields.Count = flag(10, "number of epoch checkpoints to keep")
     eval_metric: Literal["top1", "top5", "loss"] = flag(
-        "top1", "figure that ranks checkpoints: mean over the anchors; with --loss features, always the features' loss"
+        "top1", "figure that ranks checkpoints, the mean over the anchors; with --loss features, always their loss"
     )
     save_images: bool = flag(False, "save a training batch as a picture at each log line")
     log_tensorboard: bool = flag(False, "write the figures of each epoch for TensorBoard, into the run's folder")

@@ -45,8 +45,7 @@ def torchvision_names() -> list[str]:
 def unknown_name(what: str, name: str, *, flag: str = "") -> InputError:
     """The error `what` for a name, with the nearest of our configurations and of timm's and torchvision's models.
 
-    Args:
-        flag: What to add to the name of a model, `{}`, where a model is not what is asked for.
+    Where no model is asked for, `flag` says how to give one, `{}`.
     """
     from timm.models import list_models  # as slow
 

@@ -13,9 +13,9 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace, TwoWay
-from stitchkit.routes.cuts import Directions
 from stitchkit.routes.rules import Rule, Shape, check_stages
-from stitchkit.settings import published_v1, published_v2
+from stitchkit.routes.two_way import Directions
+from stitchkit.settings import published
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.dense_recipe import DenseRecipe, DenseSpec
@@ -128,7 +128,7 @@ class StitchConfig(Settings):
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 
-    further_keys: ClassVar[tuple[str, ...]] = (*published_v1.RECIPE_KEYS, *published_v2.SCHEMA)
+    further_keys: ClassVar[tuple[str, ...]] = (*published.RECIPE_KEYS, *published.SCHEMA)
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -173,14 +173,14 @@ class StitchConfig(Settings):
         """A configuration from the content of its file."""
         if not isinstance(content, Mapping):
             raise InputError(f"a stitch configuration is a JSON object with 'anchors', not {type(content).__name__}")
-        content, of_v2 = published_v2.read_keys(content)
-        published = {key: content[key] for key in published_v1.RECIPE_KEYS if key in content}
-        config = parse(cls, {key: value for key, value in content.items() if key not in published})
+        content, of_v2 = published.read_v2(content)
+        flat = {key: content[key] for key in published.RECIPE_KEYS if key in content}
+        config = parse(cls, {key: value for key, value in content.items() if key not in flat})
         for number, anchor in enumerate(config.anchors):
             wanted = anchor.checkpoint is None and config.recipe.get("pretrained") is not False
             if fault := hub_fault(anchor.name, weights=wanted):
                 raise InputError(f"anchors[{number}]: '{anchor.name}' {fault}")
-        recipe = checked_of_file(of_v2) | published_v1.recipe_of(published) | _own_recipe(config.recipe)
+        recipe = checked_of_file(of_v2) | published.recipe_of(flat) | _own_recipe(config.recipe)
         if config.dense is not None:
             recipe = checked_of_file(config.dense.settings) | recipe
         own = {key: recipe[key] for key in ("task", "head", "levels") if key in recipe}
@@ -238,10 +238,10 @@ def stitch_config_schema() -> JsonSchemaValue:
     anchors["items"] = {"anyOf": [anchors["items"], {"type": "string"}]}
     own = {key: value for key, value in recipe.items() if key not in ("$schema", *_NOT_ITS_AUTHORS)}
     schema["properties"]["recipe"] |= {"properties": own, "additionalProperties": False}
-    for key, name in published_v1.RECIPE_KEYS.items():
+    for key, name in published.RECIPE_KEYS.items():
         schema["properties"][key] = {**recipe[name], "description": f"Published key for {name} in recipe."}
     schema["properties"]["rule"]["enum"] = [*RULES]
-    schema["properties"] |= published_v2.SCHEMA
+    schema["properties"] |= published.SCHEMA
     schema["properties"]["data_set"] = {
         "const": "IMNET",
         "description": "Published key for an image folder. It also sets recalibrate_bn to 0 and sampler to "

@@ -16,31 +16,29 @@ class StitchRecipe(Settings):
 
     sampler: str = flag(
         "cost_bins",
-        "how to pick the stitch of a step: uniform (published for the first SN-Net), or cost_bins, uniform over cost",
+        "how to pick the stitch of a step: uniform, as in the first SN-Net, or cost_bins, uniform over cost",
     )
     sampling: Literal["per_rank", "shared"] = flag(
-        "per_rank", "draw of each step's stitch: by each rank (published), or one for all"
+        "per_rank", "draw of stitches: each rank its own (published), or one"
     )
     flops_gap: AtLeastBillionth | None = flag(
-        None, "GFLOPs that a cost bin spans; by default a 16th of the difference between neighbouring anchors"
+        None, "GFLOPs of a cost bin; by default a 16th of the difference between neighbouring anchors"
     )
     flops_sampling_k: AtLeastBillionth | None = flag(
-        None, "temperature: smaller values favour costlier bins; by default uniform"
+        None, "temperature: small values favour costly bins; by default uniform"
     )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
     ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(
-        "truncated",
-        "fit of the stitching layers: least squares truncated as published, regularised or exact; or procrustes, an "
-        "orthonormal map with a scale and a bias",
+        "truncated", "least squares truncated as published, damped or exact; or procrustes, a scaled orthonormal map"
     )
     ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
     stitch_init_bs: Batch = flag(100, "number of images for the fit, over all ranks")
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers and class tokens")
     loss: Literal["task", "features", "features+task"] = flag(
-        "task", "what stitches learn from: labels; or, without labels, the final features of their end anchor; or both"
+        "task", "what stitches learn from: task is the labels, features the final features of their end anchor"
     )
     feature_distance: Literal["mse", "cosine"] = flag(
-        "mse", "with --loss features: squared error as a share of the anchor's feature, or 1 - cosine of the channels"
+        "mse", "with --loss features: squared error relative to the anchor's feature, or 1 - cosine of the channels"
     )
     preserve: Literal["none", "frozen", "lora"] | None = flag(
         None,

@@ -40,12 +40,8 @@ def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
     parser.add_argument("--resume", metavar="CHECKPOINT", help="trained weights, ours or released ones")
     parser.add_argument(*DATA_FLAGS, dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
     parser.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
-    parser.add_argument(
-        "--recalibrate-bn",
-        type=int,
-        metavar="N",
-        help="portions of training images for batch-norm statistics of a stitch (default: as in --eval)",
-    )
+    about = "portions of training images for batch-norm statistics of a stitch (default: as in --eval)"
+    parser.add_argument("--recalibrate-bn", type=int, metavar="N", help=about)
     parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
 
 
@@ -95,7 +91,7 @@ def _pick(flags: argparse.Namespace) -> None:
     from stitchkit.measure.intervals import add_intervals, by_image_beside
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
-    from stitchkit.measure.metric import check_overlay, compared_note, metric_of
+    from stitchkit.measure.metric import compared_note, metric_of
     from stitchkit.measure.overlay import better_single_model, comparison, read_overlay
     from stitchkit.measure.pareto import table
     from stitchkit.ship.export_command import export_commands
@@ -103,18 +99,16 @@ def _pick(flags: argparse.Namespace) -> None:
 
     budget, rows = _budget(flags), read_rows(flags.ledger)
     metric = metric_of(rows, flags.metric)
-    if flags.overlay:
-        check_overlay(metric)
-    overlay = read_overlay(flags.overlay, [*budget.costs] or ["flops"], every=True) if flags.overlay else None
+    costs = [*budget.costs] or ["flops"]
+    overlay = read_overlay(flags.overlay, costs, metric, every=True) if flags.overlay else None
     confident = confident_by_image(rows, flags.ledger, budget, metric) if flags.confident else None
     if flags.stitch_config:
         from stitchkit.distributed import choose_device  # torch, which a ledger alone does not need
         from stitchkit.model.create import create_snnet
         from stitchkit.ship.budgeted import complete
 
-        model = create_snnet(
-            flags.stitch_config, checkpoints=False, num_classes=flags.num_classes, img_size=flags.img_size
-        )
+        sizes = {"num_classes": flags.num_classes, "img_size": flags.img_size}
+        model = create_snnet(flags.stitch_config, checkpoints=False, **sizes)
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes is not None or flags.img_size:
         raise InputError("--num-classes and --img-size require --stitch_config; add it, or omit them")
@@ -146,9 +140,8 @@ def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch to export")
     parser.add_argument("--ledger", metavar="FILE", help="instead of --cfg_id: take the best stitch of this ledger")
     _add_budget(parser)
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="file to write: .safetensors, .onnx or .pt2"
-    )
+    about = "file to write: .safetensors, .onnx or .pt2"
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help=about)
     about = f"quantise the .onnx file to 8-bit integers, calibrated on {_CALIBRATION} training images of --data"
     parser.add_argument("--int8", action="store_true", help=about)
     about = "operator set of the .onnx file, for an older ONNX Runtime (default: torch's)"
@@ -179,8 +172,7 @@ def _export(flags: argparse.Namespace) -> None:
     calibrate(trained, cfg_id)
     calibration = sample_images(trained, _CALIBRATION, train=True)[0] if flags.int8 else None
     about = describe(trained, cfg_id)
-    options = {"calibration": calibration, "opset": flags.opset}
-    report = export(trained.model, cfg_id, output, images, about, **options)
+    report = export(trained.model, cfg_id, output, images, about, calibration=calibration, opset=flags.opset)
     print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
     for name, difference in report.differences.items():
         print(f"  largest difference {difference.largest:.2g} of {name} up to {difference.of:.3g}")
@@ -275,8 +267,8 @@ def _predict(flags: argparse.Namespace) -> None:
             raise InputError(f"the network gives a map of each image; give -o a folder for them in place of '{output}'")
         if settings.top != PredictSettings.top:
             raise InputError("--top does not apply to networks that predict maps; omit it")
-        ways = {"batch_size": settings.batch_size, "workers": settings.workers}
-        unreadable = predict_maps(predictor, flags.folder, paths, output, device=device, **ways)
+        loading = {"batch_size": settings.batch_size, "workers": settings.workers}
+        unreadable = predict_maps(predictor, flags.folder, paths, output, device=device, **loading)
     print(f"{output} has predictions for {len(paths) - unreadable} of {counted(len(paths), 'image')}{notes}")
 
 
@@ -301,10 +293,8 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledgers", nargs="+", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="page to write, e.g. report.html")
     parser.add_argument("--plot", "--png", metavar="FILE", help="also draw it for a paper, as .png, .svg or .pdf")
-    parser.add_argument(
-        "--stitch_config", "--stitch-config", metavar="JSON",
-        help="stitch configuration of the ledgers; names the stitches of published ones",
-    )  # fmt: skip
+    about = "stitch configuration of the ledgers; names the stitches of published ones"
+    parser.add_argument("--stitch_config", "--stitch-config", metavar="JSON", help=about)
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the page")
     add_metric_flag(parser)
     add_overlay_flag(parser)
@@ -314,32 +304,25 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
 def _report(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
     from stitchkit.measure.ledger import COSTS, nouns_of
-    from stitchkit.measure.metric import check_overlay
     from stitchkit.measure.overlay import read_overlay
-    from stitchkit.measure.pareto import plot, plot_ledgers
+    from stitchkit.measure.pareto import plot
     from stitchkit.ship.report import overlay_verdicts, read_ledgers, write_report
 
     if flags.plot:
         check_plot(flags.plot)
-    contents = read_ledgers(
-        flags.ledgers, flags.stitch_config, allow_unreliable=flags.allow_unreliable, metric=flags.metric
-    )
+    options = {"allow_unreliable": flags.allow_unreliable, "metric": flags.metric}
+    contents = read_ledgers(flags.ledgers, flags.stitch_config, **options)
     metric = contents[0]["metric"]
-    if flags.overlay:
-        check_overlay(metric)
     every = [row for content in contents for row in content["rows"]]
     costs = [cost for cost in COSTS.values() if any(cost in row for row in every)]
-    overlay = read_overlay(flags.overlay, costs) if flags.overlay else None
+    overlay = read_overlay(flags.overlay, costs, metric) if flags.overlay else None
     write_report(flags.output, contents, title=flags.title, overlay=overlay)
-    rows = {content["name"]: content["rows"] for content in contents}
     print(f"{flags.output} shows {counted(len(every), nouns_of(every)[0])}; open it in a browser")
     if overlay:
         print(f"{next(iter(overlay_verdicts(contents, overlay).values()))} {overlay.remark}")
     if flags.plot:
-        if len(rows) == 1:
-            plot(next(iter(rows.values())), flags.plot, title=flags.title, overlay=overlay, metric=metric)
-        else:
-            plot_ledgers(rows, flags.plot, title=flags.title, overlay=overlay, metric=metric)
+        rows = {content["name"]: content["rows"] for content in contents}
+        plot(rows, flags.plot, title=flags.title, overlay=overlay, metric=metric)
         print(f"the plot is {flags.plot}")
 
 
@@ -366,8 +349,6 @@ def _serve(flags: argparse.Namespace) -> None:
 
 pick = Command(_pick, "name the best stitch of a ledger within a budget", _add_pick_flags)
 export = Command(_export, "write one stitch to a file, checked against its SN-Net", _add_export_flags)
-predict = Command(
-    _predict, "predict the classes of images in a folder, as a table, or a map of each", _add_predict_flags
-)
+predict = Command(_predict, "predict the classes of images in a folder, or a map of each", _add_predict_flags)
 report = Command(_report, "write ledgers as one page: plot, table, curves of training", _add_report_flags)
 serve = Command(_serve, "try an SN-Net in the browser: an image, a budget, a prediction", _add_serve_flags)

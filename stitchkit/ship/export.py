@@ -36,12 +36,7 @@ _SECONDS = 1.0  # longest time to measure latencies, which are only printed
 
 
 class Difference(NamedTuple):
-    """How much an output of a file differs from that of its SN-Net.
-
-    Args:
-        largest: The largest difference, or NaN.
-        of: The largest output of the SN-Net, in absolute value.
-    """
+    """The largest difference of a file's output, or NaN, and the largest output of its SN-Net, in absolute value."""
 
     largest: float
     of: float
@@ -51,9 +46,7 @@ class Difference(NamedTuple):
 class Report:
     """The comparison of a file with its SN-Net on some images; sizes in bytes, latencies of one image.
 
-    Args:
-        differences: By the names of the outputs: `logits`, or `pooled` and `tokens`, or `depth`.
-        reader: Of an ONNX file, its opset and the oldest ONNX Runtime that reads it, in words.
+    `reader` says the opset of an ONNX file and the oldest ONNX Runtime that reads it.
     """
 
     differences: Mapping[str, Difference]
@@ -150,12 +143,7 @@ def _compare(
     snnet: nn.Module, net: nn.Module, images: torch.Tensor, output: str,
     tokens: Callable[[torch.Tensor], torch.Tensor] | None,
 ) -> tuple[dict[str, Difference], int]:  # fmt: skip
-    """The differences of each output, and the number of images with the same largest output.
-
-    Args:
-        output: The name of the first output.
-        tokens: The unpooled features of the SN-Net, if the file has them too.
-    """
+    """The differences of each output, and the number of images with the same largest one of the first `output`."""
     errors, sizes, same = defaultdict[str, list[torch.Tensor]](list), defaultdict[str, list[torch.Tensor]](list), 0
     with torch.inference_mode():
         for batch in (images[:1], images[1:4], *torch.split(images[4:], 16)):  # a file must accept batches of any size

@@ -12,7 +12,6 @@ from stitchkit.measure.recalibrate import freezes_anchors
 from stitchkit.measure.statistics_file import load_statistics
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks import weights
-from stitchkit.networks.weight_names import own_names
 
 
 def load_checkpoint(
@@ -38,7 +37,7 @@ def load_checkpoint(
     """
     content = weights.load_checkpoint(model, path, ema=ema)
     if isinstance(model, SNNet):
-        loaded = own_names(model, weights.weights_of(content, ema=ema))
+        loaded = weights.own_names(model, weights.weights_of(content, ema=ema))
         load_statistics(model, ledger or Path(path).with_name(LEDGER), loaded)
         model.lacks_statistics = not (model.keeps_statistics or freezes_anchors(content))
     return content

@@ -82,13 +82,9 @@ class Budget:
 
 
 class Choice(NamedTuple):
-    """The stitches that fit a budget.
+    """The stitches that fit a budget; if none does, the row whose worst miss is smallest.
 
-    Args:
-        nearest_miss: If none fits, the row whose worst miss is smallest.
-        most_accurate: With `confident`, the row that the best is statistically tied with.
-        difference: Then the metric of the best minus that of the most accurate one, on the images that both have
-            seen, and its paired 95 % interval, in points.
+    With `confident`, also the row that the best is tied with, and the paired difference in points, with its interval.
     """
 
     best: Row | None
@@ -224,5 +220,5 @@ def refusal(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
     number, note = len(compared(rows, choice.metric)), compared_note(rows, choice.metric)
     return (
         f"none of {counted(number, nouns_of(rows)[0])} has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}"
-        f"{name} with {' and '.join(figures)}; widen the budget to take it" + (f"; {note}" if note else "")
+        f"{name} with {' and '.join(figures)}; relax the budget to take it" + (f"; {note}" if note else "")
     )

@@ -67,9 +67,8 @@ def open_predictor(path: str) -> Predictor | MapPredictor:
         try:
             return read(about)
         except Exception as error:  # anybody can write the description of an ONNX file
-            raise InputError(
-                f"'{path}' does not say {what} ({one_line(error)}); give a file of stitchkit export"
-            ) from error
+            fault = f"'{path}' does not say {what} ({one_line(error)}); give a file of stitchkit export"
+            raise InputError(fault) from error
 
     data_config = described(_data_config, "how to prepare images")
     if is_dense(about):

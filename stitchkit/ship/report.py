@@ -13,8 +13,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TypedDict
 
-import torch
-
 from stitchkit._version import __version__
 from stitchkit.display import plural
 from stitchkit.errors import InputError
@@ -37,6 +35,7 @@ from stitchkit.measure.overlay import Overlay, verdict
 from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
+from stitchkit.networks.meta import without_values
 from stitchkit.optional import optional
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.files import read_settings_file
@@ -98,7 +97,7 @@ def read_ledgers(
 
 def _network(stitch_config: str) -> _Network:
     """The stitches of a configuration and their costs; weights are created only when a cost is needed."""
-    with torch.device("meta"):
+    with without_values():
         space = create_snnet(stitch_config, checkpoints=False).space
     return space, cache(lambda: Profiler(create_snnet(stitch_config, checkpoints=False)))
 
@@ -113,9 +112,7 @@ def _read_ledger(
     stitches = {row["stitch"]: Stitch.parse(row["stitch"]) for row in rows if "stitch" in row}
     depths = depths_of(network[0] if network is not None else stitches.values())
     if (most := max(depths.values(), default=0)) > _MOST_BLOCKS:
-        raise InputError(
-            f"ledger '{path}' has a stitch of an anchor of {most} blocks; at most {_MOST_BLOCKS} are drawn"
-        )
+        raise InputError(f"ledger '{path}' has an anchor of {most} blocks; at most {_MOST_BLOCKS} are drawn")
     commands = export_commands(path, [row["cfg_id"] for row in rows], stitch_config)
     costed = {cost: [row for row in rows if cost in row] for cost in COSTS.values()}
     fronts = {cost: pareto_front(some, cost, metric) for cost, some in costed.items() if some}
@@ -229,9 +226,8 @@ def overlay_verdicts(contents: Sequence[Content], overlay: Overlay) -> dict[str,
         fronts = {content["name"]: [row for row in content["rows"] if cost in row["front"]] for content in contents}
         texts = {name: verdict(front, overlay.models, cost) for name, front in fronts.items() if front}
         if texts:
-            sentences[cost] = " · ".join(
-                text if len(contents) == 1 else f"{name}: {text}" for name, text in texts.items()
-            )
+            named = [text if len(contents) == 1 else f"{name}: {text}" for name, text in texts.items()]
+            sentences[cost] = " · ".join(named)
     return sentences
 
 

@@ -12,11 +12,7 @@ from stitchkit.routes import Stitch
 COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, BROWN, YELLOW)
 """The color of each anchor, in order."""
 
-_LANE = 42
-_TOP = 16
-_LEFT = 8
-_WIDTH = 340
-_BOX = 14
+_LANE, _TOP, _LEFT, _WIDTH, _BOX = 42, 16, 8, 340, 14
 
 
 def depths_of(stitches: Iterable[Stitch]) -> dict[str, int]:
@@ -46,9 +42,8 @@ def draw_route(stitch: Stitch, depths: Mapping[str, int]) -> str:
     for anchor, color in colors_of(depths).items():
         shapes.append(f'<text x="{_LEFT}" y="{tops[anchor] - 4}" fill="{color}">{anchor}</text>')
         for block in range(depths[anchor]):
-            fill = (
-                f'fill="{color}"' if (anchor, block) in runs else f'fill="#fff" stroke="{color}" stroke-opacity=".35"'
-            )
+            outlined = f'fill="#fff" stroke="{color}" stroke-opacity=".35"'
+            fill = f'fill="{color}"' if (anchor, block) in runs else outlined
             box = f'x="{_LEFT + pitch * block:.1f}" y="{tops[anchor]}" width="{pitch * 0.72:.1f}" height="{_BOX}"'
             shapes.append(f'<rect {box} rx="2.5" {fill}/>')
     width, height = _LEFT + pitch * max(depths.values()) + 4, _LANE * len(depths)

@@ -152,13 +152,7 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
         )  # fmt: skip
     fonts = ["system-ui", "sans-serif"]  # the browser would download gradio's own
     theme = gradio.themes.Default(font=fonts, font_mono=["ui-monospace", "monospace"])
-    options = {
-        "theme": theme,
-        "css": read_page("serve.css"),
-        "share": False,
-        "quiet": True,
-        "prevent_thread_lock": True,
-    }
-    _, address, _ = page.launch(server_name=_HOST, server_port=port, footer_links=[], **options)
+    options = {"theme": theme, "css": read_page("serve.css"), "quiet": True, "prevent_thread_lock": True}
+    _, address, _ = page.launch(server_name=_HOST, server_port=port, share=False, footer_links=[], **options)
     print(f"the page is {address}; Ctrl-C ends it", flush=True)
     page.block_thread()

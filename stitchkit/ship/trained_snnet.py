@@ -30,6 +30,7 @@ from stitchkit.measure.statistics_file import check_statistics, load_statistics
 from stitchkit.model.create import anchors_and_space
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config, set_data_config, timm_config
+from stitchkit.networks.meta import without_values
 from stitchkit.networks.trained_with import TrainedWith
 from stitchkit.networks.weights import load_content, read_hashed
 from stitchkit.routes import Stitch
@@ -51,12 +52,9 @@ _SIZES = ("img_size", "input_size")
 
 @dataclass(frozen=True)
 class Trained:
-    """An SN-Net with its weights, in evaluation mode on the CPU.
+    """An SN-Net with its weights, in evaluation mode on the CPU, and the class names of its checkpoint, if it has any.
 
-    Args:
-        trained_for: Class names in the order of the logits; empty if the checkpoint has none.
-        weights_sha256: Hash of the file of the weights; empty if there was none.
-        keeps_anchors: Whether the anchors, with the statistics of their batch norms, were not trained.
+    `keeps_anchors` says whether the anchors, with the statistics of their batch norms, were not trained.
     """
 
     model: SNNet
@@ -103,9 +101,8 @@ def open_trained(
     records; and otherwise as the stitch configuration says, then the anchors.
 
     Args:
-        settings: The given settings by flag name: `stitch_config` and `resume`, optionally `model_ema`, `num_classes`,
-            `img_size`, `data_dir`, a `config` of settings, and all others that shaped the network or its images in
-            training.
+        settings: By flag name: `stitch_config` and `resume`, optionally a `config` of settings, and all others that
+            shaped the network or its images in training.
         cfg_id: The stitch that will be needed; an unknown one is refused before anything is loaded.
         ledger: The ledger whose batch-norm statistics stitches get; by default that in the folder of the run, or beside
             the checkpoint, if it has any for these weights, from as many portions as are set.
@@ -117,7 +114,7 @@ def open_trained(
     if path is None:
         raise InputError("there are no trained weights; give --resume CHECKPOINT")
     if cfg_id is not None:
-        with torch.device("meta"):
+        with without_values():
             _ = anchors_and_space(config, pretrained=False, checkpoints=False)[1][cfg_id]
     content, digest = read_hashed(path)
     recipe = with_calibration(recipe, config, content)
@@ -250,14 +247,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
 
 
 def sample_images(trained: Trained, number: int, *, train: bool = False) -> tuple[torch.Tensor, str]:
-    """Images to try a network on, prepared as for evaluation; seeded noise if there are no data.
-
-    Args:
-        train: Take them from the training split.
-
-    Returns:
-        At most `number` images `[B, C, H, W]`, and their source in words.
-    """
+    """At most `number` images `[B, C, H, W]` prepared as for evaluation, and their source; else seeded noise."""
     data, model, config = trained.recipe.data, trained.model, trained.data_config
     if not trained.has_data:
         noise = torch.rand(number, *model.input_size, generator=torch.Generator().manual_seed(0))

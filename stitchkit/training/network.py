@@ -17,8 +17,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.classes import check_classes
 from stitchkit.distributed import World
-from stitchkit.engine.bfloat16 import suit_precision
 from stitchkit.engine.checkpoint_files import start_from
+from stitchkit.engine.settings import suit_precision
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.coverage import fits_any_patches, warn_of_borders

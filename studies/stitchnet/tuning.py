@@ -26,13 +26,16 @@ from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.training_state import restore, training_state
 from stitchkit.errors import InputError, unknown
+from stitchkit.networks.classifier import classifier_of
+from stitchkit.networks.mode import evaluating
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchkit.settings.fields import Count, flag
 from stitchkit.training.task import StitchTask
+from stitchnet.activations import run
 from stitchnet.classifier import OutputMap
 from stitchnet.compose import CompositionTask
 from stitchnet.data import Examples, Stream, batches, image_of, is_sized, label_of, rows_of
-from stitchnet.net import Net, head_of, replace_head
+from stitchnet.net import Net
 from stitchnet.settings import ComposeSettings
 
 EPOCHS = 8
@@ -218,7 +221,7 @@ def train_and_record(
         every: Number of steps between accuracies, by default those of an epoch; the last one is at the end.
     """
     num_classes = 0 if head == "own" else _num_classes(task)
-    if num_classes and (head == "new" or net.num_outputs != num_classes):
+    if num_classes and (head == "new" or num_outputs(net) != num_classes):
         replace_head(net, num_classes, seed=seed % 2**63)
     with _advising(net), training_only(net, trains):
         trainer = _trainer(net, _pairs(task.train), seed, files.folder)
@@ -254,6 +257,41 @@ def _pairs(images: Examples) -> LabelledPairs:
 def _num_classes(task: CompositionTask) -> int:
     """The number of classes, by the highest label if they have no names."""
     return len(task.classes) or max(_pairs(split).num_classes for split in (task.train, task.validation))
+
+
+def num_outputs(net: Net) -> int:
+    """The number of outputs for an image."""
+    with evaluating(net):
+        return run(net, net.example()).flatten(1).shape[1]
+
+
+def head_of(net: Net) -> tuple[str, nn.Linear]:
+    """The last linear layer of a network, and its name."""
+    name = classifier_of(net)
+    layer = net.get_submodule(name)
+    if not isinstance(layer, nn.Linear):
+        raise InputError(f"'{net}' has no linear layer, so it has no head to train; use other networks")
+    return name, layer
+
+
+def replace_head(net: Net, num_classes: int, *, seed: int = 0) -> None:
+    """Replace the head by a random one for a number of classes.
+
+    All outputs must be those of the head; otherwise the network stays as it is.
+    """
+    name, old = head_of(net)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = nn.Linear(old.in_features, num_classes, old.bias is not None)
+    net.set_submodule(name, new.to(old.weight.device, old.weight.dtype))
+    try:
+        fits = num_outputs(net) == num_classes
+    except RuntimeError:  # two heads of different sizes
+        fits = False
+    if not fits:
+        net.set_submodule(name, old)
+        raise InputError(f"'{net}' does not end in one linear layer, so it gets no new head; use other networks")
+    net.classifier, net.num_classes = None, num_classes
 
 
 @contextmanager

@@ -313,8 +313,7 @@ def test_a_hostile_card_of_a_data_set(made, tmp_path):
 
 def test_a_hostile_output_map(made, tmp_path):
     (tmp_path / "map.yaml").write_text(hostile_yaml(made))
-    (tmp_path / "map.csv").write_bytes(pickle.dumps(Hostile(made)))
-    (tmp_path / "null.csv").write_bytes(b"class,output\n\0,\0\n")
+    (tmp_path / "map.json").write_bytes(pickle.dumps(Hostile(made)))
     for path in tmp_path.iterdir():
         with pytest.raises(InputError):
             OutputMap.read(path, "max")
@@ -367,7 +366,7 @@ def test_hostile_statistics_beside_a_ledger(made, tmp_path):
 
 
 READERS = {
-    "stitchkit/files.py": test_a_hostile_output_map,
+    "stitchkit/files.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
     "stitchkit/assembly/train/result.py": test_hostile_files_of_a_sweep,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,

@@ -190,7 +190,7 @@ def test_own_networks_and_names_may_be_mixed():
 @pytest.mark.parametrize(
     ("anchors", "message"),
     [
-        (["resnet18"], "at least two anchors, but 1 given"),
+        (["resnet18"], "at least two anchors, but got 1"),
         (["resnet18", "resnet18"], "'resnet18' is given twice"),
         (["resnet18", "resnt50"], "unknown timm model 'resnt50'; did you mean 'resnet50'\\?$"),
         (["resnet18", "torchvison/resnet50"], "did you mean 'torchvision/resnet50'\\?$"),

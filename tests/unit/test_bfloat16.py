@@ -9,7 +9,7 @@ from torch import nn
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.train.job import job_paths, open_job
 from stitchkit.distributed import World
-from stitchkit.engine import bfloat16
+from stitchkit.engine import settings
 from stitchkit.networks.mode import unfused_attention
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.network import place_network
@@ -33,7 +33,7 @@ def cpu(monkeypatch):
 @pytest.fixture
 def narrow_counts(monkeypatch):
     """Proposes bfloat16 for pico networks too."""
-    monkeypatch.setattr(bfloat16, "_PAYS_FROM", 1)
+    monkeypatch.setattr(settings, "_PAYS_FROM", 1)
 
 
 def placed(**settings):
@@ -85,7 +85,7 @@ def test_it_is_proposed_where_matrix_products_are_wide(width, layer, cpu, caplog
     # Norms, tables of positions and depthwise convolutions are large, but no wide products.
     narrow = [nn.BatchNorm2d(900), nn.Conv2d(900, 900, 3, groups=900), nn.Embedding(900, 8)]
     with caplog.at_level(logging.INFO):
-        bfloat16.suit_precision(nn.Sequential(layer(width), *narrow), CPU.device, amp=False, how="x")
+        settings.suit_precision(nn.Sequential(layer(width), *narrow), CPU.device, amp=False, how="x")
     assert bool(caplog.records) is (width == 64)
 
 
@@ -105,8 +105,8 @@ def test_other_devices_are_left_alone(cpu, caplog, narrow_counts):
     cpu(bf16=True)
     model = pico_snnet()
     with caplog.at_level(logging.INFO):
-        bfloat16.suit_precision(model, torch.device("cuda"), amp=True, how="")
-        bfloat16.suit_precision(model, torch.device("cuda"), amp=False, how="")
+        settings.suit_precision(model, torch.device("cuda"), amp=True, how="")
+        settings.suit_precision(model, torch.device("cuda"), amp=False, how="")
     assert not caplog.records
     assert all(fused(model))
 

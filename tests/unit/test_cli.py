@@ -147,7 +147,7 @@ def test_only_the_command_in_use_is_built():
     ],
 )
 def test_an_old_name_of_a_command_is_answered_by_the_new_one(old, new, capsys):
-    assert refused(capsys, old, "x") == f"stitchkit: error: '{old}' has a new name; run {new}"
+    assert refused(capsys, old, "x") == f"stitchkit: error: '{old}' was renamed; use {new}"
     assert "unknown kind 'data/digits'; did you mean 'digits'" in refused(capsys, "demo-data", "data/digits")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from stitchkit.measure.pareto import plot, plot_ledgers
+from stitchkit.measure.pareto import plot
 
 # The anchors lie in a crowd, at the edges, and one beside the other.
 ROWS = [
@@ -77,7 +77,7 @@ def test_labels_of_anchors_hide_nothing(tmp_path, drawn):
 
 
 def test_ledgers_share_one_line_in_the_legend(tmp_path, drawn):
-    plot_ledgers({"before": ROWS, "after": ROWS[30:]}, tmp_path / "both.svg")
+    plot({"before": ROWS, "after": ROWS[30:]}, tmp_path / "both.svg")
     (legend,) = drawn[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["before", "after", "Pareto front"]
     assert len(drawn[0].axes[0].lines) == 2

@@ -7,8 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from stitchkit.measure.agreement import agreement
-from stitchkit.measure.knn import knn
-from stitchkit.measure.linear_probe import linear_probe
+from stitchkit.measure.probes import knn, linear_probe
 
 
 def clusters(count, seed, width=6, classes=5, spread=1.4):
@@ -41,7 +40,7 @@ def test_equal_features_agree_whatever_their_scale_and_opposed_ones_do_not():
 
 @pytest.mark.parametrize("count", [300, 7])
 def test_knn_is_the_vote_that_dino_counts(count, monkeypatch):
-    monkeypatch.setattr("stitchkit.measure.knn._SIMILARITIES", 10 * count)  # queries in several portions
+    monkeypatch.setattr("stitchkit.measure.probes._SIMILARITIES", 10 * count)  # queries in several portions
     (bank, labels), queries = clusters(count, 1), clusters(45, 2)[0]
     a, b = (x.double().numpy() / np.linalg.norm(x.numpy(), axis=1, keepdims=True) for x in (bank, queries))
     expected = []

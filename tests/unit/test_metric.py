@@ -32,7 +32,7 @@ def test_by_agreement_only_one_end_is_compared(tmp_path, capsys):
     note = "by cosine with the end anchor, only the 3 of 5 that end in b are compared, since every anchor agrees with "
     note += "itself"
     assert compared_note(back, "cosine") == note
-    with pytest.raises(InputError, match=rf"none of 3 stitches has .* widen the budget to take it; {note}"):
+    with pytest.raises(InputError, match=rf"none of 3 stitches has .* relax the budget to take it; {note}"):
         pick_one(back, Budget(max_flops=12), metric="cosine")
     write_rows(tmp_path / "l.txt", back)
     for command in (["pareto", "--plot", str(tmp_path / "p.png")], ["pick", "--max-flops", "25"]):

@@ -126,7 +126,7 @@ def test_when_nothing_fits_json_says_so_too(capsys, tmp_path):
     output = capsys.readouterr()
     assert json.loads(output.out)["best"] is None
     assert json.loads(output.out)["nearest_miss"]["cfg_id"] == 3
-    assert "widen the budget" in output.err
+    assert "relax the budget" in output.err
 
 
 def test_the_configuration_adds_what_a_published_ledger_lacks(capsys, tmp_path):

@@ -167,7 +167,7 @@ def test_files_hold_what_was_rendered(tmp_path):
 def test_the_folder_of_other_data_stays(tmp_path):
     folder = tmp_path / "scenes"
     write_scenes(folder, FEW, side=32)
-    assert write_scenes(folder, FEW, side=32) == f"{folder} already exists"
+    assert write_scenes(folder, FEW, side=32) == f"{folder} already exists; nothing was written"
     with pytest.raises(InputError, match=r"has other images, as scenes\.json in it says; choose a new folder"):
         write_scenes(folder, FEW, side=32, seed=1)
     (folder / "scenes.json").unlink()

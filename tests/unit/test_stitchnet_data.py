@@ -1,7 +1,5 @@
 """The published example line by line, data from folders and arrays, and the command; all offline."""
 
-import base64
-import html
 import json
 import math
 import re
@@ -286,15 +284,6 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         assert (cost["macs"], cost["params"]) == (row["flops"], row["params"])
         accuracy = net.evaluate_dataset(image_folder(beans / "validation", 32))["accuracy"]
         assert 100 * accuracy == pytest.approx(row["acc1"])
-    page = (output / "networks.html").read_text()
-    shown = [html.unescape(one) for one in re.findall(r"<b>(.*?)</b>", page)]
-    assert shown == [f"{row['cfg_id']}: {row['stitch']}" for row in rows]
-    assert [f"{row['acc1']:.2f} %" for row in rows] == re.findall(r"<br>(\S+ %)", page)
-    assert "<h1>4 composed networks and 2 parents</h1>" in page
-    assert "prefers-color-scheme: dark" in page
-    assert "{{" not in page
-    drawings = [base64.b64decode(one).decode() for one in re.findall(r"base64,([^\"]+)", page)]
-    assert drawings == [(output / f"{number:03d}/net.svg").read_text() for number in range(6)]
     assert main(["report", str(output / "stitches_res.txt"), "-o", str(tmp_path / "report.html")]) == 0
     report = (tmp_path / "report.html").read_text()
     assert '"composition, compose.yaml"' in report

@@ -22,6 +22,7 @@ from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.hub_weights import check_memory
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.meta import without_values
 from stitchkit.paths import asked
 
 _logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def check_network(
     `build_network`.
     """
     builder = _Builder(spec, _wanted(num_classes), input_size, False, replaced, checking=True)
-    with torch.device("meta"):
+    with without_values():
         network = builder.network()
     check_memory(lambda: network, "the network")
     return network, builder.traced

@@ -30,10 +30,9 @@ from stitchkit.assembly.train.task import Captured, Expected, JobTask, TaskLoss,
 from stitchkit.data.source import MissingData
 from stitchkit.display import aligned, quantity
 from stitchkit.distributed import World, from_primary
-from stitchkit.engine.bfloat16 import suit_precision
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import AUTO
-from stitchkit.engine.settings import EngineSettings
+from stitchkit.engine.settings import EngineSettings, suit_precision
 from stitchkit.errors import InputError, one_line
 from stitchkit.measure.profile import measure
 from stitchkit.networks.mode import evaluating

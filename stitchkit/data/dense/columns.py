@@ -77,11 +77,7 @@ def _target_column(table: Any, task: str) -> str:
 def open_rows(
     name: str, split: str, task: str, *, input_key: str = "image", target_key: str = "", download: bool = False
 ) -> PairRows:
-    """The rows of a split of a Hugging Face data set, of this machine unless `download`.
-
-    Args:
-        name: `hfds/` and the name of a data set, or the path of its folder.
-    """
+    """The rows of a split of a data set of Hugging Face, `hfds/` and its name or folder."""
     options = {"input_key": input_key, "target_key": ""}  # the reader need not look for class names in a mask
     images: Any = open_dataset(Source(name, download=download), split, is_training=True, **options)
     return PairRows(images.reader.dataset, images.split, task, input_key=input_key, target_key=target_key)

@@ -48,13 +48,7 @@ _LARGEST_TEXT = 100_000_000
 
 @dataclass(frozen=True)
 class PairFiles:
-    """The files of a split.
-
-    Args:
-        names: The images, relative to the folder of the split.
-        skips_zero: Whether classes are numbered from 1 in the files.
-        named_in: The file whose lines are the classes; empty if the layout has a fixed number of them.
-    """
+    """The files of a split; with `skips_zero`, they number classes from 1; `named_in` is the file that names these."""
 
     split: str
     names: tuple[str, ...]
@@ -189,11 +183,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def read_classes(root: Path, count: int = 0) -> tuple[str, ...]:
-    """The class names in `classes.txt` of a data folder; empty if there is no such file.
-
-    Args:
-        count: The number of names that it must have; 0 for any.
-    """
+    """The class names in `classes.txt` of a data folder, which must be `count` unless it is 0; empty without it."""
     path = root / "classes.txt"
     if not path.is_file():
         return ()

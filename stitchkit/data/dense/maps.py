@@ -126,11 +126,7 @@ def read_mask(name: str, content: Content) -> NDArray[np.integer]:
 def number_classes(
     numbers: NDArray[np.integer], num_classes: int, *, name: str, skips_zero: bool = False
 ) -> NDArray[np.uint8]:
-    """Class numbers from 0, and `IGNORED`, as `[H, W]`.
-
-    Args:
-        skips_zero: Whether classes are numbered from 1 in the file, and 0 is ignored.
-    """
+    """Class numbers from 0, and `IGNORED`, as `[H, W]`; with `skips_zero`, the file numbers from 1 and 0 is ignored."""
     check_classes(numbers, num_classes, name=name, skips_zero=skips_zero)
     ignored = numbers == IGNORED
     if skips_zero:
@@ -159,8 +155,7 @@ def largest_class(numbers: NDArray[np.integer]) -> int:
 def read_depth(name: str, content: Content) -> NDArray[np.float32]:
     """A depth map `[H, W]` in metres; `UNKNOWN_DEPTH` where the file has 0, NaN or infinity.
 
-    Args:
-        content: A PNG of 16 bits in millimetres, a TIFF of floats in metres, or a `.npy` file of floats in metres.
+    The file is a PNG of 16 bits in millimetres, or a TIFF or `.npy` file of floats in metres.
     """
     if _is_npy(content):
         metres = _read_npy(name, str(content))

@@ -146,16 +146,13 @@ def open_pairs(
     target_key: str = "",
     download: bool = False,
 ) -> ImagePairs:
-    """Open one split of a data set of images with masks or depth maps.
+    """Open one split of a data set of images with masks or depth maps, by the rule of `split_rule`.
 
     Args:
         root: A folder in one of the layouts of `stitchkit.data.dense.layouts`, or `hfds/` and a Hugging Face data set.
-        split: The requested name, looked up by `stitchkit.data.split_rule`.
-        num_classes: Number of classes, where the data set does not say it; with 0, the masks of the training split are
-            read to find the largest class number.
+        num_classes: Where the data set does not say it; with 0, the masks of the training split are read to count them.
         given_in: The settings file that gives `num_classes`, for messages; a flag of a command overrules it.
-        target_key: Column of masks or depth maps; empty for the first of `mask`, `annotation`, `label` and
-            `segmentation`, or of `depth_map` and `depth`.
+        target_key: Column of masks or depth maps; empty for the first with a usual name.
     """
     if task not in NOUNS:
         raise unknown("task", task, NOUNS)

@@ -5,7 +5,6 @@ All random numbers come from torch's global generator, so runs that seed it at e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +16,8 @@ from PIL.Image import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from stitchkit.data.dense.layouts import NOUNS
 from stitchkit.data.dense.maps import IGNORED, UNKNOWN_DEPTH
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError
 
 PairTransform: TypeAlias = Callable[[Image, "NDArray[Any]"], tuple[torch.Tensor, torch.Tensor]]
 """From an RGB image and its target `[H, W]` to the normalised image `[3, H, W]` in `float32`, and class numbers in
@@ -124,19 +122,8 @@ def training_transform(
     Source: SN-Netv2's `segmentation/` and `depth_estimation/`, on mmsegmentation 1.x and the
     Monocular-Depth-Estimation-Toolbox. Images are resized with antialiasing here, the colours of depth's images change
     by torchvision's jitter in place of a gamma, and there are no rotations by up to 2.5 degrees.
-
-    Args:
-        mean: Of the channels, for images in 0 to 1.
-        scale: Range of the random factor; not used for depth.
     """
-    _check(task, mean, std)
-    if min(size) < 1:
-        raise InputError(f"the crop has the size {size}; height and width must be at least 1")
-    low, high = scale
-    if not 0 < low <= high < math.inf:
-        raise InputError(f"the range of scales is {low:g} to {high:g}; both must be positive, the smaller first")
-    if not 0 <= hflip <= 1:
-        raise InputError(f"the share of flipped images is {hflip:g}; it must be from 0 to 1")
+    _check(mean, std)
     return _TrainingPairs(
         task, size, tuple(mean), tuple(std), scale if task == "segmentation" else None, hflip,
         _distortion(task) if color_jitter else None,
@@ -152,12 +139,10 @@ def _distortion(task: str) -> v2.Transform:
 
 def evaluation_transform(task: str, *, mean: Sequence[float], std: Sequence[float]) -> PairTransform:
     """Normalise images, at their own size."""
-    _check(task, mean, std)
+    _check(mean, std)
     return partial(_evaluated, task=task, mean=mean, std=std)
 
 
-def _check(task: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    if task not in NOUNS:
-        raise unknown("task", task, NOUNS)
+def _check(mean: Sequence[float], std: Sequence[float]) -> None:
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
         raise InputError(f"mean is {mean!r} and std {std!r}; RGB images need three of each, and std above 0")

@@ -20,9 +20,6 @@ class DptHead(DenseHead):
     have four times the size of the first map after that, which is the image's for patches of 16 pixels.
 
     Args:
-        levels: What the four levels are, the first one first.
-        num_outputs: Outputs at a position.
-        min_depth: The smallest depth in metres; None for logits.
         widths: Channels of each level after its reduction.
         channels: Channels of the fusion; a multiple of 8.
 

@@ -22,11 +22,6 @@ class LinearHead(DenseHead):
 
     With one level it is DINOv2's linear head, with four of a plain transformer its multi-layer one.
 
-    Args:
-        levels: What the levels are, the first one first.
-        num_outputs: Outputs at a position.
-        min_depth: The smallest depth in metres; None for logits.
-
     Source: DINOv2, section 7.4.
     """
 
@@ -52,9 +47,6 @@ class SetrHead(DenseHead):
     less if the map would become larger than the image.
 
     Args:
-        levels: What the levels are, the first one first.
-        num_outputs: Outputs at a position.
-        min_depth: The smallest depth in metres; None for logits.
         channels: Channels of the convolutions.
 
     Source: Stitched ViTs, ADE20K; SETR, section 3.3. A class map is upsampled at less cost, but the published FLOPs
@@ -108,9 +100,6 @@ class FpnHead(DenseHead):
     4, 8, 16, 32... for patches of 16 pixels.
 
     Args:
-        levels: What the levels are, the first one first.
-        num_outputs: Outputs at a position.
-        min_depth: The smallest depth in metres; None for logits.
         channels: Channels of the pyramid.
 
     Source: Panoptic Feature Pyramid Networks, section 3, with one convolution for each level; for plain transformers

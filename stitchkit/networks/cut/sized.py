@@ -8,13 +8,12 @@ prime number, so that a size that it divides follows the batch, and any other is
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from operator import attrgetter, getitem, mul
+from operator import getitem, mul
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
 from stitchkit.errors import InputError
@@ -43,6 +42,7 @@ class SizedTracer(Tracer):
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         with self._fake:
             self._images = torch.empty_like(example[:1].expand(_BATCH, *example.shape[1:]))
+        self._interpreter = fx.Interpreter(root, garbage_collect_values=False, graph=fx.Graph())
         self._found = dict[object, Any]()
         self._is_running = False
         # Also a stage that has only one block of its class.
@@ -64,24 +64,11 @@ class SizedTracer(Tracer):
             self._is_running = True
             try:
                 with self._fake, torch.no_grad():
-                    node.meta["value"] = self._run(node)
+                    value = self._images if kind == "placeholder" else self._interpreter.run_node(node)
             finally:
                 self._is_running = False
+            node.meta["value"] = self._interpreter.env[node] = value
         return node
-
-    def _run(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            return self._images
-        if node.op == "get_attr":
-            return attrgetter(str(node.target))(self.root)
-        arguments: Any = map_arg(node.args, lambda argument: argument.meta["value"])
-        keywords: Any = map_arg(node.kwargs, lambda argument: argument.meta["value"])
-        if node.op == "call_module":
-            return self.root.get_submodule(str(node.target))(*arguments, **keywords)
-        if node.op == "call_method":
-            return getattr(arguments[0], str(node.target))(*arguments[1:], **keywords)
-        assert callable(node.target)
-        return node.target(*arguments, **keywords)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]

@@ -39,19 +39,9 @@ class Trace:
     @torch.no_grad()
     def shapes(self, example: torch.Tensor) -> dict[fx.Node, tuple[int, ...]]:
         """The shape of each tensor, found by running the graph on an example, which may be on the meta device."""
-        _Shapes(self.root, graph=self.graph).run(example)
-        return {node: node.meta["shape"] for node in self.graph.nodes if "shape" in node.meta}
-
-
-class _Shapes(fx.Interpreter):
-    """Runs a graph and records the shape of every tensor in the `meta` of its node."""
-
-    def run_node(self, n: fx.Node) -> object:
-        """Run a node."""
-        value: object = super().run_node(n)
-        if isinstance(value, torch.Tensor):
-            n.meta["shape"] = tuple(value.shape)
-        return value
+        interpreter = fx.Interpreter(self.root, graph=self.graph, garbage_collect_values=False)
+        interpreter.run(example)
+        return {node: tuple(x.shape) for node, x in interpreter.env.items() if isinstance(x, torch.Tensor)}
 
 
 def trace(
@@ -75,7 +65,10 @@ def trace(
         example: Images whose sizes, but for their number, become constants of the graph. Without them, a model that
             asks for sizes can only be traced around the modules that do.
     """
-    if len(needed := _required(model)) > 1:
+    optional = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    arguments = [*signature(model.forward).parameters.values()]
+    needed = [each.name for each in arguments if each.default is Parameter.empty and each.kind not in optional]
+    if len(needed) > 1:
         raise InputError(
             f"{type(model).__name__} takes {' and '.join(needed)}; wrap it in a module that takes one tensor"
         )
@@ -104,15 +97,6 @@ def trace(
                 f"{type(model).__name__} cannot be traced between its blocks: {reason(error)}; cut its blocks, each "
                 "as a model of its own"
             ) from error
-
-
-def _required(model: nn.Module) -> list[str]:
-    """The arguments that a model cannot run without."""
-    optional = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    arguments = signature(model.forward).parameters.items()
-    return [
-        name for name, parameter in arguments if parameter.default is Parameter.empty and parameter.kind not in optional
-    ]
 
 
 @contextmanager

@@ -62,11 +62,6 @@ _JOURNAL = [
 
 READERS = {
     "output map": Reader("fuzzed.yml", [Seed(_MAP, SETTINGS)], lambda path: OutputMap.read(path, "max")),
-    "output map, CSV": Reader(
-        "fuzzed.csv",
-        [Seed(b"class,output\ncat,tabby\ncat,285\ndog,151-250\n")],
-        lambda path: OutputMap.read(path, "max"),
-    ),
     "networks to compose": Reader(
         "fuzzed.json",
         [_configuration()],

@@ -28,6 +28,7 @@ from stitchkit.assembly.train.job import check_training
 from stitchkit.display import quantity
 from stitchkit.errors import InputError, prefixed, unknown
 from stitchkit.networks.layout import Layout
+from stitchkit.networks.meta import without_values
 from stitchkit.settings.fields import Natural
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import Settings, parse
@@ -295,5 +296,5 @@ def _assembly(parts: Sequence[PartSpec], *, frozen: bool) -> list[dict[str, obje
 
 def _num_params(part: PartSpec) -> int:
     own = {key: value for key, value in part.arguments.items() if key not in COMMON}
-    with torch.device("meta"):  # built rather than computed, because the blocks are torchvision's and timm's
+    with without_values():  # built rather than computed, because the blocks are torchvision's and timm's
         return sum(parameter.numel() for parameter in PARTS[part.name](**own).parameters())
