@@ -184,9 +184,8 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
             warnings.simplefilter("ignore")  # torch warns of the steps skipped by --start-epoch
             job.trainer.start_at(start, 0 if position is None else position.done)
         norms = [each for each in job.network.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
-        learn = (
-            f", {sum(norm.training for norm in norms)} of {len(norms)} batch norms learn statistics" if norms else ""
-        )
+        learning = sum(norm.training for norm in norms)
+        learn = f", {learning} of {len(norms)} batch norms learn statistics" if norms else ""
         _logger.info(
             "%s of %s, learning rate %.3g, %d of %d parameters train%s, into %s",
             counted(config.train_config.epochs, "epoch"), counted(job.trainer.updates_per_epoch, "step"),
@@ -226,16 +225,11 @@ def _train(
 def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Row:
     world, seconds = job.world, trained.seconds
     row: Row = {
-        "Epoch": trained.number + 1,
-        "Step": trainer.steps(trained.number).stop,
-        "LR": trained.position.rate,
-        "Loss": task.last["loss"].item(),
-        "Time/Data": trainer.loader.waited / trained.steps,
-        "Time/Step": seconds / trained.steps,
-        "Time/Img Per Sec": trainer.loader.images * world.size / seconds,
-        "Time/Per Epoch": seconds,
-        "Proc Mem": _resident() / _MB,
-    }
+        "Epoch": trained.number + 1, "Step": trainer.steps(trained.number).stop, "LR": trained.position.rate,
+        "Loss": task.last["loss"].item(), "Time/Data": trainer.loader.waited / trained.steps,
+        "Time/Step": seconds / trained.steps, "Time/Img Per Sec": trainer.loader.images * world.size / seconds,
+        "Time/Per Epoch": seconds, "Proc Mem": _resident() / _MB,
+    }  # fmt: skip
     if world.device.type == "cuda":
         row["GPU Mem"] = torch.cuda.max_memory_allocated(world.device) / _MB
     row |= _accuracies(job, task.last["accuracy"].tolist(), is_mean=False)
