@@ -68,10 +68,6 @@ class Profiler:
             parts.add(key)
         return total
 
-    def costs(self, stitch: Stitch | int) -> list[Cost]:
-        """Cost of each of a stitch's steps, in their order."""
-        return [*map(self._cost_of, self._model.steps(stitch))]
-
     def _part_of(self, step: Step) -> Hashable:
         """What the parameters of a step belong to: joints that share a stitching layer pay the same for it."""
         return step if step.joint is None else self._model.space.layers.get(step.joint, step)

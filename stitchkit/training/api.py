@@ -66,7 +66,6 @@ def evaluate(data: str | os.PathLike[str] | None = None, /, **settings: object) 
 
 
 def _run(data: str | os.PathLike[str] | None, settings: dict[str, object]) -> Recipe:
-    """Run the command with these flags, and return its recipe."""
     flags = settings if data is None else {"data_dir": data, **settings}
     recipe, config = read_run({key: _as_flag(key, value) for key, value in flags.items()})
     if recipe.run.dry_run:
@@ -81,7 +80,7 @@ def _as_flag(key: str, value: object) -> object:
         raise InputError("anchors of a training are names or files; pass your own networks to stitchkit.create_snnet")
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    values = [*value] if isinstance(value, list | tuple | range) else None
-    if key == "eval_stitches" and (values is not None or isinstance(value, int)):
-        return ",".join(map(str, [value] if values is None else values))
-    return value if values is None else values
+    value = [*value] if isinstance(value, list | tuple | range) else value
+    if key == "eval_stitches" and isinstance(value, list | int):
+        return ",".join(map(str, value if isinstance(value, list) else [value]))
+    return value

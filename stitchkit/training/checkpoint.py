@@ -107,7 +107,6 @@ class Checkpoints(CheckpointFiles):
             self._path(outdated).unlink(missing_ok=True)
 
     def _ranked(self) -> list[int]:
-        """The epochs, the best last."""
         return sorted(self.history, key=lambda number: self.history[number])
 
     def _content(self, state: Mapping[str, object], epoch: int, metric: float) -> dict[str, object]:
@@ -249,19 +248,14 @@ def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any]
     check_classes(trained.classes or (), [session.classes], path, strict=True, train_by=train_by)
     load_content(session.model, content, path, ema=ema)
     note(session.model, trained)
-    _check_image(trained, session)
-    return content, digest
-
-
-def _check_image(trained: TrainedWith, session: Session) -> None:
-    """Compare the preparation of images in training with that of this run; flags must say if they differ."""
     ours, set_by_flags = as_timm(session.model).pretrained_cfg, given_data_config(session.recipe.flat())
     changes = {key: value for key, value in trained.unlike(ours).items() if key != "input_size"}  # compared before
     if changes.keys() - set_by_flags.keys():
         flags = " ".join(_as_flag(key, value) for key, value in changes.items())
-        was = f"checkpoint '{trained.path}' was trained on images prepared with {compared(changes, ours)}"
+        was = f"checkpoint '{path}' was trained on images prepared with {compared(changes, ours)}"
         raise InputError(f"{was}; set {flags}, or others")
     trained.say_unlike(ours)
+    return content, digest
 
 
 def _as_flag(key: str, value: object) -> str:

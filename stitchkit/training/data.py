@@ -196,7 +196,6 @@ def create_bank_loader(
 
 
 def _for_evaluation(recipe: Recipe, prepared: DataConfig) -> dict[str, Any]:
-    """Arguments of a loader of images that are not augmented."""
     return {**timm_config(prepared), "batch_size": recipe.data.validation_batch_size or recipe.data.batch_size}
 
 

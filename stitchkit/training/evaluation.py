@@ -29,11 +29,10 @@ from stitchkit.measure.recalibrate import freezes_anchors
 from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
-from stitchkit.training.answering import Answering, check_hits_beside, remove_progress
 from stitchkit.training.checkpoint import load_weights
-from stitchkit.training.dense.evaluation import DenseEvaluation, DenseFigure, check_sums_beside
 from stitchkit.training.dense.examples import write_examples
-from stitchkit.training.judging import Judge
+from stitchkit.training.dense.judging import DenseEvaluation, DenseFigure, check_sums_beside
+from stitchkit.training.judging import Answering, Judge, check_hits_beside, remove_progress
 from stitchkit.training.network import uncompiled
 from stitchkit.training.own_statistics import give_statistics, renewed_copy
 from stitchkit.training.session import Session
@@ -145,7 +144,6 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
 
 
 def _result(session: Session) -> Path:
-    """The file of an evaluation's figures."""
     return session.folder / (LEDGER if isinstance(session.model, SNNet) else PER_CLASS)
 
 

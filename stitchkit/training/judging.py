@@ -1,19 +1,31 @@
-"""`--eval` of networks without classes: agreement, k-NN and linear probe of the feature of every stitch."""
+"""`--eval`: which images each stitch classifies correctly, or as its end anchor does; of networks without classes, the
+agreement of features, k-NN and a linear probe.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.batches import Batch, Loader
+from stitchkit.data.labelled_images import image_labels, image_names
 from stitchkit.data.source import is_unlabelled
+from stitchkit.data.unlabelled import has_labels
+from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import batches_of
+from stitchkit.measure.agreement import AnswerAgreement, compare_answers
+from stitchkit.measure.evaluate import Answers, PartialAnswers, Score, batches_of, evaluate
 from stitchkit.measure.features import Collected, FeatureScore, collect, judge_in_turns
+from stitchkit.measure.hits import Hits, hits_beside, hits_file, write_hits
+from stitchkit.measure.ledger import LEDGER, Ledger
+from stitchkit.measure.metric import ACCURACY, AGREE
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
@@ -25,6 +37,107 @@ from stitchkit.training.session import Session
 _logger = logging.getLogger(__name__)
 
 _MIB = 2**20
+
+
+Scores: TypeAlias = "dict[int, Score] | dict[int, AnswerAgreement]"
+"""What stitches are worth by labels, or by the answers of their end anchors."""
+
+
+class Answering:
+    """Evaluates stitches of an SN-Net by their logits; every rank makes one, for the same stitches.
+
+    Args:
+        origin: All that the figures depend on.
+        ledgers: The ledger on the primary rank, which keeps the hits beside it; none on the others.
+    """
+
+    def __init__(self, session: Session, model: SNNet, origin: Mapping[str, object], ledgers: Sequence[Ledger]):
+        self._session, self._model, self._ledgers, self._origin = session, model, ledgers, origin
+
+    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[Scores]:
+        """The scores of stitches, after one pass over the images.
+
+        Hits are kept before scores are given, so that what is in the ledger has them.
+        """
+        if not cfg_ids:
+            return
+        if isinstance(self._session.loaders.validation.dataset, IterableDataset):
+            _logger.info("streamed images have no order, so stitches are not compared image by image")
+        yield self._kept(cfg_ids, self._answers(cfg_ids))
+        self._partial().remove()  # only now: the ledger has all rows
+
+    def _answers(self, cfg_ids: Sequence[int]) -> Answers:
+        """The answers of stitches to the images; every rank saves its own every few seconds, to resume from them."""
+        session, what = self._session, counted(len(cfg_ids), "stitch")
+        anchors, space = [*self._model.views], self._model.space
+        ends = [anchors.index(space[cfg_id].end) for cfg_id in cfg_ids] if session.by_agreement else []
+        one_pass = _one_pass(session, self._model, {*cfg_ids, *ends})
+
+        def run(images: torch.Tensor) -> list[Any]:
+            logits = one_pass(images)
+            answers = [logits[cfg_id] for cfg_id in cfg_ids]
+            return [*zip(answers, (logits[end] for end in ends), strict=True)] if ends else answers
+
+        batches = batches_of(session.loaders.validation, session.world, what)
+        if ends:  # labels only say which images count: those that can be read, or all where none has a label
+            images = session.loaders.validation.dataset
+            is_labelled = not isinstance(images, CheckedImages) or has_labels(images.dataset)
+            batches = ((x, y.clamp(max=0) if is_labelled else torch.zeros_like(y)) for x, y in batches)
+        return evaluate(
+            self._model, run, batches, device=session.world.device,
+            autocast=session.autocast, count=len(cfg_ids), num_classes=1 if ends else self._model.num_classes,
+            partial=self._partial(cfg_ids), judge=compare_answers if ends else None,
+        ).of_all_ranks()  # fmt: skip
+
+    def _partial(self, cfg_ids: Sequence[int] = ()) -> PartialAnswers:
+        data, world = self._session.recipe.data, self._session.world
+        batch_size = data.validation_batch_size or data.batch_size
+        of = {"cfg_ids": list(cfg_ids), "world_size": world.size, "batch_size": batch_size}
+        return PartialAnswers(self._session.folder / f"{LEDGER}.part{world.rank}", {**self._origin, **of})
+
+    def _kept(self, cfg_ids: Sequence[int], answers: Answers) -> Scores:
+        """The scores of stitches, whose hits are added to those beside the ledger."""
+        images = self._session.loaders.validation.dataset
+        if not isinstance(images, IterableDataset):
+            for ledger in self._ledgers:
+                metric = AGREE if self._session.by_agreement else ACCURACY
+                before, labels, right = _hits_of_rows(ledger), answers.labels.numpy(), answers.right.numpy()
+                seen = np.broadcast_to(labels != NO_CLASS, right.shape)
+                hits = Hits(tuple(cfg_ids), right, seen, labels, image_names(images.dataset), metric)
+                write_hits(hits_file(ledger.path), before.with_more(hits) if before else hits)
+        if self._session.by_agreement:
+            return dict(zip(cfg_ids, (AnswerAgreement.of(*sums) for sums in answers.sums.tolist()), strict=True))
+        return dict(zip(cfg_ids, answers.scores, strict=True))
+
+
+def _one_pass(session: Session, model: SNNet, cfg_ids: Collection[int]) -> OnePass:
+    memory = session.recipe.run.eval_memory
+    return OnePass(model, sorted(cfg_ids), memory=memory and memory * _MIB)
+
+
+def remove_progress(folder: Path) -> None:
+    """Remove what a finished evaluation does not need: also that of a killed one, which may have had more ranks."""
+    for path in folder.glob(f"{LEDGER}.part*"):
+        path.unlink(missing_ok=True)
+
+
+def _hits_of_rows(ledger: Ledger) -> Hits | None:
+    """The hits of the stitches in a ledger; those of an earlier one, which was removed, are not joined."""
+    hits = hits_beside(ledger.path) if ledger.rows else None
+    return hits and hits.of([row["cfg_id"] for row in ledger.rows if hits.has([row["cfg_id"]])])
+
+
+def check_hits_beside(ledger: Ledger, images: CheckedImages, *, by_agreement: bool) -> None:
+    """Refuse, before hours of evaluation, hits that are damaged or of other images than these."""
+    hits = _hits_of_rows(ledger)
+    if hits is None or isinstance(images, IterableDataset):
+        return
+    known = None if by_agreement else image_labels(images.dataset)
+    labels = np.array(known or [NO_CLASS] * len(images))
+    nothing = np.zeros((0, len(images)), bool)
+    if difference := hits.other_images(Hits((), nothing, nothing, labels, image_names(images.dataset))):
+        advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
+        raise InputError(f"'{hits_file(ledger.path)}' is of other images: {difference}; {advice}")
 
 
 class Judge:
@@ -53,19 +166,15 @@ class Judge:
         after the other is judged.
         """
         self._say_bytes(cfg_ids)
-        every = self._one_pass({*cfg_ids, *map(self._end, cfg_ids)})
+        every = _one_pass(self._session, self._model, {*cfg_ids, *map(self._end, cfg_ids)})
         judged = self._collect(every, self._session.loaders.validation)
-        bank = self._collect(self._one_pass(cfg_ids), self._bank) if self._bank else None
+        own = _one_pass(self._session, self._model, cfg_ids)
+        bank = self._collect(own, self._bank) if self._bank else None
         targets = {cfg_id: judged.features.get(self._end(cfg_id)) for cfg_id in cfg_ids}
         yield from judge_in_turns(cfg_ids, judged, targets, bank, self._session.world)
 
     def _end(self, cfg_id: int) -> int:
-        """The `cfg_id` of the end anchor of a stitch."""
         return [*self._model.views].index(self._model.space[cfg_id].end)
-
-    def _one_pass(self, cfg_ids: Collection[int]) -> OnePass:
-        memory = self._session.recipe.run.eval_memory
-        return OnePass(self._model, sorted(cfg_ids), memory=memory and memory * _MIB)
 
     def _collect(self, run: OnePass, loader: Loader) -> Collected[int]:
         session, is_bank = self._session, loader is self._bank
@@ -76,7 +185,6 @@ class Judge:
             return collect(run, batches, autocast=session.autocast)
 
     def _say_bytes(self, cfg_ids: Sequence[int]) -> None:
-        """Log the memory that the features of stitches will take."""
         images = len(self._session.loaders.validation.dataset)
         labelled = min(len(self._bank.dataset), self._bank_images) if self._bank else 0
         with torch.no_grad(), evaluating(self._model), self._session.autocast():
@@ -91,7 +199,6 @@ class Judge:
 
 
 def _first(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
-    """The first `count` images."""
     for images, labels in batches:
         yield images[:count], labels[:count]
         count -= len(images)

@@ -21,10 +21,8 @@ _logger = logging.getLogger(__name__)
 
 def freeze(model: SNNet, settings: StitchRecipe) -> None:
     """Freeze what the settings do not train of the anchors."""
-    if settings.freezes_anchors:
-        model.freeze_anchors(class_tokens=False)
-    elif not settings.fulltune:
-        model.freeze_anchors()
+    if settings.freezes_anchors or not settings.fulltune:
+        model.freeze_anchors(class_tokens=not settings.freezes_anchors)
 
 
 def say_frozen(model: SNNet, settings: StitchRecipe) -> str:

@@ -1,21 +1,34 @@
-"""A run: open data, build the network, then train it or evaluate its stitches."""
+"""A run: open data, build the network, then train it or evaluate its stitches; with `--dry-run`, only plan it."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+
 from stitchkit.data.loader_processes import more_than_cores
+from stitchkit.display import counted, quantity
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
+from stitchkit.measure.profile import Profiler, measure
+from stitchkit.model.anchor_sources import anchor_source
+from stitchkit.model.dense import DenseSNNet
+from stitchkit.model.plan import plan_anchors
+from stitchkit.model.snnet import SNNet
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.checkpoint import Checkpoints
-from stitchkit.training.data import check_labels
-from stitchkit.training.evaluation import evaluate_stitches
-from stitchkit.training.network import check_device, check_names
-from stitchkit.training.plan import plan_network, show_network, show_plan
-from stitchkit.training.session import open_session
+from stitchkit.training.checkpoint import Checkpoints, load_run
+from stitchkit.training.data import check_labels, weights_dtype
+from stitchkit.training.dense.windows import Windows
+from stitchkit.training.evaluation import evaluate_stitches, prepare_evaluation
+from stitchkit.training.network import check_device, check_names, sampler_of, uncompiled
+from stitchkit.training.optim import create_optimisation
+from stitchkit.training.preserve import freeze, say_frozen
+from stitchkit.training.session import Session, open_session
+from stitchkit.training.task import create_teacher, has_same_classes
 from stitchkit.training.train import train
 
 _logger = logging.getLogger(__name__)
@@ -26,7 +39,12 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
 
     With `--dry-run`, only say what the run would do. Nothing is overwritten if anything cannot be used.
     """
-    plan = plan_network(recipe) if recipe.model.anchors else None
+    plan, model = None, recipe.model
+    if model.anchors:  # the data decide the number of classes, which the plan does not depend on
+        plan = plan_anchors(
+            [anchor_source(text) for text in model.anchors], num_classes=model.num_classes or 1000,
+            img_size=model.sides, in_chans=model.channels if model.input_size else model.in_chans,
+        )  # fmt: skip
     config = config if plan is None else plan.config.with_updates(recipe)
     check_names(recipe, config)
     check_labels(recipe)
@@ -52,11 +70,97 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
             _logger.info("%s", line)
         session = open_session(recipe, config, world)
         if plan is not None and world.is_primary and not run.dry_run:
-            show_network(session)
+            _show_network(session)
         if run.dry_run:
-            show_plan(session)
+            _show_plan(session)
         elif run.eval:
             evaluate_stitches(session)
         else:
             with launched(recipe.folder, world):
                 train(session, files)
+
+
+def _show_network(session: Session) -> None:
+    """Log what the network costs."""
+    with uncompiled(session.model):
+        for line in _of_network(session):
+            _logger.info("%s", line)
+
+
+def _show_plan(session: Session) -> None:
+    """Log the plan of a run, after its checkpoint, teacher and earlier results have been found to fit."""
+    recipe, stitch = session.recipe, session.recipe.stitch
+    if recipe.run.eval:
+        prepare_evaluation(session)
+    elif recipe.run.resume:
+        load_run(session)
+    if not recipe.run.eval and stitch.distillation_type != "none":
+        if stitch.teacher_path is None:  # published weights may have to be downloaded
+            has_same_classes(stitch, as_timm(session.model).num_classes)
+        else:
+            create_teacher(
+                stitch, as_timm(session.model), session.world.device, weights_dtype(recipe), session.input_size[1:],
+                session.classes,
+            )  # fmt: skip
+    _show_network(session)
+    splits = {"training": session.loaders.train, "validation": session.loaders.validation}
+    counts = ", ".join(f"{len(loader.dataset)} {name} images" for name, loader in splits.items() if loader is not None)
+    classes = f", {len(session.classes)} classes" if session.classes else ""
+    for line in [f"data: {counts}{classes}", *_of_dense(session), *_of_training(session)]:
+        _logger.info("%s", line)
+    _logger.info("this was a dry run: nothing was computed, written or downloaded; folder: %s", session.folder)
+
+
+def _of_network(session: Session) -> Iterator[str]:
+    model = session.model
+    sizes = "x".join(map(str, session.input_size))
+    params = quantity(sum(weight.numel() for weight in model.parameters()))
+    if isinstance(model, SNNet):
+        costs = Profiler(model)
+        flops = [costs.cost(cfg_id).flops for cfg_id in model.space.ids]
+        for cfg_id, label in enumerate(model.views):
+            yield f"anchor {label}: {quantity(flops[cfg_id])} FLOPs, {quantity(costs.cost(cfg_id).params)} parameters"
+        what = f"{len(flops)} stitches, {quantity(min(flops))} to {quantity(max(flops))} FLOPs"
+    else:
+        weight = next(model.parameters())
+        image = torch.zeros(1, *session.input_size, device=weight.device, dtype=weight.dtype)
+        what = f"{session.recipe.model.model}: {quantity(measure(model, image).flops)} FLOPs"
+    yield f"network: {what}, {params} parameters in total, images of {sizes}"
+
+
+def _of_dense(session: Session) -> Iterator[str]:
+    model, dense = session.model, session.recipe.dense
+    if isinstance(model, DenseSNNet) and dense.spec is not None:
+        sides = (session.input_size[1], session.input_size[2])
+        windows, blocks = Windows.of_task(dense, sides), ", ".join(str(info.block) for info in model.level_infos)
+        yield (
+            f"{dense.task} by the {dense.spec.head} head, with levels after blocks {blocks} of the last anchor; crops "
+            f"of {sides[0]} x {sides[1]} to train on, and windows of the same size, {windows.stride} pixels apart, to "
+            "evaluate in"
+        )
+
+
+def _of_training(session: Session) -> Iterator[str]:
+    recipe, ranks = session.recipe, session.world.size
+    if recipe.run.eval:
+        return
+    assert session.loaders.train is not None, "training opens the training split"
+    if isinstance(session.model, SNNet):
+        freeze(session.model, recipe.stitch)
+        sampler_of(session.model, recipe)  # it says what it draws, or refuses its settings
+        if line := say_frozen(session.model, recipe.stitch):
+            yield line
+        yield (
+            f"routes are drawn by --sampler {recipe.stitch.sampler}, and learn by --loss {recipe.stitch.loss} with "
+            f"--preserve {recipe.stitch.way_to_preserve}"
+        )
+    batches, accumulated = len(session.loaders.train), recipe.optim.grad_accum_steps
+    how = create_optimisation(session.model, recipe, batches=batches, ranks=ranks)
+    images = recipe.data.batch_size * ranks
+    steps = how.epochs * how.updates_per_epoch
+    count = f"{counted(how.epochs, 'epoch')} of {counted(how.updates_per_epoch, 'step')}"
+    last = f", {images * rest} in the last of an epoch" if (rest := batches % accumulated) else ""
+    yield f"training: {count}, {steps} steps in total, {images * accumulated} images in a step{last}"
+    number = recipe.schedule.warmup_epochs
+    warm_up = f", {number:g} epoch{'' if number == 1 else 's'} of warm-up" if recipe.schedule.sched != "none" else ""
+    yield f"learning rate: {how.rate:.3g} by {recipe.optim.opt}, schedule {recipe.schedule.sched}{warm_up}"

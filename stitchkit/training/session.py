@@ -133,7 +133,6 @@ def labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list
 
 
 def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, content: Mapping[str, object]) -> Session:
-    """The session of a task of dense prediction."""
     if recipe.data.dataset_download and not recipe.run.dry_run:  # data sets are no plain data to return
         from_primary(world, lambda: bool(open_splits(recipe, config)))
     train, judged = open_splits(recipe, config)

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from stitchkit.files import drop_unfinished, opened, read_table, refuse_link, replacing
-from stitchkit.measure.evaluate import Score
 from stitchkit.routes import Joint, StitchSpace
 
 _NAME = "summary.csv"
@@ -21,25 +20,6 @@ def write_summary(folder: Path, epoch: int, *, loss: float, rate: float, columns
     """Append an epoch: its mean training loss, the columns of its validation, and the rate of its last step."""
     row = {"epoch": epoch, "train_loss": loss, **columns, "lr": rate}
     _append(folder / _NAME, list(row), [row.values()])
-
-
-def accuracy_columns(
-    scores: Mapping[str, Score], labels: Sequence[str], alone: Mapping[str, float]
-) -> dict[str, float | str]:
-    """The columns of scores by label; `labels` are all labels of the run, and those without a score stay empty.
-
-    `alone` are the accuracies of anchors before the training.
-    """
-    columns: dict[str, float | str] = {
-        f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in labels
-    }
-    changes = changes_of(scores, alone)
-    return columns | {f"eval_{label}_change": changes.get(label, "") for label in alone}
-
-
-def changes_of(scores: Mapping[str, Score], alone: Mapping[str, float]) -> dict[str, float]:
-    """The change of each anchor's accuracy against itself alone, in points, by label."""
-    return {label: scores[label].acc1 - acc1 for label, acc1 in alone.items() if label in scores}
 
 
 def read_summary(folder: Path) -> list[dict[str, float | None]]:

@@ -133,7 +133,6 @@ def create_task(
 
 
 def _create_criterion(recipe: Recipe) -> nn.Module:
-    """The loss function of logits and labels."""
     augment, loss = recipe.augment, recipe.loss
     smoothing = 0.0 if augment.mixes else augment.smoothing  # mixed labels are already smooth
     if loss.jsd_loss:

@@ -201,7 +201,6 @@ def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None) -> 
 
 
 def _fit(session: Session, model: SNNet, loader: Loader) -> None:
-    """Fit the stitching layers in closed form."""
     settings, world = session.recipe.stitch, session.world
     seed_epoch(session.recipe.run.seed, world.rank, 0)
     share = -(-settings.stitch_init_bs // world.size)

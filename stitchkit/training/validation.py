@@ -15,7 +15,6 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.training.features import FeatureLoss, held_out_loss, judged_routes
 from stitchkit.training.preserve import UntouchedAnchors, warn_of_guesses
 from stitchkit.training.session import Session
-from stitchkit.training.summary import accuracy_columns, changes_of
 
 _logger = logging.getLogger(__name__)
 
@@ -98,13 +97,16 @@ class Accuracies(Validation):
             label + end: (network, cfg_id) for end, network in averages.items() for label, cfg_id in stitches.items()
         }
         scores = self._validate(networks, after_batch) if due else {}
-        columns = accuracy_columns(scores, [*networks], alone)
+        changes = {label: scores[label].acc1 - acc1 for label, acc1 in alone.items() if label in scores}
+        columns: dict[str, float | str] = {
+            f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in networks
+        }
+        columns |= {f"eval_{label}_change": changes.get(label, "") for label in alone}
         if not scores:
             return Judgement(columns)
         figures: dict[str, float] = {}
         for label, score in scores.items():
             figures |= {f"eval_{label}_{key}": value for key, value in score.figures.items()}
-        changes = changes_of(scores, alone)
         figures |= {f"eval_{label}_change": value for label, value in changes.items()}
         words = "acc1  " + "  ".join(f"{label} {score.acc1:.2f}" for label, score in scores.items())
         if changes:

@@ -204,7 +204,7 @@ def test_law_8_an_evaluation_resumes_where_it_was_killed(trained, scenes, monkey
             raise KeyboardInterrupt
         return sized(self, image)
 
-    from stitchkit.training.dense import evaluation as module
+    from stitchkit.training.dense import judging as module
     from stitchkit.training.dense.windows import Windows
 
     sized = Windows._sized

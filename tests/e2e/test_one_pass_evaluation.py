@@ -224,7 +224,7 @@ def test_stitches_that_do_not_exist_are_named(choice, message, trained, capsys):
 
 def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, capsys):
     _, evaluate = trained
-    monkeypatch.setattr("stitchkit.training.answering._MIB", 1)
+    monkeypatch.setattr("stitchkit.training.judging._MIB", 1)
     assert main(["train", *evaluate, "tight", "--eval-memory", "1000"]) == 2
     assert "is not enough for one image" in capsys.readouterr().err
 

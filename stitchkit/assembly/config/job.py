@@ -73,7 +73,6 @@ class JobConfig(JobSettings):
         return config
 
     def _check(self) -> None:
-        """Refuse settings that are incompatible."""
         if (self.model is None) == (self.assembly is None):
             fault = "neither is set" if self.model is None else "both are set"
             raise InputError(f"model or assembly: {fault}; set model to one part, or assembly to a list of parts")

@@ -113,7 +113,9 @@ class _Builder:
                 f"the network has {counted(len(outputs), 'output')} for {len(self.wanted)} data sets; it needs one for "
                 "each"
             )
-        for value, end, branch in zip(outputs, _ends(network), self._branches(len(outputs)), strict=True):
+        last = _end(network)
+        ends = [*map(_end, last.parts)] if isinstance(last, ParallelPart) and last.agg == "none" else [last]
+        for value, end, branch in zip(outputs, ends, self._branches(len(outputs)), strict=True):
             for wanted in branch.wanted:
                 _check_output(value, end, wanted)
                 if not self.checking and not wanted.is_dense and value.shape[1] > wanted.channels:
@@ -169,8 +171,10 @@ class _Builder:
     ) -> dict[str, object]:
         kind = PARTS[spec.name]
         arguments = own_arguments(spec, pretrained=self.pretrained, replaced=self.replaced)
+        # A frozen model keeps its classifier, and a convnet has none, so the data do not decide their outputs.
+        keeps = kind is WholeNetwork and (spec.arguments.get("frozen") or spec.arguments.get("model_name") == CONVNET)
         for name in kind.inferred:  # the data and the previous part decide these if the file does not
-            if name not in arguments and not (kind is WholeNetwork and _keeps_its_outputs(spec)):
+            if name not in arguments and not keeps:
                 most = max(need.channels for need in self.wanted)
                 known = most if name == "num_classes" else _channels(flow, wanted, kind.takes, class_token)
                 arguments[name] = known
@@ -199,11 +203,6 @@ class _Builder:
         return ParallelPart(parts, entries, exits, agg, layout), PassingTensor(value, layout)
 
 
-def _keeps_its_outputs(spec: PartSpec) -> bool:
-    """Whether the data do not decide the outputs of a model: a frozen one keeps its classifier, a convnet has none."""
-    return bool(spec.arguments.get("frozen")) or spec.arguments.get("model_name") == CONVNET
-
-
 def own_arguments(spec: PartSpec, *, pretrained: bool, replaced: bool) -> dict[str, Any]:
     """The arguments of a part in a file, without weights that its network does not read; as in `build_network`."""
     arguments = {name: value for name, value in spec.arguments.items() if name not in COMMON}
@@ -221,12 +220,6 @@ def own_arguments(spec: PartSpec, *, pretrained: bool, replaced: bool) -> dict[s
 
 def _copied(entry: Conversion, x: torch.Tensor) -> torch.Tensor:
     return entry(x).clone()
-
-
-def _ends(network: Assembly) -> list[nn.Module]:
-    """The part that gives each output of a network."""
-    end = _end(network)
-    return [*map(_end, end.parts)] if isinstance(end, ParallelPart) and end.agg == "none" else [end]
 
 
 def _end(part: nn.Module) -> nn.Module:
@@ -265,7 +258,6 @@ def _narrowed(declared: Layout | None, part: Part) -> Layout | None:
 
 
 def _channels(flow: PassingTensor, wanted: Layout | None, takes: Sequence[str], class_token: str) -> int:
-    """Channels of the input once it is in the wanted format."""
     _, arriving = enter(flow, wanted, takes, class_token)
     layout = arriving.full_format
     return arriving.tensor.shape[-1] if layout is None else layout.width  # a sequence, with a class token or without

@@ -188,13 +188,9 @@ class ParallelPart(Part):
     """
 
     def __init__(
-        self,
-        parts: Sequence[Part],
-        entries: Sequence[Conversion],
-        exits: Sequence[Conversion],
-        agg: str,
+        self, parts: Sequence[Part], entries: Sequence[Conversion], exits: Sequence[Conversion], agg: str,
         layout: Layout,
-    ):
+    ):  # fmt: skip
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.entries, self.exits, self.agg, self.layout = entries, exits, agg, layout

@@ -233,19 +233,15 @@ def _parameters(place: Place) -> dict[str, object]:
     further = {key: value or True for key, _, value in (option.partition("=") for option in place.sbatch)}
     lines = [*(f"module load {name}" for name in place.modules), *place.setup]
     parameters = {
-        "job_name": "stitchkit",
-        "partition": place.partition,
-        "time": max(1, round(place.hours * 60)),
-        "ntasks_per_node": max(1, place.gpus),
-        "gpus_per_node": place.gpus or None,
-        "cpus_per_task": place.cpus,
+        "job_name": "stitchkit", "partition": place.partition, "time": max(1, round(place.hours * 60)),
+        "ntasks_per_node": max(1, place.gpus), "gpus_per_node": place.gpus or None, "cpus_per_task": place.cpus,
         "srun_args": None if place.cpus is None else [f"--cpus-per-task={place.cpus}"],  # srun ignores sbatch's option
         "array_parallelism": place.jobs,
         "mem": None if place.mem_gb is None else f"{round(1024 * place.mem_gb)}MB",
         "setup": lines or None,
         # Slurm requeues preempted jobs only if they allow it, which is not the default everywhere.
         "additional_parameters": {"requeue": True, **further},
-    }
+    }  # fmt: skip
     return {key: value for key, value in parameters.items() if value is not None}
 
 
@@ -275,7 +271,6 @@ def _queue() -> dict[str, str]:
 
 
 def _gpus() -> list[int]:
-    """Numbers of the GPUs that this process may use."""
     import torch
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -7,7 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,10 @@ def launch(
     if isinstance(cluster, Slurm):
         cluster.check()
     rounds = sweep.rounds(folder, cluster.limit) if isinstance(sweep, HyperSearch) else [sweep.jobs]
-    with _logged():
+    import submitit  # noqa: F401  # importing it configures logging, which closes the handlers that there are
+
+    # The log is collected for `begin_log`: a sweep that is refused leaves its folder alone.
+    with collected(World(0, 1, torch.device("cpu"))):
         for jobs in rounds:
             planned = [job for job in jobs if job.applies and (only is None or job.name in only)]
             runs = write_folders(planned, folder, sweep.seeds)
@@ -194,15 +197,6 @@ def _first_step(job: PlannedJob) -> str:
     finally:
         logging.disable(disabled)
     return ""
-
-
-@contextmanager
-def _logged() -> Iterator[None]:
-    """Collect what a sweep says, for `begin_log`: a sweep that is refused leaves its folder alone."""
-    import submitit  # noqa: F401  # importing it configures logging, which closes the handlers that there are
-
-    with collected(World(0, 1, torch.device("cpu"))):
-        yield
 
 
 def _list_unfinished(jobs: Sequence[SweepJob], *, interrupted: Sequence[SweepJob]) -> None:

@@ -40,14 +40,10 @@ _MAY_CHANGE = ("train_config.epochs", "train_config.max_steps")
 
 _HEADER: Mapping[str, rules.Schema] = {
     "scheduler": rules.or_none(rules.table(rules.text, rules.anything)),
-    "epoch": rules.whole(0, training_state.MOST_EPOCHS),
-    "step": rules.whole(0),
+    "epoch": rules.whole(0, training_state.MOST_EPOCHS), "step": rules.whole(0), "steps_per_epoch": rules.whole(1),
     "rows": rules.each(rules.table(rules.text, rules.or_none(rules.number(finite=False)))),
-    "classes": rules.each(rules.each(rules.text)),
-    "config": rules.plain,
-    "steps_per_epoch": rules.whole(1),
-    "loss_scales": rules.each(rules.number(0)),
-}
+    "classes": rules.each(rules.each(rules.text)), "config": rules.plain, "loss_scales": rules.each(rules.number(0)),
+}  # fmt: skip
 _PREPARATION: Mapping[str, rules.Schema] = {
     "image": rules.each(rules.table(rules.text, rules.plain)),
     "input_size": rules.image_size,
@@ -66,19 +62,14 @@ def header(job: Job, trainer: Trainer, epoch: int, step: int) -> dict[str, objec
     """The part of a checkpoint that describes its job, when `epoch` epochs and `step` steps are done."""
     assert isinstance(trainer.task, JobTask)
     return {
-        "format": _FORMAT,
-        "opt": type(trainer.optimizer).__name__,
+        "format": _FORMAT, "opt": type(trainer.optimizer).__name__,
         "scheduler": trainer.schedule.state_dict() if isinstance(trainer.schedule, JobSchedule) else None,
-        "epoch": epoch,
-        "step": step,
-        "steps_per_epoch": trainer.updates_per_epoch,
-        "rows": job.rows,
+        "epoch": epoch, "step": step, "steps_per_epoch": trainer.updates_per_epoch, "rows": job.rows,
         "classes": [list(task.classes) for task in job.data],
         "image": [plain_data_config(data_config(task.config)) for task in job.data],
         "input_size": [3, *job.data[0].config.data_preprocessing.size],
-        "loss_scales": trainer.task.scales.tolist(),
-        "config": job.config.to_dict(),
-    }
+        "loss_scales": trainer.task.scales.tolist(), "config": job.config.to_dict(),
+    }  # fmt: skip
 
 
 def load_weights(network: Assembly, path: str, *, strict: bool) -> None:
@@ -192,7 +183,6 @@ def _check_rows(content: Mapping[str, Any], path: str, done: int) -> None:
 
 
 def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Position | None, path: str) -> None:
-    """Restore the schedule, after checking that it is at the position of the job."""
     schedule = trainer.schedule
     if not isinstance(schedule, JobSchedule):
         return
@@ -209,17 +199,12 @@ def _restore_schedule(content: Mapping[str, Any], trainer: Trainer, position: Po
 def _schedule_schema(schedule: JobSchedule, done: int) -> dict[str, rules.Schema]:
     """The schema of a schedule's state after `done` steps: its own, except for values that change with each step."""
     moving: dict[str, rules.Schema] = {
-        "last_epoch": rules.whole(-1, done),
-        "_step_count": rules.whole(0, done + 2),
+        "last_epoch": rules.whole(-1, done), "_step_count": rules.whole(0, done + 2),
         "_last_lr": [rules.number(0)] * len(schedule.scheduler.optimizer.param_groups),
-        "T_cur": rules.number(-1, done),
-        "T_i": rules.number(1, 1e9),
-        "best": rules.number(finite=False),
-        "num_bad_epochs": rules.whole(0, done),
-        "cooldown_counter": rules.whole(0),
-        "_get_lr_called_within_step": True,
-        "_is_initial": True,
-    }
+        "T_cur": rules.number(-1, done), "T_i": rules.number(1, 1e9), "best": rules.number(finite=False),
+        "num_bad_epochs": rules.whole(0, done), "cooldown_counter": rules.whole(0),
+        "_get_lr_called_within_step": True, "_is_initial": True,
+    }  # fmt: skip
     state = schedule.state_dict()
     inner = rules.like(state["scheduler"], moving)
     assert isinstance(inner, dict)

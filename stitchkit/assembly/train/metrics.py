@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from stitchkit.assembly.config.job import JobConfig
-from stitchkit.assembly.config.settings import Metric, TaskConfig
+from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.train.optim import named
 from stitchkit.assembly.train.result import FIRST_COLUMNS
 from stitchkit.errors import InputError, one_line, unknown
@@ -132,11 +132,6 @@ def loss_names(num_auxiliary: int) -> list[str]:
     return ["Main Loss", *(f"Aux Loss {number}" for number in range(1, num_auxiliary + 1))]
 
 
-def accuracy_names(task: TaskConfig) -> list[str]:
-    """The names of the accuracy on training images; a dense task has only losses there."""
-    return [] if task.is_dense else ["Accuracy"]
-
-
 def tested_column(task: str, figure: str, *, output: str | None, average: str) -> str:
     """The column of a figure on the test images of a task, perhaps of an inner output or of the moving average."""
     return f"Overall/{task}/Test {average}{output + ' ' if output else ''}{figure}"
@@ -155,7 +150,7 @@ def planned_columns(config: JobConfig) -> list[str]:
     if not config.test_only:
         columns = [*FIRST_COLUMNS, TRAIN_LOSS]
         for task in tasks:
-            kinds = [*accuracy_names(task), *(loss_names(len(task.aux_losses)) if several else [])]
+            kinds = [*([] if task.is_dense else ["Accuracy"]), *(loss_names(len(task.aux_losses)) if several else [])]
             columns += [trained_column(task.name, kind, is_mean=mean) for mean in (False, True) for kind in kinds]
     if config.test_only or config.eval_checkpoints:
         averages = ["", AVERAGE] if train.model_ema and not config.test_only else [""]

@@ -157,7 +157,6 @@ def create_schedule(train: TrainConfig, optimizer: torch.optim.Optimizer) -> Job
 def _create(
     name: object, arguments: Mapping[str, object], optimizer: torch.optim.Optimizer, where: str
 ) -> schedulers.LRScheduler:
-    """One of torch's schedules, with its parts."""
     name = named("schedule", str(name), SCHEDULERS, f"{where}.lr_scheduler")
     arguments, where = dict(arguments), f"{where}.lr_scheduler_args"
     # JobSchedule advances only the outermost schedule, which advances its parts.

@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import WRITTEN
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
 from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
-from stitchkit.assembly.train.metrics import TRAIN_LOSS, accuracy_names, trained_column
+from stitchkit.assembly.train.metrics import TRAIN_LOSS, trained_column
 from stitchkit.assembly.train.result import IMAGES, Row, read_metadata, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
 from stitchkit.assembly.train.testing import Evaluator
@@ -184,26 +183,22 @@ def _begin(job: Job, files: JobCheckpoints) -> tuple[int, Position | None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of the steps skipped by --start-epoch
             job.trainer.start_at(start, 0 if position is None else position.done)
+        norms = [each for each in job.network.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
+        learning = sum(norm.training for norm in norms)
+        learn = f", {learning} of {len(norms)} batch norms learn statistics" if norms else ""
         _logger.info(
             "%s of %s, learning rate %.3g, %d of %d parameters train%s, into %s",
             counted(config.train_config.epochs, "epoch"), counted(job.trainer.updates_per_epoch, "step"),
             job.trainer.rate, job.metadata["num_trainable_params"], job.metadata["num_params"],
-            _moving_norms(job.network), job.paths.folder,
+            learn, job.paths.folder,
         )  # fmt: skip
     return start, position
-
-
-def _moving_norms(network: nn.Module) -> str:
-    """How many batch norms of a network learn statistics, for the log; nothing if it has none."""
-    norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
-    return f", {sum(norm.training for norm in norms)} of {len(norms)} batch norms learn statistics" if norms else ""
 
 
 def _train(
     job: Job, trainer: Trainer, files: JobCheckpoints, evaluator: Evaluator, add: Callable[[Row], None], epochs: range,
     position: Position | None,
 ) -> None:  # fmt: skip
-    """Train to the last epoch, adding a row to the result for each."""
     task = trainer.task
     assert isinstance(task, JobTask)
     before = job.rows[-1].get("Time/Total", 0.0) if job.rows else 0.0
@@ -230,16 +225,11 @@ def _train(
 def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Row:
     world, seconds = job.world, trained.seconds
     row: Row = {
-        "Epoch": trained.number + 1,
-        "Step": trainer.steps(trained.number).stop,
-        "LR": trained.position.rate,
-        "Loss": task.last["loss"].item(),
-        "Time/Data": trainer.loader.waited / trained.steps,
-        "Time/Step": seconds / trained.steps,
-        "Time/Img Per Sec": trainer.loader.images * world.size / seconds,
-        "Time/Per Epoch": seconds,
-        "Proc Mem": _resident() / _MB,
-    }
+        "Epoch": trained.number + 1, "Step": trainer.steps(trained.number).stop, "LR": trained.position.rate,
+        "Loss": task.last["loss"].item(), "Time/Data": trainer.loader.waited / trained.steps,
+        "Time/Step": seconds / trained.steps, "Time/Img Per Sec": trainer.loader.images * world.size / seconds,
+        "Time/Per Epoch": seconds, "Proc Mem": _resident() / _MB,
+    }  # fmt: skip
     if world.device.type == "cuda":
         row["GPU Mem"] = torch.cuda.max_memory_allocated(world.device) / _MB
     row |= _accuracies(job, task.last["accuracy"].tolist(), is_mean=False)
@@ -254,11 +244,9 @@ def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Ro
 
 
 def _accuracies(job: Job, figures: Sequence[float], *, is_mean: bool) -> Row:
-    return {
-        trained_column(task.config.name, name, is_mean=is_mean): figure
-        for task, figure in zip(job.data, figures, strict=True)
-        for name in accuracy_names(task.config)
-    }
+    pairs = zip(job.data, figures, strict=True)
+    names = ((task.config, figure) for task, figure in pairs if not task.config.is_dense)
+    return {trained_column(task.name, "Accuracy", is_mean=is_mean): figure for task, figure in names}
 
 
 def _resident() -> float:

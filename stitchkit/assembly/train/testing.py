@@ -115,7 +115,6 @@ def _of_images(
     data: TaskData, measures: Mapping[Column, Measure], world: World, network: nn.Module, run: _Run,
     after_batch: Callable[[], None],
 ) -> _Tested:  # fmt: skip
-    """A test on the images of a task of classification."""
     assert not isinstance(data.test, PairLoader), "it is of classification"
     outputs = dict.fromkeys(output for output, _ in measures)
     # First the loss of each output, which shows whether the network is finite.

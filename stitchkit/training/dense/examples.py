@@ -25,7 +25,6 @@ from stitchkit.training.dense.judging import DenseJudge
 from stitchkit.training.session import Session
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 EXAMPLES = "examples.png"
@@ -121,7 +120,6 @@ def class_colours(count: int) -> Map:
 
 
 def _figure(session: Session, shown: Sequence[Row], drawn: Sequence[Example]) -> Figure:
-    """Rows of images; columns of image, truth and stitches."""
     metric = metric_of(shown)
     name = in_sentence(metric)
     labels = [f"{row['stitch']}\n{name} {row[metric]:.1f} %\n{quantity(row['flops'])} FLOPs" for row in shown]
@@ -129,25 +127,26 @@ def _figure(session: Session, shown: Sequence[Row], drawn: Sequence[Example]) ->
     is_depth = session.recipe.dense.task == "depth"
     figure = new_figure(2.3 * len(titles), 2.2 * len(drawn) + 1.3)
     grid = figure.subplots(len(drawn), len(titles), squeeze=False)
-    draw = _depth_drawer(figure, grid, drawn) if is_depth else _class_drawer(figure, session)
+    paint = _depth_paint(figure, grid, drawn) if is_depth else _class_paint(figure, session)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, size="small", parse_math=False)
     for line, example in zip(grid, drawn, strict=True):
         line[0].imshow(example.image)
-        draw(line[1], example.truth, example.known)
-        for axes, predicted in zip(line[2:], example.predicted, strict=True):
-            draw(axes, predicted, np.ones_like(example.known))
+        pictures = [paint(values) for values in (example.truth, *example.predicted)]
+        pictures[0][~example.known] = _GREY
+        for axes, picture in zip(line[1:], pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest")
     for axes in grid.flat:
         axes.set_axis_off()
     return figure
 
 
-_Draw = Callable[["Axes", Map, Map], None]
-"""Draws a map on axes, and grey where it does not count."""
+_Paint = Callable[[Map], Map]
+"""The colours `[H, W, 3]` of a map, wherever its values count."""
 
 
-def _class_drawer(figure: Figure, session: Session) -> _Draw:
-    """Draws classes; few have their names below."""
+def _class_paint(figure: Figure, session: Session) -> _Paint:
+    """Colours of classes; few have their names below."""
     from matplotlib.patches import Patch
 
     judged = session.loaders.validation
@@ -160,17 +159,11 @@ def _class_drawer(figure: Figure, session: Session) -> _Draw:
         legend = figure.legend(handles=patches, loc="outside lower center", ncols=6, frameon=False, fontsize="small")
         for text in legend.get_texts():
             text.set_parse_math(False)
-
-    def draw(axes: Axes, classes: Map, counts: Map) -> None:
-        picture = np.full((*classes.shape, 3), _GREY)
-        picture[counts] = colours[classes[counts].astype(int)]
-        axes.imshow(picture, interpolation="nearest")
-
-    return draw
+    return lambda classes: colours.take(classes.astype(int), axis=0, mode="clip")
 
 
-def _depth_drawer(figure: Figure, grid: Map, drawn: Sequence[Example]) -> _Draw:
-    """Draws depths, all on the scale of the known ones."""
+def _depth_paint(figure: Figure, grid: Map, drawn: Sequence[Example]) -> _Paint:
+    """Colours of depths, all on the scale of the known ones."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -180,10 +173,4 @@ def _depth_drawer(figure: Figure, grid: Map, drawn: Sequence[Example]) -> _Draw:
     colours = colormaps[_DEPTHS]
     bar = figure.colorbar(ScalarMappable(scale, colours), ax=grid, location="bottom", shrink=0.5, aspect=40)
     bar.set_label("depth (m)")
-
-    def draw(axes: Axes, depths: Map, counts: Map) -> None:
-        picture = colours(scale(depths))[..., :3]
-        picture[~counts] = _GREY
-        axes.imshow(picture, interpolation="nearest")
-
-    return draw
+    return lambda depths: colours(scale(depths))[..., :3]

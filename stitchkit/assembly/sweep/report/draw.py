@@ -136,7 +136,6 @@ def _accuracy_over_parameters(
 
 
 def _draw_point(axes: Axes, x: float, y: float, spread: float, color: _Color, marker: str) -> None:
-    """A job's figure as a point, with a bar for the spread over its seeds."""
     axes.errorbar(
         x, y, yerr=spread, color=color, marker=marker, markersize=_POINT,
         markeredgecolor="white", markeredgewidth=0.5, capsize=2, elinewidth=1,
@@ -186,8 +185,11 @@ def _learning_curves(
     _add_legend(figure, uncut, colors, {})
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.supylabel(f"{FIGURES[figure_of_merit]} (%)", fontsize=10)
-    for axes, some in zip(places, curves, strict=False):
-        _draw_single_epochs(axes, some, colors)
+    for axes, some in zip(places, curves, strict=False):  # jobs of one epoch have no line, but points side by side
+        single = {name: curve.reset_index().iloc[0] for name, curve in some.items() if len(curve) == 1}
+        x, y = ([job[axis] for job in single.values()] for axis in ("epoch", "mean"))
+        for left, (name, job) in zip(side_by_side(axes, x, y, size=_POINT), single.items(), strict=True):
+            _draw_point(axes, left, job["mean"], job["std"], colors[name], "o")
     return figure
 
 
@@ -213,16 +215,7 @@ def _draw_curves(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping
 
 
 def _coincide(first: pd.DataFrame, second: pd.DataFrame) -> bool:
-    """Whether two curves lie within the width of a line from each other."""
     return first.index.equals(second.index) and bool((first["mean"] - second["mean"]).abs().max() < _WIDTH)
-
-
-def _draw_single_epochs(axes: Axes, curves: Mapping[str, pd.DataFrame], colors: Mapping[str, _Color]) -> None:
-    """Draw jobs of one epoch, which have no line, as points side by side."""
-    single = {name: curve.reset_index().iloc[0] for name, curve in curves.items() if len(curve) == 1}
-    x, y = ([job[key] for job in single.values()] for key in ("epoch", "mean"))
-    for left, (name, job) in zip(side_by_side(axes, x, y, size=_POINT), single.items(), strict=True):
-        _draw_point(axes, left, job["mean"], job["std"], colors[name], "o")
 
 
 def _colors(adapters: Sequence[str]) -> dict[str, _Color]:
