@@ -134,10 +134,8 @@ class Net(nn.Module):
 
     def _outputs(self, images: torch.Tensor) -> np.ndarray:
         if tuple(images.shape[1:]) != tuple(self.input_size):
-            raise InputError(
-                f"images are {list(images.shape[1:])}, but the network was composed for {list(self.input_size)}; "
-                "prepare them in this size"
-            )
+            sizes = f"{list(images.shape[1:])}, but the network was composed for {list(self.input_size)}"
+            raise InputError(f"images are {sizes}; prepare them in this size")
         with evaluating(self):
             return run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
 

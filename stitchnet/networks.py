@@ -64,9 +64,7 @@ def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
     _check_any(specs)
     for label in (labels := [spec.label for spec in specs]):
         if labels.count(label) > 1:
-            raise InputError(
-                f"two networks are called '{label}'; use another label for one (in a stitch configuration)"
-            )
+            raise InputError(f"two networks are called '{label}'; rename one in a stitch configuration")
     for spec in specs:
         if not _is_torchvision(spec.name):
             published_config(spec.name)  # refuses a tag that timm does not have
@@ -89,9 +87,7 @@ def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[i
             if spec.checkpoint is None or "img_size" not in spec.kwargs:
                 raise
             size = spec.kwargs["img_size"]
-            raise InputError(
-                f"{error}; the network was built for images of {size}; check that the checkpoint was too"
-            ) from error
+            raise InputError(f"{error}; the network was built for images of {size}; was the checkpoint?") from error
         if (trained := noted(model)) is not None:
             trained.say_unlike(_preparation(spec, img_size))
         # `stitchnet.load` rebuilds the network without its weights, so what they decided is kept: the number of

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -172,10 +172,8 @@ class Search:
             else:
                 self.counts.found += 1
                 return composition
-        raise InputError(
-            f"{_DRAWS} compositions were drawn and none reached an end ({self.counts}); lower the thresholds, "
-            "raise K, or add networks"
-        )
+        advice = "lower the thresholds, raise K, or add networks"
+        raise InputError(f"{_DRAWS} compositions were drawn and none reached an end ({self.counts}); {advice}")
 
     def following(self, composition: Composition, *, is_drawn: bool = False) -> list[Composition]:
         """The compositions with one more fragment that are worth trying, best first; with `is_drawn`, a random one."""
@@ -261,20 +259,6 @@ class Search:
         return macs <= self.max_macs and params <= self.max_params
 
 
-@overload
-def generate(
-    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
-    sample: Literal[False] = ..., K: int | None = ..., **options: Any,
-) -> Iterator[tuple[float, Net]]: ...  # fmt: skip
-
-
-@overload
-def generate(
-    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
-    *, sample: Literal[True], K: int | None = ..., **options: Any,
-) -> tuple[float, Net]: ...  # fmt: skip
-
-
 def generate(
     data: np.ndarray | torch.Tensor | Pool,
     threshold: float = 0.9,
@@ -283,7 +267,7 @@ def generate(
     sample: bool = False,
     K: int | None = None,
     **options: Any,
-) -> Iterator[tuple[float, Net]] | tuple[float, Net]:
+) -> Any:
     """Compose networks for some images: the published call.
 
     Args:
@@ -295,7 +279,7 @@ def generate(
         options: Further arguments of `Search`, such as `nets=["resnet50", "vgg16"]` or `scores=Scores("r2")`.
 
     Returns:
-        Scores and networks, as they are found; with `sample`, one score and network.
+        An iterator over scores and networks, as they are found; with `sample`, one score and network.
 
     Raises:
         InputError: If the images or options cannot be used, or no draw reaches an end.

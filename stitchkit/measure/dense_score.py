@@ -54,9 +54,7 @@ class SegmentationScore:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_classes <= _MOST_CLASSES:
-            raise InputError(
-                f"segmentation has {self.num_classes} classes; masks can tell 1 to {_MOST_CLASSES} apart; join some"
-            )
+            raise InputError(f"segmentation has {self.num_classes} classes; masks can have 1 to {_MOST_CLASSES}")
 
     @property
     def own(self) -> int:

@@ -115,9 +115,7 @@ def _check_columns(tables: Sequence[tuple[Path, Mapping[str, object]]], needs: S
     """Refuse tables without names, or without any figure of one of the `needs`."""
     for path, table in tables:
         if not any(name in table for name in _NAMES):
-            raise InputError(
-                f"'{path}' has no column {_either(_NAMES)} with the names of models; it has {_found(table)}"
-            )
+            raise InputError(f"'{path}' has no column {_either(_NAMES)} of models; it has {_found(table)}")
     has = _found([column for _, table in tables for column in table])
     for figures in needs:
         if not any(_column(table, figure) for _, table in tables for figure in figures):

@@ -34,9 +34,8 @@ from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weight_names import own_names
 from stitchkit.networks.weights import load_content, read_checkpoint, weights_of
-from stitchkit.settings.hub_names import has_weights
 from stitchkit.settings.schema import ModelArguments, parse
-from stitchkit.settings.short_names import TORCHVISION, torchvision_names
+from stitchkit.settings.short_names import TORCHVISION, has_weights, torchvision_names
 from stitchkit.settings.stitch_config import AnchorSpec
 
 _logger = logging.getLogger(__name__)

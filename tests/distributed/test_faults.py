@@ -548,7 +548,7 @@ def test_a_disk_that_is_gone_ends_the_run(subject, trained, tmp_path, monkeypatc
     for path in folder.glob("train/*/*.png"):
         path.write_bytes(b"")
     assert trained("gone", "--epochs", "1", data=folder) == 2
-    assert "10 images of the train split in a row cannot be read (UnidentifiedImageError: " in capsys.readouterr().err
+    assert "10 images of the train split in a row are unreadable (UnidentifiedImageError: " in capsys.readouterr().err
 
 
 def test_labels_without_a_class_are_skipped(images, caplog):

@@ -162,9 +162,7 @@ def _by_name(folder: Path, suffixes: frozenset[str] = frozenset(), ending: str =
             continue
         name = name.removesuffix(ending)
         if name in paths_by_name:
-            raise InputError(
-                f"'{paths_by_name[name]}' and '{path}' have the same name but for the suffix; keep one of them"
-            )
+            raise InputError(f"'{paths_by_name[name]}' and '{path}' differ only in their suffix; keep one of them")
         paths_by_name[name] = path
     return paths_by_name, notes
 
@@ -205,9 +203,7 @@ def _read_object_info(root: Path) -> tuple[str, ...]:
         return ()
     names = [line.split("\t")[-1].strip() for line in _lines(path)[1:]]
     if len(names) != 150 or not all(names):
-        raise InputError(
-            f"'{path}' does not name 150 classes below its header; restore it from the release, or remove it"
-        )
+        raise InputError(f"'{path}' does not name 150 classes below its header; restore or remove it")
     return tuple(names)
 
 
@@ -218,15 +214,11 @@ def _nyu(root: Path, split: str, task: str) -> PairFiles | None:
     rows = [_row(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
     kept = [(image, depth) for image, depth in rows if depth != "None"]
     if not kept:
-        raise InputError(
-            f"'{path}' lists no image with a {NOUNS[task]}; each line needs an image and its {NOUNS[task]}"
-        )
+        raise InputError(f"'{path}' lists no image with a {NOUNS[task]}; each line needs both")
     files = [(os.path.join(root, image), os.path.join(root, depth)) for image, depth in kept]
     if missing := [file for pair in files for file in pair if not os.path.isfile(file)]:
-        raise InputError(
-            f"{counted(len(missing), 'file')} in '{path}' do not exist: {listed(missing)}; check that its paths begin "
-            f"at '{root}'"
-        )
+        fault = f"{counted(len(missing), 'file')} in '{path}' do not exist: {listed(missing)}"
+        raise InputError(f"{fault}; check that its paths begin at '{root}'")
     notes = (
         f"; {counted(len(rows) - len(kept), 'line')} without a {NOUNS[task]} ignored" if len(kept) < len(rows) else ""
     )
@@ -241,9 +233,7 @@ def _row(path: Path, number: int, line: str) -> tuple[str, str]:
     image, depth = (word if word == "None" else os.path.normpath(word.lstrip("/\\")) for word in words[:2])
     for member in (image, depth):
         if member.split(os.sep)[0] == ".." or "\0" in member:
-            raise InputError(
-                f"line {number} of '{path}' names '{member}', which is not within '{path.parent}'; move it there"
-            )
+            raise InputError(f"line {number} of '{path}' names '{member}', outside '{path.parent}'; move it there")
     return image, depth
 
 
