@@ -39,13 +39,10 @@ Loaded = dict[str, tuple[nn.Module, AnchorSpec | None]]
 def load_networks(
     nets: Nets | None = None, *, pretrained: bool = True, img_size: tuple[int, int] | None = None
 ) -> Loaded:
-    """Networks in evaluation mode, by label.
+    """Networks in evaluation mode, by label, for images of a height and width; by default the five published ones.
 
-    Args:
-        nets: The networks; the five published ones by default. The published names are torchvision's, all other names
-            timm's if timm has them, else torchvision's. A module has no specification.
-        pretrained: Download the weights of named networks; otherwise they are random.
-        img_size: Height and width of the images, for timm's networks with a fixed image size.
+    The published names are torchvision's, all other names timm's if timm has them, else torchvision's. A module has no
+    specification.
     """
     if not isinstance(nets, Mapping):
         return _created(specified(nets), pretrained=pretrained, img_size=img_size)

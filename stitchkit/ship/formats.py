@@ -14,13 +14,9 @@ About = Mapping[str, Any]
 
 
 _PACKAGES: dict[str, tuple[str, ...]] = {
-    ".safetensors": (),
-    ".onnx": ("onnx", "onnxruntime", "onnxscript"),
-    ".pt2": (),
-}
+    ".safetensors": (), ".onnx": ("onnx", "onnxruntime", "onnxscript"), ".pt2": ()
+}  # fmt: skip
 """By the suffix of a file, the packages beyond the core that it needs."""
-
-
 _RUNTIMES = (
     ("1.7", 13, 7), ("1.8", 14, 7), ("1.9", 15, 8), ("1.11", 16, 8), ("1.12", 17, 8), ("1.14", 18, 8), ("1.15", 19, 8),
     ("1.16", 19, 9), ("1.17", 20, 9), ("1.18", 21, 10),

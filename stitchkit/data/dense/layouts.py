@@ -1,24 +1,7 @@
 """Folders of images with masks or depth maps, in the layouts of published data sets.
 
-The folder ROOT decides its layout; SPLIT is any name in `stitchkit.data.split_rule`. Hidden files and masks without an
-image are ignored, and inner folders belong to a file's name.
-
-**Paired folders**: `ROOT/SPLIT/images/` with `ROOT/SPLIT/masks/`, or `ROOT/images/SPLIT/` with `ROOT/masks/SPLIT/`;
-`depths/` in place of `masks/`. Names agree but for the suffix. A mask is a PNG of class numbers from 0, grey or with a
-palette; 255 is ignored. A depth map is a 16-bit PNG in millimetres or a `.npy` file of floats in metres; 0 is unknown.
-`ROOT/classes.txt` names the classes, one in each line.
-
-**ADE20K** for scene parsing: `images/` and `annotations/` with `training/` and `validation/`, recognised by files named
-`ADE_*`, or by `objectInfo150.txt`, which names the classes, or `sceneCategories.txt` in ROOT. Its 150 classes are
-numbered from 1; 0 is ignored.
-
-**COCO-Stuff** as in mmsegmentation: `images/` and `annotations/` with `train2014/` and `test2014/` (10k) or
-`train2017/` and `val2017/` (164k), and masks `NAME_labelTrainIds.png`. Its 171 classes, named in `ROOT/classes.txt`,
-are numbered from 1 in the 10k release, where 0 is ignored, and from 0 in the other.
-
-**NYUv2** as in BTS: each line of `ROOT/nyu_train.txt` and `ROOT/nyu_test.txt` has an image, its depth map (16-bit PNG
-in millimetres) and an unused focal length. Paths begin at ROOT and stay in it; lines with the depth map `None` are
-skipped.
+`docs/dense.md` describes them. Hidden files and masks without an image are ignored, and inner folders belong to a
+file's name.
 
 Source: mmsegmentation 1.2 (`docs/en/user_guides/2_dataset_prepare.md`, `tools/dataset_converters/coco_stuff10k.py`) and
 the Monocular-Depth-Estimation-Toolbox (`depth/datasets/nyu.py`).

@@ -149,7 +149,7 @@ def open_pairs(
     """Open one split of a data set of images with masks or depth maps, by the rule of `split_rule`.
 
     Args:
-        root: A folder in one of the layouts of `stitchkit.data.dense.layouts`, or `hfds/` and a Hugging Face data set.
+        root: A folder as in `docs/dense.md`, or `hfds/` and a Hugging Face data set.
         num_classes: Where the data set does not say it; with 0, the masks of the training split are read to count them.
         given_in: The settings file that gives `num_classes`, for messages; a flag of a command overrules it.
         target_key: Column of masks or depth maps; empty for the first with a usual name.
