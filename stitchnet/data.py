@@ -59,7 +59,7 @@ def as_images(images: object, *, what: str = "images") -> torch.Tensor:
         ) from error
     if values.ndim != 4 or not values.is_floating_point():
         raise InputError(
-            f"{what} are {list(values.shape)} of {values.dtype}; they must be prepared images [B, C, H, W]"
+            f"{what} are {list(values.shape)} of {values.dtype}; they must be prepared images [B, C, H, W] as floats"
         )
     return values.float()
 

@@ -72,7 +72,6 @@ class Search:
         max_macs: Skip compositions with more MACs.
         max_params: Skip compositions with more parameters.
         drops_used_last: Drop used fragments only after choosing the best ones, as published, so that fewer remain.
-        is_folded: Fold joints into the layers behind them; otherwise they are separate layers.
         scores: The scores of fragments, or the name of a measure.
 
     Attributes:
@@ -101,7 +100,6 @@ class Search:
         max_macs: float | None = None,
         max_params: float | None = None,
         drops_used_last: bool = False,
-        is_folded: bool = True,
         scores: Scores | str | None = None,
     ):
         if order not in ORDERS:
@@ -114,7 +112,7 @@ class Search:
         self.max_depth, self.width, self.order = max_depth, width, order
         self.max_macs = math.inf if max_macs is None else max_macs
         self.max_params = math.inf if max_params is None else max_params
-        self.drops_used_last, self.is_folded = drops_used_last, is_folded
+        self.drops_used_last = drops_used_last
         self.scores = Scores(scores) if isinstance(scores, str) else scores or Scores()
         self.counts = Counts()
         self.on_step: Callable[[Counts], None] = lambda _: None
@@ -123,7 +121,7 @@ class Search:
         self._followers = {fragment.name: fragment for fragment in self.pool.followers}
         self._outputs = Outputs(self.pool)
         self._random = random.Random(seed)
-        self._costs = Costs(self.pool, is_folded=is_folded)
+        self._costs = Costs(self.pool)
 
     def __iter__(self) -> Iterator[tuple[float, Net]]:
         for composition in self.compositions():
@@ -132,7 +130,7 @@ class Search:
     def build(self, composition: Composition) -> Net:
         """The network of a composition, with its own weights."""
         path = composition.path
-        layers = [layer(step.fragment, self._outputs.joint(step), is_folded=self.is_folded) for step in path]
+        layers = [layer(step.fragment, self._outputs.joint(step)) for step in path]
         specs = {step.fragment.network: self.pool.specs[step.fragment.network] for step in path}
         scores = [step.own_score for step in path]
         channels, height, width = self.pool.images.shape[1:]

@@ -137,7 +137,7 @@ def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str
                 if entry.is_dir():
                     inner.append(entry.path)
                 elif not entry.is_file() and os.path.exists(entry.path):  # a broken link is an unreadable image
-                    raise InputError(f"image '{entry.path}' cannot be read (it is a pipe or device); remove it")
+                    raise InputError(f"image '{entry.path}' cannot be read (a pipe or device, not a file); remove it")
                 else:
                     yield entry.path, parent
         # Sorted, so that the name of a folder with several links does not depend on the disk.

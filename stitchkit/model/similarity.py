@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 
@@ -110,13 +110,8 @@ def _draw(total: int, count: int, seed: int) -> torch.Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-class Measure(Protocol):
-    """A score of two activations; higher is better."""
-
-    def __call__(
-        self, x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = ..., seed: int = ...
-    ) -> float:
-        """Score them; arguments as in `sample`."""
+Measure: TypeAlias = Callable[..., float]
+"""A score of two activations, with further arguments as in `sample`; higher is better."""
 
 
 def _of_samples(measure: Callable[[torch.Tensor, torch.Tensor], float]) -> Measure:
