@@ -96,7 +96,7 @@ def read_statistics(
                 raise ValueError(f"cfg_id {cfg_id} lacks some of its statistics")
     except Exception as error:  # a damaged file can hold anything
         raise InputError(
-            f"'{path}', the batch-norm statistics of stitches, cannot be read: {error}; {_AGAIN}"
+            f"'{path}', which has the batch-norm statistics of stitches, cannot be read: {error}; {_AGAIN}"
         ) from error
     return {cfg_id: (parts[cfg_id], about_route) for cfg_id, about_route in routes.items()}
 

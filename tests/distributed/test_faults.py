@@ -331,8 +331,8 @@ def error_of_one_rank(subject, images, folder, first):
     said = (folder / "said").read_text()
     assert "Traceback" not in said
     errors = [line for line in said.splitlines() if line.startswith("stitchkit: error: ")]
-    assert sum("another rank has ended; " in line for line in errors) == len(errors) - 1 == 1
-    return next(line for line in errors if "another rank has ended; " not in line)
+    assert sum("another rank has ended and says why" in line for line in errors) == len(errors) - 1 == 1
+    return next(line for line in errors if "another rank has ended and says why" not in line)
 
 
 def kill_loaders(rank):
