@@ -24,9 +24,8 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.short_names import CONFIGS, short_names
-from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.settings.stitch_config import StitchConfig, ZooFacts
 from stitchkit.settings.zoo import facts_of, zoo
-from stitchkit.settings.zoo_facts import ZooFacts
 
 PAGE = Path(__file__).resolve().parent / "zoo.md"
 HEAD = (

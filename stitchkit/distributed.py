@@ -83,7 +83,7 @@ def ranks_together() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
             raise
         raise InputError(
-            f"another rank has ended; its own message says why ({one_line(error)}); resume with --resume auto"
+            f"another rank has ended and says why ({one_line(error)}); resume with --resume auto"
         ) from error
 
 

@@ -152,30 +152,19 @@ def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False
     parser.add_argument("--img-size", type=at_least(1), metavar="N", help=about)
 
 
-def add_anchors_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--anchors`, in place of `--stitch_config`."""
-    parser.add_argument("--anchors", **ANCHORS_FLAG, help="in place of --stitch_config, as in stitchkit train")
+_SHARED: dict[str, dict[str, Any]] = {
+    "--anchors": {**ANCHORS_FLAG, "help": "in place of --stitch_config, as in stitchkit train"},
+    "--device": {"metavar": "DEVICE", "help": "cpu, cuda or cuda:N; by default cuda if available"},
+    "--format": {"choices": ("png", "pdf", "svg"), "default": "png", "help": "format of pictures"},
+    "--allow-unreliable": {"action": "store_true", "help": "use latencies even if they are unreliable"},
+    "--overlay": {"nargs": "+", "metavar": "FILE", "help": "other models to compare with, in CSV files such as timm's"},
+}
 
 
-def add_device_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`, as `stitchkit.distributed.choose_device` takes it."""
-    parser.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N; by default cuda if available")
-
-
-def add_picture_format(parser: argparse.ArgumentParser) -> None:
-    """Add `--format`, for a command that names its pictures itself."""
-    parser.add_argument("--format", choices=("png", "pdf", "svg"), default="png", help="format of pictures")
-
-
-def add_allow_unreliable_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--allow-unreliable`, without which unreliable latencies decide nothing."""
-    parser.add_argument("--allow-unreliable", action="store_true", help="use latencies even if they are unreliable")
-
-
-def add_overlay_flag(parser: argparse.ArgumentParser) -> None:
-    """Add `--overlay`, the files of other models' results."""
-    about = "other models to compare with: names, costs and accuracies, in one CSV file or several, such as timm's"
-    parser.add_argument("--overlay", nargs="+", metavar="FILE", help=about)
+def add_shared(parser: argparse.ArgumentParser, *flags: str) -> None:
+    """Add flags that several commands have."""
+    for flag in flags:
+        parser.add_argument(flag, **_SHARED[flag])
 
 
 def unknown_flag(parser: argparse.ArgumentParser, flag: str) -> InputError:

@@ -211,9 +211,7 @@ def find_best(search: Search, top: int) -> list[Composition]:
         best = heapq.nlargest(top, progress, key=lambda composition: composition.score)
     search.on_step = lambda _: None  # the closed bar must not be drawn again
     if not best:
-        raise InputError(
-            f"no composition passes except the uncut networks ({search.counts}); lower --threshold or --total-threshold"
-        )
+        raise InputError(f"no composition passes ({search.counts}); lower --threshold or --total-threshold")
     return best
 
 

@@ -203,9 +203,8 @@ class Outputs:
 class Costs:
     """MACs and parameters of compositions, as sums over their fragments, with joints folded as in their networks."""
 
-    def __init__(self, pool: Pool, *, is_folded: bool):
+    def __init__(self, pool: Pool):
         self._pool = pool
-        self._is_folded = is_folded
         # MACs and parameters of a fragment for one image, then of its first layers per input feature; 0 without any.
         self._known: dict[Fragment, tuple[int, int, int, int]] = {}
 
@@ -238,7 +237,7 @@ class Costs:
     def _behind(self, cost: tuple[int, int, int, int], before: Activation, after: Activation) -> tuple[int, int]:
         """MACs and parameters of a fragment and of the joint before it, from `before` to its usual input."""
         macs, params, reader_macs, reader_params = cost
-        is_folded = self._is_folded and reader_params > 0
+        is_folded = reader_params > 0
         areas = before.num_positions, after.num_positions
         enlarges = areas[0] < areas[1]  # an unfolded map runs at the smaller size, before the enlargement
         if is_folded:

@@ -161,12 +161,12 @@ class JointLayer(nn.Module):
         return ", ".join(done)
 
 
-def layer(fragment: Fragment, joint: JointLayer | None, *, is_folded: bool) -> nn.Sequential:
+def layer(fragment: Fragment, joint: JointLayer | None) -> nn.Sequential:
     """A copy of a fragment's layers behind a joint, whose map is folded into the first layers if possible."""
     module = extract(fragment.module)  # folding changes weights that other compositions use
     if joint is None:
         return nn.Sequential(module)
-    readers = fragment.readers(module) if is_folded else []
+    readers = fragment.readers(module)
     for reader in readers:
         fold(joint, reader)
     maps = [] if readers else [weight.detach().clone() for weight in joint.maps]

@@ -45,19 +45,10 @@ class Prediction(TypedDict):
 
 
 class Net(nn.Module):
-    """A composed network.
+    """A composed network, named by its fragments, such as `resnet50[0:2] > vgg16[9:16]`, with the score of all joints.
 
-    Args:
-        name: Its fragments in order, such as `resnet50[0:2] > vgg16[9:16]`.
-        score: Product of the scores of its joints.
-        path: The fragments.
-        layers: For each fragment, a joint if one is needed, and the fragment's layers.
-        scores: Score of each joint; 1 for the first.
-        input_size: `(C, H, W)` of the images that its joints were fitted to.
-        specs: Specifications of the fragments' networks, by label.
-
-    Attributes:
-        num_classes: Number of classes of a new head; None for the head of the last fragment's network.
+    A layer is a fragment's layers, behind a joint if one is needed; its score is 1 for the first. The images that the
+    joints were fitted to are of the input size `(C, H, W)`. `num_classes` is that of a new head, None without one.
     """
 
     def __init__(
@@ -134,10 +125,8 @@ class Net(nn.Module):
 
     def _outputs(self, images: torch.Tensor) -> np.ndarray:
         if tuple(images.shape[1:]) != tuple(self.input_size):
-            raise InputError(
-                f"images are {list(images.shape[1:])}, but the network was composed for {list(self.input_size)}; "
-                "prepare them in this size"
-            )
+            sizes = f"{list(images.shape[1:])}, but the network was composed for {list(self.input_size)}"
+            raise InputError(f"images are {sizes}; prepare them in this size")
         with evaluating(self):
             return run(self, images.to(next(self.parameters()).device)).flatten(1).cpu().numpy()
 

@@ -39,13 +39,10 @@ Loaded = dict[str, tuple[nn.Module, AnchorSpec | None]]
 def load_networks(
     nets: Nets | None = None, *, pretrained: bool = True, img_size: tuple[int, int] | None = None
 ) -> Loaded:
-    """Networks in evaluation mode, by label.
+    """Networks in evaluation mode, by label, for images of a height and width; by default the five published ones.
 
-    Args:
-        nets: The networks; the five published ones by default. The published names are torchvision's, all other names
-            timm's if timm has them, else torchvision's. A module has no specification.
-        pretrained: Download the weights of named networks; otherwise they are random.
-        img_size: Height and width of the images, for timm's networks with a fixed image size.
+    The published names are torchvision's, all other names timm's if timm has them, else torchvision's. A module has no
+    specification.
     """
     if not isinstance(nets, Mapping):
         return _created(specified(nets), pretrained=pretrained, img_size=img_size)
@@ -64,9 +61,7 @@ def specified(nets: str | Sequence[object] | None = None) -> list[AnchorSpec]:
     _check_any(specs)
     for label in (labels := [spec.label for spec in specs]):
         if labels.count(label) > 1:
-            raise InputError(
-                f"two networks are called '{label}'; use another label for one (in a stitch configuration)"
-            )
+            raise InputError(f"two networks are called '{label}'; rename one in a stitch configuration")
     for spec in specs:
         if not _is_torchvision(spec.name):
             published_config(spec.name)  # refuses a tag that timm does not have
@@ -89,9 +84,7 @@ def _created(specs: Iterable[AnchorSpec], *, pretrained: bool, img_size: tuple[i
             if spec.checkpoint is None or "img_size" not in spec.kwargs:
                 raise
             size = spec.kwargs["img_size"]
-            raise InputError(
-                f"{error}; the network was built for images of {size}; check that the checkpoint was too"
-            ) from error
+            raise InputError(f"{error}; the network was built for images of {size}; was the checkpoint?") from error
         if (trained := noted(model)) is not None:
             trained.say_unlike(_preparation(spec, img_size))
         # `stitchnet.load` rebuilds the network without its weights, so what they decided is kept: the number of

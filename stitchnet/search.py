@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +72,6 @@ class Search:
         max_macs: Skip compositions with more MACs.
         max_params: Skip compositions with more parameters.
         drops_used_last: Drop used fragments only after choosing the best ones, as published, so that fewer remain.
-        is_folded: Fold joints into the layers behind them; otherwise they are separate layers.
         scores: The scores of fragments, or the name of a measure.
 
     Attributes:
@@ -101,7 +100,6 @@ class Search:
         max_macs: float | None = None,
         max_params: float | None = None,
         drops_used_last: bool = False,
-        is_folded: bool = True,
         scores: Scores | str | None = None,
     ):
         if order not in ORDERS:
@@ -114,7 +112,7 @@ class Search:
         self.max_depth, self.width, self.order = max_depth, width, order
         self.max_macs = math.inf if max_macs is None else max_macs
         self.max_params = math.inf if max_params is None else max_params
-        self.drops_used_last, self.is_folded = drops_used_last, is_folded
+        self.drops_used_last = drops_used_last
         self.scores = Scores(scores) if isinstance(scores, str) else scores or Scores()
         self.counts = Counts()
         self.on_step: Callable[[Counts], None] = lambda _: None
@@ -123,7 +121,7 @@ class Search:
         self._followers = {fragment.name: fragment for fragment in self.pool.followers}
         self._outputs = Outputs(self.pool)
         self._random = random.Random(seed)
-        self._costs = Costs(self.pool, is_folded=is_folded)
+        self._costs = Costs(self.pool)
 
     def __iter__(self) -> Iterator[tuple[float, Net]]:
         for composition in self.compositions():
@@ -132,7 +130,7 @@ class Search:
     def build(self, composition: Composition) -> Net:
         """The network of a composition, with its own weights."""
         path = composition.path
-        layers = [layer(step.fragment, self._outputs.joint(step), is_folded=self.is_folded) for step in path]
+        layers = [layer(step.fragment, self._outputs.joint(step)) for step in path]
         specs = {step.fragment.network: self.pool.specs[step.fragment.network] for step in path}
         scores = [step.own_score for step in path]
         channels, height, width = self.pool.images.shape[1:]
@@ -172,10 +170,8 @@ class Search:
             else:
                 self.counts.found += 1
                 return composition
-        raise InputError(
-            f"{_DRAWS} compositions were drawn and none reached an end ({self.counts}); lower the thresholds, "
-            "raise K, or add networks"
-        )
+        advice = "lower the thresholds, raise K, or add networks"
+        raise InputError(f"{_DRAWS} compositions were drawn and none reached an end ({self.counts}); {advice}")
 
     def following(self, composition: Composition, *, is_drawn: bool = False) -> list[Composition]:
         """The compositions with one more fragment that are worth trying, best first; with `is_drawn`, a random one."""
@@ -261,20 +257,6 @@ class Search:
         return macs <= self.max_macs and params <= self.max_params
 
 
-@overload
-def generate(
-    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
-    sample: Literal[False] = ..., K: int | None = ..., **options: Any,
-) -> Iterator[tuple[float, Net]]: ...  # fmt: skip
-
-
-@overload
-def generate(
-    data: np.ndarray | torch.Tensor | Pool, threshold: float = ..., totalThreshold: float = ..., maxDepth: int = ...,
-    *, sample: Literal[True], K: int | None = ..., **options: Any,
-) -> tuple[float, Net]: ...  # fmt: skip
-
-
 def generate(
     data: np.ndarray | torch.Tensor | Pool,
     threshold: float = 0.9,
@@ -283,7 +265,7 @@ def generate(
     sample: bool = False,
     K: int | None = None,
     **options: Any,
-) -> Iterator[tuple[float, Net]] | tuple[float, Net]:
+) -> Any:
     """Compose networks for some images: the published call.
 
     Args:
@@ -295,7 +277,7 @@ def generate(
         options: Further arguments of `Search`, such as `nets=["resnet50", "vgg16"]` or `scores=Scores("r2")`.
 
     Returns:
-        Scores and networks, as they are found; with `sample`, one score and network.
+        An iterator over scores and networks, as they are found; with `sample`, one score and network.
 
     Raises:
         InputError: If the images or options cannot be used, or no draw reaches an end.

@@ -43,18 +43,12 @@ class ComposeSettings(Settings):
         "networks of torchvision or timm, NAME or NAME=CHECKPOINT, separated by commas; or a stitch configuration",
     )
     pretrained: bool = flag(True, "download their weights, instead of random ones")
-    threshold: Share = flag(
-        0.8, "lowest score for joining two fragments: 0 for nothing in common, 1 for identical activations"
-    )
+    threshold: Share = flag(0.8, "lowest score for joining two fragments, from 0 to 1 for identical activations")
     total_threshold: Share = flag(0.8, "lowest product of the scores of a network's joints")
     max_depth: Annotated[Times, Field(ge=2)] = flag(10, "largest number of fragments in a network")
-    width: Count = flag(
-        2, "number of best-fitting fragments to try at each step; a larger number finds more and takes longer"
-    )
+    width: Count = flag(2, "number of best-fitting fragments to try at each step")
     top: Count = flag(20, "number of networks to compose, the best by score")
-    order: Literal["depth", "best"] = flag(
-        "best", "best: highest score first, and stop with --top; depth: search all, as published"
-    )
+    order: Literal["depth", "best"] = flag("best", "best: highest score first, up to --top; depth: all, as published")
     score: Literal["cka", "r2"] = flag("cka", "how fragments are compared")
     max_macs: Limit | None = flag(None, "skip networks with more multiply-adds, such as 3G", strict=None)
     max_params: Limit | None = flag(None, "skip networks with more parameters, such as 30M", strict=None)
@@ -65,9 +59,7 @@ class ComposeSettings(Settings):
         "classifier of the outputs: nearest neighbours; or, with --output-map, the class of the highest output, the "
         "highest summed probability, or the highest of all outputs, which may belong to none",
     )
-    output_map: str | None = flag(
-        None, "JSON or YAML file with the outputs that mean each class: numbers, ImageNet's names or synsets"
-    )
+    output_map: str | None = flag(None, "file with the outputs of each class: numbers, ImageNet's names or synsets")
     seed: Seed = flag(0, "seed of the image draw and of random weights")
     device: str | None = flag(None, "cpu, cuda or cuda:N; by default cuda if available")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from stitchkit.assembly.config.job_settings import JobSettings
 from stitchkit.assembly.config.settings import Preprocessing, TrainConfig
 from stitchkit.errors import InputError
-from stitchkit.parser import DATA_FLAGS, REPEAT, Command, add_picture_format
+from stitchkit.parser import DATA_FLAGS, REPEAT, Command, add_shared
 from stitchkit.settings.flags import show_defaults
 
 
@@ -41,7 +41,7 @@ def _add_sweep_flags(sweep: argparse.ArgumentParser) -> None:
     source = sweep.add_mutually_exclusive_group(required=True)
     source.add_argument("-c", "--config", metavar="YAML", help="configuration of the sweep")
     source.add_argument("--report", metavar="DIR", help="only make tables and pictures of the results in this folder")
-    add_picture_format(sweep)
+    add_shared(sweep, "--format")
     train("--trials", dest="run_cap", type=int, metavar="N", help="trials of a search; 10, or a whole grid")
     add("-o", "--output", default="outputs/sweeps", metavar="DIR", help="folder for the folders of the jobs")
     about = "only these jobs: numbers in the plan (3, 5-7), names, or patterns of names ('*finetune')"

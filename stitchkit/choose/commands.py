@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.parser import Command, add_device_flag, add_network_flags, new_file
+from stitchkit.parser import Command, add_network_flags, add_shared, new_file
 from stitchkit.settings.fields import Batch, Count, Seed, Workers
 from stitchkit.settings.schema import Settings, parse
 
@@ -51,7 +51,7 @@ def _add_choose_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-pretrained", action="store_true", help="random weights, without any download")
     parser.add_argument("-o", "--output", metavar="FILE", help="configuration to write, e.g. chosen.json")
     parser.set_defaults(**asdict(ChooseSettings()))
-    add_device_flag(parser)
+    add_shared(parser, "--device")
 
 
 def _choose(flags: argparse.Namespace) -> None:

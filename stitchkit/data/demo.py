@@ -33,9 +33,7 @@ def write_demo_glyphs(folder: Path) -> str:
         mixed = sorted(read_demo_glyphs("unlabelled"), key=lambda glyph: (glyph[1], glyph[0]))
         yield from ((f"unlabelled/{number:04d}.png", image) for number, (_, _, image) in enumerate(mixed))
 
-    return write_new_folder(
-        folder, images(), "2200 training and 880 validation images of 44 glyphs, and 4400 without labels,"
-    )
+    return write_new_folder(folder, images(), "2200 training, 880 validation and 4400 unlabelled images of 44 glyphs")
 
 
 def manifest_of(content: Mapping[str, object]) -> str:

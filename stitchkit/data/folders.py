@@ -48,9 +48,7 @@ def find_split(root: Path, split: str) -> Path:
             return root / folder
     others = [root / folder for folder in (*names_of("train"), *names_of("validation")) if is_split(root / folder)]
     if (plain := plain_split(root, name)) and others:
-        raise InputError(
-            f"'{plain}' has no class folders, but '{others[0]}' has; put class folders in all splits, or in none"
-        )
+        raise InputError(f"'{plain}' has no class folders, but '{others[0]}' has; give all splits some, or none")
     raise InputError(
         f"data folder '{root}' has no {name}/ folder with class folders in it; it needs train/ and validation/ "
         "(or val/, or test/), with one folder per class in each"
@@ -139,9 +137,7 @@ def visible_files(folder: str, ignored: Counter[str]) -> Iterator[tuple[str, str
                 if entry.is_dir():
                     inner.append(entry.path)
                 elif not entry.is_file() and os.path.exists(entry.path):  # a broken link is an unreadable image
-                    raise InputError(
-                        f"image '{entry.path}' cannot be read (it is a pipe or device, not a file); remove it"
-                    )
+                    raise InputError(f"image '{entry.path}' cannot be read (a pipe or device, not a file); remove it")
                 else:
                     yield entry.path, parent
         # Sorted, so that the name of a folder with several links does not depend on the disk.

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import torch
+import torch.distributed as dist
 from PIL.Image import Image
 from timm.data import IterableImageDataset
 from timm.data.readers.reader import Reader
@@ -14,10 +16,10 @@ from timm.data.readers.reader_image_folder import ReaderImageFolder
 from torch.utils.data import ConcatDataset, Dataset, get_worker_info
 from torchvision.datasets import VisionDataset
 
-from stitchkit.data.changes import Changes
 from stitchkit.data.class_map import names_at
-from stitchkit.data.decoding import Decoding, ImageSource
+from stitchkit.data.decoding import Change, Decoding, ImageSource
 from stitchkit.data.source import SOURCES
+from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import MOST_CLASSES
 
@@ -52,6 +54,33 @@ class LabelledImages(Dataset[tuple[Any, int]]):
         source, label = self.samples[index]
         image = self.decoding(source)
         return image if self.transform is None else self.transform(image), -1 if label is None else int(label)
+
+
+class Changes:
+    """What decoding did to each image of a split."""
+
+    def __init__(self, size: int):
+        # Loader processes write to it, each its own bytes, so no lock is needed.
+        self._changes = torch.zeros(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+        self._is_reported = False
+
+    def __setitem__(self, number: int, change: Change) -> None:
+        if change and number < len(self._changes):  # the length of a stream may be an estimate
+            self._changes[number] = change
+
+    def report(self, split: str, decoding: Decoding, *, are_divided: bool = False) -> None:
+        """Log the changes so far, once; every rank calls this, and has images of its own if they `are_divided`."""
+        if self._is_reported:
+            return
+        changes = self._changes.clone()  # loader processes may still write
+        if dist.is_initialized() and not are_divided:
+            dist.all_reduce(changes, op=dist.ReduceOp.MAX)
+        counts = torch.stack([(changes & change).count_nonzero() for change in Change])
+        if dist.is_initialized() and are_divided:
+            dist.all_reduce(counts)
+        if words := decoding.described(dict(zip(Change, counts.tolist(), strict=True))):
+            self._is_reported = True
+            _logger.info("of the %s of the %s split: %s", counted(len(changes), "image"), split, words)
 
 
 class StreamedImages(IterableImageDataset):  # type: ignore[misc] # timm has no types

@@ -54,9 +54,7 @@ def workers_for(images: object, wanted: int, world: World) -> int:
         return wanted
     name = f"the {images.split} split"  # type: ignore[attr-defined] # `open_dataset` sets it
     if not shards:
-        raise InputError(
-            f"{name} has fewer shards than the {world.size} ranks; write more shards, or start fewer ranks"
-        )
+        raise InputError(f"{name} has fewer shards than the {world.size} ranks; write more, or start fewer ranks")
     _logger.info("%s has %s for each rank; one loader process reads each", name, counted(shards, "shard"))
     return shards
 

@@ -112,10 +112,7 @@ def prepare(collection: str, root: Path, only: Sequence[str] = ()) -> None:
             print(f"{name}: {error}")
             missing.append(name)
     if missing:
-        raise InputError(
-            f"still missing: {', '.join(missing)}; follow the advice above for each and run the command again, which "
-            "resumes with these"
-        )
+        raise InputError(f"still missing: {', '.join(missing)}; follow the advice above, then run the command again")
 
 
 def prepare_one(name: str, task: CollectionTask, root: Path) -> str:
@@ -203,7 +200,6 @@ def _check(folder: Path, task: CollectionTask) -> str:
         counts[split] = len(written)
     if sum(counts.values()) != task.images:
         raise InputError(
-            f"'{folder}' has {sum(counts.values()):,} images and must have {task.images:,}; remove it and run the "
-            "command again"
+            f"'{folder}' has {sum(counts.values()):,} images and must have {task.images:,}; remove it and try again"
         )
     return f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} images of {task.classes} classes"

@@ -115,7 +115,7 @@ def _open_hub(name: str, root: str | None, split: str, options: Mapping[str, obj
     if isinstance(class_map, Mapping):
         if labels and (missing := in_order(map(str, class_map.keys() - labels))):
             raise InputError(
-                f"the class map names classes that '{name}' does not have: {listed(missing)}; correct or remove them"
+                f"the class map names classes that '{name}' lacks: {listed(missing)}; correct or remove them"
             )
     elif kind in _TEXTS:
         if len(labels) > MOST_CLASSES:

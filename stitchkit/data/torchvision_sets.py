@@ -24,9 +24,7 @@ def read(source: Source, split: str) -> LabelledImages:
     """The `train` or `test` part of a torchvision data set: images, or their files if the reader has them."""
     published = SOURCES[key_of(source.name)]
     if source.root is None:
-        raise MissingData(
-            f"data set '{source.name}' is read from files; name the folder with {published.needs} (--data DIR)"
-        )
+        raise MissingData(f"data set '{source.name}' needs files; give --data the folder with {published.needs}")
     parts: list[Dataset[Any]]
     if published.argument is None:
         readers = [_create(source, {})]
@@ -44,15 +42,13 @@ def read(source: Source, split: str) -> LabelledImages:
 def _create(source: Source, options: dict[str, object]) -> VisionDataset:
     published = SOURCES[key_of(source.name)]
     kind, arguments = getattr(torchvision.datasets, published.reader), {**published.options, **options}
-    try:
-        return kind(str(source.root), **arguments)
-    except Exception as error:  # readers raise many types
-        fault = error
-    if source.download and not published.by_hand:
+    fault: Exception | None = None
+    for download in ({}, {"download": True}) if source.download and not published.by_hand else ({},):
         try:
-            return kind(str(source.root), **arguments, download=True)
-        except Exception as error:  # the network too
+            return kind(str(source.root), **arguments, **download)
+        except Exception as error:  # noqa: PERF203 # readers and the network raise many types
             fault = error
+    assert fault is not None, "nothing could be read"
     if published.by_hand:
         advice = "it cannot be downloaded, so put the files there by hand"
     else:
@@ -81,7 +77,5 @@ def divide(items: Sequence[Item], labels: Sequence[int], share: float) -> tuple[
     try:
         rest, drawn = train_test_split(items, test_size=share, stratify=labels, random_state=0)
     except ValueError as error:
-        raise InputError(
-            f"{len(items)} images are too few to split by class: {error}; add the missing images"
-        ) from error
+        raise InputError(f"{len(items)} images are too few to split by class: {error}; add more") from error
     return rest, drawn

@@ -73,9 +73,7 @@ def _find_split(root: Path, split: str) -> Path | None:
         return None
     if (folder := plain_split(root, split)) is None:
         is_trained = published_part(split) == "train"
-        advice = (
-            f"add {split}/, or rename {judged.name}/ if it is not a split" if is_trained else "choose another split"
-        )
+        advice = f"add {split}/, or rename {judged.name}/" if is_trained else "choose another split"
         raise InputError(f"data folder '{root}' has {judged.name}/ and no {split}/; {advice}")
     return folder
 

@@ -12,8 +12,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch.utils.data import Dataset
 
-from stitchkit.data.changes import Changes
-from stitchkit.data.labelled_images import LabelledImages
+from stitchkit.data.labelled_images import Changes, LabelledImages
 from stitchkit.data.unlabelled import has_labels
 from stitchkit.display import listed
 from stitchkit.errors import InputError, one_line
@@ -65,7 +64,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
             if sample is not None:
                 return sample if number == index or self._replaces else (sample[0], NO_CLASS)
         raise InputError(
-            f"{_IN_A_ROW} images of the {self.split} split in a row cannot be read{self._cause}; check the disk"
+            f"{_IN_A_ROW} images of the {self.split} split in a row are unreadable{self._cause}; check the disk"
         )
 
     def _read(self, index: int) -> tuple[Any, int] | None:

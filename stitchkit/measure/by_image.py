@@ -70,10 +70,8 @@ class Beside(OfNetworks, ABC):
     def with_more(self, other: Self) -> Self:
         """These and further networks on the same images; the other's results replace those of the same network."""
         if difference := self.other_images(other):
-            raise InputError(
-                f"{self.kind} of different images cannot be joined: {difference}; choose another --experiment or move "
-                "the earlier result away"
-            )
+            advice = "choose another --experiment or move the earlier result away"
+            raise InputError(f"{self.kind} of different images cannot be joined: {difference}; {advice}")
         return self.of([cfg_id for cfg_id in self.cfg_ids if not other.has([cfg_id])])._joined(other)
 
     def other_images(self, other: Self) -> str:

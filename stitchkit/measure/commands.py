@@ -8,24 +8,16 @@ from contextlib import nullcontext
 from stitchkit.display import counted, plural, quantity
 from stitchkit.errors import InputError
 from stitchkit.measure.metric import add_metric_flag
-from stitchkit.parser import (
-    Command,
-    add_allow_unreliable_flag,
-    add_anchors_flag,
-    add_device_flag,
-    add_network_flags,
-    add_overlay_flag,
-    new_file,
-)
+from stitchkit.parser import Command, add_network_flags, add_shared, new_file
 
 
 def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="also write the result as a ledger")
     parser.add_argument("--latency", action="store_true", help="also measure the latency of each stitch on this device")
     parser.add_argument("-b", "--batch-size", type=int, default=1, metavar="N", help="batch size for --latency")
-    add_device_flag(parser)
+    add_shared(parser, "--device")
     add_network_flags(parser)
-    add_anchors_flag(parser)
+    add_shared(parser, "--anchors")
     nodes = parser.add_argument_group("where a model can be cut, without data or weights")
     nodes.add_argument("--nodes", metavar="MODEL", help="instead, list the nodes of this model: the modules to cut at")
     about = "with --nodes: library of the model, timm or torchvision (also called pytorch)"
@@ -93,9 +85,9 @@ def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
     about = "what accuracy is weighed against"
     parser.add_argument("--cost", choices=("flops", "params", "latency"), default="flops", help=about)
-    add_allow_unreliable_flag(parser)
+    add_shared(parser, "--allow-unreliable")
     add_metric_flag(parser)
-    add_overlay_flag(parser)
+    add_shared(parser, "--overlay")
     parser.add_argument("--plot", metavar="FILE", help="also draw it, as .png, .svg or .pdf")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,31 +13,6 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.measure.formulas import Floats
 
 _MOST_CLASSES = 255  # the class 255 of a mask is a pixel that does not count
-
-
-class DenseScore(Protocol):
-    """The sums over a task's images, and their figures.
-
-    An image's sums are its own numbers, which depend on the prediction, then those of its truth, which all networks
-    share: zeros if the image does not count.
-    """
-
-    task: ClassVar[str]
-    metric: ClassVar[str]
-    """The figure for comparing networks."""
-    kind: ClassVar[type[np.generic]]
-    """Of each number, in files."""
-
-    @property
-    def own(self) -> int:
-        """How many numbers of an image depend on the prediction."""
-
-    @property
-    def truth(self) -> int:
-        """How many are of the truth."""
-
-    def figures(self, sums: npt.NDArray[Any]) -> dict[str, Floats]:
-        """The figures `[...]` of sums over images `[..., own + truth]`."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +29,7 @@ class SegmentationScore:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_classes <= _MOST_CLASSES:
-            raise InputError(
-                f"segmentation has {self.num_classes} classes; masks can tell 1 to {_MOST_CLASSES} apart; join some"
-            )
+            raise InputError(f"segmentation has {self.num_classes} classes; masks can have 1 to {_MOST_CLASSES}")
 
     @property
     def own(self) -> int:
@@ -106,6 +79,14 @@ class DepthScore:
         sums = np.asarray(sums, float)
         abs_rel, rmse, near = np.moveaxis(sums[..., :3] / np.maximum(sums[..., 3:], 1), -1, 0)
         return {"abs_rel": abs_rel, "rmse": rmse, "delta1": 100 * near}
+
+
+DenseScore: TypeAlias = SegmentationScore | DepthScore
+"""The sums over a task's images, their `figures` and the `metric` that compares networks.
+
+An image's sums are `own` numbers of a `kind`, which depend on the prediction, then those of its `truth`, which all
+networks share: zeros if the image does not count.
+"""
 
 
 def about(score: DenseScore) -> dict[str, object]:

@@ -153,10 +153,8 @@ class Ledger:
         self.rows: list[Row] = read_rows(self.path) if self.path.exists() else []
         for row in self.rows:
             if contradiction := difference(row, space, cost):
-                raise InputError(
-                    f"result file '{self.path}' is from another configuration: {contradiction}; "
-                    "choose another --experiment or move the file away"
-                )
+                fault = f"'{self.path}' is from another configuration: {contradiction}"
+                raise InputError(f"result file {fault}; choose another --experiment or move the file away")
 
     @property
     def missing(self) -> list[int]:

@@ -59,7 +59,7 @@ def read_origin(ledger: str | Path, *, advice: str) -> dict[str, object]:
         return Recipe().flat() | {"recalibrate_bn": 0, "by_agreement": False} | read_settings_file(origin_file(ledger))
     except InputError as error:
         raise InputError(
-            f"'{origin_file(ledger)}', which says how '{ledger}' was measured, cannot be read: {error}; {advice}"
+            f"'{origin_file(ledger)}', the origin of '{ledger}', cannot be read: {error}; {advice}"
         ) from error
 
 

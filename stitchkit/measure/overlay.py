@@ -27,7 +27,7 @@ _WORDS = {
     "acc1": "top-1 accuracies in percent",
     "flops": "FLOPs",
     "params": "parameters",
-    "latency_ms": "latencies in milliseconds",
+    "latency_ms": "latencies in ms",
 }
 _SINGLE = {
     "flops": "give single FLOPs, or name the column 'gmacs' if it counts billions of multiply-adds",
@@ -115,9 +115,7 @@ def _check_columns(tables: Sequence[tuple[Path, Mapping[str, object]]], needs: S
     """Refuse tables without names, or without any figure of one of the `needs`."""
     for path, table in tables:
         if not any(name in table for name in _NAMES):
-            raise InputError(
-                f"'{path}' has no column {_either(_NAMES)} with the names of models; it has {_found(table)}"
-            )
+            raise InputError(f"'{path}' has no column {_either(_NAMES)} of models; it has {_found(table)}")
     has = _found([column for _, table in tables for column in table])
     for figures in needs:
         if not any(_column(table, figure) for _, table in tables for figure in figures):
@@ -196,16 +194,13 @@ def beaten(rows: Sequence[Row], models: Sequence[Row], cost: str) -> list[tuple[
     return pairs
 
 
-_NOUNS = {"flops": "FLOPs", "params": "parameters", "latency_ms": "latency"}
-
-
 def verdict(front: Sequence[Row], models: Sequence[Row], cost: str) -> str:
     """How many rows of a front a single model beats, and where by most."""
     number = counted(len(front), nouns_of(front)[0])
     pairs = beaten(front, models, cost)
     if not pairs:
-        what = f"a single model of the same or a lower cost in {_NOUNS[cost]}"
-        return f"none of {number} on the front is beaten by {what}"
+        noun = "latency" if cost == "latency_ms" else _WORDS[cost]
+        return f"none of {number} on the front is beaten by a single model of the same or a lower cost in {noun}"
     row, model = max(pairs, key=lambda pair: pair[1]["acc1"] - pair[0]["acc1"])
     name = f" ({row['stitch']})" if "stitch" in row else ""
     are = "is" if len(pairs) == 1 else "are"

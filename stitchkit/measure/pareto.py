@@ -28,11 +28,7 @@ _FIGURES = {
 _HEADS = {**dict.fromkeys(_LOWS, "95 %"), "p_front": "P(front)", "tied_with": "tied with"}
 """What some of them are called there."""
 _FRONT, _BAND = "Pareto front", "its 95 % intervals"
-_AXES = {
-    "flops": "FLOPs of one image (multiply-adds)",
-    "params": "parameters",
-    "latency_ms": "latency of a batch (ms)",
-}
+_AXES = {"flops": "FLOPs of one image (multiply-adds)", "params": "parameters", "latency_ms": "latency of a batch (ms)"}
 _ADVICE = {
     "params": "use a ledger made by --eval, or choose another cost",
     "latency_ms": "an evaluation with --latency adds it to a ledger of stitches; for others choose another cost",

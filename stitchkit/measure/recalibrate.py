@@ -92,10 +92,8 @@ def _head_of(spec: DenseSpec) -> nn.Module:
 def num_images(total: int, portions: int | None, size: int = PORTION) -> tuple[int, int]:
     """How many of `total` images renew statistics, and how many others judge these: none after given portions."""
     if total < (_FEWEST if portions else 2 * _FEWEST):
-        raise InputError(
-            f"batch-norm statistics cannot be computed from {counted(total, 'training image')}; give more, or "
-            "--recalibrate-bn 0"
-        )
+        few = counted(total, "training image")
+        raise InputError(f"batch-norm statistics need more than {few}; give more, or --recalibrate-bn 0")
     if portions is not None:
         return _whole(min(total, portions * size), size), 0
     half = _whole(min(total // 2, PORTIONS * size), size)

@@ -18,9 +18,15 @@ from torch import nn
 from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.meta import without_values
 from stitchkit.settings.files import read_settings_file
-from stitchkit.settings.hub_names import cached_folder, has_weights, is_on_hub
 from stitchkit.settings.schema import ModelArguments, image_size, parse
-from stitchkit.settings.short_names import TORCHVISION, torchvision_names, unknown_name
+from stitchkit.settings.short_names import (
+    TORCHVISION,
+    cached_folder,
+    has_weights,
+    is_on_hub,
+    torchvision_names,
+    unknown_name,
+)
 
 _ADAPTED = ("num_classes", "img_size", "in_chans", "patch_size", "window_size")
 """Arguments that timm adapts published weights to; those named `drop*` change no weight."""

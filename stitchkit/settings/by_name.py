@@ -11,10 +11,10 @@ from pydantic.json_schema import JsonSchemaValue
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import from_file
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.hub_names import hub_fault
 from stitchkit.settings.kinds import kind_of
 from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe, flag_of
 from stitchkit.settings.schema import json_schema, parse
+from stitchkit.settings.short_names import hub_fault
 from stitchkit.settings.timm_flags import REFUSALS, REMOVED_VALUES
 
 SETTINGS = {name: group for group, kind in GROUPS.items() for name in kind.__pydantic_fields__}

@@ -83,9 +83,7 @@ class _Loader(Composer, CParser, Resolver):
             raise InputError(f"'{self.path}', line {_line(node)}: write !include and the name of a file")
         included = _compose(self.path.parent / node.value, self.above, self.opened)
         if isinstance(included, yaml.ScalarNode):  # somebody's secret is a single value too
-            raise InputError(
-                f"'{self.path}', line {_line(node)}: '{node.value}' holds a single value, not settings; write it here"
-            )
+            raise InputError(f"'{self.path}', line {_line(node)}: '{node.value}' holds a single value; write it here")
         return included
 
     def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:

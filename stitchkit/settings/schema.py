@@ -252,15 +252,8 @@ def _path(error: ErrorDetails, content: object) -> Sequence[str | int]:
 
 def image_size(value: object) -> tuple[int, int, int]:
     """The size of an image that a file says, `(C, H, W)`."""
-    channels, height, width = parse(_ImageSize, {"input_size": value}).input_size
-    return channels, height, width
-
-
-@dataclass(frozen=True)
-class _ImageSize(Settings):
-    """The size of an image."""
-
-    input_size: tuple[Channels, Side, Side]
+    size: tuple[int, int, int] = parse(tuple[Channels, Side, Side], value, "input_size")
+    return size
 
 
 def as_written(kind: type[Settings]) -> GetPydanticSchema:

@@ -19,14 +19,12 @@ from stitchkit.settings import published
 from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.dense_recipe import DenseRecipe, DenseSpec
-from stitchkit.settings.fields import MOST_RANK, Count, Natural, Times
+from stitchkit.settings.fields import MOST_RANK, Amount, Classes, Count, Natural, Side, Times
 from stitchkit.settings.files import naming, read_settings_file
-from stitchkit.settings.hub_names import hub_fault
 from stitchkit.settings.recipe import Recipe, flag_of
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, json_schema, parse
-from stitchkit.settings.short_names import config_file
+from stitchkit.settings.short_names import config_file, hub_fault
 from stitchkit.settings.timm_flags import REFUSALS
-from stitchkit.settings.zoo_facts import ZooFacts
 
 _RANK = 64
 _ANCHOR_RANK = 16
@@ -68,6 +66,44 @@ class AnchorSpec(Settings):
     def parse(cls, value: object) -> AnchorSpec:
         """A spec from JSON: a timm name, or an object with `name`, `label`, `kwargs` and `checkpoint`."""
         return parse(cls, value, "anchor")
+
+
+@dataclass(frozen=True)
+class ZooFacts(Settings):
+    """What a configuration of the zoo says about itself; `docs/zoo_table.py` measures it.
+
+    Args:
+        stitches: Number of stitches.
+        flops: FLOPs of the cheapest and of the costliest stitch, for one image.
+        input_size: Channels, height and width of an image.
+        num_classes: Number of classes; 0 for networks without a classifier.
+        licence: Licence of the weights as timm states it, such as `apache-2.0`.
+        tokens: Of networks without a classifier, the features of each anchor: prefix tokens, rows and columns.
+    """
+
+    stitches: Count
+    flops: tuple[Amount, Amount]
+    input_size: tuple[Side, Side, Side]
+    num_classes: Classes
+    licence: StrictStr = Field(min_length=1)
+    tokens: tuple[tuple[Natural, Count, Count], ...] = ()
+
+    @property
+    def classes(self) -> str:
+        """The number of classes in words."""
+        return str(self.num_classes) if self.num_classes else "headless"
+
+    @property
+    def image(self) -> str:
+        """The size of an image in words: `224`, or `224x192` if it is not square."""
+        _, height, width = self.input_size
+        return str(height) if height == width else f"{height}x{width}"
+
+    @property
+    def positions(self) -> str:
+        """The features in words: `16 x 16 + 5` with five prefix tokens; of each anchor, if they differ."""
+        words = [f"{height} x {width}" + f" + {prefix}" * (prefix > 0) for prefix, height, width in self.tokens]
+        return ", ".join(words if len({*words}) > 1 else words[:1])
 
 
 def _check_joints(joints: tuple[str, ...]) -> tuple[str, ...]:

@@ -8,8 +8,7 @@ from itertools import takewhile
 from stitchkit.display import quantity
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.short_names import short_names
-from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.settings.zoo_facts import ZooFacts
+from stitchkit.settings.stitch_config import StitchConfig, ZooFacts
 
 HEAD = ("name", "anchors", "stitches", "FLOPs", "classes", "image", "licence")
 

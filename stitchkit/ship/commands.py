@@ -12,16 +12,7 @@ from pydantic.dataclasses import dataclass
 from stitchkit.display import count, counted
 from stitchkit.errors import InputError
 from stitchkit.measure.metric import add_metric_flag
-from stitchkit.parser import (
-    DATA_FLAGS,
-    Command,
-    add_allow_unreliable_flag,
-    add_device_flag,
-    add_network_flags,
-    add_overlay_flag,
-    at_least,
-    new_file,
-)
+from stitchkit.parser import DATA_FLAGS, Command, add_network_flags, add_shared, at_least, new_file
 from stitchkit.settings.fields import Batch, Count, Workers
 from stitchkit.settings.schema import Settings, parse
 
@@ -67,7 +58,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
     about = "take the cheapest stitch that is statistically tied with the most accurate one within the budget"
     parser.add_argument("--confident", action="store_true", help=about)
     add_metric_flag(parser)
-    add_allow_unreliable_flag(parser)
+    add_shared(parser, "--allow-unreliable")
 
 
 def _budget(flags: argparse.Namespace) -> Budget:
@@ -81,7 +72,7 @@ def _budget(flags: argparse.Namespace) -> Budget:
 def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
     _add_budget(parser)
-    add_overlay_flag(parser)
+    add_shared(parser, "--overlay")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     about = "stitch configuration: adds names, parameters and, with --max-latency-ms, latencies measured here"
     add_network_flags(parser, config=about)
@@ -237,7 +228,7 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     about = "loader processes, at most one for each core"
     parser.add_argument("-j", "--workers", type=int, metavar="N", help=about)
     parser.set_defaults(**asdict(PredictSettings()))
-    add_device_flag(parser)
+    add_shared(parser, "--device")
 
 
 def _predict(flags: argparse.Namespace) -> None:
@@ -297,8 +288,7 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stitch_config", "--stitch-config", metavar="JSON", help=about)
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the page")
     add_metric_flag(parser)
-    add_overlay_flag(parser)
-    add_allow_unreliable_flag(parser)
+    add_shared(parser, "--overlay", "--allow-unreliable")
 
 
 def _report(flags: argparse.Namespace) -> None:
@@ -330,7 +320,7 @@ def _add_serve_flags(parser: argparse.ArgumentParser) -> None:
     _add_trained(parser, data_for="supplies class names if the checkpoint has none")
     parser.add_argument("--ledger", required=True, metavar="FILE", help="ledger that --eval wrote for this SN-Net")
     parser.add_argument("--port", type=int, metavar="N", help="port; by default the first free one from 7860")
-    add_device_flag(parser)
+    add_shared(parser, "--device")
 
 
 def _serve(flags: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -101,6 +101,7 @@ def export(
                 file_bytes=draft.stat().st_size,
                 snnet_latency=times[0],
                 file_latency=times[1],
+                reader=oldest_runtime(draft) if path.suffix == ".onnx" else "",
             )
         except InputError:
             raise
@@ -113,10 +114,6 @@ def export(
             ) from error
         if fault := _fault(report, is_int8=calibration is not None):
             raise InputError(f"'{path}' was not written: {fault}")
-        if path.suffix == ".onnx":
-            report = replace(
-                report, reader="opset {}, read by ONNX Runtime {} and newer".format(*oldest_runtime(draft))
-            )
         sync(draft)
         draft.replace(path)
     return report

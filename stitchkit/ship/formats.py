@@ -14,13 +14,9 @@ About = Mapping[str, Any]
 
 
 _PACKAGES: dict[str, tuple[str, ...]] = {
-    ".safetensors": (),
-    ".onnx": ("onnx", "onnxruntime", "onnxscript"),
-    ".pt2": (),
-}
+    ".safetensors": (), ".onnx": ("onnx", "onnxruntime", "onnxscript"), ".pt2": ()
+}  # fmt: skip
 """By the suffix of a file, the packages beyond the core that it needs."""
-
-
 _RUNTIMES = (
     ("1.7", 13, 7), ("1.8", 14, 7), ("1.9", 15, 8), ("1.11", 16, 8), ("1.12", 17, 8), ("1.14", 18, 8), ("1.15", 19, 8),
     ("1.16", 19, 9), ("1.17", 20, 9), ("1.18", 21, 10),
@@ -31,15 +27,15 @@ Source: its page on compatibility, https://onnxruntime.ai/docs/reference/compati
 """
 
 
-def oldest_runtime(path: str | Path) -> tuple[int, str]:
-    """The opset of an ONNX file, and the oldest ONNX Runtime that reads it; by default the one that is installed."""
+def oldest_runtime(path: str | Path) -> str:
+    """The opset of an ONNX file and the oldest ONNX Runtime that reads it, in words; by default the installed one."""
     import onnx
     import onnxruntime
 
     model = onnx.load(path, load_external_data=False)
     (opset,) = (each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
     readers = (version for version, most, form in _RUNTIMES if most >= opset and form >= model.ir_version)
-    return opset, next(readers, onnxruntime.__version__)
+    return f"opset {opset}, read by ONNX Runtime {next(readers, onnxruntime.__version__)} and newer"
 
 
 def suffix_of(path: str | Path, *, int8: bool = False, opset: int | None = None) -> str:

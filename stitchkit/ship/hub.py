@@ -80,9 +80,7 @@ class HubSNNet(
     ):
         self.config = read_config(stitch_config)
         if self.config.dense is not None:
-            raise InputError(
-                "a network for dense prediction has no folder for the Hub yet; share its stitches by stitchkit export"
-            )
+            raise InputError("a network for dense prediction has no folder for the Hub; use stitchkit export")
         parts = anchors_and_space(
             self.config, pretrained=False, num_classes=num_classes, img_size=img_size, in_chans=in_chans
         )
@@ -191,14 +189,9 @@ class HubSNNet(
         except InputError as error:
             raise InputError(f"'{name}': {error}") from error
         except HFValidationError as error:
-            raise InputError(
-                f"'{name}' is neither an existing folder nor the name of a repository; check the path, or give "
-                "user/name"
-            ) from error
+            raise InputError(f"'{name}' is neither a folder nor user/name of a repository; check it") from error
         except Exception as error:  # the hub's client raises many kinds
-            raise InputError(
-                f"'{name}' cannot be loaded: {one_line(error)}; check the folder, or name and network"
-            ) from error
+            raise InputError(f"'{name}' cannot be loaded: {one_line(error)}; check folder, name and network") from error
         return model
 
     @classmethod

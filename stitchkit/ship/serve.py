@@ -41,9 +41,7 @@ class Demonstration:
         if not trained.model.num_classes:
             raise no_classes("the SN-Net")
         if trained.config.dense is not None:
-            raise InputError(
-                "the SN-Net predicts for each pixel, and the page shows classes of images; use stitchkit predict"
-            )
+            raise InputError("the SN-Net predicts maps, and the page shows classes of images; use stitchkit predict")
         self._trained = trained
         self._model = trained.model
         self._device = next(trained.model.parameters()).device

@@ -42,13 +42,9 @@ def load_stitch(path: str | Path) -> RouteNetwork | DenseRoute:
             about = json.loads((file.metadata() or {}).get(_KEY, "null"), object_pairs_hook=unique_keys)
         weights = load_file(path)
     except Exception as error:  # a garbled file can make the reader raise anything
-        raise InputError(
-            f"'{path}' is not a safetensors file, or is damaged ({one_line(error)}); export it again"
-        ) from error
+        raise InputError(f"'{path}' is not a safetensors file, or damaged ({one_line(error)}); export again") from error
     if not isinstance(about, dict):
-        raise InputError(
-            f"'{path}' is not an exported stitch; make one by stitchkit export, or use stitchkit.load_checkpoint"
-        )
+        raise InputError(f"'{path}' is not an exported stitch; use stitchkit export, or stitchkit.load_checkpoint")
     with prefixed(f"'{path}' cannot be used: "):
         net = build(about)
     load_content(net, weights, path)

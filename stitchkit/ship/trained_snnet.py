@@ -162,15 +162,11 @@ def check_origin(ledger: str | Path, trained: Trained, *, otherwise: str) -> Non
     before = {"weights_sha256": trained.weights_sha256} | read_origin(ledger, advice=otherwise)
     now = {"model_ema": recipe.optim.model_ema, "recalibrate_bn": recipe.run.recalibrate_bn}
     if key := changed(before, now):
-        raise InputError(
-            f"ledger '{ledger}' was measured with {key} {before[key]}, not {now[key]}; give the same "
-            f"{flag_of(key)}, or {otherwise}"
-        )
+        fault = f"was measured with {key} {before[key]}, not {now[key]}"
+        raise InputError(f"ledger '{ledger}' {fault}; give the same {flag_of(key)}, or {otherwise}")
     if before["weights_sha256"] != trained.weights_sha256:
-        raise InputError(
-            f"ledger '{ledger}' was measured with other weights than '{recipe.run.resume}'; give the checkpoint it was "
-            f"measured with, or {otherwise}"
-        )
+        fault = f"was measured with other weights than '{recipe.run.resume}'"
+        raise InputError(f"ledger '{ledger}' {fault}; give the checkpoint it was measured with, or {otherwise}")
     check_statistics(trained.model.statistics, ledger, read_rows(ledger))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stitchkit import cli
 from stitchkit.errors import InputError
-from stitchkit.parser import Command, add_device_flag, parser_of
+from stitchkit.parser import Command, add_shared, parser_of
 
 _SEEDS = (0, 1, 2)
 _SEED_LIMIT = 2**31
@@ -27,7 +27,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     about = f"one run of each row for each of them; by default {' '.join(map(str, _SEEDS))}"
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="N", help=about)
     parser.add_argument("--table", action="store_true", help="only print the table of what is measured so far")
-    add_device_flag(parser)
+    add_shared(parser, "--device")
 
 
 def _evidence(flags: argparse.Namespace) -> None:

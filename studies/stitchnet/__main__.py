@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from stitchkit import cli
 from stitchkit.errors import InputError
-from stitchkit.parser import REPEAT, Command, add_picture_format, parser_of
+from stitchkit.parser import REPEAT, Command, add_shared, parser_of
 from stitchnet.commands import add_output_flags, begun
 from stitchnet.settings import ComposeSettings, add_flags, flag_of
 from studies.stitchnet.experiments import EXPERIMENTS, study
@@ -17,7 +17,7 @@ from studies.stitchnet.tuning import TuningSettings
 def _add_flags(command: argparse.ArgumentParser) -> None:
     about = "the experiment; writes DIR/EXPERIMENT.csv and a picture"
     command.add_argument("experiment", choices=tuple(EXPERIMENTS), help=about)
-    add_picture_format(command)
+    add_shared(command, "--format")
     add_flags(command, TuningSettings, top=10)
     add_output_flags(command)
 

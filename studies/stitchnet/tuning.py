@@ -26,8 +26,8 @@ from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.training_state import restore, training_state
 from stitchkit.errors import InputError, unknown
-from stitchkit.networks.classifier import classifier_of
 from stitchkit.networks.mode import evaluating
+from stitchkit.networks.timm_model import classifier_of
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchkit.settings.fields import Count, flag
 from stitchkit.training.task import StitchTask

@@ -438,7 +438,7 @@ def test_a_recalibrated_stitch_is_exported_as_it_was_measured(tmp_path, images, 
     [
         ("weights_sha256: '00'", "measured with other weights than"),
         ("model_ema: true", "measured with model_ema True, not False; give the same --model-ema"),
-        ("- ]", "ledger.txt' was measured, cannot be read: "),
+        ("- ]", "ledger.txt', cannot be read: "),
     ],
 )
 def test_a_ledger_of_other_weights_chooses_nothing(run, capsys, origin, message):

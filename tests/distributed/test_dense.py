@@ -327,7 +327,7 @@ def test_what_is_for_classes_of_images_is_refused(trained, images, tmp_path, cap
     _, folder = trained
     weights, exported = ["--resume", str(folder / "trained/last.pth.tar")], str(tmp_path / "stitch.safetensors")
     settings = ["-c", str(folder / "trained/args.yaml"), *weights]
-    with pytest.raises(InputError, match="has no folder for the Hub yet"):
+    with pytest.raises(InputError, match="has no folder for the Hub"):
         stitchkit.HubSNNet(content(folder / "trained")["stitch_config"])
     assert main(["export", *settings, "--cfg_id", "1", "-o", exported]) == 0
     capsys.readouterr()

@@ -330,8 +330,8 @@ def error_of_one_rank(subject, images, folder, first):
     said = (folder / "said").read_text()
     assert "Traceback" not in said
     errors = [line for line in said.splitlines() if line.startswith("stitchkit: error: ")]
-    assert sum("another rank has ended; " in line for line in errors) == len(errors) - 1 == 1
-    return next(line for line in errors if "another rank has ended; " not in line)
+    assert sum("another rank has ended and says why" in line for line in errors) == len(errors) - 1 == 1
+    return next(line for line in errors if "another rank has ended and says why" not in line)
 
 
 def kill_loaders(rank):
@@ -547,7 +547,7 @@ def test_a_disk_that_is_gone_ends_the_run(subject, trained, tmp_path, monkeypatc
     for path in folder.glob("train/*/*.png"):
         path.write_bytes(b"")
     assert trained("gone", "--epochs", "1", data=folder) == 2
-    assert "10 images of the train split in a row cannot be read (UnidentifiedImageError: " in capsys.readouterr().err
+    assert "10 images of the train split in a row are unreadable (UnidentifiedImageError: " in capsys.readouterr().err
 
 
 def test_labels_without_a_class_are_skipped(images, caplog):

@@ -307,7 +307,7 @@ def test_a_dry_run_takes_only_absent_data_for_missing(images, tmp_path, capsys):
     assert "has no held_out/ folder" in refusal(capsys, path, "out", "--dry-run")
     path = write_job(tmp_path, job_config("nowhere"))
     assert "unknown data set 'nowhere'" in refusal(capsys, path, "out", "--dry-run")
-    absent = {"cifar10": "name the folder with", "aid": "has no train/", "hfds/nobody/nothing": "cannot be opened"}
+    absent = {"cifar10": "give --data the folder", "aid": "has no train/", "hfds/nobody/nothing": "cannot be opened"}
     for name, words in absent.items():
         path = write_job(tmp_path, job_config(name))
         assert main(["job", "-c", str(path), "--dry-run"]) == 0

@@ -177,7 +177,7 @@ def test_a_class_that_a_hugging_face_set_lacks_is_refused(kind, data):
     images = open_dataset(source, "train")
     assert [images[number][1] for number in range(3)] == [1, 0, 2]
     (data / "map.pkl").write_bytes(pickle.dumps(numbers | {7 if kind == "numbers" else "purple": 3}))
-    message = rf"the class map names classes that '{source.name}' does not have: (7|purple); correct or remove them"
+    message = rf"the class map names classes that '{source.name}' lacks: (7|purple); correct or remove them"
     with pytest.raises(InputError, match=message):
         open_dataset(source, "train")
 

@@ -270,7 +270,7 @@ def test_a_stream_is_read_by_as_many_processes_as_have_a_shard(loaders, tmp_path
     assert len(list(found.train)) == len(found.train) == 4
     assert "the train-0.tar split has 1 shard for each rank; one loader process reads each" in caplog.text
     for split in (found.train, found.validation):
-        with pytest.raises(InputError, match="split has fewer shards than the 2 ranks; write more shards, or start fe"):
+        with pytest.raises(InputError, match="split has fewer shards than the 2 ranks; write more, or start fe"):
             workers_for(split.dataset, 0, World(0, 2, torch.device("cpu")))
 
 

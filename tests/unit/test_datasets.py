@@ -561,5 +561,5 @@ def test_names_that_do_not_exist():
         InputError, match="'RESISC45' is an image folder, and 'resisc45' has no train/; put it there, or w"
     ):
         open_dataset("RESISC45", root=None, split="train")
-    with pytest.raises(InputError, match="name the folder with eurosat/2750/"):
+    with pytest.raises(InputError, match="give --data the folder with eurosat/2750/"):
         open_dataset("EuroSAT", root=None, split="train")

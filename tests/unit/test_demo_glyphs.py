@@ -43,7 +43,7 @@ def test_the_folder_has_labels_where_it_says(tmp_path, capsys):
     folder = tmp_path / "glyphs"
     assert main(["demo-data", "glyphs", str(folder)]) == 0
     assert capsys.readouterr().out == (
-        f"2200 training and 880 validation images of 44 glyphs, and 4400 without labels, are in {folder}\n"
+        f"2200 training, 880 validation and 4400 unlabelled images of 44 glyphs are in {folder}\n"
     )
     for split in ("train", "validation"):
         images = open_dataset(Source("", str(folder)), split)

@@ -131,6 +131,6 @@ def test_nothing_to_judge_is_an_error():
 def test_a_damaged_origin_of_a_ledger_is_reported_in_one_line(text, tmp_path):
     path = tmp_path / "stitches_res.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"says how '.*' was measured, cannot be read: .*; choose another") as caught:
+    with pytest.raises(InputError, match=r"the origin of '.*', cannot be read: .*; choose another") as caught:
         _check_origin(path.with_suffix(".txt"), {"seed": 1})
     assert "\n" not in str(caught.value)

@@ -287,9 +287,9 @@ def test_a_pickle_in_a_folder_is_never_opened(model, folder):
 
 
 def test_what_is_neither_folder_nor_repository_is_refused_with_one_sentence(tmp_path):
-    with pytest.raises(stitchkit.InputError, match="neither an existing folder nor the name of a repository"):
+    with pytest.raises(stitchkit.InputError, match="neither a folder nor user/name of a repository"):
         stitchkit.HubSNNet.from_pretrained(tmp_path / "no/such/folder")
-    with pytest.raises(stitchkit.InputError, match=r"cannot be loaded: .*; check the folder, or name and network"):
+    with pytest.raises(stitchkit.InputError, match=r"cannot be loaded: .*; check folder, name and network"):
         stitchkit.HubSNNet.from_pretrained("user/pico", local_files_only=True, cache_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(stitchkit.InputError, match="has no 'stitch_config'"):

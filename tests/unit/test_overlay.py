@@ -75,8 +75,8 @@ def test_without_image_sizes_costs_are_joined_by_name(file):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no column 'name' or 'model' with the names of models; it has no columns"),
-        ("modle,acc1\nm,80\n", "with the names of models; it has the columns modle, acc1"),
+        ("", "has no column 'name' or 'model' of models; it has no columns"),
+        ("modle,acc1\nm,80\n", "of models; it has the columns modle, acc1"),
         ("name,flops\nm,5e9\n", "needs top-1 accuracies in percent: a column 'acc1' or 'top1' or 'accuracy';"),
         ("name,acc1\nm,80\n", "needs FLOPs: a column 'flops' or 'gmacs' or 'infer_gmacs'; it has the columns name"),
         ("name,flops,acc1\nm,5e9,\n,5e9,80\n", "none of 1 model of --overlay has both an accuracy and FLOPs"),

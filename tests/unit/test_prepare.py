@@ -229,8 +229,7 @@ def test_the_command_prepares_the_other_sets_of_a_persons_own_collection(tmp_pat
     assert "aid: it cannot be downloaded: get AID.zip" in printed.out
     assert "eurosat: 43 train" in printed.out
     assert printed.err.splitlines() == [
-        "stitchkit: error: still missing: aid; follow the advice above for each and run the command again, which "
-        "resumes with these"
+        "stitchkit: error: still missing: aid; follow the advice above, then run the command again"
     ]
     command[3] = "--root"  # its older name
     assert main([*command, "--only", "eurosat"]) == 0

@@ -203,7 +203,7 @@ def test_spellings_and_values_that_are_left_out():
         ("--aug-splits 2 --mixup 0.8", "keeps one part of a batch clean"),
         ("--aug-splits 2 --no-prefetcher", "cannot be combined"),
         ("--amp --model-dtype bfloat16", "--amp chooses the precision"),
-        ("--base-lr-scale 0.1", "use --lr for a --model"),
+        ("--base-lr-scale 0.1", "requires an SN-Net; omit it"),
         ("--lr-noise 0.1 0.2 0.3", "its start and end"),
         ("--epoch-repeats 2", "use more --epochs"),
         ("--epoch-repeats 2 --dataset wds/x", "use more --epochs"),

@@ -1,24 +1,7 @@
 """Folders of images with masks or depth maps, in the layouts of published data sets.
 
-The folder ROOT decides its layout; SPLIT is any name in `stitchkit.data.split_rule`. Hidden files and masks without an
-image are ignored, and inner folders belong to a file's name.
-
-**Paired folders**: `ROOT/SPLIT/images/` with `ROOT/SPLIT/masks/`, or `ROOT/images/SPLIT/` with `ROOT/masks/SPLIT/`;
-`depths/` in place of `masks/`. Names agree but for the suffix. A mask is a PNG of class numbers from 0, grey or with a
-palette; 255 is ignored. A depth map is a 16-bit PNG in millimetres or a `.npy` file of floats in metres; 0 is unknown.
-`ROOT/classes.txt` names the classes, one in each line.
-
-**ADE20K** for scene parsing: `images/` and `annotations/` with `training/` and `validation/`, recognised by files named
-`ADE_*`, or by `objectInfo150.txt`, which names the classes, or `sceneCategories.txt` in ROOT. Its 150 classes are
-numbered from 1; 0 is ignored.
-
-**COCO-Stuff** as in mmsegmentation: `images/` and `annotations/` with `train2014/` and `test2014/` (10k) or
-`train2017/` and `val2017/` (164k), and masks `NAME_labelTrainIds.png`. Its 171 classes, named in `ROOT/classes.txt`,
-are numbered from 1 in the 10k release, where 0 is ignored, and from 0 in the other.
-
-**NYUv2** as in BTS: each line of `ROOT/nyu_train.txt` and `ROOT/nyu_test.txt` has an image, its depth map (16-bit PNG
-in millimetres) and an unused focal length. Paths begin at ROOT and stay in it; lines with the depth map `None` are
-skipped.
+`docs/dense.md` describes them. Hidden files and masks without an image are ignored, and inner folders belong to a
+file's name.
 
 Source: mmsegmentation 1.2 (`docs/en/user_guides/2_dataset_prepare.md`, `tools/dataset_converters/coco_stuff10k.py`) and
 the Monocular-Depth-Estimation-Toolbox (`depth/datasets/nyu.py`).
@@ -162,9 +145,7 @@ def _by_name(folder: Path, suffixes: frozenset[str] = frozenset(), ending: str =
             continue
         name = name.removesuffix(ending)
         if name in paths_by_name:
-            raise InputError(
-                f"'{paths_by_name[name]}' and '{path}' have the same name but for the suffix; keep one of them"
-            )
+            raise InputError(f"'{paths_by_name[name]}' and '{path}' differ only in their suffix; keep one of them")
         paths_by_name[name] = path
     return paths_by_name, notes
 
@@ -205,9 +186,7 @@ def _read_object_info(root: Path) -> tuple[str, ...]:
         return ()
     names = [line.split("\t")[-1].strip() for line in _lines(path)[1:]]
     if len(names) != 150 or not all(names):
-        raise InputError(
-            f"'{path}' does not name 150 classes below its header; restore it from the release, or remove it"
-        )
+        raise InputError(f"'{path}' does not name 150 classes below its header; restore or remove it")
     return tuple(names)
 
 
@@ -218,15 +197,11 @@ def _nyu(root: Path, split: str, task: str) -> PairFiles | None:
     rows = [_row(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
     kept = [(image, depth) for image, depth in rows if depth != "None"]
     if not kept:
-        raise InputError(
-            f"'{path}' lists no image with a {NOUNS[task]}; each line needs an image and its {NOUNS[task]}"
-        )
+        raise InputError(f"'{path}' lists no image with a {NOUNS[task]}; each line needs both")
     files = [(os.path.join(root, image), os.path.join(root, depth)) for image, depth in kept]
     if missing := [file for pair in files for file in pair if not os.path.isfile(file)]:
-        raise InputError(
-            f"{counted(len(missing), 'file')} in '{path}' do not exist: {listed(missing)}; check that its paths begin "
-            f"at '{root}'"
-        )
+        fault = f"{counted(len(missing), 'file')} in '{path}' do not exist: {listed(missing)}"
+        raise InputError(f"{fault}; check that its paths begin at '{root}'")
     notes = (
         f"; {counted(len(rows) - len(kept), 'line')} without a {NOUNS[task]} ignored" if len(kept) < len(rows) else ""
     )
@@ -241,9 +216,7 @@ def _row(path: Path, number: int, line: str) -> tuple[str, str]:
     image, depth = (word if word == "None" else os.path.normpath(word.lstrip("/\\")) for word in words[:2])
     for member in (image, depth):
         if member.split(os.sep)[0] == ".." or "\0" in member:
-            raise InputError(
-                f"line {number} of '{path}' names '{member}', which is not within '{path.parent}'; move it there"
-            )
+            raise InputError(f"line {number} of '{path}' names '{member}', outside '{path.parent}'; move it there")
     return image, depth
 
 

@@ -20,9 +20,7 @@ from stitchkit.errors import InputError, one_line
 IGNORED = 255
 """The class number of pixels that neither train nor count."""
 MOST_CLASSES = 255
-NOT_UPRIGHT = (
-    "is turned by its EXIF orientation, and its map is not; save it upright, or read it as stored by --no-exif"
-)
+NOT_UPRIGHT = "is turned by its EXIF orientation, and its map is not; save it upright, or add --no-exif"
 UNKNOWN_DEPTH = 0.0
 """The depth of pixels that were not measured."""
 
@@ -65,9 +63,7 @@ def _check_file(content: Content) -> None:
 def _check_mode(kind: str, name: str, mode: str) -> None:
     if kind == "mask" and mode not in _MASK_MODES:
         what = "an image with transparency" if mode.startswith("LA") else "a colour image"
-        raise InputError(
-            f"mask '{name}' is {what} (mode {mode}), not class numbers; save it as a grey PNG, or as one with a palette"
-        )
+        raise InputError(f"mask '{name}' is {what} (mode {mode}), not class numbers; save it as a grey or palette PNG")
     if kind == "depth map" and mode not in (*_MILLIMETRES, "F"):
         what = "a 1-bit image" if mode == "1" else "an 8-bit image"
         raise InputError(

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from torch.utils.data import Dataset
 
-from stitchkit.data.changes import Changes
 from stitchkit.data.decoding import UPRIGHT, Decoding
 from stitchkit.data.dense.columns import PairRows, open_rows
 from stitchkit.data.dense.layouts import NOUNS, PairFiles, find_pairs
@@ -31,6 +30,7 @@ from stitchkit.data.dense.maps import (
     read_image,
     read_mask,
 )
+from stitchkit.data.labelled_images import Changes
 from stitchkit.data.split_rule import names_of
 from stitchkit.display import counted, listed, plural
 from stitchkit.errors import InputError, one_line, unknown
@@ -149,7 +149,7 @@ def open_pairs(
     """Open one split of a data set of images with masks or depth maps, by the rule of `split_rule`.
 
     Args:
-        root: A folder in one of the layouts of `stitchkit.data.dense.layouts`, or `hfds/` and a Hugging Face data set.
+        root: A folder as in `docs/dense.md`, or `hfds/` and a Hugging Face data set.
         num_classes: Where the data set does not say it; with 0, the masks of the training split are read to count them.
         given_in: The settings file that gives `num_classes`, for messages; a flag of a command overrules it.
         target_key: Column of masks or depth maps; empty for the first with a usual name.
@@ -200,9 +200,7 @@ def _count_classes(source: PairFiles | PairRows, open_split: Callable[[str], Pai
         try:
             source = open_split("train")
         except InputError as error:
-            raise InputError(
-                f"the number of classes is not known, and there are no training masks; {advice}"
-            ) from error
+            raise InputError(f"the number of classes is unknown, and there are no training masks; {advice}") from error
     masks = counted(len(source.names), "mask")
     _logger.info(
         "reading the %s of the %s split to count the classes; to save this time, %s", masks, source.split, advice
