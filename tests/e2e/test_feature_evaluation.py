@@ -87,7 +87,8 @@ def test_images_are_read_once_for_all_stitches_and_the_seed_chooses_the_bank(eva
     banks = []
     for name, seed in {"ten": "1", "again": "1", "other": "2"}.items():
         read.clear()
-        assert main([*evaluate, name, "--bank-images", "10", "--seed", seed]) == 0
+        few = [] if name == "ten" else ["--eval-stitches", "3"]
+        assert main([*evaluate, name, "--bank-images", "10", "--seed", seed, *few]) == 0
         banks.append([index for split, index in read if split == "train"])
     assert [len(set(bank)) for bank in banks] == [10, 10, 10]
     assert banks[0] == banks[1] != banks[2]
@@ -169,7 +170,7 @@ def test_stitches_with_statistics_of_their_own_are_judged_with_these(images, tmp
 
 def test_an_anchor_that_is_joined_to_itself_keeps_all_that_the_fit_can_see(evaluated):
     folder, evaluate = evaluated
-    assert main([*evaluate, "self", "--self-stitch"]) == 0
+    assert main([*evaluate, "self", "--self-stitch", "--eval-stitches", "0-3"]) == 0
     found = {row["cfg_id"]: row for row in rows(folder, "self")}
     assert [cfg_id for cfg_id, row in found.items() if "self_cosine" in row] == [1, 2], "the anchors that are ends"
     for cfg_id in (1, 2):

@@ -122,9 +122,7 @@ def printed(said):
     return [shlex.split(line) for line in re.findall(r": (stitchkit .*)", said)]
 
 
-@pytest.mark.parametrize(
-    "kind", mostly_full(KINDS, quick=["features of files", "features on other classes", "features of photos"])
-)
+@pytest.mark.parametrize("kind", mostly_full(KINDS, quick=["features of files"]))
 def test_what_is_printed_runs(place, tmp_path, caplog, kind):
     caplog.set_level("INFO")
     data, network = (part(place) for part in KINDS[kind])
