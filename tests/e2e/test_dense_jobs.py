@@ -351,6 +351,7 @@ def test_tasks_share_settings_that_one_of_them_uses(data):
         config["train_config"].pop("train_num_samples", None)
 
 
+@pytest.mark.full  # the plan and the report of a cross are quick in the tests of sweeps
 def test_heads_of_both_kinds_on_the_encoders_of_both(data, tmp_path):
     """Each cell is what its two halves give together. The jobs run here, because processes take long to start."""
     trained = {}

@@ -198,6 +198,7 @@ def saved(path, network, **about):
     return str(path)
 
 
+@pytest.mark.full  # two ResNets of real size; one of timm is quick
 def test_an_anchor_of_torchvision_brings_the_preparation_of_its_checkpoint(tmp_path):
     pair = [{"name": f"torchvision/{name}", "kwargs": {"num_classes": 4}} for name in ("resnet18", "resnet34")]
     image = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3, "crop_pct": 0.7}
