@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +25,37 @@ def find_browser() -> str | None:
 
 
 @contextmanager
-def open_page(address: str) -> Iterator[tuple[Any, list[str]]]:
-    """A page in a headless Chromium, and the errors in it so far; skips where there is none.
-
-    Everything that the page asks for elsewhere than at its own address counts as gone wrong.
-    """
+def running_browser() -> Iterator[Any]:
+    """A headless Chromium; skips where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if (path := find_browser()) is None:
         pytest.skip("there is no Chromium; install one, or name it in STITCHKIT_CHROMIUM")
-    wrong: list[str] = []
-    own = "/".join(address.split("/")[:3])
     with playwright.sync_playwright() as library:
         browser = library.chromium.launch(executable_path=path, args=["--no-sandbox"])
         try:
-            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def open_page(address: str, browser: Any = None) -> Iterator[tuple[Any, list[str]]]:
+    """A page in a browser, by default one of its own, and the errors in the page so far.
+
+    Everything that the page asks for elsewhere than at its own address counts as gone wrong.
+    """
+    wrong: list[str] = []
+    own = "/".join(address.split("/")[:3])
+    with running_browser() if browser is None else nullcontext(browser) as opened:
+        page = opened.new_page(viewport={"width": 1280, "height": 900})
+        try:
             page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
             page.on("pageerror", lambda error: wrong.append(str(error)))
             page.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
             page.goto(address)
             yield page, wrong
         finally:
-            browser.close()
+            page.close()
 
 
 @contextmanager

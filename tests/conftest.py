@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import SHARED, write_images
+from tests.once import shared_images
+from tests.support import SHARED
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,8 +32,8 @@ def short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image folder with 4 classes, 64 images to train and 20 to validate."""
-    return write_images(tmp_path_factory.mktemp("images"))
+    """An image folder with 4 classes, 64 images to train and 20 to validate; a test that changes images copies them."""
+    return shared_images(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

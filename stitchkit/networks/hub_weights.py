@@ -133,6 +133,10 @@ def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
         raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {difference}; {ADVICE}")
 
 
+_FITTING = set[str]()
+"""Models that fit, by name and arguments: a command builds the same one several times."""
+
+
 def check_size(name: str, kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments, also those in the folder of a model, that make it too large for this machine's memory."""
     arguments = {**_folder_arguments(name), **kwargs}
@@ -141,7 +145,9 @@ def check_size(name: str, kwargs: Mapping[str, Any]) -> None:
     sides = arguments.get("img_size") or 0
     if not changed and max(sides if isinstance(sides, list | tuple) else [sides]) <= _USUAL_SIDE:
         return
-    check_memory(lambda: timm.create_model(name, **kwargs), f"'{name}' with {arguments}")
+    if (what := f"'{name}' with {arguments}") not in _FITTING:
+        check_memory(lambda: timm.create_model(name, **kwargs), what)
+        _FITTING.add(what)
 
 
 def check_memory(build: Callable[[], nn.Module], what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from inspect import cleandoc
 from itertools import takewhile
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
@@ -203,10 +204,16 @@ def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[
         name: Names of the top-level keys in messages, such as their flags; by default their place in the file.
     """
     try:
-        made: Kind = TypeAdapter(kind).validate_python(content)
+        made: Kind = _adapter(kind).validate_python(content)  # type: ignore[arg-type] # kinds are hashable
     except ValidationError as error:
         raise _refusal(error, content, place, name) from None
     return made
+
+
+@cache
+def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
+    """What checks settings of a kind; it takes milliseconds to make."""
+    return TypeAdapter(kind)
 
 
 def _refusal(error: ValidationError, content: object, place: str, name: Callable[[str], str] | None) -> InputError:

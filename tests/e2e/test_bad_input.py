@@ -10,6 +10,7 @@ import torch
 
 from stitchkit.cli import main
 from tests.commands import refused
+from tests.once import trained_snnet
 from tests.support import FLAGS, pico_config, write_config, write_images
 
 
@@ -175,19 +176,10 @@ def test_the_settings_of_a_resumed_run_begin_another_one(images, config, tmp_pat
     assert (tmp_path / "two/summary.csv").read_text().splitlines()[1].startswith("0,")
 
 
-@pytest.fixture(scope="module")
-def finished(images, tmp_path_factory):
-    """The folder of a finished run."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = write_config(folder / "pico.json")
-    assert main(["train", str(images), "--stitch_config", str(config), *FLAGS, "--output", str(folder)]) == 0
-    return folder / "pico"
-
-
 @pytest.fixture
-def trained(finished, config, tmp_path):
+def trained(config, tmp_path, tmp_path_factory):
     """A finished run of this configuration, as if it had been trained here."""
-    shutil.copytree(finished, tmp_path / "pico", symlinks=True)
+    shutil.copytree(trained_snnet(tmp_path_factory) / "run", tmp_path / "pico", symlinks=True)
     return tmp_path / "pico"
 
 
@@ -204,10 +196,9 @@ def test_a_second_run_does_not_overwrite_the_first(capsys, images, config, train
 
 
 def test_resuming_another_run_into_this_folder(capsys, images, config, trained, tmp_path):
-    flags = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
-    assert main([str(flag) for flag in ("train", *flags, "--experiment", "other", "--epochs", "1")]) == 0
+    other = shutil.copytree(trained, tmp_path / "other")
     before = content(trained)
-    line = train(capsys, images, config, tmp_path, "--resume", tmp_path / "other/last.pth.tar")
+    line = train(capsys, images, config, tmp_path, "--resume", other / "last.pth.tar")
     assert "already contains a run" in line
     assert content(trained) == before
 
@@ -249,7 +240,8 @@ def evaluate(images, config, checkpoint, folder, *flags):
 
 def test_results_of_another_configuration_or_checkpoint_are_kept(capsys, images, config, trained, tmp_path):
     last = trained / "last.pth.tar"
-    assert main([str(x) for x in evaluate(images, config, last, tmp_path)]) == 0
+    few = ["--eval-stitches", "0-3"]
+    assert main([str(x) for x in evaluate(images, config, last, tmp_path, *few)]) == 0
     results = (trained / "stitches_res.txt").read_bytes()
     anchors = pico_config()["anchors"]
     anchors[0]["label"] = "other"

@@ -124,7 +124,9 @@ ORDER = "was trained on the same 12 classes in another order; the first that dif
 OTHER = "the first that differs was 'other0' and is 'class0'"
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--initial-checkpoint", "--pretrained-path"])
+@pytest.mark.parametrize(
+    "flag", mostly_full(["--resume", "--initial-checkpoint", "--pretrained-path"], quick=["--resume"])
+)
 def test_an_evaluation_of_other_classes_is_refused(dozen, trained, tmp_path, capsys, flag):
     flags = ["--eval", flag, tmp_path / "w.pth", *(["--pretrained"] if flag == "--pretrained-path" else [])]
     for classes, words in ((REVERSED, ORDER), (OTHERS, OTHER), ([*NAMES, "more"], "was 'more' and is None")):
@@ -136,7 +138,9 @@ def test_an_evaluation_of_other_classes_is_refused(dozen, trained, tmp_path, cap
         assert "labels would not agree" in line
 
 
-@pytest.mark.parametrize("flag", ["--initial-checkpoint", "--pretrained-path"])
+@pytest.mark.parametrize(
+    "flag", mostly_full(["--initial-checkpoint", "--pretrained-path"], quick=["--pretrained-path"])
+)
 def test_training_from_other_classes_is_reported_and_from_another_order_refused(
     dozen, trained, tmp_path, capsys, caplog, flag
 ):
@@ -359,7 +363,14 @@ def test_a_job_resumes_with_the_preparation_of_its_checkpoint(dozen, trained, tm
     assert "checkpoint.pth' was trained on images prepared with mean (0.5, 0.5, 0.5), here (0.4" in caplog.text
 
 
-@pytest.mark.parametrize("classes", [None, "class0", 12, [1.5], [["class0"], 3], {"a": 1}, [torch.zeros(2)]])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        "class0",
+        [["class0"], 3],
+        *(pytest.param(each, marks=pytest.mark.full) for each in (None, 12, [1.5], {"a": 1}, [torch.zeros(2)])),
+    ],
+)
 def test_damaged_names_of_classes_are_refused(dozen, trained, tmp_path, classes, capsys):
     with_classes(trained / "last.pth.tar", tmp_path / "w.pth", classes)
     capsys.readouterr()

@@ -98,6 +98,7 @@ def _statistics_of(model, cfg_id, net):
     return {f"{name}.{kind}": getattr(norm, kind) for name, norm in pairs for kind in ("running_mean", "running_var")}
 
 
+@pytest.mark.full  # classifiers of low precision are quick in the tests of flags
 def test_networks_of_low_precision_are_judged_in_it(trained):
     """Also on images that are larger than a window, which are resized."""
     folder, command = trained

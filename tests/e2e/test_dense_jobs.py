@@ -24,7 +24,7 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from tests.commands import refused
 from tests.jobs import adapter, job_config, resnet, vit, write_job
-from tests.support import weights, write_images, write_scene_pairs
+from tests.support import mostly_full, weights, write_images, write_scene_pairs
 
 CPU = World(0, 1, torch.device("cpu"))
 TRUNK = [resnet("x", "layer2", in_format="img", out_format="img", frozen="statistics"), adapter(16, 8)]
@@ -114,7 +114,7 @@ def rebuilt(out, checkpoint):
     return network, data
 
 
-@pytest.mark.parametrize("tails", [False, True], ids=["heads", "tails"])
+@pytest.mark.parametrize("tails", mostly_full([False, True], quick=[True]))
 def test_a_step_of_three_tasks_on_one_trunk_is_that_of_a_direct_computation(tails, data, tmp_path):
     heads = [tail("ClassifierHead"), tail("SegmentationHead"), "DepthHead"] if tails else []
     config = job(data, *heads, batch_size=16) | {"checkpoint_initial_model": True}
@@ -202,6 +202,7 @@ def test_law_7_windows_of_a_job_run_in_portions(data):
     assert figures[0] == pytest.approx(figures[1])
 
 
+@pytest.mark.full  # tasks of classification do, in the tests of jobs; the loader of pairs, in those of dense training
 def test_law_8_dense_tasks_resume_bitwise_within_an_epoch(data, tmp_path):
     config = job(data, tail("ClassifierHead"), tail("SegmentationHead"), "DepthHead", batch_size=4, epochs=2)
     config["train_config"] |= {"data_augmentation": "default"}
@@ -347,6 +348,7 @@ def test_tasks_share_settings_that_one_of_them_uses(data):
         config["train_config"].pop("train_num_samples", None)
 
 
+@pytest.mark.full  # the plan and the report of a cross are quick in the tests of sweeps
 def test_heads_of_both_kinds_on_the_encoders_of_both(data, tmp_path):
     """Each cell is what its two halves give together. The jobs run here, because processes take long to start."""
     trained = {}

@@ -17,7 +17,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.train import open_tracking
-from tests.support import FLAGS, ROOT, pico_anchor, pico_snnet, write_config
+from tests.support import FLAGS, ROOT, mostly_full, pico_anchor, pico_snnet, write_config
 
 
 @pytest.fixture
@@ -46,7 +46,6 @@ def test_batches_are_saved_as_pictures(train):
     assert {path.name for path in folder.glob("*.jpg")} == {f"train-batch-{number}.jpg" for number in (2, 5, 7)}
     with Image.open(folder / "train-batch-2.jpg") as image:
         assert image.size == (8 * 16, 16)
-    assert not list(train("none").glob("*.jpg"))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 5])
@@ -70,9 +69,9 @@ def test_a_run_can_start_at_an_epoch(train):
 
 
 def test_the_best_checkpoint_is_best_by_the_figure_asked_for(train):
-    found = {name: content(train(name, "--eval-metric", name))["metric"] for name in ("top1", "top5", "loss")}
+    found = {name: content(train(name, "--eval-metric", name))["metric"] for name in ("top5", "loss")}
     assert found["top5"] == 100, "four classes"
-    assert found["loss"] < 0 < found["top1"] < 100
+    assert found["loss"] < 0
 
 
 def summary(folder):
@@ -95,7 +94,7 @@ def test_the_best_checkpoint_is_best_by_the_weights_that_are_used(train, caplog)
     )
 
 
-@pytest.mark.parametrize("labels", [("a_ema", "b_ema"), ("a", "a_ema")])
+@pytest.mark.parametrize("labels", mostly_full([["a_ema", "b_ema"], ["a", "a_ema"]], quick=[["a", "a_ema"]]))
 def test_labels_may_end_like_those_of_moving_averages(labels, train, config):
     """Each network has a column of its own, and the epoch is ranked by the averages of all."""
     anchors = [pico_anchor(label, width) for label, width in zip(labels, (8, 16), strict=True)]
@@ -160,8 +159,8 @@ def test_a_compiled_run_equals_one_that_is_not(train):
 
 
 def test_another_way_to_build_the_network_is_another_ledger(train, capsys, images, config, tmp_path):
-    folder = train("built")
-    last = folder / "last.pth.tar"
+    last = tmp_path / "net.pth"
+    torch.save({"state_dict": pico_snnet().state_dict()}, last)
     train("built", "--eval", "--resume", last)
     arguments = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--experiment", "built", "--eval"]
     assert main(["train", *map(str, [*arguments, "--resume", last, "--fast-norm"])]) == 2
@@ -171,8 +170,9 @@ def test_another_way_to_build_the_network_is_another_ledger(train, capsys, image
 def test_steps_wait_for_the_device(train, monkeypatch):
     waited = []
     monkeypatch.setattr("stitchkit.engine.loop.wait_for", waited.append)
-    train("free")
+    folder = train("free")
     assert not waited
+    assert not list(folder.glob("*.jpg")), "no pictures either"
     train("steps", "--synchronize-step")
     assert waited == [torch.device("cpu")] * 8
 
@@ -235,7 +235,7 @@ def test_figures_go_to_tensorboard(images, config, tmp_path):
 
     flags = [*FLAGS, "--log-tensorboard", "--output", tmp_path, "--experiment", "logged"]
     folder = tmp_path / "logged"
-    for more in (["--epochs", "3"], ["--epochs", "3", "--resume", folder / "checkpoint-0.pth.tar"]):
+    for more in (["--epochs", "2"], ["--epochs", "2", "--resume", folder / "checkpoint-0.pth.tar"]):
         assert main(list(map(str, ["train", images, "--stitch_config", config, *flags, *more]))) == 0
     board = EventAccumulator(str(folder / "tensorboard"))
     board.Reload()
@@ -243,7 +243,7 @@ def test_figures_go_to_tensorboard(images, config, tmp_path):
         summary = list(csv.DictReader(file))
     for name in ("train_loss", "eval_ti_acc1", "lr"):
         found = board.Scalars(name)
-        assert [event.step for event in found] == [0, 1, 2]
+        assert [event.step for event in found] == [0, 1]
         assert [event.value for event in found] == pytest.approx([float(line[name]) for line in summary])
     with (folder / "losses.csv").open() as file:
         for line in csv.DictReader(file):

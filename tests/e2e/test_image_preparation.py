@@ -15,9 +15,8 @@ from torchvision.models import mobilenet_v3_small, resnet34
 import stitchkit
 import stitchnet.networks
 from stitchkit.cli import main
-from stitchkit.data.demo import write_digits
 from stitchkit.measure.ledger import read_rows
-from tests.support import FLAGS, mostly_full, pico_anchor, pico_config, weights, write_config, write_images
+from tests.support import FLAGS, mostly_full, pico_config, weights, write_config, write_images
 
 STITCH = 12
 DECODING = {"input_img_mode": "YCbCr", "background": "black", "exif": False}
@@ -37,20 +36,19 @@ pytestmark = pytest.mark.usefixtures("short_timing")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a short training on digits whose flags say other things than its configuration."""
+    """The folder of a short training whose flags say other things than its configuration."""
     folder = tmp_path_factory.mktemp("prepared")
-    write_digits(folder / "digits")
-    anchors = [pico_anchor(label, width, num_classes=10) for label, width in {"ti": 8, "s": 16, "b": 32}.items()]
-    write_config(folder / "pico.json", anchors=anchors, recipe={"mean": [0.5], "crop_pct": 0.9})
-    flags = ["--stitch_config", folder / "pico.json", *FLAGS, "-b", "64", "--lr", "1e-2", "--output", folder]
-    assert main([*map(str, ["train", folder / "digits", *flags, "--epochs", "1", *SETTINGS])]) == 0
+    write_images(folder / "images")
+    write_config(folder / "pico.json", recipe={"mean": [0.5], "crop_pct": 0.9})
+    flags = ["--stitch_config", folder / "pico.json", *FLAGS, "--lr", "1e-2", "--output", folder]
+    assert main([*map(str, ["train", folder / "images", *flags, "--epochs", "1", *SETTINGS])]) == 0
     return folder
 
 
 def evaluation(folder: Path, *flags: str) -> int:
     last = str(folder / "pico/last.pth.tar")
     given = ["--stitch_config", str(folder / "pico.json"), "--resume", last, "--output", str(folder), "--device", "cpu"]
-    return main(["train", str(folder / "digits"), *given, "--eval", "--eval-stitches", str(STITCH), "-j", "0", *flags])
+    return main(["train", str(folder / "images"), *given, "--eval", "--eval-stitches", str(STITCH), "-j", "0", *flags])
 
 
 def test_every_exit_prepares_images_as_the_training(run, tmp_path):
@@ -65,7 +63,7 @@ def test_every_exit_prepares_images_as_the_training(run, tmp_path):
     leaves = [model, hub, found, *(one.extract(STITCH) for one in (model, hub, found))]
     leaves.append(stitchkit.load_stitch(tmp_path / "net.safetensors"))
     for net in leaves:
-        assert net.pretrained_cfg == PREPARED | DECODING | {"num_classes": 10}
+        assert net.pretrained_cfg == PREPARED | DECODING | {"num_classes": 4}
         assert resolve_model_data_config(net) == PREPARED
     assert leaves[-1].about["input"] == json.loads(json.dumps(PREPARED | DECODING)), "as in files of all kinds"
 
@@ -75,7 +73,7 @@ def test_an_extracted_network_is_as_accurate_as_the_ledger_says(run):
     model = stitchkit.create_snnet(run / "pico.json")
     stitchkit.load_checkpoint(model, run / "pico/last.pth.tar")
     net = model.eval().extract(STITCH)
-    images = create_dataset("", run / "digits", split="validation", input_img_mode="YCbCr")
+    images = create_dataset("", run / "images", split="validation", input_img_mode="YCbCr")
     images.transform = create_transform(**resolve_model_data_config(net))
     batch, labels = next(iter(torch.utils.data.DataLoader(images, batch_size=len(images))))
     with torch.no_grad():
@@ -200,6 +198,7 @@ def saved(path, network, **about):
     return str(path)
 
 
+@pytest.mark.full  # two ResNets of real size; one of timm is quick
 def test_an_anchor_of_torchvision_brings_the_preparation_of_its_checkpoint(tmp_path):
     pair = [{"name": f"torchvision/{name}", "kwargs": {"num_classes": 4}} for name in ("resnet18", "resnet34")]
     image = {"mean": [0.1, 0.2, 0.3], "std": [0.2] * 3, "crop_pct": 0.7}
@@ -226,8 +225,8 @@ def test_anchors_of_trainings_that_differ_are_said(tmp_path, caplog):
 
 def test_a_start_from_other_images_is_said(run, caplog):
     flags = ["--stitch_config", run / "pico.json", "--initial-checkpoint", run / "pico/last.pth.tar", "--dry-run"]
-    flags += ["--crop-pct", "0.8", "--device", "cpu", "-j", "0", "--output", run, "--experiment", "on"]
-    assert main([*map(str, ["train", run / "digits", *flags])]) == 0
+    flags += ["--crop-pct", "0.8", "--device", "cpu", "-j", "0", "-b", "8", "--output", run, "--experiment", "on"]
+    assert main([*map(str, ["train", run / "images", *flags])]) == 0
     assert "was trained on images prepared with mean (0.1, 0.2, 0.3), here (0.5, 0.5, 0.5); crop_pct 0.6" in caplog.text
     assert caplog.text.count("was trained on images") == 1
 

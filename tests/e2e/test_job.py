@@ -120,7 +120,10 @@ def test_of_frozen_parts_only_statistics_move(trained):
     assert digest(first, "head.") != digest(last, "head.")
 
 
-@pytest.mark.parametrize(("frozen", "words"), [(True, "9 of 9"), ("statistics", "2 of 9")])
+@pytest.mark.parametrize(
+    ("frozen", "words"),
+    mostly_full([(True, "9 of 9"), ("statistics", "2 of 9")], quick=[("statistics", "2 of 9")]),
+)
 def test_the_log_says_how_many_batch_norms_learn_statistics(frozen, words, images, tmp_path, caplog):
     config = job_config(images, epochs=1, max_batches=1)
     config["assembly"][0]["Subnet"]["frozen"] = frozen
@@ -170,11 +173,17 @@ def test_a_finished_job_has_nothing_left_to_resume(trained, tmp_path, caplog, ca
 def test_no_job_resumes_within_an_epoch_that_max_steps_ended(trained, tmp_path, capsys):
     path, newest = trained[0], tmp_path / "cut/checkpoint.pth"
     cut = run(path, tmp_path / "cut", "--save-checkpoints", "--max-steps", "6")
+    assert list(cut["Step"]) == [0, 4, 6], "within an epoch"
     for flags in ((), ("--max-steps", "7")):
         line = refusal(capsys, path, tmp_path / "on", "--resume-from", newest, *flags)
         assert "max_steps ended it after 6 steps, within epoch 2, and only whole epochs can be resumed" in line
     same = run(path, tmp_path / "on", "--resume-from", newest, "--max-steps", "6")
     assert same["Step"].tolist() == cut["Step"].tolist() == [0, 4, 6]
+
+
+@pytest.mark.full
+def test_a_job_that_max_steps_ended_with_an_epoch_resumes(trained, tmp_path):
+    path = trained[0]
     run(path, tmp_path / "whole", "--save-checkpoints", "--max-steps", "4")
     on = run(path, tmp_path / "whole", "--resume-from", tmp_path / "whole/checkpoint.pth", "--max-steps", "6")
     assert on["Step"].tolist() == [0, 4, 6]
@@ -184,8 +193,6 @@ def test_a_job_resumes_with_the_settings_it_began_with(trained, tmp_path, capsys
     path, out, _ = trained
     newest = out / "checkpoint.pth"
     for flags, words in (
-        (("--seed", "99"), "train_config.seed 1, not 99"),
-        (("-b", "50"), "train_config.batch_size 16, not 50"),
         (("--lr", "0.5"), "train_config.optimizer_args.lr 0.01, not 0.5"),
         (("--unfrozen",), "unfrozen False, not True"),
     ):
@@ -327,21 +334,13 @@ def test_max_batches_takes_a_random_part_of_both_splits(images):
     assert open_data(other, CPU)[0].train.dataset.indices != indices
 
 
-def test_max_steps_ends_within_an_epoch(trained, tmp_path):
-    assert list(run(trained[0], tmp_path / "out", "--max-steps", "6")["Step"]) == [0, 4, 6]
-
-
 def test_gradients_are_cut_to_their_norm(images, tmp_path):
-    moved = {}
-    for limit in (0, 1e-3):
-        config = job_config(images, optimizer="SGD", optimizer_args={"lr": 1.0}, max_grad_norm=limit, max_steps=1)
-        out = tmp_path / str(limit)
-        run(write_job(tmp_path, config | {"checkpoint_initial_model": True}), out, "--save-checkpoints")
-        before, after = weights(out / "model-0.pth"), weights(out / "model-1.pth")
-        names = [name for name in before if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
-        moved[limit] = torch.stack([(after[name] - before[name]).norm() for name in names]).norm().item()
-    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-2)
-    assert moved[0] > 0.1
+    config = job_config(images, optimizer="SGD", optimizer_args={"lr": 1.0}, max_grad_norm=1e-3, max_steps=1)
+    run(write_job(tmp_path, config | {"checkpoint_initial_model": True}), tmp_path, "--save-checkpoints")
+    before, after = weights(tmp_path / "model-0.pth"), weights(tmp_path / "model-1.pth")
+    names = [name for name in before if not name.endswith(STATISTICS)]
+    moved = torch.stack([(after[name] - before[name]).norm() for name in names]).norm().item()
+    assert moved == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_a_job_without_a_schedule_keeps_its_rate(trained):
@@ -522,7 +521,7 @@ def spoilt(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", mostly_full([0, 1], quick=[1]))
 def test_a_job_skips_images_that_cannot_be_read(spoilt, tmp_path, caplog, workers):
     path = write_job(tmp_path, job_config(spoilt, epochs=1) | {"workers": workers})
     result = run(path, tmp_path / "out")
@@ -689,7 +688,7 @@ def test_a_project_is_logged(trained, tmp_path, monkeypatch):
     assert rows[-1] == "finished"
 
 
-@pytest.mark.parametrize("kind", mostly_full(JOBS, quick=["ResNet to ResNet", "own blocks"]))
+@pytest.mark.parametrize("kind", mostly_full(JOBS, quick=["own blocks"]))
 def test_a_smoke_run_of_every_kind_of_job(kind, images, tmp_path):
     side = 64 if kind == "network compressed" else 32
     train = job_config(images)["train_config"] | {"data_preprocessing": {"image_size": side}}

@@ -16,6 +16,7 @@ from stitchkit.cli import main
 from stitchkit.data.batches import without_padding
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import init_world
+from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Answers, PartialAnswers, evaluate_stitch
 from stitchkit.measure.hits import hits_beside
 from stitchkit.measure.ledger import read_rows
@@ -23,14 +24,14 @@ from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import create_loaders, open_datasets
 from tests.commands import refused
 from tests.distributed.forks import end, kill_once_there, start
-from tests.support import FLAGS, mostly_full, write_config
+from tests.support import FLAGS, mostly_full, pico_config, pico_snnet, write_config
 
 
 @pytest.fixture(scope="module")
 def trained(images, tmp_path_factory):
     """A trained SN-Net, and the command that evaluates it."""
     folder = tmp_path_factory.mktemp("one-pass")
-    config = write_config(folder / "pico.json", nearest_stitching=False)
+    config = write_config(folder / "pico.json", anchors=pico_config()["anchors"][:2])
     common = [str(images), "--stitch_config", str(config), *FLAGS, "--output", str(folder)]
     assert main(["train", *common, "--epochs", "1"]) == 0
     evaluate = [*common, "-b", "3", "--eval", "--resume", str(folder / "pico/last.pth.tar"), "--experiment"]
@@ -216,10 +217,14 @@ def test_some_stitches_and_then_the_others(trained, caplog):
         ("999", "does not exist"),
     ],
 )
-def test_stitches_that_do_not_exist_are_named(choice, message, trained, capsys):
+def test_stitches_that_do_not_exist_are_named(choice, message):
+    with pytest.raises(InputError, match=message):
+        pico_snnet().space.select(choice)
+
+
+def test_the_command_names_them_too(trained, capsys):
     _, evaluate = trained
-    assert main(["train", *evaluate, "none", "--eval-stitches", choice]) == 2
-    assert message in capsys.readouterr().err
+    assert "999 does not exist" in refused(capsys, "train", *evaluate, "none", "--eval-stitches", "999")
 
 
 def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, capsys):

@@ -16,7 +16,7 @@ import stitchkit.ship.predict
 from stitchkit.errors import InputError
 from stitchkit.parser import Parser
 from stitchkit.ship.commands import export, predict
-from tests.support import LOADER_DIES, pico_snnet, write_config
+from tests.support import LOADER_DIES, mostly_full, pico_snnet, write_config
 
 CLASSES = ["ant", "bee", "cat, dog", "=1"]
 
@@ -92,11 +92,11 @@ def test_a_loader_process_that_dies_ends_the_command_in_one_line(trained, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".onnx"])
+@pytest.mark.parametrize("suffix", mostly_full([".safetensors", ".onnx"], quick=[".onnx"]))
 def test_an_exported_file_predicts_like_its_snnet(suffix, trained, tmp_path, short_timing):
     flags, images = trained
     run(export, *flags, "-o", tmp_path / f"net{suffix}")
-    common = ["-j", 2, "--device", "cpu", "-o"]
+    common = ["-j", 1, "--device", "cpu", "-o"]
     run(predict, images, *flags, *common, tmp_path / "a.csv")
     run(predict, images, "--exported", tmp_path / f"net{suffix}", *common, tmp_path / "b.csv")
     for ours, theirs in zip(table(tmp_path / "a.csv"), table(tmp_path / "b.csv"), strict=True):

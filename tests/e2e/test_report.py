@@ -15,7 +15,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.model.create import create_snnet
 from stitchkit.routes import Stitch
 from stitchkit.ship.route_drawing import depths_of, draw_route
-from tests.browser import open_page
+from tests.browser import open_page, running_browser
 from tests.support import ROOT, mostly_full
 
 pytest.importorskip("plotly", reason="plotly is not installed")
@@ -48,6 +48,31 @@ def page_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     assert report(LEDGER, "--stitch_config", CONFIG, "-o", path) == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """One for all tests of this file."""
+    with running_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def opened(page_file, browser):
+    """The page in a browser, and the errors in it so far."""
+    with open_page(page_file.as_uri(), browser) as (page, wrong):
+        yield page, wrong
+
+
+@pytest.fixture
+def shown(opened):
+    """The page as another test may have left it, but without its filters, costs and order; and errors."""
+    page, _ = opened
+    page.emulate_media(color_scheme="light")
+    page.locator("#clear").click()
+    page.locator("#axis").select_option("flops")
+    page.locator("#head button").first.click()
+    return opened
 
 
 def test_the_page_holds_every_row_and_the_curves(page_file):
@@ -112,7 +137,7 @@ def test_names_need_no_weights(tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_losses_of_stitches_are_a_picture(tmp_path):
+def test_losses_of_stitches_are_a_picture(tmp_path, browser):
     ledger = shutil.copy(LEDGER, tmp_path)
     lines = [
         "epoch,cfg_id,stitch,loss,steps",
@@ -128,7 +153,7 @@ def test_losses_of_stitches_are_a_picture(tmp_path):
         "stitches": ["ti[0:6]", "ti[0:5] > s[5:6]"],
         "means": [[None, 1.25], [1.5, None]],
     }
-    with open_page((tmp_path / "page.html").as_uri()) as (page, wrong):
+    with open_page((tmp_path / "page.html").as_uri(), browser) as (page, wrong):
         page.locator("#curves .heat .heatmaplayer image").wait_for()
         assert page.locator("#curves > div").count() == 1
         assert wrong == []
@@ -179,7 +204,7 @@ def test_a_report_replaces_its_predecessor_but_no_other_file(tmp_path, capsys):
         assert f"<h1>{title}</h1>" in page.read_text()
 
 
-def test_composed_networks_are_called_networks(tmp_path, capsys):
+def test_composed_networks_are_called_networks(tmp_path, capsys, browser):
     ledger, page_file = ROOT / "results/stitchnet/stitches_res.txt", tmp_path / "page.html"
     assert report(ledger, "-o", page_file) == 0
     assert main(["pareto", str(ledger)]) == 0
@@ -188,7 +213,7 @@ def test_composed_networks_are_called_networks(tmp_path, capsys):
     assert "page.html shows 23 networks; open it" in said
     assert "of 23 networks; * marks parents" in said
     assert "is the most accurate of 23 networks" in said
-    with open_page(page_file.as_uri()) as (page, wrong):
+    with open_page(page_file.as_uri(), browser) as (page, wrong):
         shown = page.locator("body").inner_text()
         assert "Networks of stitchnet" in shown
         assert "23 networks of" in shown
@@ -243,7 +268,7 @@ def test_a_route_is_drawn_as_it_runs():
 EVIL = "</script><img src=x onerror=window.hacked=1>"
 
 
-def test_texts_of_a_ledger_are_shown_not_run(tmp_path):
+def test_texts_of_a_ledger_are_shown_not_run(tmp_path, browser):
     rows = [{"flops": 1e6, "latency_ms": 2.0 * n, "acc1": 50.0 + n, "note": EVIL, "loss": float("nan")} for n in (1, 2)]
     rows.append({"flops": 0, "acc1": 1.0})  # no place on a logarithmic axis
     folder = tmp_path / "a<b>"
@@ -255,7 +280,7 @@ def test_texts_of_a_ledger_are_shown_not_run(tmp_path):
     assert report(ledger, other, "-o", page_file, "--title", EVIL) == 0
     assert EVIL not in page_file.read_text()
     assert data_of(page_file)["ledgers"][0]["rows"][0]["note"] == EVIL
-    with open_page(page_file.as_uri()) as (page, wrong):
+    with open_page(page_file.as_uri(), browser) as (page, wrong):
         page.locator("#table tbody tr").first.click()
         page.locator("#axis").select_option("latency_ms")
         page.locator("#max-latency_ms").fill("3")
@@ -271,85 +296,85 @@ def column(page, number):
     return page.locator(f"#table tbody td:nth-child({number})").all_inner_texts()
 
 
-def test_a_person_sorts_filters_and_chooses(page_file):
-    with open_page(page_file.as_uri()) as (page, wrong):
-        assert len(column(page, 1)) == 35
-        page.get_by_role("button", name="top-1").click()
-        best_first = [float(text.rstrip(" %")) for text in column(page, 6)]
-        assert best_first == sorted((row["acc1"] for row in map(rounded, read_rows(LEDGER))), reverse=True)
-        page.get_by_role("button", name="top-1").click()
-        assert column(page, 6)[0] == "91.50 %"
+def test_a_person_sorts_filters_and_chooses(shown):
+    page, wrong = shown
+    assert len(column(page, 1)) == 35
+    page.get_by_role("button", name="top-1").click()
+    best_first = [float(text.rstrip(" %")) for text in column(page, 6)]
+    assert best_first == sorted((row["acc1"] for row in map(rounded, read_rows(LEDGER))), reverse=True)
+    page.get_by_role("button", name="top-1").click()
+    assert column(page, 6)[0] == "91.50 %"
 
-        page.locator("#max-flops").fill("300k")
-        cheap = [row for row in read_rows(LEDGER) if row["flops"] <= 3e5]
-        assert sorted(map(int, column(page, 1))) == sorted(row["cfg_id"] for row in cheap)
-        assert page.locator("#count").inner_text() == "8 of 35 shown"
-        assert page.locator("#details .stitch").inner_text() == "ti[0:4] > s[3:6]", "the best within the budget"
-        assert "--cfg_id 12 -o stitch12.onnx" in page.locator("#command").inner_text()
-        page.locator("#max-flops").fill("many")
-        assert "bad" in page.locator("#max-flops").get_attribute("class")
+    page.locator("#max-flops").fill("300k")
+    cheap = [row for row in read_rows(LEDGER) if row["flops"] <= 3e5]
+    assert sorted(map(int, column(page, 1))) == sorted(row["cfg_id"] for row in cheap)
+    assert page.locator("#count").inner_text() == "8 of 35 shown"
+    assert page.locator("#details .stitch").inner_text() == "ti[0:4] > s[3:6]", "the best within the budget"
+    assert "--cfg_id 12 -o stitch12.onnx" in page.locator("#command").inner_text()
+    page.locator("#max-flops").fill("many")
+    assert "bad" in page.locator("#max-flops").get_attribute("class")
+    page.locator("#clear").click()
+    page.locator("#search").fill("> b[")
+    page.locator("#front-only").check()
+    assert all("b[" in text and "front" in text for text in column(page, 2))
+    assert len(column(page, 2)) == 6
+    page.locator("#min-metric").fill("99")
+    assert "No stitch is within the budget" in page.locator("#details").inner_text()
+    assert not page.locator("#command").is_visible()
+    page.locator("#clear").click()
+    assert len(column(page, 1)) == 35
+    assert page.evaluate("document.getElementById('pareto').layout.xaxis.title.text").startswith("FLOPs")
+    page.locator("#axis").select_option("params")
+    assert page.evaluate("document.getElementById('pareto').layout.xaxis.title.text") == "parameters"
+    assert "latency_ms" not in page.locator("#axis").inner_html()
+    assert not page.locator("#max-latency_ms").is_visible()
+    assert wrong == []
+
+
+def test_the_table_is_saved_as_shown_and_examples_are_of_these_stitches(shown):
+    page, wrong = shown
+    page.get_by_role("button", name="top-1").click()
+    page.locator("#max-flops").fill("300k")
+    with page.expect_download() as saved:
+        page.locator("#csv").click()
+    with open(saved.value.path(), newline="") as file:
+        table = list(csv.DictReader(file))
+    assert saved.value.suggested_filename == "stitches.csv"
+    assert [row["cfg_id"] for row in table] == column(page, 1)
+    by_id = {row["cfg_id"]: row for row in read_rows(LEDGER)}
+    figures = {"flops", "params", "activations", "acc1", "balanced_acc1", "acc5", "loss"}
+    intervals = {"acc1_low", "acc1_high", "p_front", "tied_with"}
+    assert table[0].keys() == {"cfg_id", "stitch", *figures, *intervals}
+    assert all(float(row["acc1"]) == by_id[int(row["cfg_id"])]["acc1"] for row in table), "with all digits"
+    page.locator("#clear").click()
+    example = {name: page.locator(f"#{name}").get_attribute("placeholder") for name in ("max-flops", "max-params")}
+    assert example == {"max-flops": "700k", "max-params": "40k"}
+    for name in ("max-flops", "min-metric", "search"):
+        page.locator(f"#{name}").fill(page.locator(f"#{name}").get_attribute("placeholder"))
+        shown = int(page.locator("#count").inner_text().split()[0])
+        assert 0 < shown < 35, name
         page.locator("#clear").click()
-        page.locator("#search").fill("> b[")
-        page.locator("#front-only").check()
-        assert all("b[" in text and "front" in text for text in column(page, 2))
-        assert len(column(page, 2)) == 6
-        page.locator("#min-metric").fill("99")
-        assert "No stitch is within the budget" in page.locator("#details").inner_text()
-        assert not page.locator("#command").is_visible()
-        page.locator("#clear").click()
-        assert len(column(page, 1)) == 35
-        assert page.evaluate("document.getElementById('pareto').layout.xaxis.title.text").startswith("FLOPs")
-        page.locator("#axis").select_option("params")
-        assert page.evaluate("document.getElementById('pareto').layout.xaxis.title.text") == "parameters"
-        assert "latency_ms" not in page.locator("#axis").inner_html()
-        assert not page.locator("#max-latency_ms").is_visible()
-        assert wrong == []
+    assert wrong == []
 
 
-def test_the_table_is_saved_as_shown_and_examples_are_of_these_stitches(page_file):
-    with open_page(page_file.as_uri()) as (page, wrong):
-        page.get_by_role("button", name="top-1").click()
-        page.locator("#max-flops").fill("300k")
-        with page.expect_download() as saved:
-            page.locator("#csv").click()
-        with open(saved.value.path(), newline="") as file:
-            table = list(csv.DictReader(file))
-        assert saved.value.suggested_filename == "stitches.csv"
-        assert [row["cfg_id"] for row in table] == column(page, 1)
-        by_id = {row["cfg_id"]: row for row in read_rows(LEDGER)}
-        figures = {"flops", "params", "activations", "acc1", "balanced_acc1", "acc5", "loss"}
-        intervals = {"acc1_low", "acc1_high", "p_front", "tied_with"}
-        assert table[0].keys() == {"cfg_id", "stitch", *figures, *intervals}
-        assert all(float(row["acc1"]) == by_id[int(row["cfg_id"])]["acc1"] for row in table), "with all digits"
-        page.locator("#clear").click()
-        example = {name: page.locator(f"#{name}").get_attribute("placeholder") for name in ("max-flops", "max-params")}
-        assert example == {"max-flops": "700k", "max-params": "40k"}
-        for name in ("max-flops", "min-metric", "search"):
-            page.locator(f"#{name}").fill(page.locator(f"#{name}").get_attribute("placeholder"))
-            shown = int(page.locator("#count").inner_text().split()[0])
-            assert 0 < shown < 35, name
-            page.locator("#clear").click()
-        assert wrong == []
-
-
-def test_a_dark_page_has_dark_plots_and_no_legend_lies_under_their_icons(page_file):
+def test_a_dark_page_has_dark_plots_and_no_legend_lies_under_their_icons(shown):
     grounds = """[document.querySelector(".card"), ...document.querySelectorAll(".main-svg[style*=background]")].map(
       (one) => getComputedStyle(one).backgroundColor)"""
     boxes = (
         """[".legend", ".modebar"].map((name) => by("curves").lastChild.querySelector(name).getBoundingClientRect())"""
     )
-    with open_page(page_file.as_uri()) as (page, wrong):
-        page.locator("#curves .legend").wait_for()
-        assert page.evaluate(grounds) == ["rgb(255, 255, 255)"] * 4
-        page.emulate_media(color_scheme="dark")
-        page.wait_for_timeout(500)
-        assert page.evaluate(grounds) == ["rgb(27, 33, 42)"] * 4
-        legend, icons = page.evaluate(boxes)
-        assert legend["top"] > icons["bottom"]
-        assert wrong == []
+    page, wrong = shown
+    page.locator("#curves .legend").wait_for()
+    assert page.evaluate(grounds) == ["rgb(255, 255, 255)"] * 4
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(500)
+    assert page.evaluate(grounds) == ["rgb(27, 33, 42)"] * 4
+    legend, icons = page.evaluate(boxes)
+    assert legend["top"] > icons["bottom"]
+    assert wrong == []
 
 
-def test_settings_and_the_batch_of_a_latency(tmp_path):
+def test_settings_and_the_batch_of_a_latency(tmp_path, browser):
     measured = {"latency_batch_size": 8, "latency_device": "cpu", "latency_threads": 2, "latency_precision": "float32"}
     rows = [{"flops": 1e6 * n, "acc1": 50.0 + n, "latency_ms": 2.0 * n, **measured} for n in (1, 2)]
     ledger = write_ledger(tmp_path / "stitches_res.txt", *rows)
@@ -357,7 +382,7 @@ def test_settings_and_the_batch_of_a_latency(tmp_path):
     (tmp_path / "stitches_res.yaml").write_text("crop_pct: 0.75\n")
     page_file = tmp_path / "page.html"
     assert report(ledger, "-o", page_file) == 0
-    with open_page(page_file.as_uri()) as (page, wrong):
+    with open_page(page_file.as_uri(), browser) as (page, wrong):
         for summary in page.locator("#settings summary").all():
             summary.click()
         training, evaluation = page.locator("#settings details").all_inner_texts()
@@ -395,8 +420,8 @@ def point(page, name):
 
 
 @pytest.mark.full
-def test_a_point_shows_its_stitch_and_copies_its_command(page_file):
-    with open_page(page_file.as_uri()) as (page, wrong):
+def test_a_point_shows_its_stitch_and_copies_its_command(page_file, browser):
+    with open_page(page_file.as_uri(), browser) as (page, wrong):
         assert not page.locator("#tip").is_visible()
         page.mouse.move(*point(page, 28))
         tip = page.locator("#tip")
@@ -425,10 +450,10 @@ def test_a_point_shows_its_stitch_and_copies_its_command(page_file):
 
 
 @pytest.mark.full
-def test_before_and_after(tmp_path):
+def test_before_and_after(tmp_path, browser):
     page_file = tmp_path / "page.html"
     assert report(*LEVIT, "-o", page_file) == 0
-    with open_page(page_file.as_uri()) as (page, wrong):
+    with open_page(page_file.as_uri(), browser) as (page, wrong):
         assert page.locator("#count").inner_text() == "12 of 12 shown"
         assert page.locator("#details .from").inner_text() == "cfg_id 3 of digits_levit_recalibrated"
         assert "+4.33 vs digits_levit" in page.locator("#details .figures").inner_text()
@@ -449,7 +474,7 @@ def test_before_and_after(tmp_path):
 
 
 @pytest.mark.full
-def test_other_models_are_crosses_with_names_and_a_verdict(tmp_path, capsys):
+def test_other_models_are_crosses_with_names_and_a_verdict(tmp_path, capsys, browser):
     other, page_file = tmp_path / "other.csv", tmp_path / "page.html"
     other.write_text(f"name,flops,acc1\nrival.tag,300e3,97.5\n{EVIL},2e6,95\nhuge,9e9,99\nfree,,99\n")
     assert report(LEDGER, "-o", page_file, "--plot", tmp_path / "p.svg", "--overlay", other) == 0
@@ -458,7 +483,7 @@ def test_other_models_are_crosses_with_names_and_a_verdict(tmp_path, capsys):
     verdict = "of 15 stitches on the front are beaten by a single model; by most: at 300k FLOPs, rival.tag has 97.50 %"
     assert verdict in said
     assert ">rival</text>" in (tmp_path / "p.svg").read_text()
-    with open_page(page_file.as_uri()) as (page, wrong):
+    with open_page(page_file.as_uri(), browser) as (page, wrong):
         assert verdict in page.locator("#verdict").inner_text()
         assert "other.csv; measured elsewhere, perhaps on other images" in page.locator("#others h2").inner_text()
         crosses = "by('pareto').data[0].customdata.map((model) => model.name)"

@@ -131,8 +131,7 @@ def refused(capsys, flags):
 
 
 def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
-    if find_spec("gradio") is None:  # it is looked for first
-        monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))  # takes seconds to import, and is not used
     assert "--port is 70000; it must be from 1 to 65535" in refused(capsys, files | {"--port": 70000})
     assert "gone.pth' does not exist" in refused(capsys, files | {"--resume": "gone.pth"})
     with socket.socket() as taken:
@@ -153,8 +152,7 @@ def test_the_command_says_what_is_wrong(files, capsys, monkeypatch):
 
 def test_a_checkpoint_that_knows_no_classes_takes_their_names_from_the_data(files, images, monkeypatch):
     """As a released one; the number of classes is given as for an export."""
-    if find_spec("gradio") is None:
-        monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
     anchors = [pico_anchor("ti", 8, num_classes=9), pico_anchor("s", 16, num_classes=9)]
     config = write_config(files["--stitch_config"], anchors=anchors)
     model = stitchkit.create_snnet(config, num_classes=4)
