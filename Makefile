@@ -1,6 +1,6 @@
 # make demo, make demo-backbone, make demo-dense, make demo-sweep, make demo-compose: everything at small size, in a few minutes.
 # make test: a case of every kind, in minutes.   make test-all: every case.   make lint: style and types.   CI runs all three.
-# make nightly: 5,000 new odd files for every reader, and every model as an anchor; it takes hours.
+# make nightly: 5,000 new odd files for every reader, every model as an anchor, and the costs of the whole zoo; it takes hours.
 # make bench: our code against a plain reference; it takes long, and needs an idle machine.
 # make bench-gpu: all that needs a GPU, in under nine minutes, with PYTHON as it is; ARGS=--help says what.
 # Each other one creates the virtual environment .venv if it is missing; PYTHON names the interpreter. The demos install only what they

@@ -81,7 +81,7 @@ class Row:
         return f"| {module} | `{self.name}` | {self.way} | {blocks} | {exact} | {self.setup} | {reason} |"
 
 
-class _WithoutInitialisation(TorchFunctionMode):
+class WithoutInitialisation(TorchFunctionMode):
     """Skips the initialisation of weights, which takes longer than all measurements of a model."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -141,7 +141,7 @@ def small_model(name: str) -> tuple[nn.Module, torch.Tensor, str]:
             )
         for size in SIZES:
             try:
-                with torch.no_grad(), _WithoutInitialisation():
+                with torch.no_grad(), WithoutInitialisation():
                     model = _build(name, size, fewer)
                 side = size or getattr(model, "pretrained_cfg", {"input_size": (3, 224, 224)})["input_size"][1]
                 channels = getattr(model, "in_chans", 3)

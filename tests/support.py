@@ -159,6 +159,13 @@ FAMILIES |= {f"headless {family}": headless(FAMILIES[family]) for family in ("vi
 SPACES = FAMILIES | TRACED
 """These, and those of networks that are traced."""
 
+QUICK_SPACES = (
+    *("vit", "vit without final norm, all pairs", "resnet to swin", "levit", "levit of convolutions", "headless vit"),
+    *("vits of other grids and tokens, both ways", "resnet and vit, both ways", "vits, two-way, of low rank"),
+    *("resnets and swins, two-way, of two layers", "NCHW, batch norm", "NHWC", "NLC, 5 prefix tokens"),
+)
+"""Those of `make test`: each view, rule, layer and way of pooling, and the layouts of traced networks."""
+
 
 def family_snnet(family: str) -> stitchkit.SNNet:
     """An SN-Net of one of `SPACES` in evaluation mode, with seeded random weights that are not tiny."""

@@ -33,8 +33,8 @@ ONE_OF_EACH = """
     torchvision/mobilenet_v3_small
 """.split()  # noqa: SIM905
 """A small model of each of timm's modules, and two of torchvision's."""
-QUICK = ("convnext_atto", "mvitv2_tiny", "tnt_s_legacy_patch16_224", "resnet18", "torchvision/swin_t")
-"""Of one feature map, of tokens, refused, with batch norms, and not timm's."""
+QUICK = ("convnext_atto", "mvitv2_tiny", "resnet18", "torchvision/mobilenet_v3_small")
+"""Of one feature map, of tokens, with batch norms, and not timm's."""
 
 
 def test_the_page_has_a_row_for_every_model():
@@ -68,20 +68,13 @@ def test_rows_of_the_page_are_measured_again(name):
     assert str(measure(name)) == rows()[name]
 
 
-def mostly_nightly(names, quick):
-    """The quick ones, and all others nightly: building and saving them takes hours."""
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.nightly) for name in names]
-
-
-SAVED_QUICK = ("convnext_atto", "levit_128s", "torchvision/mnasnet0_5")
-"""Traced, with a cache, and with a loading of its own."""
-
-
+SAVED = {"convnext_atto": (), "levit_128s": (), "torchvision/mnasnet0_5": pytest.mark.full}
+"""Traced, with a cache, and with a loading of its own. All others are nightly: building and saving them takes hours."""
 JOINABLE = [name for name, row in rows().items() if re.search(r"\| [\d-]+ \| yes \|", row)]
 """The anchors with blocks."""
 
 
-@pytest.mark.parametrize("name", mostly_nightly(JOINABLE, SAVED_QUICK))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SAVED.get(name, pytest.mark.nightly)) for name in JOINABLE])
 def test_every_anchor_trains_a_step_and_is_opened_again(name, tmp_path):
     network, images, _ = small_model(name)
     try:

@@ -22,7 +22,7 @@ from stitchkit.settings.flags import add_flags, resolve
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchnet.fragments import fragments
 from stitchnet.networks import create
-from tests.support import ROOT
+from tests.support import ROOT, mostly_full
 
 JSON = sorted((ROOT / "configs").glob("*.json"))
 YAML = sorted((ROOT / "configs").glob("*.yaml"))
@@ -38,7 +38,13 @@ SWEEPS = sorted([
 SCHEMAS = ROOT / "stitchkit/settings/schemas"
 
 
-@pytest.mark.parametrize("path", JSON, ids=lambda path: path.name)
+BUILT_QUICKLY = ("deit_ti_s_b", "deit3_s_l", "resnet18_swin_ti", "levit_192_256", "ade20k_deit3_b_l", "digits_vit")
+"""One of each family, version and task; the others are built in the full tests."""
+
+
+@pytest.mark.parametrize(
+    "path", mostly_full(JSON, quick=[path for path in JSON if path.stem in BUILT_QUICKLY]), ids=lambda path: path.name
+)
 def test_law_10_stitch_configurations_load_and_build(path):
     config = StitchConfig.load(path)
     with torch.device("meta"):  # whole, without the memory
@@ -72,6 +78,7 @@ def test_the_published_deit_configuration():
     assert config.recipe["distillation_type"] == "hard"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", COMPOSED, ids=lambda path: path.name)
 def test_law_10_networks_to_compose_load_and_build(path):
     config = StitchConfig.load(path)
@@ -81,7 +88,11 @@ def test_law_10_networks_to_compose_load_and_build(path):
     assert next(iter(json.loads(path.read_text()))) == "source"
 
 
-@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    mostly_full(JOBS, quick=[path for path in JOBS if path.stem in ("vit-to-cnn", "block-replaced", "from-scratch")]),
+    ids=lambda path: path.stem,
+)
 def test_law_10_jobs_load_and_build(path):
     with torch.device("meta"):
         network = build_network(JobConfig.load(path).network, num_classes=1000, pretrained=False)

@@ -16,38 +16,28 @@ TIMM = {
     "resnet18": ({}, "layer1", "layer2", "layer3.0", "layer3.1"),
     "convnext_atto": ({}, "stages.1", "stages.2", "stages.2.blocks.1", "stages.2.blocks.2"),
     "efficientnet_b0": ({}, "blocks.1", "blocks.2", "blocks.3.1", "blocks.3.2"),
-    "mobilenetv3_small_100": ({}, "blocks.0", "blocks.1", "blocks.2.0", "blocks.2.1"),
-    "regnetx_002": ({}, "s1", "s2", "s3.b2", "s3.b3"),
     "densenet121": ({}, "features.transition1", "features.denseblock2", "features.denseblock3", "features.transition3"),
-    "vgg11": ({"mlp_ratio": 0.01}, "features.4", "features.5", "features.9", "features.10"),
     "vit_tiny_patch16_224": (VIT, "blocks.0", "blocks.1", "blocks.2.add", "blocks.2.norm2"),
-    "deit_tiny_patch16_224": (VIT, "blocks.0", "blocks.1", "blocks.2", "blocks.3"),
-    "beit_base_patch16_224": (VIT, "blocks.0", "blocks.1", "blocks.2", "blocks.3"),
-    "cait_xxs24_224": (VIT, "blocks.0", "blocks.1", "blocks.2", "blocks.3"),
     "swin_tiny_patch4_window7_224": (
         {"img_size": 64, "window_size": 4, "embed_dim": 16, "num_heads": (1, 2, 2, 4)},
         *("layers.0", "layers.1", "layers.2.blocks.1", "layers.2.blocks.2"),
     ),
-    "mixer_s32_224": ({"img_size": 64}, "blocks.0", "blocks.1", "blocks.2", "blocks.3"),
-    "poolformer_s12": ({}, "stages.0", "stages.1", "stages.2.blocks.1", "stages.2.blocks.2"),
     "levit_128s": ({"img_size": 64}, "stages.0", "stages.1", "stages.1.blocks.0", "stages.1.blocks.1"),
 }
 TORCHVISION = {
-    "resnet18": ({}, "layer1", "layer2", "layer3.0", "layer3.1"),
     "swin_t": ({}, "features.1", "features.2", "features.3.0", "features.3.1"),
     "mobilenet_v3_small": ({}, "features.3", "features.4", "features.7", "features.8"),
     "densenet121": ({}, "features.denseblock1", "features.transition1", "features", "relu"),
-    "alexnet": ({}, "features.2", "features.3", "features.7", "features.8"),
-    "efficientnet_b0": ({}, "features.2", "features.3", "features.4.0", "features.4.1"),
-    "convnext_tiny": ({}, "features.1", "features.2", "features.5.1", "features.5.2"),
     "vit_b_16": (
         {"image_size": 64},
         *("encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_2"),
         *("encoder.layers.encoder_layer_7.add", "encoder.layers.encoder_layer_7.ln_2"),
     ),
-    "regnet_x_400mf": ({}, "trunk_output.block1", "trunk_output.block2", "trunk_output.block3", "trunk_output.block4"),
 }
-"""Arguments, then the end of the beginning, both ends of the middle, and the begin of the end."""
+"""Arguments, then the end of the beginning, both ends of the middle, and the begin of the end.
+
+Models of other modules are cut between all of their blocks where the page of anchors is measured again.
+"""
 
 
 def check(model, first, second, third, fourth):

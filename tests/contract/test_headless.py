@@ -107,12 +107,10 @@ def trained(family):
     return Trained(family_snnet(family), stitchkit.StitchConfig.parse(SPACES[family]), Recipe(), ())
 
 
-EXPORTS = [(family, suffix) for family in HEADLESS for suffix in FORMATS]
+EXPORTS = [(family, suffix) for family in HEADLESS for suffix in (".safetensors", ".onnx")]
 
 
-@pytest.mark.parametrize(
-    ("family", "suffix"), mostly_full(EXPORTS, quick=[(HEADLESS[0], ".safetensors"), (HEADLESS[0], ".onnx")])
-)
+@pytest.mark.parametrize(("family", "suffix"), mostly_full(EXPORTS, quick=[(HEADLESS[0], ".safetensors")]))
 def test_an_exported_stitch_gives_its_features_and_says_so(family, suffix, tmp_path):
     subject = trained(family)
     model, cfg_id, path = subject.model, len(subject.model.space) - 1, tmp_path / f"net{suffix}"
@@ -134,10 +132,10 @@ def test_an_exported_stitch_gives_its_features_and_says_so(family, suffix, tmp_p
 
 def test_a_file_for_onnx_names_its_outputs_and_takes_any_batch(tmp_path):
     """As somebody without stitchkit uses it."""
-    subject = trained("headless, traced")
+    subject = trained("headless vit")
     about, model = describe(subject, 5), subject.model
     assert about["output"] == {
-        "name": "pooled", "width": 32, "tokens": {"shape": [21, 32], "layout": "NLC", "num_prefix_tokens": 5}
+        "name": "pooled", "width": 16, "tokens": {"shape": [5, 16], "layout": "NLC", "num_prefix_tokens": 1}
     }  # fmt: skip
     images = torch.randn(7, *model.input_size, generator=torch.Generator().manual_seed(4))
     export(model, 5, tmp_path / "net.onnx", images, about)

@@ -287,12 +287,13 @@ LEAST = {
 
 
 WHERE = ("to a file", "to nothing")
-LINKS = [(name, where) for name in COMMANDS for where in WHERE]
+# A command writes each of its files in one way, which meets links of both kinds in the commands with the most files.
+BOTH = ("train", "train --eval", "job", "sweep --report")
+LINKS = [(name, where) for name in COMMANDS for where in (WHERE if name in BOTH else WHERE[:1])]
 # Each way of writing once; other formats of an export, and compositions, take seconds.
 QUICK = [
-    *(("train", "to a file"), ("train --resume auto", "to nothing"), ("train --eval", "to nothing")),
-    *((name, "to a file") for name in ("job", "sweep --report", "profile", "convert", "demo-data")),
-    *((name, "to nothing") for name in ("pareto", "report", "export .safetensors")),
+    *(("train", "to a file"), ("train --eval", "to nothing")),
+    *((name, "to a file") for name in ("job", "sweep --report", "profile", "convert", "report", "demo-data")),
 ]
 
 

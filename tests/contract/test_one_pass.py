@@ -7,31 +7,26 @@ from stitchkit.errors import InputError
 from stitchkit.model.onepass import LiveBytes, OnePass, _Batch, in_portions
 from stitchkit.routes import Step, Stitch
 from stitchkit.routes.shared_work import Visit, shared_visits
-from tests.support import SPACES, family_snnet, mostly_full, pico_images, pico_snnet
+from tests.support import QUICK_SPACES, SPACES, family_snnet, mostly_full, pico_images, pico_snnet
 
 
-@pytest.fixture(scope="module", params=SPACES)
+@pytest.fixture(scope="module", params=mostly_full(SPACES, quick=QUICK_SPACES))
 def model(request):
     return family_snnet(request.param)
 
 
 @torch.no_grad()
-def test_law_7_all_at_once_are_all_one_by_one(model):
+def test_law_7_all_at_once_are_all_one_by_one(model, monkeypatch):
+    """In portions as of a CPU; with one for each image; and of small maps, with parts of several visits in each."""
     x = pico_images(3, size=model.input_size[-1])
-    found = model.forward_all(x)
-    assert list(found) == list(model.space.ids)
-    for cfg_id, logits in found.items():
-        torch.testing.assert_close(logits, model(x, cfg_id), rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("positions", [1, 13])
-def test_law_7_in_many_portions(model, positions, monkeypatch):
-    """A portion for each image; or, of small maps, portions that hold parts of several visits."""
-    monkeypatch.setattr("stitchkit.model.onepass._POSITIONS", positions)
-    x = pico_images(3, size=model.input_size[-1])
-    for cfg_id, logits in model.forward_all(x).items():
-        torch.testing.assert_close(logits, model(x, cfg_id), rtol=1e-4, atol=1e-5)
+    alone = {cfg_id: model(x, cfg_id) for cfg_id in model.space.ids}
+    for positions in (None, 1, 13):
+        if positions is not None:
+            monkeypatch.setattr("stitchkit.model.onepass._POSITIONS", positions)
+        found = model.forward_all(x)
+        assert list(found) == list(model.space.ids)
+        for cfg_id, logits in found.items():
+            torch.testing.assert_close(logits, alone[cfg_id], rtol=1e-4, atol=1e-5)
 
 
 def test_portions_grow_with_what_is_left_of_an_image():
@@ -123,12 +118,12 @@ def test_some_stitches():
         pico_snnet().train().forward_all(x)
 
 
-BUDGETS = [(family, images) for family in SPACES for images in (2, 5)]
+BUDGETS = [("vit", 2), *((family, 5) for family in QUICK_SPACES)]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("model", "images"), mostly_full(BUDGETS, quick=[("vit", 2), ("swin to resnet", 5)]), indirect=["model"]
+    ("model", "images"), mostly_full(BUDGETS, quick=[("vit", 2), ("resnet to swin", 5)]), indirect=["model"]
 )
 def test_memory_stays_within_its_budget(model, images):
     x = pico_images(16, size=model.input_size[-1])

@@ -16,7 +16,7 @@ from stitchkit.networks.layout import Layout
 from stitchkit.networks.slices import Boundary, Slice, extract
 from stitchkit.networks.steps import Steps
 from stitchnet.fragments import fragments
-from tests.support import FAMILIES, pico_images, pico_snnet, randomize
+from tests.support import FAMILIES, mostly_full, pico_images, pico_snnet, randomize
 
 SWIN = {"img_size": 64, "window_size": 4, "embed_dim": 8, "depths": (1, 2, 2, 1), "num_heads": (1, 2, 2, 4)}
 LEVIT = {"img_size": 64, "embed_dim": (16, 24, 32), "key_dim": 8, "num_heads": (2, 2, 2), "depth": (2, 2, 1)}
@@ -32,7 +32,11 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
+# The others are a ViT with another token, and LeViT with convolutions for linear layers.
+QUICK = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet50", "levit_128s")
+
+
+@pytest.fixture(params=mostly_full(MODELS, quick=QUICK))
 def network(request):
     arguments, size = MODELS[request.param]
     torch.manual_seed(0)

@@ -104,7 +104,7 @@ ALL = mostly_full(TRACED, quick=QUICK)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", mostly_full(TRACED, quick=[f for f in TRACED if "inside" not in f]))
+@pytest.mark.parametrize("family", mostly_full(TRACED, quick=[*QUICK, "NHWC, windows"]))
 def test_law_1_in_both_modes_for_any_number_of_images(family):
     anchor = traced(family)
     for count in (1, 2, 5):
