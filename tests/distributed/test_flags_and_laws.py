@@ -20,7 +20,7 @@ def config(tmp_path):
     return write_config(tmp_path / "pico.json")
 
 
-@pytest.mark.parametrize("name", mostly_full(UNUSUAL, quick=["direct", "rates"]))
+@pytest.mark.parametrize("name", mostly_full(UNUSUAL, quick=["direct"]))
 def test_law_8_a_resumed_run_equals_an_unbroken_one(name, images, config, tmp_path):
     common = [images, "--stitch_config", config, *FLAGS, "--epochs", "3", *UNUSUAL[name], "--output", tmp_path]
     common = ["train", *map(str, common)]
@@ -35,6 +35,7 @@ def test_law_8_a_resumed_run_equals_an_unbroken_one(name, images, config, tmp_pa
     assert any(not torch.equal(whole[key], start[key]) for key in whole)
 
 
+@pytest.mark.full  # test_engine and test_two_ranks have quick ones
 def test_law_9_two_ranks_equal_one_with_twice_the_batch(images, config, tmp_path):
     flags = ["--no-aug", "--smoothing", "0", "--sampling", "shared", "--opt", "sgd", "--lr", "0.05", "--sched", "none"]
     flags += ["--no-prefetcher", "--layer-decay", "0.8", "--stitch-lr-scale", "0.5", "--eval-metric", "loss"]
