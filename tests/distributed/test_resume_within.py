@@ -34,7 +34,7 @@ class SignalAt:
 
 # The flags of runs, and the step in which they are stopped; test_engine stops in every one.
 SETTINGS = {
-    ("SN-Net", "prefetched"): (["-j", "0"], 11),
+    ("SN-Net", "prefetched"): ([], 11),
     ("SN-Net", "loader processes"): (["-j", "1", "--val-interval", "9"], 5),
     ("SN-Net", "mixed on the device"): (["-j", "0", "--no-prefetcher"], 3),
     ("SN-Net", "accumulated"): (["-j", "1", "--grad-accum-steps", "3", "--val-interval", "9"], 3),
@@ -68,7 +68,7 @@ def stop_and_resume(subject, trained, folder, flags, stop, whole, monkeypatch, c
 def test_law_8_stopped_within_an_epoch(subject, name, trained, unbroken, tmp_path, monkeypatch, capsys, caplog):
     caplog.set_level("INFO")
     flags, stop = SETTINGS["job" if subject.name == "job" else "SN-Net", name]
-    flags = [*flags, "--print-freq" if subject.name == "job" else "--log-interval", "3"]
+    flags = [*flags, *(["--print-freq", "3"] if subject.name == "job" else [])]
     stop_and_resume(subject, trained, tmp_path, flags, stop, unbroken(subject, *flags), monkeypatch, capsys, caplog)
 
 
