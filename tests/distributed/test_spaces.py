@@ -37,7 +37,8 @@ class Task(StitchTask):
         """It would be 0 without a sampler."""
 
     def draw(self, step, rank):
-        return ([*self.network.space.ids][-1 - step],)
+        ids = [*self.network.space.ids]
+        return (ids[-1 - step % len(ids)],)
 
 
 def train(model, *, steps, start=None):
