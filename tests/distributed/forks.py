@@ -17,12 +17,16 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from stitchkit.cli import main
 
 _SERVER = multiprocessing.get_context("forkserver")
 _COMMANDS = {entry.module for entry in entry_points(group="stitchkit.commands")}
-_SERVER.set_forkserver_preload([__name__, *_COMMANDS, "stitchkit.training.run", "stitchkit.assembly.train.run"])
+_RUNS = ("stitchkit.training.run", "stitchkit.assembly.train.run", "pandas", "webdataset")
+_TESTS = ("tests.distributed.pico_task", "tests.distributed.ranks", "tests.distributed.subjects", "tests.support")
+_SERVER.set_forkserver_preload([__name__, *_COMMANDS, *_RUNS, *_TESTS])
+Image.init()  # every fork would import all of its formats
 
 
 def start(

@@ -37,7 +37,6 @@ def ranks_with_their_own_statistics(rank, folder):
     dist.destroy_process_group()
 
 
-@pytest.mark.full
 def test_ranks_agree_on_statistics_in_the_way_asked_for(tmp_path):
     in_two_processes(ranks_with_their_own_statistics, str(tmp_path))
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
@@ -45,6 +44,7 @@ def test_ranks_agree_on_statistics_in_the_way_asked_for(tmp_path):
     assert other == {"reduce": (1.5, 3.5), "broadcast": (1.0, 3.0), "": (2.0, 4.0)}
 
 
+@pytest.mark.full
 def test_law_9_the_mean_of_two_ranks_is_that_of_twice_the_batch(images, tmp_path):
     """Without the broadcast at each step the ranks' statistics are their own until the epoch ends."""
     common = ["train", images, *STILL, "--output", tmp_path]

@@ -133,7 +133,7 @@ def case(quick: bool, *values: object) -> object:
 
 
 @pytest.mark.parametrize(
-    "place", [case(name == "ledger", name) for name in PLACES if name not in ("step", "checkpoint")]
+    "place", [case(name == "ledger", name) for name in ("ranking", "line", "joint", "ledger", "draft", "rename")]
 )
 def test_a_composition_killed_at_each_place_resumes(place, common, whole, tmp_path):
     expected = whole(COMPOSE)
@@ -143,7 +143,7 @@ def test_a_composition_killed_at_each_place_resumes(place, common, whole, tmp_pa
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0])
 def test_a_composition_killed_at_random_resumes(seed, common, whole, tmp_path):
     expected, chance = whole(COMPOSE), random.Random(seed)
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]
@@ -161,11 +161,9 @@ def test_a_composition_killed_at_random_resumes(seed, common, whole, tmp_path):
     ("name", "place", "number"),
     [
         case(False, "samples", "judge", 4),
-        case(False, "front", "judge", 3),
         case(False, "ensembles", "judge", 3),
         case(False, "finetune", "step", 2),
         case(False, "finetune", "checkpoint", 3),
-        case(False, "finetune", "line", 20),
     ],
 )
 def test_a_study_killed_at_a_place_resumes(name, place, number, common, whole, tmp_path):
@@ -299,7 +297,6 @@ def test_a_composition_on_a_full_disk_ends_in_one_line_and_resumes(common, whole
 @pytest.mark.parametrize(
     ("command", "is_killed"),
     [
-        case(False, COMPOSE, False),
         case(True, COMPOSE, True),
         case(False, STUDIES["front"], False),
         case(False, STUDIES["ensembles"], True),
@@ -345,9 +342,7 @@ def test_two_compositions_do_not_write_to_one_folder(common, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(
-    "link", [case(name == "000", name) for name in ("000", "000/net.json", "stitches_res.txt", "compose.jsonl")]
-)
+@pytest.mark.parametrize("link", [case(name == "000", name) for name in ("000", "000/net.json", "stitches_res.txt")])
 def test_a_composition_is_not_resumed_through_a_link(link, common, whole, tmp_path):
     """A folder may come from somebody else."""
     command = [*COMPOSE, *common, "-o", tmp_path / "out"]

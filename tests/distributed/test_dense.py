@@ -24,6 +24,7 @@ from tests.support import FLAGS, mostly_full, pico_anchor, write_config
 
 STATES = ("state_dict", "state_dict_ema", "optimizer", "task", "epoch")
 BUSY = ["--drop-path", "0.2", "--model-ema", "--sched-on-updates", "--color-jitter", "0.4", "--hflip", "0.5"]
+BUSY += ["--checkpoint-interval", "3"]
 PLAIN = ["--no-aug", "--opt", "sgd", "--lr", "0.05", "--sched", "none", "--sampling", "shared"]
 WAYS = {
     "segmentation": ["--task", "segmentation"],
@@ -35,7 +36,11 @@ IN_FLAGS = {
     "depth": "--task depth --head linear",
     "levels": "--task segmentation --head linear --levels 0 2",
 }
-WAY = pytest.mark.parametrize("way", mostly_full(WAYS, quick=["segmentation", "depth"]))
+
+
+def ways(*quick, full=()):
+    """For these ways, which `trained` takes; the `full` ones are left to `make test-all`."""
+    return pytest.mark.parametrize("trained", mostly_full([*quick, *full], quick=quick), indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +54,7 @@ def scenes(tmp_path_factory):
 def command(scenes, folder, way, *flags):
     config = folder / "pico.json"
     if not config.exists():
-        write_config(config)
+        write_config(config, anchors=[pico_anchor("ti", 8), pico_anchor("b", 32)])
     return ["train", *map(str, [scenes, "--stitch_config", config, *FLAGS, *WAYS[way], "--output", folder, *flags])]
 
 
@@ -64,23 +69,35 @@ def assert_same_end(one, other):
         assert name not in first or equal(first[name], second[name]), name
 
 
-@WAY
-def test_law_8_a_training_resumes(way, scenes, tmp_path):
-    """From the end of an epoch, and from within one."""
-    busy = [*BUSY, "--epochs", "3", "--checkpoint-interval", "3"]
-    assert main([*command(scenes, tmp_path, way, *busy), "--experiment", "whole"]) == 0
-    assert content(tmp_path / "whole", "previous")["within"]
-    for file in ("checkpoint-0", "previous"):
-        resume = ["--experiment", file, "--resume", str(tmp_path / f"whole/{file}.pth.tar")]
-        assert main([*command(scenes, tmp_path, way, *busy), *resume]) == 0
-        assert_same_end(tmp_path / "whole", tmp_path / file)
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A folder for each way."""
+    return {way: tmp_path_factory.mktemp(way) for way in WAYS}
+
+
+@pytest.fixture
+def trained(request, scenes, folders):
+    """A way, and the folder of a run in which everything that has a state or is random is on; each is run once."""
+    way, folder = request.param, folders[request.param]
+    if not (folder / "trained").exists():
+        assert main([*command(scenes, folder, way, *BUSY), "--experiment", "trained"]) == 0
+    return way, folder
+
+
+@ways("segmentation", full=["depth", "levels"])
+def test_law_8_a_training_resumes(trained, scenes):
+    """From within an epoch."""
+    way, folder = trained
+    assert content(folder / "trained", "previous")["within"]["ranks"][0]["position"]["done"] == 3
+    resume = ["--experiment", "resumed", "--resume", str(folder / "trained/previous.pth.tar")]
+    assert main([*command(scenes, folder, way, *BUSY), *resume]) == 0
+    assert_same_end(folder / "trained", folder / "resumed")
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("way", ["segmentation", "depth"])
-def test_law_8_a_training_killed(way, scenes, tmp_path):
+def test_law_8_a_training_killed(scenes, tmp_path):
     """By `kill -9` on two ranks."""
-    flags = [*BUSY, "--checkpoint-interval", "1", "--resume", "auto"]
+    way, flags = "depth", [*BUSY, "--checkpoint-interval", "1", "--resume", "auto"]
     run_on_two_ranks([command(scenes, tmp_path, way, *flags, "--experiment", "whole")])
     killed = command(scenes, tmp_path, way, *flags, "--experiment", "killed")
     assert end(kill_once_there(killed, tmp_path / "killed/checkpoint-0.pth.tar", ranks=2)) == [-9, -9]
@@ -92,7 +109,7 @@ def test_law_9_two_ranks_train_what_one_with_twice_the_batch_does(scenes, tmp_pa
     """With the head that has no batch norms, which see other batches; it needs four levels."""
     anchors = [pico_anchor(label, width, depth=4) for label, width in (("s", 8), ("b", 16))]
     write_config(tmp_path / "pico.json", anchors=anchors)
-    flags = [*PLAIN, "--head", "dpt"]
+    flags = [*PLAIN, "--head", "dpt", "--epochs", "1"]
     assert main([*command(scenes, tmp_path, "segmentation", *flags, "-b", "16"), "--experiment", "one"]) == 0
     run_on_two_ranks([[*command(scenes, tmp_path, "segmentation", *flags, "-b", "8"), "--experiment", "two"]])
     one, two = (content(tmp_path / count)["state_dict"] for count in ("one", "two"))
@@ -101,33 +118,31 @@ def test_law_9_two_ranks_train_what_one_with_twice_the_batch_does(scenes, tmp_pa
         torch.testing.assert_close(value, two[key], rtol=1e-3, atol=1e-5)
 
 
-@pytest.fixture(scope="module", params=mostly_full(WAYS, quick=["segmentation", "depth"]))
-def trained(request, scenes, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    assert main([*command(scenes, folder, request.param), "--experiment", "trained"]) == 0
-    return request.param, folder
-
-
 def evaluation(scenes, folder, way, *flags):
     """All routes have the statistics of training, so that they share work."""
     resume = ["--eval", "--resume", str(folder / "trained/last.pth.tar"), "-vb", "2", "--recalibrate-bn", "0"]
     return [*command(scenes, folder, way), *resume, *flags]
 
 
-def test_law_7_every_stitch_is_judged_as_one_by_one(trained, scenes, caplog):
-    """By hand: windows of 16 x 16 pixels, 10 apart, from images of 32 x 32, which segmentation makes as small first."""
+@pytest.fixture
+def judged(trained, scenes):
+    """The same, and its stitches are evaluated in the folder `judged`."""
     way, folder = trained
-    caplog.set_level("INFO")
-    assert main([*evaluation(scenes, folder, way), "--experiment", "judged"]) == 0
-    assert re.search(
-        r"examples.png shows images and their truth, with the predictions of \d stitch\w* of the front", caplog.text
-    )
+    if not (folder / "judged").exists():
+        assert main([*evaluation(scenes, folder, way), "--experiment", "judged"]) == 0
+    return trained
+
+
+@ways("segmentation", "depth", full=["levels"])
+def test_law_7_every_stitch_is_judged_as_one_by_one(judged, scenes):
+    """By hand: windows of 16 x 16 pixels, 10 apart, from images of 32 x 32, which segmentation makes as small first."""
+    way, folder = judged
     rows = read_rows(folder / "judged/stitches_res.txt")
     model = load(folder, way)
     assert [row["cfg_id"] for row in rows] == [*model.space.ids]
     pairs = open_pairs(scenes, "validation", "depth" if way == "depth" else "segmentation")
     sums = read_sums(folder / "judged/stitches_res.sums")
-    for row in rows[::5]:
+    for row in rows[::3]:
         found = [by_hand(model, row["cfg_id"], image, target, way) for image, target in pairs]
         assert sums.names == pairs.names
         if way == "depth":
@@ -184,23 +199,24 @@ IMAGENET_HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 """Mean and deviation of the pico networks, which are timm's for `vit_tiny_patch16_224`."""
 
 
-def test_law_9_two_ranks_judge_as_one(trained, scenes):
-    way, folder = trained
+@ways("segmentation", full=["depth"])
+def test_law_9_two_ranks_judge_as_one(judged, scenes):
+    way, folder = judged
     run_on_two_ranks([[*evaluation(scenes, folder, way), "--experiment", "two"]])
-    assert main([*evaluation(scenes, folder, way), "--experiment", "one"]) == 0
-    one, two = ((folder / name / "stitches_res.txt").read_text() for name in ("one", "two"))
+    one, two = ((folder / name / "stitches_res.txt").read_text() for name in ("judged", "two"))
     assert one == two
     assert not [*folder.glob("*/*.part*")]
 
 
-def test_law_8_an_evaluation_resumes_where_it_was_killed(trained, scenes, monkeypatch):
-    way, folder = trained
-    assert main([*evaluation(scenes, folder, way), "--experiment", "unbroken"]) == 0
-    judged = []
+@ways("depth", full=["segmentation"])
+def test_law_8_an_evaluation_resumes_where_it_was_killed(judged, scenes, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    way, folder = judged
+    images = []
 
     def watched(self, image):
-        judged.append(len(judged))
-        if len(judged) == 4:
+        images.append(image)
+        if len(images) == 4:
             raise KeyboardInterrupt
         return sized(self, image)
 
@@ -213,34 +229,36 @@ def test_law_8_an_evaluation_resumes_where_it_was_killed(trained, scenes, monkey
     assert main([*evaluation(scenes, folder, way), "--experiment", "killed"]) != 0
     assert (folder / "killed/stitches_res.txt.part0").exists()
     assert main([*evaluation(scenes, folder, way), "--experiment", "killed"]) == 0
-    assert len(judged) == 4 + 3 + 4, "the first batch of two is not judged again; four images are drawn"
+    drawn = r"examples.png shows images and their truth, with the predictions of \d stitch\w* of the front"
+    assert re.search(drawn, caplog.text)
+    assert len(images) == 4 + 3 + 4, "the first batch of two is not judged again; four images are drawn"
     names = ("stitches_res.txt", "stitches_res.sums")
     for name in names:
-        assert (folder / "killed" / name).read_bytes() == (folder / "unbroken" / name).read_bytes()
+        assert (folder / "killed" / name).read_bytes() == (folder / "judged" / name).read_bytes()
 
 
-def test_a_few_stitches_are_joined_by_the_others(trained, scenes):
-    way, folder = trained
+@ways("segmentation")
+def test_a_few_stitches_are_joined_by_the_others(judged, scenes):
+    way, folder = judged
     for flags in (["--eval-stitches", "3,0"], []):
         assert main([*evaluation(scenes, folder, way), *flags, "--experiment", "parts"]) == 0
-    assert main([*evaluation(scenes, folder, way), "--experiment", "at once"]) == 0
-    parts, whole = (read_rows(folder / name / "stitches_res.txt") for name in ("parts", "at once"))
+    parts, whole = (read_rows(folder / name / "stitches_res.txt") for name in ("parts", "judged"))
     assert sorted(parts, key=lambda row: row["cfg_id"]) == whole
 
 
-@pytest.mark.parametrize("suffix", ["onnx", "safetensors"])
-def test_law_6_an_exported_stitch(suffix, trained, scenes):
-    way, folder = trained
-    if not (folder / "judged/eval_args.yaml").exists():
-        assert main([*evaluation(scenes, folder, way), "--experiment", "judged"]) == 0
+EXPORTED = [("segmentation", "onnx"), ("depth", "safetensors"), ("levels", "onnx")]
+
+
+@pytest.mark.parametrize(("trained", "suffix"), mostly_full(EXPORTED, quick=EXPORTED[:2]), indirect=["trained"])
+def test_law_6_an_exported_stitch(suffix, judged, scenes):
+    way, folder = judged
     path = folder / f"stitch.{suffix}"
-    path.unlink(missing_ok=True)
-    flags = ["-c", folder / "judged/eval_args.yaml", "--cfg_id", "9", "-o", path]
+    flags = ["-c", folder / "judged/eval_args.yaml", "--cfg_id", "3", "-o", path]
     assert main(["export", *map(str, flags)]) == 0
     model = load(folder, way)
     x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected = model(x, 9)
+        expected = model(x, 3)
         if suffix == "onnx":
             session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
             assert [output.name for output in session.get_outputs()] == ["depth" if way == "depth" else "logits"]
@@ -253,12 +271,11 @@ def test_law_6_an_exported_stitch(suffix, trained, scenes):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_tools_take_the_ledger(trained, scenes, capsys):
+@ways("depth", full=["segmentation"])
+def test_tools_take_the_ledger(judged, scenes, capsys):
     """The front, a choice within a budget, and a page."""
-    way, folder = trained
+    way, folder = judged
     metric = "delta1" if way == "depth" else "miou"
-    if not (folder / "judged/stitches_res.txt").exists():
-        assert main([*evaluation(scenes, folder, way), "--experiment", "judged"]) == 0
     ledger = str(folder / "judged/stitches_res.txt")
     capsys.readouterr()
     assert main(["pareto", ledger, "--plot", str(folder / "front.png")]) == 0
@@ -312,6 +329,7 @@ def test_images_without_masks_are_refused(images, tmp_path, capsys):
     assert "has no split 'train' of images and masks" in capsys.readouterr().err
 
 
+@ways("segmentation", full=["levels"])
 def test_a_run_resumes_only_with_its_task(trained, scenes, capsys):
     way, folder = trained
     other = {"segmentation": "depth", "depth": "segmentation", "levels": "segmentation"}[way]
@@ -323,6 +341,7 @@ def test_a_run_resumes_only_with_its_task(trained, scenes, capsys):
     assert capsys.readouterr().err.endswith(said)
 
 
+@ways("segmentation")
 def test_what_is_for_classes_of_images_is_refused(trained, images, tmp_path, capsys):
     _, folder = trained
     weights, exported = ["--resume", str(folder / "trained/last.pth.tar")], str(tmp_path / "stitch.safetensors")

@@ -73,6 +73,7 @@ def test_law_9_several_tasks_on_two_ranks_have_the_scales_of_one(tmp_path):
     assert len(set(two["loss_scales"])) == 2
 
 
+@pytest.mark.full
 def test_law_9_classes_and_masks_by_two_tails_of_a_trunk_on_two_ranks(tmp_path):
     write_images(tmp_path / "images", train=8, classes=4)
     write_scene_pairs(tmp_path / "scenes", train=32, validation=5)  # of which the ranks have 3 and 2

@@ -1,20 +1,24 @@
 """Law 8, the resume law: a run that stops at an epoch's end and resumes equals an unbroken one, bit by bit."""
 
+import json
 import logging
 import os
-import signal
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from stitchkit.cli import main
 from stitchkit.data.loader_processes import usable_cores
+from stitchkit.distributed import World
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.errors import InputError
+from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.checkpoint import Checkpoints
 from stitchkit.training.summary import cut_summaries, read_summary
-from tests.distributed.forks import end, kill_once_there
-from tests.distributed.ranks import run_on_two_ranks
+from stitchkit.training.train import _say_changes
 from tests.distributed.subjects import BUSY
 from tests.support import FLAGS, mostly_full, weights, write_config
 
@@ -28,13 +32,27 @@ def config(tmp_path):
     return write_config(tmp_path / "pico.json")
 
 
+@pytest.fixture(scope="module")
+def ended(images, tmp_path_factory):
+    """The folder of a run that ended."""
+    folder = tmp_path_factory.mktemp("ended")
+    run(images, "--stitch_config", write_config(folder / "pico.json"), *FLAGS, "--output", folder)
+    return folder / "pico"
+
+
+@pytest.fixture
+def finished(ended, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(ended, tmp_path / "pico")
+
+
 def run(*arguments):
     assert main(["train", *map(str, arguments)]) == 0
 
 
 @pytest.mark.parametrize("workers", mostly_full(["0", "1"], quick=["0"]))
 def test_law_8_a_resumed_run_equals_an_unbroken_one(images, config, tmp_path, workers):
-    common = [images, "--stitch_config", config, *FLAGS, *BUSY, "--epochs", "4", "-j", workers, "--output", tmp_path]
+    common = [images, "--stitch_config", config, *FLAGS, *BUSY, "--epochs", "3", "-j", workers, "--output", tmp_path]
     run(*common, "--experiment", "unbroken", "--checkpoint-hist", "9")
     # The state after the second epoch, as a run that was killed there leaves it.
     second = tmp_path / "unbroken/checkpoint-1.pth.tar"
@@ -47,31 +65,9 @@ def test_law_8_a_resumed_run_equals_an_unbroken_one(images, config, tmp_path, wo
     assert not same(weights(second), weights(tmp_path / "unbroken/last.pth.tar"))
 
 
-@pytest.mark.full
-def test_law_8_on_two_ranks(images, config, tmp_path):
-    common = [images, "--stitch_config", config, *FLAGS, *BUSY, "--epochs", "3", "--output", tmp_path]
-    for extra in (["--experiment", "a"], ["--experiment", "b", "--resume", tmp_path / "a/checkpoint-0.pth.tar"]):
-        run_on_two_ranks([["train", *common, *extra]])  # each in processes of their own
-    assert same(weights(tmp_path / "a/last.pth.tar"), weights(tmp_path / "b/last.pth.tar"))
-
-
-@pytest.mark.full
-def test_law_8_killed_and_resumed(images, config, tmp_path):
-    """A real kill -9 in the middle of training; what the last finished epoch left is enough."""
-    common = [images, "--stitch_config", config, *FLAGS, "--epochs", "30", "--output", tmp_path]
-    run(*common, "--experiment", "unbroken")
-    last = tmp_path / "killed/last.pth.tar"
-    assert end(kill_once_there(["train", *common, "--experiment", "killed"], last)) == [-signal.SIGKILL]
-    stopped_at = torch.load(last, weights_only=True)["epoch"]
-    assert stopped_at < 29
-    run(*common, "--experiment", "killed", "--resume", last)
-    assert same(weights(tmp_path / "unbroken/last.pth.tar"), weights(last))
-
-
-def test_resuming_a_finished_run_changes_nothing(images, config, tmp_path, caplog):
+def test_resuming_a_finished_run_changes_nothing(images, config, finished, tmp_path, caplog):
     common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
-    run(*common)
-    last, settings = tmp_path / "pico/last.pth.tar", tmp_path / "pico/args.yaml"
+    last, settings = finished / "last.pth.tar", finished / "args.yaml"
     before = last.read_bytes(), settings.read_bytes()
     with caplog.at_level("INFO"):
         run(*common, "--resume", last, "--lr", "9")
@@ -85,12 +81,9 @@ def test_more_loader_processes_than_cores_are_not_warned_of(images, config, tmp_
     run(images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "-j", usable_cores() + 1, "--epochs", "1")
 
 
-def test_weights_alone_can_be_resumed(images, config, tmp_path):
-    common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
-    run(*common, "--experiment", "first")
-    run(
-        *common, "--experiment", "again", "--resume", tmp_path / "first/last.pth.tar", "--no-resume-opt", "--opt", "sgd"
-    )
+def test_weights_alone_can_be_resumed(images, config, ended, tmp_path):
+    common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--experiment", "again"]
+    run(*common, "--resume", ended / "last.pth.tar", "--no-resume-opt", "--opt", "sgd")
     assert torch.load(tmp_path / "again/last.pth.tar", weights_only=True)["epoch"] == 1
 
 
@@ -98,34 +91,35 @@ def test_weights_alone_can_be_resumed(images, config, tmp_path):
     ("flags", "name"),
     mostly_full(
         [
-            (("--sched", "none"), "checkpoint-0"),
+            (("--sched", "none"), "last"),
             (("--sched", "none", "--base-lr-scale", "0.5", "--opt", "lookahead_adamw"), "previous"),
-            (("--sched", "step", "--decay-epochs", "1"), "checkpoint-0"),
+            (("--sched", "step", "--decay-epochs", "1"), "last"),
             (("--sched", "cosine", "--sched-on-updates"), "previous"),
         ],
-        quick=[(("--sched", "none"), "checkpoint-0")],
+        quick=[(("--sched", "none"), "last")],
     ),
 )
 def test_a_rate_given_to_a_resumed_run_is_used(flags, name, images, config, tmp_path):
     """Of every schedule, after an epoch and within one: the rates are those of a run that began with it."""
     common = [images, "--stitch_config", config, *FLAGS, "--checkpoint-interval", "5", *flags, "--output", tmp_path]
-    run(*common, "--experiment", "fast", "--lr", "5e-3")
-    run(*common, "--experiment", "slow", "--epochs", "1" if name == "previous" else "2")
+    run(*common, "--experiment", "slow", "--epochs", "1")
     run(*common, "--experiment", "both", "--lr", "5e-3", "--resume", tmp_path / "slow" / f"{name}.pth.tar")
-    fast, both = (read_summary(tmp_path / folder)[-1]["lr"] for folder in ("fast", "both"))
-    assert both == pytest.approx(fast, rel=1e-9)
+    both = read_summary(tmp_path / "both")[-1]["lr"]
+    if flags == ("--sched", "none"):
+        assert both == 5e-3
+        return
+    run(*common, "--experiment", "fast", "--lr", "5e-3")
+    assert both == pytest.approx(read_summary(tmp_path / "fast")[-1]["lr"], rel=1e-9)
     assert flags[1] != "none" or both == 5e-3
 
 
-def test_checkpoints_keep_the_best_epochs(images, config, tmp_path):
-    run(images, "--stitch_config", config, *FLAGS, "--epochs", "5", "--checkpoint-hist", "2", "--output", tmp_path)
-    names = {path.name for path in (tmp_path / "pico").glob("*.pth.tar")}
-    history = torch.load(tmp_path / "pico/last.pth.tar", weights_only=True)["history"]
-    best = sorted(history, key=history.get)[-2:]
-    assert names == {
-        f"{name}.pth.tar" for name in ("last", "previous", "model_best", *(f"checkpoint-{n}" for n in best))
-    }
-    assert not list((tmp_path / "pico").glob("*.tmp"))
+def test_checkpoints_keep_the_best_epochs(tmp_path):
+    saved = Checkpoints(tmp_path, keep=2)
+    for epoch, metric in enumerate((3.0, 1.0, 4.0, 2.0, 2.0)):
+        saved.save({}, epoch=epoch, metric=metric)
+    names = ("checkpoint-0", "checkpoint-2", "last", "model_best", "previous")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.pth.tar" for name in names]
+    assert (tmp_path / "model_best.pth.tar").samefile(tmp_path / "checkpoint-2.pth.tar")
 
 
 def test_a_run_killed_between_two_names_leaves_no_third(tmp_path):
@@ -167,15 +161,13 @@ def test_going_back_takes_no_name_of_a_later_epoch(tmp_path):
     assert (tmp_path / "model_best.pth.tar").samefile(tmp_path / "checkpoint-1.pth.tar")
 
 
-def test_a_resumed_run_gives_the_names(images, config, tmp_path):
-    common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path]
-    run(*common)
-    last = tmp_path / "pico/last.pth.tar"
+def test_a_resumed_run_gives_the_names(images, config, finished, tmp_path):
+    last = finished / "last.pth.tar"
     history = torch.load(last, weights_only=True)["history"]
-    lost = tmp_path / "pico/checkpoint-1.pth.tar"
+    lost = finished / "checkpoint-1.pth.tar"
     lost.unlink()
-    (tmp_path / "pico/model_best.pth.tar").unlink()
-    run(*common, "--resume", "auto")
+    (finished / "model_best.pth.tar").unlink()
+    run(images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--resume", "auto")
     assert lost.samefile(last)
     assert (tmp_path / "pico/model_best.pth.tar").exists() == (history[1] > history[0])
 
@@ -226,33 +218,31 @@ def test_a_summary_that_was_killed_before_its_first_line_is_begun_again(tmp_path
     assert (tmp_path / "summary.csv").read_text().split() == ["epoch,train_loss", "0,1.0"]
 
 
-def test_settings_that_changed_are_said_in_one_line(images, config, tmp_path, caplog):
+def changes(caplog, before, after, folder):
+    """What a run says that resumes with settings `after`, in a folder with those of `before`."""
+    (folder / "args.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(make_recipe(before).for_files()))))
+    caplog.clear()
+    session = SimpleNamespace(recipe=make_recipe(after), world=World(0, 1, torch.device("cpu")))
+    _say_changes(session, folder / "last.pth.tar")
+    return caplog.messages
+
+
+def test_settings_that_changed_are_said_in_one_line(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    common = [
-        images,
-        "--stitch_config",
-        config,
-        *FLAGS,
-        "--output",
-        tmp_path,
-        "--experiment",
-        "run",
-        "--resume",
-        "auto",
-    ]
-    run(*common, "--epochs", "1")
-    caplog.clear()
-    machine = ["-j", "1", "--log-interval", "1", "--checkpoint-hist", "3"]
-    run(*common, "--epochs", "2", "--lr", "1e-2", "--clip-grad", "1", *machine)
-    told = [line for line in caplog.messages if " -> " in line]
-    assert len(told) == 1
-    assert told[0].endswith("resumes with other settings: clip_grad None -> 1.0, epochs 1 -> 2, lr 0.001 -> 0.01")
-    caplog.clear()
-    run(*common, "--epochs", "3", "--lr", "1e-2", "--clip-grad", "1")
-    assert [line.partition("settings: ")[2] for line in caplog.messages if " -> " in line] == ["epochs 2 -> 3"]
-    caplog.clear()
-    run(*common, "--epochs", "3", "--lr", "1e-2", "--clip-grad", "1")
-    assert not [line for line in caplog.messages if " -> " in line]
-    (tmp_path / "run/last.pth.tar").rename(tmp_path / "lone.pth.tar")
-    run(*common, "--epochs", "4", "--experiment", "on", "--resume", tmp_path / "lone.pth.tar")
+    before = {"stitch_config": "pico.json", "epochs": 1, "lr": 1e-3}
+    machine = {"workers": 1, "log_interval": 1, "checkpoint_hist": 3, "resume": "auto"}
+    [line] = changes(caplog, before, {**before, **machine, "epochs": 2, "lr": 1e-2, "clip_grad": 1.0}, tmp_path)
+    assert line.endswith("resumes with other settings: clip_grad None -> 1.0, epochs 1 -> 2, lr 0.001 -> 0.01")
+    [line] = changes(caplog, before, {**before, "epochs": 2}, tmp_path)
+    assert line.endswith("settings: epochs 1 -> 2")
+    assert changes(caplog, before, {**before, **machine}, tmp_path) == []
+
+
+def test_a_resumed_run_says_what_changed(images, config, finished, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    common = [images, "--stitch_config", config, *FLAGS, "--output", tmp_path, "--clip-grad", "1"]
+    run(*common, "--resume", "auto")
+    assert sum(" -> " in line for line in caplog.messages) == 1
+    (finished / "last.pth.tar").rename(tmp_path / "lone.pth.tar")
+    run(*common, "--experiment", "on", "--resume", tmp_path / "lone.pth.tar")
     assert "args.yaml' with the settings of the first start is missing, so changes are unknown" in caplog.text

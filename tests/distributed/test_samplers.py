@@ -1,4 +1,4 @@
-"""Laws 8 and 9 for each sampler."""
+"""Law 9 for each sampler, and checkpoints of others; tests/unit has their law 8: a draw depends on no earlier one."""
 
 import pytest
 import torch
@@ -11,105 +11,46 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers import SAMPLERS, create_sampler
 from stitchkit.training.task import StitchTask
-from tests.distributed.forks import end, kill_once_there
-from tests.distributed.ranks import in_two_processes, run_on_two_ranks
-from tests.distributed.subjects import BUSY, equal
-from tests.support import FLAGS, mostly_full, pico_snnet, write_config
+from tests.distributed.ranks import in_two_processes
+from tests.support import FLAGS, pico_snnet, write_config
 
 STEPS = (3, 7)
 WIDE = 1e-4
 """GFLOPs of a bin, which then has several of the pico routes to choose from."""
-STATES = ("state_dict", "state_dict_ema", "optimizer", "epoch")
-
-
-def content(folder):
-    return torch.load(folder / "last.pth.tar", weights_only=True)
-
-
-def assert_same_end(one, other):
-    first, second = content(one), content(other)
-    for name in STATES:
-        assert (name in first) == (name in second), name
-        assert name not in first or equal(first[name], second[name]), name
-    assert (one / "losses.csv").read_text() == (other / "losses.csv").read_text()
 
 
 def command(images, folder, name, *flags):
     config = write_config(folder / "pico.json")
     common = [images, "--stitch_config", config, *FLAGS, "--output", folder, "--sampler", name]
-    common += ["--flops-gap", WIDE] if "flops_gap" in SAMPLERS[name].options else []
     return ["train", *map(str, [*common, *flags])]
 
 
-@pytest.mark.parametrize("name", mostly_full(SAMPLERS, quick=["cost_bins"]))
-def test_law_8_each_sampler_resumes(name, images, tmp_path):
-    """From the end of an epoch and from within one."""
-    busy = [*BUSY, "--checkpoint-interval", "3", "--log-interval", "3"]
-    assert main([*command(images, tmp_path, name, *busy), "--experiment", "whole"]) == 0
-    within = torch.load(tmp_path / "whole/previous.pth.tar", weights_only=True)
-    assert within["within"]["ranks"][0]["position"]["done"] == 6
-    for file in ("checkpoint-0", "previous"):
-        resume = ["--experiment", file, "--resume", str(tmp_path / f"whole/{file}.pth.tar")]
-        assert main([*command(images, tmp_path, name, *busy), *resume]) == 0
-        assert equal(content(tmp_path / "whole")["state_dict"], content(tmp_path / file)["state_dict"])
+@pytest.fixture(scope="module")
+def trained(images, tmp_path_factory):
+    """The checkpoint of a run by `cost_bins`."""
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(command(images, folder, "cost_bins", "--epochs", "1")) == 0
+    return folder / "pico/last.pth.tar"
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("way", ["per_rank", "shared"])
-def test_law_8_each_sampler_killed_within_an_epoch(name, way, images, tmp_path):
-    """By `kill -9` on two ranks."""
-    flags = ["--sampling", way, "--epochs", "3", "--checkpoint-interval", "1", "--resume", "auto", *BUSY]
-    run_on_two_ranks([command(images, tmp_path, name, *flags, "--experiment", "whole")])
-    killed = command(images, tmp_path, name, *flags, "--experiment", "killed")
-    ends = end(kill_once_there(killed, tmp_path / "killed/previous.pth.tar", ranks=2))
-    assert ends == [-9, -9]
-    run_on_two_ranks([killed])
-    assert_same_end(tmp_path / "whole", tmp_path / "killed")
-
-
-def test_a_checkpoint_of_another_sampler_is_named(images, tmp_path, capsys):
-    assert main([*command(images, tmp_path, "cost_bins"), "--epochs", "1"]) == 0
-    capsys.readouterr()
-    resume = ["--resume", str(tmp_path / "pico/last.pth.tar"), "--epochs", "2"]
-    assert main([*command(images, tmp_path, "uniform"), *resume]) == 2
+def test_a_checkpoint_of_another_sampler_is_named(trained, images, tmp_path, capsys):
+    resume = ["--resume", trained, "--epochs", "2"]
+    assert main(command(images, tmp_path, "uniform", *resume)) == 2
     assert "was trained with --sampler cost_bins, not uniform; use the same, or" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("header", "said"),
-    [
-        (
-            {"sampler": "sandwich"},
-            "with --sampler sandwich, which was removed (studies/samplers has it); start",
-        ),
-        (
-            {"focus": 2, "focus_images": 40},
-            "with --focus 2, which was removed (studies/evidence has it); start",
-        ),
-    ],
-)
-def test_a_checkpoint_of_what_was_removed_is_evaluated_but_not_resumed(header, said, images, tmp_path, capsys):
-    assert main([*command(images, tmp_path, "cost_bins"), "--epochs", "1"]) == 0
-    last = tmp_path / "pico/last.pth.tar"
-    old = {**torch.load(last, weights_only=True), **header, "task": {"left": torch.ones(3, dtype=torch.bool)}}
-    torch.save(old, last)
-    capsys.readouterr()
-    resume = [*command(images, tmp_path, "cost_bins"), "--resume", str(last)]
-    assert main([*resume, "--epochs", "2"]) == 2
-    assert said in capsys.readouterr().err
+def test_a_checkpoint_of_what_was_removed_is_evaluated_but_not_resumed(trained, images, tmp_path, capsys):
+    removed = {
+        "with --sampler sandwich, which was removed (studies/samplers has it); start": {"sampler": "sandwich"},
+        "with --focus 2, which was removed (studies/evidence has it); start": {"focus": 2, "focus_images": 40},
+    }
+    for line, header in removed.items():
+        old = {**torch.load(trained, weights_only=True), **header, "task": {"left": torch.ones(3, dtype=torch.bool)}}
+        torch.save(old, tmp_path / "old.pth.tar")
+        resume = command(images, tmp_path, "cost_bins", "--resume", tmp_path / "old.pth.tar")
+        assert main([*resume, "--epochs", "2"]) == 2
+        assert line in capsys.readouterr().err
     assert main([*resume, "--eval", "--eval-stitches", "0"]) == 0
-
-
-@pytest.mark.full
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_law_9_two_ranks_equal_one_with_twice_the_batch(name, images, tmp_path):
-    exact = ["--no-aug", "--smoothing", "0", "--sampling", "shared", "--opt", "sgd", "--lr", "0.05", "--sched", "none"]
-    assert main([*command(images, tmp_path, name, *exact, "-b", "16"), "--experiment", "one"]) == 0
-    run_on_two_ranks([[*command(images, tmp_path, name, *exact, "-b", "8"), "--experiment", "two"]])
-    one, two = (content(tmp_path / count) for count in ("one", "two"))
-    for key, value in one["state_dict"].items():
-        torch.testing.assert_close(value, two["state_dict"][key], rtol=1e-4, atol=1e-5)
 
 
 def make_task(name, way="per_rank"):
