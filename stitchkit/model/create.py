@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anchor
 from stitchkit.model.coverage import warn_of_borders
@@ -21,6 +19,7 @@ from stitchkit.model.plan import plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.transforms import transform_of
 from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.bare import without_weights
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import given_data_config, unlike_images
 from stitchkit.networks.trained_with import all_noted
@@ -112,7 +111,7 @@ def build_snnet(
         options["num_classes"] = config.recipe.get("num_classes")
     parts, of_network = partial(anchors_and_space, config), {**of_network, "levels": levels}
     if pretrained or (checkpoints and any(anchor.checkpoint for anchor in config.anchors)):
-        with torch.device("meta"):  # find anchors that cannot be stitched before downloading weights
+        with without_weights():  # find anchors that cannot be stitched before downloading weights
             _assemble(parts, spec, of_network, **{**options, "pretrained": False, "checkpoints": False})
     model = _assemble(parts, spec, of_network, **options)
     warn_of_borders(model.views.values())

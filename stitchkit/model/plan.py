@@ -18,6 +18,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource, make_anchor
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.bare import without_weights
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
 from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
@@ -162,7 +163,7 @@ def _numbered(labels: Sequence[str]) -> list[str]:
 
 def _bare_anchor(source: AnchorSource, **overrides: Any) -> Anchor:
     """The anchor of a source: of a specification without weights, on the meta device."""
-    with torch.device("meta") if isinstance(source, AnchorSpec) else nullcontext():
+    with without_weights() if isinstance(source, AnchorSpec) else nullcontext():
         return make_anchor(source, _label(source), pretrained=False, checkpoints=False, **overrides)
 
 
@@ -176,7 +177,7 @@ def _cost(anchor: Anchor) -> int:
 
 
 def _assembled(anchors: Sequence[Anchor], space: StitchSpace) -> SNNet:
-    with torch.device("meta"):  # only the stitching layers are created here
+    with without_weights():  # only the stitching layers are created here
         return SNNet(anchors, space)
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.anchor import Anchor
+from stitchkit.networks.bare import without_weights
 from stitchkit.networks.classifier import classifier_layers, classifier_of, resize_classifier
 from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import (
@@ -267,7 +268,7 @@ def load_model(
 
 def bare_model(name: str, backend: str = "timm") -> tuple[nn.Module, torch.Tensor]:
     """A model of a library without weights, on the meta device, and an image that it takes."""
-    with torch.device("meta"):
+    with without_weights():
         model = load_model(name, backend=backend, pretrained=False).eval()
     size = getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))
     return model, torch.empty(1, *size, device="meta")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 import torchvision
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -17,6 +16,7 @@ from timm.models import PretrainedCfg, is_model, list_pretrained
 from torch import nn
 
 from stitchkit.errors import InputError, one_line, prefixed, unknown
+from stitchkit.networks.bare import without_weights
 from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.hub_names import cached_folder, has_weights, is_on_hub
 from stitchkit.settings.schema import ModelArguments, image_size, parse
@@ -115,7 +115,7 @@ def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
     if adapted.keys() == kwargs.keys() or torchvision_name(name) is not None:  # timm knows none of torchvision's
         return
     try:
-        with torch.device("meta"):
+        with without_weights():
             models = [timm.create_model(name, **options) for options in (kwargs, adapted)]
     except Exception as error:  # timm and torch raise many kinds
         raise not_built(name, kwargs, error) from error
@@ -141,7 +141,7 @@ def check_size(name: str, kwargs: Mapping[str, Any]) -> None:
 def check_memory(build: Callable[[], nn.Module], what: str) -> None:
     """Refuse a network, called `what`, whose weights do not fit into this machine's memory."""
     try:
-        with torch.device("meta"):
+        with without_weights():
             tensors = [*build().state_dict(keep_vars=True).values()]
     except Exception:  # timm and torch raise many kinds, and raise them again where the network is built
         return
@@ -183,7 +183,7 @@ def unknown_argument(name: str, kwargs: Mapping[str, object], error: Exception) 
     elif published_config(name) is None:
         return None
     else:
-        with torch.device("meta"):
+        with without_weights():
             kinds = type(timm.create_model(name)).__mro__
     constructors = [vars(kind)["__init__"] for kind in kinds if "__init__" in vars(kind)]
     known = {argument: None for constructor in constructors for argument in inspect.signature(constructor).parameters}

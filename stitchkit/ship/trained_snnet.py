@@ -29,6 +29,7 @@ from stitchkit.measure.recalibrate import freezes_anchors, own_norms, with_calib
 from stitchkit.measure.statistics_file import check_statistics, load_statistics
 from stitchkit.model.create import anchors_and_space
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.bare import without_weights
 from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config, set_data_config, timm_config
 from stitchkit.networks.trained_with import TrainedWith
 from stitchkit.networks.weights import load_content, read_hashed
@@ -117,7 +118,7 @@ def open_trained(
     if path is None:
         raise InputError("there are no trained weights; give --resume CHECKPOINT")
     if cfg_id is not None:
-        with torch.device("meta"):
+        with without_weights():
             _ = anchors_and_space(config, pretrained=False, checkpoints=False)[1][cfg_id]
     content, digest = read_hashed(path)
     recipe = with_calibration(recipe, config, content)

@@ -20,6 +20,7 @@ from stitchkit.assembly.parts.registry import COMMON, PARTS
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted, class_token_of
 from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.networks.bare import without_weights
 from stitchkit.networks.hub_weights import check_memory
 from stitchkit.networks.layout import Layout
 from stitchkit.paths import asked
@@ -58,7 +59,7 @@ def check_network(
     `build_network`.
     """
     builder = _Builder(spec, _wanted(num_classes), input_size, False, replaced, checking=True)
-    with torch.device("meta"):
+    with without_weights():
         network = builder.network()
     check_memory(lambda: network, "the network")
     return network, builder.traced
