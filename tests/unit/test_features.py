@@ -179,7 +179,7 @@ def test_frozen_is_the_default_with_features_only():
     assert say_frozen(model, settings().stitch) == said
 
 
-@pytest.mark.parametrize("loss", ["features", "task"])
+@pytest.mark.parametrize("loss", mostly_full(["features", "task"], quick=["features"]))
 def test_the_saved_share_is_near_what_torch_counts(loss):
     """The estimate has the gradient of the image, which nothing needs."""
 
