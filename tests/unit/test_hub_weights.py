@@ -8,9 +8,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 import stitchkit
+from stitchkit.networks.bare import without_weights
 from stitchkit.networks.hub_weights import check_fit, check_reachable
 from stitchnet.networks import load_networks
 from tests.support import ROOT, mostly_full, pico_anchor, pico_config
@@ -207,3 +209,12 @@ def test_a_misspelt_argument_is_named_with_the_nearest_one(pretrained):
         stitchkit.create_snnet({"anchors": anchors}, pretrained=False)
     with pytest.raises(stitchkit.InputError, match="unknown levit_128s argument 'num_head'; did you mean 'num_heads'"):
         stitchkit.create_model("levit_128s", pretrained=pretrained, num_head=4)
+
+
+def test_without_weights_a_network_has_shapes_and_real_parameters_still_start():
+    with without_weights():
+        bare = torch.nn.Linear(3, 4)
+        real = torch.nn.Linear(3, 4, device="cpu")
+        torch.nn.init.constant_(real.bias, 2.0)
+    assert (bare.weight.is_meta, bare.weight.shape) == (True, (4, 3))
+    assert real.bias.tolist() == [2.0] * 4
