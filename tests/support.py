@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import json
 import os
@@ -169,18 +171,30 @@ QUICK_SPACES = (
 
 def family_snnet(family: str) -> stitchkit.SNNet:
     """An SN-Net of one of `SPACES` in evaluation mode, with seeded random weights that are not tiny."""
-    torch.manual_seed(0)
-    model = stitchkit.create_snnet(SPACES[family])
-    randomize(model)
-    return model.eval()
+    return _copy_of(*_random_snnet(family))
 
 
 def pico_snnet(**changes: Any) -> stitchkit.SNNet:
     """An SN-Net of pico anchors in evaluation mode, with seeded random weights that are not tiny."""
+    return _copy_of(*(_make_random(pico_config(**changes)) if changes else _random_snnet("vit")))
+
+
+@functools.cache
+def _random_snnet(family: str) -> tuple[stitchkit.SNNet, torch.Tensor]:
+    """Each network is made once; to trace one takes a second, and to copy it a fiftieth of that."""
+    return _make_random(SPACES[family])
+
+
+def _make_random(config: dict[str, Any]) -> tuple[stitchkit.SNNet, torch.Tensor]:
     torch.manual_seed(0)
-    model = stitchkit.create_snnet(pico_config(**changes))
+    model = stitchkit.create_snnet(config)
     randomize(model)
-    return model.eval()
+    return model.eval(), torch.get_rng_state()
+
+
+def _copy_of(model: stitchkit.SNNet, random: torch.Tensor) -> stitchkit.SNNet:
+    torch.set_rng_state(random)
+    return copy.deepcopy(model)
 
 
 def randomize(model: torch.nn.Module) -> None:

@@ -15,7 +15,7 @@ from stitchkit.assembly.parts.adapters import (
     VisionTransformerBlock,
 )
 from stitchkit.errors import InputError
-from tests.support import mostly_full, pairwise, products
+from tests.support import pairwise, products
 
 RESNET_BLOCKS = (ResNetBasicBlock, ResNetBottleneck)
 
@@ -80,7 +80,7 @@ OPTIONS = {
 CONVOLUTIONS = products(num_conv=(1, 2, 3), kernel_size=(1, 3, 5), stride=(1, 2), **OPTIONS)
 
 
-@pytest.mark.parametrize("arguments", mostly_full(CONVOLUTIONS, quick=pairwise(CONVOLUTIONS)), ids=str)
+@pytest.mark.parametrize("arguments", pairwise(CONVOLUTIONS), ids=str)
 def test_convolutional_adapters_reach_the_channels_and_divide_the_size_by_the_stride(arguments):
     adapter = SimpleAdapter(in_channels=4, out_channels=8, **arguments)
     assert adapter(positive_map(4)).shape == (2, 8, 6 // arguments["stride"], 6 // arguments["stride"])
@@ -95,7 +95,7 @@ def test_a_padding_that_is_given_is_kept(padding):
 LINEAR = products(num_fc=(1, 2, 3), **OPTIONS)
 
 
-@pytest.mark.parametrize("arguments", mostly_full(LINEAR, quick=pairwise(LINEAR)), ids=str)
+@pytest.mark.parametrize("arguments", pairwise(LINEAR), ids=str)
 def test_linear_adapters_reach_the_channels_of_sequences_maps_and_vectors(arguments):
     adapter = SimpleAdapter(in_channels=4, out_channels=8, **arguments)
     for positions in ((5,), (3, 4), ()):
@@ -161,7 +161,7 @@ BLOCKS = products(norm_type=NORMS, stride=(1, 2), out_channels=(8, 12, 4), init_
 
 
 @pytest.mark.parametrize("block", RESNET_BLOCKS)
-@pytest.mark.parametrize("arguments", mostly_full(BLOCKS, quick=pairwise(BLOCKS)), ids=str)
+@pytest.mark.parametrize("arguments", pairwise(BLOCKS), ids=str)
 def test_resnet_blocks_reach_the_channels_and_divide_the_size(block, arguments):
     adapter = block(in_channels=8, **arguments)
     y = adapter(positive_map(8))

@@ -101,7 +101,7 @@ def test_anchors_that_nothing_joins_are_refused(depths, build, message):
 PLAIN = [name for name, config in FAMILIES.items() if not {"nearest_stitching", "rule"} & config.keys()]
 
 
-@pytest.mark.parametrize("family", mostly_full(PLAIN, quick=["swin"]))
+@pytest.mark.parametrize("family", mostly_full(PLAIN, quick=["resnet"]))
 def test_the_plan_of_a_familys_anchors_is_the_published_space(family):
     config = StitchConfig.parse(FAMILIES[family])
     planned = plan_anchors(config.anchors).config

@@ -59,7 +59,10 @@ def test_torchvision_anchors_without_classes_are_stitched():
     assert model(pico_images(size=64), len(model.space) - 1).shape == (2, 1280)
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_0", "vit_b_32"])
+@pytest.mark.parametrize(
+    "name",
+    mostly_full(["squeezenet1_0", "mobilenet_v3_small", "vit_b_32"], quick=["squeezenet1_0", "mobilenet_v3_small"]),
+)
 def test_a_file_of_other_classes_or_none_is_loaded(name, tmp_path):
     arguments = {"image_size": 32} if name == "vit_b_32" else {}
     files = {count: tmp_path / f"{count}.pth" for count in (7, 0)}

@@ -9,13 +9,14 @@ from submitit.core.utils import DelayedSubmission
 
 from stitchkit.assembly.sweep import cluster
 from stitchkit.assembly.sweep.cluster import create_cluster
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep
+from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
+from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.settings import Resources
 from stitchkit.cli import main
 from stitchkit.errors import InputError
 from tests.clusters import ScriptedSlurm, between_polls
 from tests.commands import refused
-from tests.support import sweep_jobs, write_sweep
+from tests.support import write_sweep
 
 OPTIONS = {
     "jobs": 2, "gpus": 2, "partition": "big", "cpus": 4, "mem_gb": 8, "hours": 1.5, "sbatch": ["qos=low", "exclusive"]
@@ -32,9 +33,15 @@ def sweep(images, tmp_path):
     return write_sweep(tmp_path, images)
 
 
+@pytest.fixture(scope="module")
+def jobs(images, tmp_path_factory):
+    """The plan of the sweep."""
+    return plan_gaps(GapSweep.load(write_sweep(tmp_path_factory.mktemp("sweep"), images))).jobs
+
+
 @pytest.fixture
-def folders(sweep, tmp_path):
-    return sweep_jobs(sweep, tmp_path / "out")
+def folders(jobs, tmp_path):
+    return write_folders(jobs, tmp_path / "out", [3])
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def judged(request, scenes, tmp_path_factory):
     ]
     assert main([*command, "--experiment", "trained", "-b", "2", "--stitch-init-bs", "2", "--epochs", "1"]) == 0
     resume = ["--resume", str(folder / "trained/last.pth.tar")]
-    assert main([*command, "--experiment", "run", "--eval", *resume]) == 0
+    assert main([*command, "--experiment", "run", "--eval", "--eval-stitches", "0-6", *resume]) == 0
     return request.param, folder
 
 

@@ -80,7 +80,7 @@ def test_the_common_part_of_routes_runs_once():
 def test_law_6_an_extracted_network_gives_and_costs_the_same(family, head):
     model, x = dense(family, head)
     costs = Profiler(model)
-    for cfg_id in (*range(model.space.num_anchors), model.space.ids[-1]):
+    for cfg_id in (0, model.space.ids[-1]):
         net = model.extract(cfg_id)
         torch.testing.assert_close(net(x), model(x, cfg_id))
         assert measure(net, x[:1]) == costs.cost(cfg_id)

@@ -13,7 +13,7 @@ import yaml
 from stitchkit.assembly.sweep import launch as launching
 from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
 from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
-from stitchkit.assembly.sweep.launch import launch, run_sweep
+from stitchkit.assembly.sweep.launch import launch, run_sweep, write_folders
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError, Stopped
 from tests.clusters import between_polls
@@ -40,14 +40,21 @@ class FakeCluster:
             self.is_closed = True
 
 
-@pytest.fixture
-def sweep(tmp_path):
-    return write_sweep(tmp_path, tmp_path)
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return write_sweep(folder, folder)
+
+
+@pytest.fixture(scope="module")
+def jobs(sweep):
+    """The plan of the sweep."""
+    return plan_gaps(GapSweep.load(sweep)).jobs
 
 
 @pytest.fixture
-def folders(sweep, tmp_path):
-    return sweep_jobs(sweep, tmp_path / "out")
+def folders(jobs, tmp_path):
+    return write_folders(jobs, tmp_path / "out", [3])
 
 
 def run(folders, ends=None, **options):

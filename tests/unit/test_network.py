@@ -14,7 +14,16 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.network import check_device, check_names, create_network, input_size, place_network, uncompiled
-from tests.support import SPACES, family_snnet, pico_anchor, pico_config, pico_images, pico_snnet, randomize
+from tests.support import (
+    SPACES,
+    family_snnet,
+    mostly_full,
+    pico_anchor,
+    pico_config,
+    pico_images,
+    pico_snnet,
+    randomize,
+)
 
 # torch looks at gradients where there are none while it compiles.
 COMPILES = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -253,7 +262,10 @@ def test_routes_share_what_is_compiled():
 
 
 @COMPILES
-@pytest.mark.parametrize("family", ["vit", "resnet", "NCHW, batch norm", "NLC, 5 prefix tokens"])
+@pytest.mark.parametrize(
+    "family",
+    mostly_full(["vit", "resnet", "NCHW, batch norm", "NLC, 5 prefix tokens"], quick=["vit", "NCHW, batch norm"]),
+)
 def test_blocks_that_were_seen_once_are_compiled_for_all_stitches(family):
     """Training: the anchors show every block, then every stitch runs forward and backward."""
     backend, model = Backend(), family_snnet(family).train()
@@ -337,7 +349,9 @@ def rates(anchor):
     return [part.drop_prob for part in anchor.model.modules() if isinstance(part, DropPath)]
 
 
-@pytest.mark.parametrize("family", ["vit", "swin", "NCHW, layer norm", "NLC, class token"])
+@pytest.mark.parametrize(
+    "family", mostly_full(["vit", "swin", "NCHW, layer norm", "NLC, class token"], quick=["vit", "NLC, class token"])
+)
 def test_each_anchor_has_one_rate_of_drop_path_in_all_blocks(family):
     """timm's rate grows from 0 at the first block; in DeiT-3 and SN-Netv2 it is constant."""
     config = StitchConfig.parse(SPACES[family])

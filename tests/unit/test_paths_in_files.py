@@ -115,7 +115,7 @@ def test_settings_of_a_run_are_used_from_another_folder(tmp_path, monkeypatch):
     assert len(ledger.read_text().splitlines()) == 3
     assert main(["train", "-c", "../there/outputs/run/args.yaml", "--epochs", "2", "--resume", "auto"]) == 0
     assert torch.load(tmp_path / "there" / last, weights_only=True)["epoch"] == 1
-    export = ["export", "-c", "../there/outputs/run/eval_args.yaml", "--cfg_id", "0", "-o", "net.pt2"]
+    export = ["export", "-c", "../there/outputs/run/eval_args.yaml", "--cfg_id", "0", "-o", "net.safetensors"]
     assert main(export) == 0
     assert not (tmp_path / "here/outputs").exists()
 

@@ -12,7 +12,9 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.training.api import _as_flag
 from stitchkit.training.inputs import read_run
-from tests.support import FLAGS, write_config
+from tests.support import FLAGS, pico_config, write_config
+
+PAIR = pico_config()["anchors"][:2]
 
 SETTINGS = {
     **{"pretrained": False, "batch_size": 8, "workers": 0, "epochs": 1, "opt": "adamw", "lr": 1e-3},
@@ -81,7 +83,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
-    config = write_config(tmp_path / "pico.json")
+    config = write_config(tmp_path / "pico.json", anchors=PAIR)
     flags = ["train", images, *FLAGS, "--stitch_config", config, "--output", tmp_path]
     assert main([*map(str, flags), "--epochs", "1"]) == 0
     last, dry = tmp_path / "pico/last.pth.tar", [*map(str, flags), "--dry-run"]
@@ -90,7 +92,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "teacher.pth")
     before = sorted(tmp_path.rglob("*"))
     teacher = ["--teacher-model", "test_vit", "--distillation-type", "hard", "--teacher-path", tmp_path / "teacher.pth"]
-    other = write_config(tmp_path.parent / "other.json", stitch_kernel_size=3)
+    other = write_config(tmp_path.parent / "other.json", anchors=PAIR, stitch_kernel_size=3)
     mistakes = {
         "already contains a run": [],
         "belongs to another configuration: stitch_kernel_size": ["--resume", last, "--stitch_config", other],
@@ -140,7 +142,7 @@ def test_an_evaluation_of_a_plain_model_says_how_it_was_measured(images, tmp_pat
 
 
 def test_a_run_has_its_log_and_handlers_get_no_more_than_they_asked_for(images, tmp_path, caplog, capsys):
-    config = write_config(tmp_path / "pico.json")
+    config = write_config(tmp_path / "pico.json", anchors=PAIR)
     ours, seen = logging.getLogger("stitchkit"), []
     assert ours.getEffectiveLevel() == logging.WARNING, "nobody has configured logging"
     stitchkit.train(images, stitch_config=config, output=tmp_path, experiment="quiet", **SETTINGS)

@@ -93,12 +93,13 @@ SIDES = [
     *(("img", "img wide"), ("img wide", "img"), ("img", "bert")),
     *(("bert", "bhwc"), ("bert", "bert"), ("bert", "token")),
 ]
-BUILT = [(name, *sides) for sides in SIDES for name in STITCHERS]
+# Which kind comes in decides what is built; of those that give an image, two are enough.
+BUILT = [(name, *sides) for sides in SIDES[1:5] for name in STITCHERS]
 # Each with one pair of sides, and each pair with two or three of them.
 QUICK = [(name, *SIDES[number % len(SIDES)]) for number, name in enumerate(STITCHERS)]
 
 
-@pytest.mark.parametrize(("name", "source", "destination"), mostly_full(BUILT, quick=QUICK))
+@pytest.mark.parametrize(("name", "source", "destination"), mostly_full([*dict.fromkeys(QUICK + BUILT)], quick=QUICK))
 def test_what_a_stitcher_builds_runs_and_gives_the_destinations_shape(name, source, destination):
     given, taken = SHAPES[source], SHAPES[destination]
     try:

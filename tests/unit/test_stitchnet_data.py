@@ -56,9 +56,13 @@ def offline(monkeypatch, tmp_path):
     datasets.disable_progress_bars()
 
 
-def pico_nets():
+def convnets():
     torch.manual_seed(0)
-    return {"a": convnet(6, 8), "b": convnet(5, 10, 12), "vit": timm.create_model("vit_tiny_patch16_224", **VIT)}
+    return {"a": convnet(6, 8), "b": convnet(5, 10, 12)}
+
+
+def pico_nets():
+    return {**convnets(), "vit": timm.create_model("vit_tiny_patch16_224", **VIT)}
 
 
 @pytest.mark.full
@@ -121,10 +125,10 @@ def test_a_device_is_set_for_later_compositions():
     try:
         set_device("cpu")
         with pytest.raises(NotImplementedError, match="copy out of meta"):
-            Pool(elsewhere, pico_nets())
+            Pool(elsewhere, convnets())
     finally:
         set_device(None)
-    assert Pool(elsewhere.new_zeros(elsewhere.shape, device="cpu"), pico_nets()).images.device.type == "cpu"
+    assert Pool(elsewhere.new_zeros(elsewhere.shape, device="cpu"), convnets()).images.device.type == "cpu"
 
 
 def test_weights_of_the_published_networks_are_kept_in_the_cache_folder(tmp_path, monkeypatch):
@@ -238,7 +242,7 @@ def test_images_of_sixteen_bits_are_scaled(tmp_path):
 
 
 def test_files_that_are_not_images(beans, tmp_path):
-    _, net = generate(stitching_images(image_folder(beans / "train", 32)), 0, 0, sample=True, nets=pico_nets())
+    _, net = generate(stitching_images(image_folder(beans / "train", 32)), 0, 0, sample=True, nets=convnets())
     net.fit(image_folder(beans / "train", 32))
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(InputError, match=r"text\.png' cannot be read"):
@@ -258,14 +262,14 @@ def config(tmp_path_factory):
 @pytest.mark.parametrize("order", mostly_full(["best", "depth"], quick=["best"]))
 def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_path, monkeypatch, capsys, order):
     output = tmp_path / "out"
-    assert run("--data", beans, "--nets", config, *FLAGS, "--top", 4, "--order", order, "-o", output) == 0
+    assert run("--data", beans, "--nets", config, *FLAGS, "--top", 2, "--order", order, "-o", output) == 0
     printed = capsys.readouterr().out
     assert "tried" in printed
     assert "pruned" in printed
     assert "found" in printed
     rows = read_rows(output / "stitches_res.txt")
-    assert [row["cfg_id"] for row in rows] == [0, 1, 2, 3, 4, 5]
-    assert [is_anchor(row) for row in rows] == [True, True, False, False, False, False]
+    assert [row["cfg_id"] for row in rows] == [0, 1, 2, 3]
+    assert [is_anchor(row) for row in rows] == [True, True, False, False]
     scores = [row["score"] for row in rows[2:]]
     assert scores == sorted(scores, reverse=True)
     alone = {row["stitch"].split("[")[0]: row["acc1"] for row in rows[:2]}
@@ -273,7 +277,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         parents = {part.split("[")[0] for part in row["stitch"].split(" > ")}
         assert row["parents_acc1"] == pytest.approx(np.mean([alone[parent] for parent in parents]))
     better = sum(row["acc1"] > row["parents_acc1"] for row in rows[2:])
-    assert (f"{better} of 4 composed networks beat" if better else "no composed network beats") in printed
+    assert (f"{better} of 2 composed networks beat" if better else "no composed network beats") in printed
     assert pareto_front(rows)
     for row in rows:
         folder = output / f"{row['cfg_id']:03d}"
@@ -307,7 +311,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         (("--total-threshold", -0.1), "--total-threshold is -0.1; it must be at least 0"),
         (("--top", 0), "--top is 0"),
         (("--device", "tpu"), "device 'tpu' is not supported"),
-        (("--max-macs", "1k"), "no composition passes"),
+        pytest.param(("--max-macs", "1k"), "no composition passes", marks=pytest.mark.full),
         (("--max-params", "few"), "'few' is not a positive number such as 5G"),
         (("--nets", "resnet500"), "unknown network 'resnet500'"),
         (("--data", "nowhere"), "unknown data set 'nowhere'"),
@@ -395,7 +399,7 @@ def test_a_composed_network_that_gives_no_numbers_is_left_out_and_counted(beans,
 
 
 def test_a_search_that_finds_nothing_reports_how_far_it_is():
-    search = Search(torch.randn(4, 3, 32, 32), nets=pico_nets(), threshold=2)
+    search = Search(torch.randn(4, 3, 32, 32), nets=convnets(), threshold=2)
     steps = []
     search.on_step = lambda counts: steps.append(counts.tried)
     assert list(search.compositions()) == []

@@ -121,16 +121,22 @@ def test_replicates_run_and_are_reported_together(tmp_path, images):
     assert dict(zip(header.split(","), row.split(","), strict=True))["num_seeds"] == "3"
 
 
-@pytest.fixture
-def tuned(tmp_path, images):
-    """Two jobs with checkpoints, and the file that crosses them."""
-    files = []
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, images):
+    """A folder of two jobs with checkpoints."""
+    folder = tmp_path_factory.mktemp("trained")
     for name, rate in (("one", 0.01), ("two", 0.5)):
-        folder = tmp_path / name
         config = job_config(str(images), epochs=1, optimizer_args={"lr": rate}) | {"save_checkpoints": True}
         config["assembly"][0]["Subnet"]["frozen"] = False
-        run_job(JobConfig.parse({**config, "pretrained": False, "save_dir": str(folder)}))
-        files.append(str(folder / "config.yml"))
+        run_job(JobConfig.parse({**config, "pretrained": False, "save_dir": str(folder / name)}))
+    return folder
+
+
+@pytest.fixture
+def tuned(tmp_path, trained):
+    """Copies of the two jobs, and the file that crosses them."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    files = [str(tmp_path / name / "config.yml") for name in ("one", "two")]
     return write_job(tmp_path, {"ft_configs": files, "seed": 5}, "cross.yml")
 
 
