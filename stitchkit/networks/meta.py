@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,26 +10,20 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_FILLS = frozenset({
-    *(nn.init.constant_, nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_),
-    *(getattr(torch.Tensor, name) for name in ("add_", "clamp_", "copy_", "div_", "erfinv_", "fill_", "mul_")),
-    *(getattr(torch.Tensor, name) for name in ("normal_", "sub_", "uniform_", "zero_")),
-})  # fmt: skip
+_FILLS = frozenset(
+    ["add_", "clamp_", "copy_", "div_", "erfinv_", "fill_", "mul_", "normal_", "sub_", "uniform_", "zero_"]
+)
 
 
 class _Unfilled(TorchFunctionMode):
     """Leave parameters as they are: without values, torch imitates each step of their initialisation in Python."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
-        kwargs = kwargs or {}
-        if func in _FILLS:
-            filled = args[0] if args else kwargs["tensor"]
-            if isinstance(filled, nn.Parameter) and filled.is_meta:
-                return filled
-        return func(*args, **kwargs)
+        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in _FILLS and args and isinstance(args[0], nn.Parameter) and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

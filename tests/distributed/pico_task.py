@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from stitchkit.engine.task import Task
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -20,7 +19,7 @@ from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, train_epochs
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.engine.loop import Trainer
+from stitchkit.engine.loop import Task, Trainer
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.training_state import restore, training_state
 
@@ -159,7 +158,7 @@ class Training:
             step(number)
             return draw(number, rank)
 
-        trainer.task.draw = drawn  # type: ignore[method-assign]
+        trainer.task.draw = drawn  # type: ignore[method-assign, assignment]
 
         def save(epoch: int, _: Position, state: Mapping[str, object]) -> Path:
             if saved is not None:
