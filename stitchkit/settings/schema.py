@@ -73,7 +73,7 @@ class Settings(metaclass=_Reported):
     def _check_keys(cls, content: object) -> object:
         values = content.kwargs if isinstance(content, ArgsKwargs) else content
         if isinstance(values, Mapping):
-            known = [field.name for field in fields(cls)]
+            known = [*(field.name for field in fields(cls)), *getattr(cls, "further_keys", ())]
             for key in values:
                 if key not in known:
                     raise PydanticCustomError("unknown_key", "unknown key", {"key": str(key), "known": known})

@@ -441,7 +441,7 @@ def test_a_ledger_that_links_to_itself_is_refused(tmp_path):
 def test_a_pipe_among_images_is_refused(tmp_path):
     folder = write_images(tmp_path)
     os.mkfifo(next(folder.glob("validation/*")) / "pipe.png")
-    with pytest.raises(InputError, match=r"pipe.png' cannot be read \(it is a pipe or device, not a file\)"):
+    with pytest.raises(InputError, match=r"pipe.png' cannot be read \(a pipe or device, not a file\)"):
         open_dataset(Source("", folder), "validation")
 
 

@@ -145,7 +145,7 @@ def test_mistakes_on_the_command_line(capsys, images, config):
         (["--opt", "adamw", "--opt-kwargs", "caution=1"], "timm cannot create optimizer 'adamw'"),
         (["--sched", "cosin"], "unknown value of --sched 'cosin'; did you mean 'cosine'?"),
         (["--distillation-type", "hard", "--teacher-model", "regnety_16"], "teacher: unknown timm model 'regnety_16'"),
-        (["--interpolation", "foo"], "unknown value of --interpolation 'foo'; allowed: nearest, "),
+        (["--interpolation", "foo"], "--interpolation: unknown value 'foo'; allowed: nearest, "),
         (["--train-crop-mode", "foo"], "'foo'; allowed: rrc, rkrc, rkrr"),
         (["--aa", "rand-q9"], "--aa is 'rand-q9', which timm cannot read; give original, "),
         (["--aa", "foo"], "rand or augmix, and options after dashes: rand-m9-mstd0.5-inc1"),

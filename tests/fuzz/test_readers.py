@@ -55,7 +55,6 @@ FOUND = {
     ],
     "losses.csv": [b"epoch,cfg_id,stitch,loss,loss\n0,0,a,1,2\n"],
     "output map": [b"cat: !include /dev/zero\n"],
-    "output map, CSV": [b"class,output,output\ncat,1,2\n"],
     "journal": [b'[["settings"], {"--top": 1, "--top": 2}]\n'],
     "class map": [b"\x80a\nb\n", b"a\nb\na\n", b"9" * 5000],
     "sweep of heads by encoders": [b"ft_configs: [" + b"x" * 300 + b"]\n"],
