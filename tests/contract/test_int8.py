@@ -49,6 +49,7 @@ def test_a_stitch_of_every_family_in_int8_predicts_as_the_snnet(family, tmp_path
     assert [place.name for place in tmp_path.iterdir()] == ["net.onnx"]
 
 
+@pytest.mark.full
 def test_a_file_in_int8_that_predicts_something_else_does_not_stay(tmp_path):
     """Calibrated on images that are nearly black, so that activations of real ones are cut off."""
     model = family_snnet("vit")

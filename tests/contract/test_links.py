@@ -292,7 +292,7 @@ BOTH = ("train", "train --eval", "job", "sweep --report")
 LINKS = [(name, where) for name in COMMANDS for where in (WHERE if name in BOTH else WHERE[:1])]
 # Each way of writing once; other formats of an export, and compositions, take seconds.
 QUICK = [
-    *(("train", "to a file"), ("train --eval", "to nothing")),
+    ("train --eval", "to nothing"),
     *((name, "to a file") for name in ("job", "sweep --report", "profile", "convert", "report", "demo-data")),
 ]
 

@@ -363,6 +363,7 @@ def test_prefix_tokens_that_come_late_are_not_counted_before_on_images_that_are_
     assert layouts == {((10,), 0)}
 
 
+@pytest.mark.full
 def test_torchvision_anchors_of_a_plan_need_no_memory_for_weights():
     model = stitchkit.create_snnet(anchors=["torchvision/regnet_y_400mf", "torchvision/regnet_y_800mf"], img_size=64)
     assert [*model.views] == ["torchvision_regnet_y_400mf", "torchvision_regnet_y_800mf"]

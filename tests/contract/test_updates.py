@@ -17,7 +17,7 @@ from tests.support import QUICK_SPACES, SPACES, mostly_full, pico_images, random
 CASES = [f for f in QUICK_SPACES if f not in ("levit of convolutions", "NCHW, batch norm")]
 CASES += ["NHWC, windows", "NLC, class token"]
 """Swin V2 and BEiT use the weights of layers that they do not call."""
-QUICK = ["vit", "levit", "NHWC, windows"]
+QUICK = ["vit", "NHWC, windows"]
 
 
 def made(family: str, *, trained: bool = True) -> SNNet:

@@ -48,6 +48,7 @@ def training(name, digits, folder):
     return ["train", digits, "--stitch_config", config, "--output", folder, "--device", "cpu", "--epochs", "2"]
 
 
+@pytest.mark.full
 def test_law_8_a_family_resumes_as_if_unbroken(trained):
     folder = trained(QUICK)
     unbroken, resumed = (weights(folder / run / "last.pth.tar") for run in (QUICK, f"{QUICK}-resumed"))

@@ -436,7 +436,8 @@ def test_other_faults_are_not_changed():
         raise RuntimeError("something else")
 
 
-@pytest.mark.parametrize("number", mostly_full([signal.SIGTERM, signal.SIGUSR1], quick=[signal.SIGTERM]))
+@pytest.mark.full
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.parametrize("subject", ["job"], indirect=True)
 def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(
     number, subject, trained, unbroken, tmp_path, monkeypatch
@@ -589,9 +590,8 @@ def test_an_infinite_loss_names_its_stitch(subject, trained, tmp_path, monkeypat
 NOT_FINITE = [("SN-Net", "buffer"), ("job", "loss")]
 
 
-@pytest.mark.parametrize(
-    ("subject", "what"), mostly_full(NOT_FINITE, quick=[("SN-Net", "buffer")]), indirect=["subject"]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("subject", "what"), NOT_FINITE, indirect=["subject"])
 def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_path, monkeypatch, capsys, what):
     """Of a step that left the weights finite; the checkpoint before it is the one to resume from."""
     inner, count = Trainer._step, [0]

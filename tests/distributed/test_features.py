@@ -37,7 +37,8 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("family", mostly_full(["headless vit", "headless levit"], quick=["headless levit"]))
+@pytest.mark.full
+@pytest.mark.parametrize("family", ["headless vit", "headless levit"])
 def test_frozen_anchors_are_the_same_before_and_after(family, images, tmp_path, caplog):
     """To the last bit; those of LeViT have batch norms."""
     caplog.set_level("INFO")

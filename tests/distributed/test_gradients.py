@@ -179,7 +179,8 @@ BETWEEN = {
 """What may be between the gradients and the weights."""
 
 
-@pytest.mark.parametrize("name", mostly_full(BETWEEN, quick=["low precision"]))
+@pytest.mark.full
+@pytest.mark.parametrize("name", BETWEEN)
 def test_ranks_stay_equal_through_a_training(name, images, tmp_path):
     """After an epoch."""
     config = write_config(tmp_path / "pico.json")

@@ -60,6 +60,7 @@ def test_law_9_a_job_on_two_ranks_equals_one_with_twice_the_batch(tmp_path):
     assert hits.tolist() == pytest.approx(hits.round().tolist())
 
 
+@pytest.mark.full
 def test_law_9_several_tasks_on_two_ranks_have_the_scales_of_one(tmp_path):
     tasks = []
     for name, train, classes in (("long", 16, 4), ("short", 24, 2)):  # the short one starts over

@@ -42,7 +42,8 @@ def test_law_8_a_resumed_run_equals_an_unbroken_one(mode, images, config, tmp_pa
     assert_same(tmp_path / "whole", tmp_path / "resumed", start=weights(first))
 
 
-@pytest.mark.parametrize("mode", mostly_full(MODES, quick=["frozen"]))
+@pytest.mark.full
+@pytest.mark.parametrize("mode", MODES)
 def test_law_8_a_run_stopped_within_an_epoch_equals_an_unbroken_one(mode, images, config, tmp_path, monkeypatch):
     common = [*map(str, common_flags(images, config, tmp_path, mode)), "--recovery-interval", "3"]
     assert main([*common, "--experiment", "whole"]) == 0
@@ -114,7 +115,8 @@ def assert_kept(path, given, mode):
     assert learned == {"stitch_layers"} | ({"updates"} if mode == "lora" else set())
 
 
-@pytest.mark.parametrize("mode", mostly_full(MODES, quick=["lora"]))
+@pytest.mark.full
+@pytest.mark.parametrize("mode", MODES)
 def test_batch_norms_of_anchors_keep_their_statistics(mode, images, norms, tmp_path):
     assert main([*map(str, flags_of_norms(images, tmp_path, mode))]) == 0
     assert_kept(tmp_path / "norms", norms, mode)

@@ -62,7 +62,7 @@ def stop_and_resume(subject, trained, folder, flags, stop, whole, monkeypatch, c
 
 @pytest.mark.parametrize(
     ("subject", "name"),
-    mostly_full(SETTINGS, quick=[("SN-Net", "prefetched"), ("job", "accumulated")]),
+    mostly_full(SETTINGS, quick=[("SN-Net", "prefetched")]),
     indirect=["subject"],
 )
 def test_law_8_stopped_within_an_epoch(subject, name, trained, unbroken, tmp_path, monkeypatch, capsys, caplog):
@@ -85,7 +85,8 @@ def cluster(tmp_path, monkeypatch):
     return lambda: (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
 
 
-@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
+@pytest.mark.full
+@pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
 def test_law_8_before_the_limit_of_slurm(subject, trained, unbroken, cluster, tmp_path, monkeypatch, capsys):
     """SIGUSR1, as `--signal=USR1@60` sends it, saves as SIGTERM does, and asks Slurm to start the job again."""
     ends = {
@@ -127,7 +128,8 @@ def test_law_8_a_plain_model_stopped_within_an_epoch(images, tmp_path, monkeypat
     stop_and_resume(subject, trained, tmp_path, [], 6, tmp_path / "whole", monkeypatch, capsys, caplog)
 
 
-@pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
+@pytest.mark.full
+@pytest.mark.parametrize("subject", SUBJECTS, indirect=True)
 def test_a_signal_in_a_validation_stops_it(subject, trained, unbroken, tmp_path, monkeypatch):
     """The epoch's last step is saved; a resumed run repeats the validation."""
 

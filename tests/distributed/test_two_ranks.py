@@ -217,6 +217,7 @@ def assert_each_is_read_once(source, folder, wanted):
         assert sorted(chain(*both)) == [*range(wanted)]
 
 
+@pytest.mark.full
 def test_law_9_each_image_of_a_stream_is_read_by_one_rank(tmp_path):
     """Whatever the lengths of its shards: timm would cut long ones and repeat images of short ones."""
     splits, number = {"name": "validation", "filenames": [], "shard_lengths": [10, 33, 57], "num_samples": 100}, 0

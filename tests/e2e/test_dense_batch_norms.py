@@ -45,6 +45,7 @@ def judged(trained):
     return {name: read_rows(folder / name / "stitches_res.txt") for name in ("judged", "shared")}
 
 
+@pytest.mark.full
 def test_all_routes_have_statistics_of_their_own(judged):
     """Anchors too: they share the head's with all routes."""
     pairs = [*zip(judged["judged"], judged["shared"], strict=True)]

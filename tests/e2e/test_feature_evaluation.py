@@ -72,6 +72,7 @@ def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(evaluated, images):
     assert len({row["knn"] for row in rows(evaluated[0], "whole")}) > 2
 
 
+@pytest.mark.full
 def test_images_are_read_once_for_all_stitches_and_the_seed_chooses_the_bank(evaluated, monkeypatch):
     folder, evaluate = evaluated
     read = []

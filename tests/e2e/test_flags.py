@@ -79,6 +79,7 @@ def summary(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.full
 def test_the_best_checkpoint_is_best_by_the_weights_that_are_used(train, caplog):
     """With a moving average, `--eval` uses that, and it may be best in another epoch; on a CPU it is not judged."""
     caplog.set_level("INFO")

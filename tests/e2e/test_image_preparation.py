@@ -16,7 +16,7 @@ import stitchkit
 import stitchnet.networks
 from stitchkit.cli import main
 from stitchkit.measure.ledger import read_rows
-from tests.support import FLAGS, mostly_full, pico_config, weights, write_config, write_images
+from tests.support import FLAGS, pico_config, weights, write_config, write_images
 
 STITCH = 12
 DECODING = {"input_img_mode": "YCbCr", "background": "black", "exif": False}
@@ -143,7 +143,8 @@ def classes_of(folder, images, *flags):
         return [(row["path"], row["class"], row["probability"]) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("mode", mostly_full(["YCbCr", "RGBA", "L"], quick=["YCbCr"]))
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["YCbCr", "RGBA", "L"])
 def test_the_colour_mode_of_training_goes_wherever_the_network_goes(mode, tmp_path):
     """It was forgotten: networks for YCbCr saw RGB, and every image for RGBA was unreadable."""
     channels = len(Image.new(mode, (1, 1)).getbands())

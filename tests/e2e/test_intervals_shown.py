@@ -94,6 +94,7 @@ def test_pictures_have_a_band_for_each_front(ledger, tmp_path, drawn, capsys):
         assert shown == [*names, "Pareto front", "its 95 % intervals"]
 
 
+@pytest.mark.full
 def test_the_page_shows_them_by_the_chosen_cost(ledger, tmp_path):
     assert main(["report", str(ledger), "-o", str(tmp_path / "r.html")]) == 0
     with open_page((tmp_path / "r.html").as_uri()) as (page, wrong):

@@ -121,6 +121,7 @@ def test_latencies_are_added_to_a_finished_ledger_and_kept(evaluate):
     assert {round(row["images_per_s"] * row["latency_ms"]) for row in rows} == {1000}, "all are of one sitting"
 
 
+@pytest.mark.full
 def test_a_run_killed_while_it_measures_resumes(evaluate, monkeypatch):
     folder, command = evaluate
     ledger = folder / "killed" / LEDGER

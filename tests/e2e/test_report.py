@@ -204,6 +204,7 @@ def test_a_report_replaces_its_predecessor_but_no_other_file(tmp_path, capsys):
         assert f"<h1>{title}</h1>" in page.read_text()
 
 
+@pytest.mark.full
 def test_composed_networks_are_called_networks(tmp_path, capsys, browser):
     ledger, page_file = ROOT / "results/stitchnet/stitches_res.txt", tmp_path / "page.html"
     assert report(ledger, "-o", page_file) == 0
@@ -374,6 +375,7 @@ def test_a_dark_page_has_dark_plots_and_no_legend_lies_under_their_icons(shown):
     assert wrong == []
 
 
+@pytest.mark.full
 def test_settings_and_the_batch_of_a_latency(tmp_path, browser):
     measured = {"latency_batch_size": 8, "latency_device": "cpu", "latency_threads": 2, "latency_precision": "float32"}
     rows = [{"flops": 1e6 * n, "acc1": 50.0 + n, "latency_ms": 2.0 * n, **measured} for n in (1, 2)]

@@ -98,6 +98,7 @@ def test_synsets_are_described():
     assert described_classes((*names[:3], "n00000000"), 4) == [*names[:3], "n00000000"]
 
 
+@pytest.mark.full
 def test_a_ledger_of_recalibrated_stitches_is_shown_with_their_statistics(images, tmp_path):
     config, weights, model = tmp_path / "resnet.json", tmp_path / "net.pth", family_snnet("resnet")
     config.write_text(json.dumps(FAMILIES["resnet"] | {"recipe": {"batch_size": 8, "workers": 0}}))

@@ -112,6 +112,7 @@ def test_a_single_model_can_be_evaluated(images, tmp_path, caplog):
     assert json.loads(caplog.messages[-1])["images"] == 20
 
 
+@pytest.mark.full
 def test_only_the_layers_train_without_fulltune(images, tmp_path):
     path = tmp_path / "pico.json"
     path.write_text(json.dumps(pico_config()))
@@ -195,6 +196,7 @@ def test_images_are_what_the_api_takes():
     assert model.eval()(pico_images(), 3).shape == (2, 4)
 
 
+@pytest.mark.full
 def test_anchors_that_expect_other_images_are_pointed_out(images, tmp_path, caplog):
     anchors = pico_config()["anchors"]
     anchors[0]["name"] = "deit_tiny_patch16_224"  # normalised with ImageNet's figures, the others with 0.5
@@ -214,6 +216,7 @@ def test_a_model_of_any_size_takes_the_image_size_too(images, tmp_path):
     assert (tmp_path / "test_resnet/last.pth.tar").exists()
 
 
+@pytest.mark.full
 def test_settings_that_few_people_use_go_together(images, tmp_path):
     path = tmp_path / "pico.json"
     path.write_text(json.dumps(pico_config()))

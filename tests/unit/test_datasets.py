@@ -30,7 +30,7 @@ from stitchkit.training.data import open_datasets
 from stitchnet.compose import CompositionTask
 from tests import archives, composing
 from tests.jobs import job_config, write_job
-from tests.support import FLAGS, ROOT, write_config
+from tests.support import FLAGS, ROOT, mostly_full, write_config
 
 CPU = World(0, 1, torch.device("cpu"))
 TO_TENSOR = v2.Compose([v2.Resize((8, 8)), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
@@ -183,7 +183,7 @@ def _compose(root, folder):
     return main(["compose", *map(str, (*flags, "--download", "-o", folder / "out"))])
 
 
-@pytest.mark.parametrize("command", [_train, _job, _sweep, _compose])
+@pytest.mark.parametrize("command", mostly_full([_train, _job, _sweep, _compose], quick=[_train]))
 def test_every_command_downloads_when_asked(command, tmp_path, published):
     assert command(tmp_path / "root", tmp_path) == 0
     for split, count in (("train", 12), ("test", 6)):

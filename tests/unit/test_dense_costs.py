@@ -42,6 +42,7 @@ def segments(space, cfg_id):
     return [(part.anchor == small, part.start, part.stop - 1) for part in space[cfg_id].segments]
 
 
+@pytest.mark.full
 def test_law_4_the_flops_of_all_routes_lie_in_the_published_range():
     """SN-Netv2's page gives the two ends, which are those of the anchors."""
     model = built("ade20k_deit3_s_l")

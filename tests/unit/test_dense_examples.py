@@ -14,7 +14,7 @@ from stitchkit.measure.pareto import pareto_front
 from stitchkit.settings.flags import resolve
 from stitchkit.training.dense.examples import class_colours, examples, shown_stitches
 from stitchkit.training.session import open_session
-from tests.support import FLAGS, write_config
+from tests.support import FLAGS, mostly_full, write_config
 
 WAYS = {
     "segmentation": ["--task", "segmentation", "--head", "linear"],
@@ -39,7 +39,7 @@ def scenes(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=mostly_full(WAYS, quick=["depth"]))
 def judged(request, scenes, tmp_path_factory):
     """The task, and the folder of an evaluation, in which `examples.png` was a link."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -167,6 +167,7 @@ def output(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.full
 def test_a_record_holds_what_its_networks_answer(study: Study, output: Path) -> None:
     records = read_study(output)
     assert [(name, len(found)) for name, found in records.items()] == [("anchors", 2), ("cost_bins", 2)]

@@ -28,6 +28,7 @@ def test_nodes_have_shapes_and_say_where_they_are_clean():
     assert {node.shape for node in nodes(model)} == {None}
 
 
+@pytest.mark.full
 def test_clean_nodes_are_those_that_a_piece_may_end_with():
     model, image = bare_model("pvt_v2_b0")
     found = {True: 0, False: 0}

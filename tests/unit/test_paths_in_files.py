@@ -94,6 +94,7 @@ def test_a_message_names_both_places(elsewhere, capsys):
     assert f"checkpoint 'gone.pth' does not exist{place}" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_settings_of_a_run_are_used_from_another_folder(tmp_path, monkeypatch):
     """Those of a training and of an evaluation: everything is found, and what is written stays in the folder."""
     for name in ("there", "here"):

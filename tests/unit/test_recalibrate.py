@@ -214,6 +214,7 @@ def test_calibration_batches_make_no_step(trained):
     )
 
 
+@pytest.mark.full
 def test_an_export_with_more_loader_processes_than_cores_says_nothing_of_them(tmp_path, images, monkeypatch):
     """Warnings are errors in tests."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})

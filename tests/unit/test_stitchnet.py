@@ -111,7 +111,7 @@ def test_the_published_networks_have_the_published_fragments(name, count):
     assert not any(fragment.is_start or fragment.is_end for fragment in found[1:-1])
 
 
-@pytest.mark.parametrize("label", SPECS)
+@pytest.mark.parametrize("label", mostly_full(SPECS, quick=["vit"]))
 def test_fragments_one_after_the_other_are_the_network(nets, cut, label):
     x, y = images(2), images(2)
     found = cut[label]
@@ -348,6 +348,7 @@ def test_a_net_stitched_from_itself_scores_one_and_is_the_net(convnets):
     torch.testing.assert_close(net(x), convnets["small"](x), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.full
 def test_memory_holds_few_outputs_and_the_others_are_recomputed(nets):
     roomy = search(nets, threshold=0.4)
     expected = [(one, roomy.build(one)) for one in roomy.compositions()][::9]
@@ -374,7 +375,7 @@ def test_costs_are_known_before_a_net_is_built(nets, is_folded):
             assert (found["macs"], found["params"]) == ours._costs.of(one)
 
 
-@pytest.mark.parametrize("is_folded", [True, False])
+@pytest.mark.parametrize("is_folded", mostly_full([True, False], quick=[True]))
 def test_costs_know_that_twins_need_no_joint(convnets, is_folded):
     twins = {"a": convnets["small"], "b": copy.deepcopy(convnets["small"]), "c": convnets["large"]}
     ours = search(twins, width=None, max_depth=4)
@@ -517,7 +518,7 @@ def test_what_standardises_its_weight_keeps_the_joint_before_it():
     torch.testing.assert_close(folded(x), own(x), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("change", [prune.identity, spectral_norm])
+@pytest.mark.parametrize("change", mostly_full([prune.identity, spectral_norm], quick=[prune.identity]))
 def test_weights_that_hooks_compute_keep_the_joint_before_them(change):
     torch.manual_seed(0)
     nets = {"small": convnet(6, 8), "large": convnet(5, 10, 12)}
@@ -526,6 +527,7 @@ def test_weights_that_hooks_compute_keep_the_joint_before_them(change):
     torch.testing.assert_close(folded(images(2)), own(images(2)), atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.full
 def test_layers_of_timm_that_only_multiply_take_the_joint_before_them():
     """The network's classifier is timm's own linear layer; convolutions that pad as TensorFlow's do are plain too."""
     assert _is_plain(Conv2dSame(3, 4, 3, stride=2))
@@ -551,9 +553,8 @@ def test_a_net_has_weights_of_its_own(composed, nets):
     assert not given & {parameter.data_ptr() for parameter in composed.parameters()}
 
 
-@pytest.mark.parametrize(
-    "mixed", mostly_full(["larger maps", "class token", "channels last"], quick=["channels last"]), indirect=True
-)
+@pytest.mark.full
+@pytest.mark.parametrize("mixed", ["larger maps", "class token", "channels last"], indirect=True)
 def test_onnx_gives_the_same_for_any_number_of_images(mixed, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -687,7 +688,7 @@ def test_names_of_both_libraries_and_checkpoints(tmp_path):
         # its weights are standardised
         pytest.param("resnetv2_50x1_bit", {"num_classes": 4}, marks=pytest.mark.full),
         pytest.param("tf_mobilenetv3_small_minimal_100", {"num_classes": 4}, marks=pytest.mark.full),
-        ("vit_tiny_patch16_224", {**VIT, "in_chans": 1}),
+        pytest.param("vit_tiny_patch16_224", {**VIT, "in_chans": 1}, marks=pytest.mark.full),
     ],
 )
 def test_networks_used_to_another_normalisation_take_imagenets(name, kwargs):
@@ -734,6 +735,7 @@ def test_transformers_are_made_for_the_size_of_the_images(tmp_path):
     assert str(stitchnet.load(net.save(tmp_path / "net"))) == str(net)
 
 
+@pytest.mark.full
 def test_what_weights_decide_is_kept(monkeypatch, tmp_path):
     """A network that was made with weights is made again without them."""
     arguments = {"num_classes": 4, "aux_logits": False, "transform_input": True, "init_weights": False}

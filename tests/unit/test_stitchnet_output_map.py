@@ -96,6 +96,7 @@ def test_a_network_classifies_by_a_map_and_keeps_it(tmp_path):
     assert net.evaluate_dataset((images, high.int().numpy())) == {"accuracy": 1}
 
 
+@pytest.mark.full
 def test_the_command_evaluates_parents_and_composed_networks_by_a_map(tmp_path, capsys):
     images = write_colours(tmp_path / "images", train=3, validation=3)
     (tmp_path / "map.json").write_text(json.dumps({"class0": 0, "class1": [1, 2], "class2": 3}))

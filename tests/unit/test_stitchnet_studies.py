@@ -64,7 +64,7 @@ def small(monkeypatch):
     monkeypatch.setattr(tuning, "EPOCHS", 2)
 
 
-@pytest.mark.parametrize("name", mostly_full(["samples", "front", "ensembles", "finetune"], quick=["ensembles"]))
+@pytest.mark.parametrize("name", mostly_full(["samples", "front", "ensembles", "finetune"], quick=["samples"]))
 def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, small, name, capsys):
     assert study(name, beans, config, tmp_path, "--top", 3, "--format", "pdf") == 0
     assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
