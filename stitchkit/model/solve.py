@@ -25,7 +25,7 @@ from stitchkit.routes import Joint
 
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
 _FLOAT64_EPS = torch.finfo(torch.float64).eps
-METHODS = ("truncated", "damped", "exact", "procrustes")
+METHODS = ("truncated", "exact")
 
 _Front = tuple[str, int, Layout]
 """What rows `x` depend on: label and block of the front, and the positions and prefix tokens of the end."""
@@ -56,7 +56,7 @@ class Gram:
         self.product += x.T @ x
         self._solver = None
 
-    def solve(self, cross: torch.Tensor, method: str = "truncated", damping: float = 0.0) -> torch.Tensor:
+    def solve(self, cross: torch.Tensor, method: str = "truncated") -> torch.Tensor:
         """The map `[width + 1, out]`, given the sums of `[x, 1]^T y`.
 
         Args:
@@ -64,44 +64,24 @@ class Gram:
             method: `truncated`: minimum norm without the singular values under `max(rows, columns) x float32 eps` of
                 the largest, as PyTorch's pseudo-inverse of the rows themselves; `exact`: without only those that are
                 noise of float64; `rounded`: without those that are noise of features in float32, however many rows
-                there are; `damped`: ridge regression; `procrustes`: the orthonormal factor of the cross-covariance,
-                with the scale and the bias that fit best for it. Into as many or more columns, no other map of
-                orthonormal rows fits better; into fewer, another of orthonormal columns may.
-            damping: For `damped`: the amount added to the squared singular values, as a share of their mean.
+                there are.
 
         Source: SN-Net, equation 4; the threshold of `truncated` is the released code's.
         """
-        if method == "procrustes":
-            return self._rotation(cross)
         if self._solver is None:  # kept, because many joints leave the same block and share its sums
             squares, vectors = torch.linalg.eigh(self.product)
-            # Rounding can make the smallest eigenvalues slightly negative; those of a Gram matrix are not.
-            self._solver = vectors * self._inverse(squares.clamp_min(0), method, damping) @ vectors.T
+            squares = squares.clamp_min(0)  # rounding can make the smallest slightly negative
+            # These are eigenvalues, so thresholds of singular values are squared. `rounded` does not grow with the
+            # number of rows, because the rounding of features in float32 does not either.
+            size = max(self.num_rows, len(squares))
+            least = {
+                "truncated": (size * _FLOAT32_EPS) ** 2,
+                "rounded": (8 * _FLOAT32_EPS) ** 2,
+                "exact": size * _FLOAT64_EPS,
+            }[method]
+            inverse = torch.where(squares > least * squares[-1], 1 / squares.clamp_min(1e-300), 0.0)
+            self._solver = vectors * inverse @ vectors.T
         return self._solver @ cross
-
-    def _rotation(self, cross: torch.Tensor) -> torch.Tensor:
-        """The map of `procrustes`."""
-        mean_x, mean_y = self.product[-1, :-1] / self.num_rows, cross[-1] / self.num_rows
-        spread = self.product[:-1, :-1] - self.num_rows * mean_x.outer(mean_x)
-        u, values, v = torch.linalg.svd(cross[:-1] - self.num_rows * mean_x.outer(mean_y), full_matrices=False)
-        turn = u @ v
-        energy = (turn * (spread @ turn)).sum()
-        matrix = turn * (values.sum() / energy if energy > 0 else 0.0)
-        return torch.cat([matrix, (mean_y - mean_x @ matrix)[None]])
-
-    def _inverse(self, squares: torch.Tensor, method: str, damping: float) -> torch.Tensor:
-        """The inverse of each squared singular value, or what replaces it."""
-        if method == "damped":
-            return 1 / (squares + damping * squares.mean())
-        # These are eigenvalues, so thresholds of singular values are squared. `rounded` does not grow with the number
-        # of rows, because the rounding of features in float32 does not either.
-        size = max(self.num_rows, len(squares))
-        least = {
-            "truncated": (size * _FLOAT32_EPS) ** 2,
-            "rounded": (8 * _FLOAT32_EPS) ** 2,
-            "exact": size * _FLOAT64_EPS,
-        }[method]
-        return torch.where(squares > least * squares[-1], 1 / squares.clamp_min(1e-300), 0.0)
 
 
 @dataclass
@@ -122,7 +102,7 @@ class _Target:
 
 @torch.no_grad()
 def fit_stitching_layers(
-    model: SNNet, batches: Iterable[torch.Tensor], *, method: str = "truncated", damping: float = 1e-4
+    model: SNNet, batches: Iterable[torch.Tensor], *, method: str = "truncated"
 ) -> dict[Joint, float]:
     """Set every stitching layer to a linear map between the features it joins, fitted by least squares.
 
@@ -133,8 +113,7 @@ def fit_stitching_layers(
     Args:
         model: An SN-Net; features are taken in evaluation mode, then its mode is restored.
         batches: Images `[B, C, H, W]`; each anchor runs once per batch, and memory does not grow with their number.
-        method: `truncated`, the published one, `exact`, `damped` or `procrustes`; see `Gram.solve`.
-        damping: For `damped`.
+        method: `truncated`, the published one, or `exact`; see `Gram.solve`.
 
     Returns:
         For each joint, the share of the target's energy that its layer does not reproduce; 0 is best.
@@ -169,7 +148,7 @@ def fit_stitching_layers(
             raise InputError(f"the output of block {block} of '{label}' is not finite; check weights and images")
     if not next(iter(grams.values())).num_rows:
         raise InputError("stitching layers cannot be fitted without images; give at least one batch")
-    return _apply(model, grams, targets, method, damping)
+    return _apply(model, grams, targets, method)
 
 
 def _accumulate(model: SNNet, images: torch.Tensor, grams: Mapping[_Front, Gram], targets: Sequence[_Target]) -> None:
@@ -196,9 +175,7 @@ def _accumulate(model: SNNet, images: torch.Tensor, grams: Mapping[_Front, Gram]
             target.square += y.square().sum()
 
 
-def _apply(
-    model: SNNet, grams: Mapping[_Front, Gram], targets: Sequence[_Target], method: str, damping: float
-) -> dict[Joint, float]:
+def _apply(model: SNNet, grams: Mapping[_Front, Gram], targets: Sequence[_Target], method: str) -> dict[Joint, float]:
     sharing: dict[StitchLayer, list[_Target]] = defaultdict(list)
     for target in targets:
         sharing[target.layer].append(target)
@@ -208,7 +185,7 @@ def _apply(
         for target in own:
             sum_over_ranks(target.cross)
             sum_over_ranks(target.square)
-            maps.append(grams[target.front].solve(target.cross, method, damping))
+            maps.append(grams[target.front].solve(target.cross, method))
         mean = torch.stack(maps).mean(0)  # as published: the mean of the maps, not the map of all rows together
         layer.set_map(mean)
         residuals |= {

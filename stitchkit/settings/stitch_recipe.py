@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from stitchkit.settings.fields import AtLeastBillionth, AtLeastThousandth, Batch, NonNegative, Share, flag
+from stitchkit.settings.fields import AtLeastBillionth, AtLeastThousandth, Batch, Share, flag
 from stitchkit.settings.schema import LocalPath, Settings
 
 
@@ -28,10 +28,6 @@ class StitchRecipe(Settings):
         None, "temperature: small values favour costly bins; by default uniform"
     )
     ls_init: bool = flag(True, "fit the stitching layers by least squares before training")
-    ls_method: Literal["truncated", "damped", "exact", "procrustes"] = flag(
-        "truncated", "least squares truncated as published, damped or exact; or procrustes, a scaled orthonormal map"
-    )
-    ls_damping: NonNegative = flag(1e-4, "strength of damped least squares")
     stitch_init_bs: Batch = flag(100, "number of images for the fit, over all ranks")
     fulltune: bool = flag(True, "train the anchors too, not only the stitching layers and class tokens")
     loss: Literal["task", "features", "features+task"] = flag(

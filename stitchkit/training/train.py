@@ -207,7 +207,7 @@ def _fit(session: Session, model: SNNet, loader: Loader) -> None:
     num_batches = -(-share // session.recipe.data.batch_size)
     images = some_images(loader, share)
     batches = progress(images, world, "fit of the stitching layers", unit="batches", total=num_batches)
-    residuals = fit_stitching_layers(model, batches, method=settings.ls_method, damping=settings.ls_damping)
+    residuals = fit_stitching_layers(model, batches)
     if world.is_primary:
         write_fit(session.folder, model.space, residuals)
     mean = 100 * sum(residuals.values()) / len(residuals)

@@ -23,7 +23,7 @@ from tests.support import FLAGS, pico_anchor, pico_config, write_config, write_s
 
 # Settings of text that name no place, so that a new one is looked at.
 NAMES = {
-    *("model", "gp", "model_dtype", "torchcompile", "torchcompile_mode", "sampling", "ls_method", "distillation_type"),
+    *("model", "gp", "model_dtype", "torchcompile", "torchcompile_mode", "sampling", "distillation_type"),
     *("sampler", "loss", "feature_distance", "preserve", "task", "head"),
     *("teacher_model", "input_img_mode", "background", "input_key", "target_key", "worker_seeding", "interpolation"),
     *("train_crop_mode", "aa", "train_interpolation", "remode", "mixup_mode", "opt", "clip_mode", "amp_dtype"),
