@@ -161,7 +161,7 @@ class Decoding:
             image, change = image if is_tiff else ImageOps.exif_transpose(image), change | Change.TURNED
         if _is_deep(image):
             image, change = _to_8_bits(image), change | Change.SCALED
-        if image.has_transparency_data and not _has_alpha(self.mode):
+        if image.has_transparency_data and ImageMode.getmode(self.mode).bands[-1] not in ("A", "a"):
             image = image.convert("RGBA")
             if image.getchannel("A").getextrema() != (255, 255):
                 ground = Image.new("RGBA", image.size, self.background)
@@ -194,10 +194,6 @@ def _has_frames(image: Image.Image) -> bool:
     with suppress(Exception):  # an image whose file is closed
         return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     return False
-
-
-def _has_alpha(mode: str) -> bool:
-    return ImageMode.getmode(mode).bands[-1] in ("A", "a")
 
 
 def _is_deep(image: Image.Image) -> bool:

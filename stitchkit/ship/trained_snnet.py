@@ -119,7 +119,8 @@ def open_trained(
     content, digest = read_hashed(path)
     recipe = with_calibration(recipe, config, content)
     size = check_header(content, config, path)
-    if size and not settings.keys() & set(_SIZES) and _size_is_the_configurations(recipe, config):
+    is_of_config = all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
+    if size and is_of_config and not settings.keys() & set(_SIZES):
         recipe = replace(recipe, model=replace(recipe.model, input_size=size, img_size=None, in_chans=None))
     in_config = given_data_config(config.recipe)  # `gather` has put it into the recipe; the model has it anyway
     merged = given_data_config(recipe.flat())
@@ -147,10 +148,6 @@ def open_trained(
 def _portions_of(ledger: Path) -> object:
     """The `--recalibrate-bn` of a ledger; None without one, or if statistics competed."""
     return read_origin(ledger, advice="remove it")["recalibrate_bn"] if origin_file(ledger).is_file() else None
-
-
-def _size_is_the_configurations(recipe: Recipe, config: StitchConfig) -> bool:
-    return all(getattr(recipe.model, key) == config.recipe.get(key) for key in _SIZES)
 
 
 def check_origin(ledger: str | Path, trained: Trained, *, otherwise: str) -> None:
