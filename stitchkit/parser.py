@@ -76,7 +76,7 @@ class Parser(argparse.ArgumentParser):
         data = " ".join(f"[{action.metavar}]" for action in self._actions if not action.option_strings)
         formatter.add_usage(f"%(prog)s {data} [FLAG ...]", [], [])
         formatter.add_text(self.description)
-        formatter.start_section("flags that people need")
+        formatter.start_section("main flags")
         formatter.add_arguments([actions[name] for name in self.first_flags])
         formatter.end_section()
         formatter.add_text("--help-all shows all flags, by subject.")

@@ -58,7 +58,7 @@ def make_anchor(source: AnchorSource, label: str, **options: Any) -> Anchor:
     settings = {name: value for name, value in options.items() if value is not None and name not in _OF_WEIGHTS}
     if unheeded := [name for name in settings if name not in _HEEDED]:
         raise InputError(
-            f"anchor '{label}' is a network, which {', '.join(unheeded)} cannot change; remove them, or create it so"
+            f"anchor '{label}' is already a network, so {', '.join(unheeded)} cannot apply; build it with them"
         )
     with prefixed(f"anchor '{label}': "):
         parse(ModelArguments, settings, "options")
@@ -74,10 +74,10 @@ def _model_of(path: str) -> tuple[str, dict[str, Any]]:
     """The name and the arguments of the timm model that a checkpoint of a training is of."""
     content = read_checkpoint(path)
     if content.get("stitch_config"):
-        raise InputError("it is an SN-Net, not a model; continue its training by --initial-checkpoint")
+        raise InputError("it is an SN-Net, not a model; continue its training with --initial-checkpoint")
     name, trained = content.get("arch"), TrainedWith.read(content, path)
     if not isinstance(name, str) or not is_model(name):
-        raise InputError("it does not say which timm model it is of; write NAME=FILE")
+        raise InputError("it does not name its timm model; write NAME=FILE")
     try:
         kwargs = json.loads(json.dumps(content.get("model_kwargs") or {}))
         assert isinstance(kwargs, dict)

@@ -143,7 +143,7 @@ def _assemble(
     classes = options.pop("num_classes", None)
     outputs = classes if dense.task == "segmentation" else 1
     if not outputs:
-        raise InputError("segmentation needs the number of classes; give num_classes, which is that of the head")
+        raise InputError("segmentation needs the number of classes; give num_classes")
     if of_network["levels"] is not None:
         raise InputError("levels are given twice, for the network and for its head; give those of 'dense'")
     return DenseSNNet(*parts(**options, num_classes=0), **{**of_network, **dense_options(dense, outputs)})

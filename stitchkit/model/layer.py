@@ -96,7 +96,7 @@ def layouts_at(joint: Joint, front: Anchor, end: Anchor) -> tuple[Layout, Layout
     except InputError as error:
         leave, enter = front.boundaries[joint.front_block + 1].after[0], end.boundaries[joint.end_block].before[0]
         raise InputError(
-            f"{joint} cannot be joined, which is '{leave}' of {joint.front} to '{enter}' of {joint.end}: {error}; "
+            f"{joint} ('{leave}' of {joint.front} to '{enter}' of {joint.end}) cannot be joined: {error}; "
             + _nearest(joint, front, end)
         ) from error
 

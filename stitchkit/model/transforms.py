@@ -113,8 +113,8 @@ def anchor_updates(anchors: Sequence[Anchor], rank: int) -> nn.ModuleList:
     if rank and not [*updates.parameters()]:
         labels = ", ".join(anchor.label for anchor in anchors)
         raise InputError(
-            f"the blocks of {labels} have no linear layers, so they cannot have updates of low rank; leave "
-            "anchor_lora_r out, and choose another --preserve, such as frozen"
+            f"the blocks of {labels} have no linear layers, so they cannot have low-rank updates; omit "
+            "anchor_lora_r, and choose another --preserve, such as frozen"
         )
     return updates
 

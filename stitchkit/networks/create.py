@@ -57,7 +57,7 @@ def create_model(
     """
     known = published_config(name)
     if torchvision_name(name) is not None:
-        raise InputError(f"'{name}' is not a model of timm; choose one of timm's here")
+        raise InputError(f"'{name}' is not a timm model; only timm models can be used here")
     kwargs = parse(ModelArguments, {key: value for key, value in kwargs.items() if value is not None}, "kwargs")
     img_size = kwargs.get("img_size")
     kwargs = taken(name, kwargs)

@@ -232,7 +232,7 @@ def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str,
     keys = _EMA_KEYS if ema else _MODEL_KEYS
     nested = [value for key in keys if isinstance(value := content.get(key), Mapping)]
     if not nested and ema:
-        raise InputError("the checkpoint holds no moving average of weights; leave --model-ema out")
+        raise InputError("the checkpoint holds no moving average of weights; omit --model-ema")
     bare = [
         (name.removeprefix("module."), value)
         for name, value in (nested or [content])[0].items()

@@ -165,8 +165,8 @@ class SlidingWindow:
             raise InputError(
                 f"nothing can be joined in stage {stage} of {blocks_of((front, end))} with stitch_kernel_size "
                 f"{self.kernel_size}: a stitch enters at a later block than the one it leaves, so a stage and a "
-                "window need two blocks, and an end needs at least as many as its front; leave the stage out of "
-                f"'stages', or {_WAY_OUT}"
+                "window need two blocks, and an end needs at least as many as its front; remove the stage "
+                f"from 'stages', or {_WAY_OUT}"
             )
         return found
 

@@ -100,7 +100,7 @@ class TwoWay:
         if self.max_switches > 1 and self.directions != "both":
             raise InputError(
                 f"directions is '{self.directions}', but routes of {self.max_switches} switches go both ways; set "
-                "'max_switches' to 1, or leave 'directions' out"
+                "'max_switches' to 1, or omit 'directions'"
             )
 
     def plan(self, anchors: Sequence[Shape]) -> tuple[list[Stitch | None], dict[Joint, LayerPath]]:

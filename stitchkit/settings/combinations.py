@@ -74,9 +74,9 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
         raise InputError("--no-aug leaves no random scales, so --zoom has no effect; omit one of the two")
     model = recipe.model
     if [model.is_stitched, bool(model.model)].count(True) != 1:
-        raise InputError("give either --stitch_config FILE or --anchors A,B (stitch anchors), or --model NAME")
+        raise InputError("give one of --stitch_config FILE, --anchors A,B, or --model NAME (a single network)")
     if not recipe.data.data_dir and not recipe.data.dataset:
-        raise InputError("no data; give the folder of an image dataset as DATA, or a timm dataset as --dataset")
+        raise InputError("no data; give an image folder as DATA, or a timm data set as --dataset")
     if recipe.run.eval and not recipe.run.resume and model.is_stitched:
         raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
     if recipe.run.eval and not (recipe.run.resume or model.initial_checkpoint or model.pretrained):

@@ -78,14 +78,14 @@ _FOCUS = "studies/evidence shows no gain from it; omit it"
 _ONE_STAGE = Removed("an evaluation judges every stitch on all images; omit it, or choose --eval-stitches")
 
 REMOVED: dict[str, Refusal] = {
-    "budgets": Removed("it was never measured; omit it", of_training=True),
+    "budgets": Removed("its benefit was never measured; omit it", of_training=True),
     "class_weights": Removed("timm has no such flag, and no table shows a gain from it; omit it", of_training=True),
     "sampler_routes": Removed(_SAMPLERS),
     "sandwich_divergence": Removed(_SAMPLERS, "kl"),
     "focus": Removed(_FOCUS, 0),
     "focus_images": Removed(_FOCUS),
     "cache_features": Removed("each epoch computes the features of the anchors; omit it"),
-    "self_stitch": Removed("it shows only whether the fit has enough images; omit it", False, of_training=True),
+    "self_stitch": Removed("it only showed whether the fit has enough images; omit it", False, of_training=True),
     "ls_method": Removed("no table shows a gain over the published fit; omit it", "truncated"),
     "ls_damping": Removed("no table shows a gain over the published fit; omit it", 1e-4),
     "eval_images": _ONE_STAGE,

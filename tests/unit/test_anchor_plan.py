@@ -239,7 +239,7 @@ def test_own_networks_heed_channels_without_a_size():
 
 def test_own_networks_refuse_options_that_they_cannot_heed():
     own = [Own(16), Own(8)]
-    message = "anchor 'Own' is a network, which drop_rate, global_pool cannot change; remove them, or create it so"
+    message = "anchor 'Own' is already a network, so drop_rate, global_pool cannot apply; build it with them"
     with pytest.raises(InputError, match=message):
         stitchkit.create_snnet(anchors=own, drop_rate=0.1, global_pool="max")
     assert stitchkit.create_snnet(anchors=own, drop_rate=None, pretrained=True, checkpoints=False).num_classes == 4
@@ -248,7 +248,7 @@ def test_own_networks_refuse_options_that_they_cannot_heed():
 def test_images_that_a_network_does_not_take_are_answered_by_what_to_do():
     own, what = [Own(16, channels=1), Own(8, channels=1)], "choose a larger img_size, or the in_chans that it takes"
     for options in ({}, {"in_chans": 1, "img_size": 2}):
-        with pytest.raises(InputError, match=f"does not accept images of .*; if the images are at fault, {what}$"):
+        with pytest.raises(InputError, match=f"rejects images of .*; if the images are at fault, {what}$"):
             stitchkit.create_snnet(anchors=own, **options)
 
 
@@ -320,8 +320,8 @@ def test_a_name_without_a_tag_is_pinned_to_the_one_it_has_today():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "does not say which timm model it is of; write NAME=FILE"),
-        ({"arch": "nothing"}, "does not say which timm model"),
+        ({}, "does not name its timm model; write NAME=FILE"),
+        ({"arch": "nothing"}, "does not name its timm model"),
         ({"arch": "resnet18", "stitch_config": {"anchors": []}}, "an SN-Net, not a model"),
         ({"arch": "resnet18", "model_kwargs": {"layers": torch.zeros(2)}}, "not plain data"),
     ],

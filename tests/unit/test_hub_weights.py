@@ -193,7 +193,7 @@ def test_an_argument_that_torchvision_lacks_is_named_without_advice_on_weights()
 
 
 def test_a_torchvision_name_is_no_model_of_timm():
-    with pytest.raises(stitchkit.InputError, match="'torchvision/resnet18' is not a model of timm; choose one"):
+    with pytest.raises(stitchkit.InputError, match="'torchvision/resnet18' is not a timm model; only"):
         stitchkit.create_model("torchvision/resnet18")
 
 

@@ -134,7 +134,7 @@ TOKENS = Layout("NLC", 4, (16,), 1)
         (
             _net("a", TOKENS, None, TOKENS),
             _net("b", TOKENS, TOKENS, TOKENS),
-            r"a\[0\] > b\[1\] cannot be joined, which is 'out1' of a to 'in1' of b: the layout .* is unknown; "
+            r"a\[0\] > b\[1\] \('out1' of a to 'in1' of b\) cannot be joined: the layout .* is unknown; "
             r"the nearest that can be joined is a\[1\] > b\[1\]",
         ),
         (

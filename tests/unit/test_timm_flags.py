@@ -148,7 +148,7 @@ def test_a_removed_flag_is_refused_and_its_default_in_an_old_file_is_not(name, t
 def test_a_run_with_removed_settings_of_training_is_evaluated_and_not_repeated(tmp_path):
     config, path = write_config(tmp_path / "pico.json"), tmp_path / "args.yaml"
     for content, reason in (
-        ({"budgets": "2G,5G"}, "--budgets was removed: it was never measured; omit it"),
+        ({"budgets": "2G,5G"}, "--budgets was removed: its benefit was never measured; omit it"),
         ({"preserve": "replay"}, "--preserve replay was removed: studies/samplers shows no gain from it; choose none"),
     ):
         path.write_text(yaml.safe_dump({"data_dir": "d", "stitch_config": str(config), **content}))

@@ -211,7 +211,7 @@ class SizedTracer(Tracer):
         if kind in self._whole:
             size = list(self._images.shape[1:])
             return InputError(
-                f"it does not accept images of {size}, or cannot run without their values: '{path}', a "
+                f"it rejects images of {size}, or its control flow depends on pixel values: '{path}', a "
                 f"{kind.__name__}, gives {reason(error)}; if the images are at fault, choose a larger img_size, or the "
                 "in_chans that it takes"
             )
