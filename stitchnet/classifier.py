@@ -115,6 +115,8 @@ class OutputMap:
 
 
 def _content(source: Outputs, where: str) -> dict[str, list[str]]:
+    if str(source).endswith(".csv"):
+        raise InputError(f"{where}: maps in CSV were removed; write it as JSON or YAML")
     content = read_settings_file(source) if isinstance(source, str | Path) else source
     by_class: dict[str, list[str]] = {}
     for label, value in content.items():

@@ -275,9 +275,9 @@ def _restore(about: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], nets
         assert isinstance(old, nn.Linear)
         net.set_submodule(name, nn.Linear(old.in_features, net.num_classes, old.bias is not None))
     net.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
-    if "classifier" in about:
-        if about["classifier"] != "knn":
-            raise InputError(f"its classifier {about['classifier']!r} was removed; fit the network again")
+    if about.get("classifier", "knn") != "knn":
+        warnings.warn(f"the classifier of '{net.name}' was removed; fit the network again", stacklevel=3)
+    elif "classifier" in about:
         outputs, labels = (tensors[f"classifier.{name}"].numpy() for name in ("outputs", "labels"))
         net.classifier = Classifier(outputs, labels)
     if "output_map" in about:

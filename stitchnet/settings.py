@@ -59,7 +59,9 @@ class ComposeSettings(Settings):
         "classifier of the outputs: nearest neighbours; or, with --output-map, the class of the highest output, the "
         "highest summed probability, or the highest of all outputs, which may belong to none",
     )
-    output_map: str | None = flag(None, "file with the outputs of each class: numbers, ImageNet's names or synsets")
+    output_map: str | None = flag(
+        None, "JSON or YAML file with each class's outputs: numbers, ImageNet names or synsets"
+    )
     seed: Seed = flag(0, "seed of the image draw and of random weights")
     device: str | None = flag(None, "cpu, cuda or cuda:N; by default cuda if available")
 

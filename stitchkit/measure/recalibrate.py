@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.measure.agreement import equal_answers
 from stitchkit.model.heads.heads import HEADS
@@ -91,9 +90,9 @@ def _head_of(spec: DenseSpec) -> nn.Module:
 
 def num_images(total: int, portions: int | None, size: int = PORTION) -> tuple[int, int]:
     """How many of `total` images renew statistics, and how many others judge these: none after given portions."""
-    if total < (_FEWEST if portions else 2 * _FEWEST):
-        few = counted(total, "training image")
-        raise InputError(f"batch-norm statistics need more than {few}; give more, or --recalibrate-bn 0")
+    if total < (least := _FEWEST if portions else 2 * _FEWEST):
+        few = f"{least} training images, not {total}"
+        raise InputError(f"batch-norm statistics need at least {few}; give more, or --recalibrate-bn 0")
     if portions is not None:
         return _whole(min(total, portions * size), size), 0
     half = _whole(min(total // 2, PORTIONS * size), size)

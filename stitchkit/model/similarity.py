@@ -201,7 +201,7 @@ def r2(x: torch.Tensor, y: torch.Tensor, *, rows_per_channel: int | None = None,
     Source: StitchNet, the published alternative; Kornblith et al. 2019, table 1.
     """
     x, y = sample(x, y, rows_per_channel, seed)
-    if any(_energy(value) <= _noise(value) for value in (x, y)):  # constant but for rounding
+    if not all(_energy(value) > _noise(value) for value in (x, y)):  # constant but for rounding, or not finite
         return _number(math.nan)
     num_rows = y.numel() // y.shape[1]
     if num_rows < y.shape[1]:

@@ -1,7 +1,4 @@
-"""Closed-form fit of the stitching layers by least squares, accumulated over any number of batches.
-
-Also self-stitches: an anchor cut in the middle and joined to itself, which shows what a joint alone loses.
-"""
+"""Closed-form fit of the stitching layers by least squares, accumulated over any number of batches."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def read_settings(path: str, *, trains: bool = True) -> dict[str, object]:
         if kind is not None:
             what, command = _USED_BY.get(kind, (f"a sweep ({kind})", "sweep -c FILE"))
             raise InputError(f"{key}: this file is {what}; use stitchkit {command}")
-        return checked_of_file(content, trains=trains)
+        return checked_of_file(content, trains=trains and not content.get("eval"))
 
 
 def make_recipe(values: Mapping[str, object]) -> Recipe:

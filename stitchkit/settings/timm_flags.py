@@ -86,8 +86,8 @@ REMOVED: dict[str, Refusal] = {
     "focus_images": Removed(_FOCUS),
     "cache_features": Removed("each epoch computes the features of the anchors; omit it"),
     "self_stitch": Removed("it only showed whether the fit has enough images; omit it", False, of_training=True),
-    "ls_method": Removed("no table shows a gain over the published fit; omit it", "truncated"),
-    "ls_damping": Removed("no table shows a gain over the published fit; omit it", 1e-4),
+    "ls_method": Removed("no table shows a gain over the published fit; omit it", "truncated", of_training=True),
+    "ls_damping": Removed("no table shows a gain over the published fit; omit it", 1e-4, of_training=True),
     "eval_images": _ONE_STAGE,
     "keep_within": _ONE_STAGE,
 }

@@ -160,7 +160,7 @@ def check_sampler(settings: StitchRecipe) -> None:
     if name not in SAMPLERS:
         raise unknown("value of --sampler", name, SAMPLERS)
     for option in sorted(set().union(*(sampler.options for sampler in SAMPLERS.values())) - SAMPLERS[name].options):
-        if getattr(settings, option) is not None:  # no error: it may be in a published file
+        if getattr(settings, option) != getattr(StitchRecipe(), option):  # no error: it may be in a published file
             having = ", ".join(other for other, sampler in SAMPLERS.items() if option in sampler.options)
             _logger.warning("%s has no effect with --sampler %s; choose from %s", flag_of(option), name, having)
 

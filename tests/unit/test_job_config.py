@@ -293,7 +293,7 @@ def test_files_that_are_not_configurations(tmp_path, text, words):
         ("  epochs: 3", "  epochs: 3\n  image_size: 32", "line 6: train_config.image_size is at the wrong level; move"),
         ("  dataset: cifar10", "  tasks: [{dataset: x}, {dataset: y, image_size: 9}]",
          "line 4: train_config.tasks[1].image_size is at the wrong level; move it into train_config.data_prep"),
-        ("  epochs: 3", "  epochs: 3\n  class_weights: balanced", "line 6: train_config.class_weights: unknown key"),
+        ("  epochs: 3", "  epochs: 3\n  class_weights: balanced", "line 6: train_config.class_weights was removed: no table"),
         ("  epochs: 3", "  epochs: 3\n  metrics: []",
          "train_config.metrics is at the wrong level; move it to the top level of the file"),
         ("  epochs: 3", "  epochs: 3\n  weight_decay: 1", "move it into train_config.optimizer_args"),

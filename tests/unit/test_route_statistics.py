@@ -251,7 +251,7 @@ def test_images_are_shared_out_in_whole_portions():
     assert num_images(5000, 3) == (96, 0)
     assert num_images(65, 3) == (64, 0), "one image alone would count like 32"
     assert num_images(5, None) == (2, 3)
-    with pytest.raises(InputError, match="need more than 3 training images"):
+    with pytest.raises(InputError, match="need at least 4 training images, not 3"):
         num_images(3, None)
 
 

@@ -90,6 +90,11 @@ def test_a_constant_activation_scores_lowest_with_a_warning(name):
         assert measure_by_name(name)(x, y) == 0
 
 
+def test_what_is_not_finite_explains_nothing():
+    with pytest.warns(RuntimeWarning):
+        assert r2(torch.full((8, 4), torch.nan), noise(8, 4)) == 0
+
+
 @pytest.mark.parametrize("name", ["cka", "r2"])
 @pytest.mark.parametrize("rows", [None, 10])
 def test_a_constant_that_was_resized_scores_lowest_with_a_warning(name, rows):

@@ -593,6 +593,9 @@ def test_a_fitted_net_is_the_same_after_save_and_load(mixed, nets, tmp_path):
     assert again.evaluate_dataset((x, labels)) == mixed.evaluate_dataset((x, labels))
     assert again.get_macs_params() == mixed.get_macs_params()
     assert str(again) == mixed.name
+    (folder / "net.json").write_text((folder / "net.json").read_text().replace('"knn"', '"linear"'))
+    with pytest.warns(UserWarning, match="was removed; fit the network again"):
+        assert stitchnet.load(folder, nets).classifier is None
 
 
 def test_a_net_of_names_is_loaded_without_modules(tmp_path):

@@ -149,11 +149,15 @@ def test_a_run_with_removed_settings_of_training_is_evaluated_and_not_repeated(t
     config, path = write_config(tmp_path / "pico.json"), tmp_path / "args.yaml"
     for content, reason in (
         ({"budgets": "2G,5G"}, "--budgets was removed: its benefit was never measured; omit it"),
+        ({"ls_method": "exact"}, "--ls-method was removed: no table shows a gain over the published fit; omit it"),
         ({"preserve": "replay"}, "--preserve replay was removed: studies/samplers shows no gain from it; choose none"),
     ):
         path.write_text(yaml.safe_dump({"data_dir": "d", "stitch_config": str(config), **content}))
         recipe, _ = resolve({"config": str(path), "eval": True, "resume": "last.pth.tar"})
         assert recipe.stitch.way_to_preserve == "none"
+        path.write_text(yaml.safe_dump({"data_dir": "d", "stitch_config": str(config), "eval": True, **content}))
+        assert resolve({"config": str(path), "resume": "last.pth.tar"})[0].run.eval
+        path.write_text(yaml.safe_dump({"data_dir": "d", "stitch_config": str(config), **content}))
         with pytest.raises(InputError, match=re.escape(reason)):
             parse("-c", path)
 

@@ -15,7 +15,7 @@ from stitchkit.assembly.config.settings import Metric, Preprocessing, TaskConfig
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import Count, Natural, NonNegative, Workers
-from stitchkit.settings.files import read_settings_file
+from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.kinds import FILE_KINDS, SWEEPS
 from stitchkit.settings.recipe import flag_of
 from stitchkit.settings.schema import LocalPath, Settings, join, parse
@@ -163,12 +163,13 @@ def refuse_misplaced(content: Mapping[str, object]) -> None:
 
 
 def without_removed(content: Mapping[str, object]) -> Mapping[str, object]:
-    """The content of a file without the keys of earlier versions, unless these are set."""
+    """The content of a file without the unset keys of earlier versions; those that are set are refused."""
     train = content.get("train_config")
     if not isinstance(train, Mapping):
         return content
-    kept = {key: value for key, value in train.items() if value is not None or key not in _REMOVED}
-    return {**content, "train_config": kept}
+    if wrong := next((key for key in _REMOVED if train.get(key) is not None), None):
+        raise InputError(f"train_config.{wrong} was removed: no table shows a gain from it; omit it")
+    return {**content, "train_config": {key: value for key, value in train.items() if key not in _REMOVED}}
 
 
 def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, object]:
@@ -178,7 +179,8 @@ def read_job(path: str | Path, changes: Mapping[str, object]) -> dict[str, objec
     for key in IGNORED & train.keys() if isinstance(train, Mapping) else ():
         advice = "move it to train_config.optimizer_args"
         _logger.warning("'%s': train_config.%s is ignored, as in the published system; %s", path, key, advice)
-    return override(without_removed(content), changes)
+    with naming(path):
+        return override(without_removed(content), changes)
 
 
 def override(content: Mapping[str, object], changes: Mapping[str, object]) -> dict[str, object]:
