@@ -74,7 +74,7 @@ def test_the_best_within_a_budget_is_judged_on_other_images_than_it_was_chosen_o
     assert (mean, half) == (2, pytest.approx(4.3027 / 3**0.5, rel=1e-4))
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_the_study_runs(study, tmp_path, monkeypatch):
     """Two cells of one epoch, from anchors that were not trained."""
     monkeypatch.chdir(demo_folder(tmp_path))

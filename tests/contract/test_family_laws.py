@@ -131,7 +131,7 @@ def test_law_2_self_stitch_equals_the_anchor(name, way):
         torch.testing.assert_close(model(x, stitch), first.model(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("each", mostly_full([1, 5], quick=[5]))
+@pytest.mark.parametrize("each", [pytest.param(1, marks=pytest.mark.nightly), 5])
 def test_law_6_extract_equals_the_stitch(model, each):
     """Of one stitch in so many, and of one through each sequence of anchors, of which so many are measured too."""
     through = {tuple(part.anchor for part in stitch.segments): i for i, stitch in model.space.stitches.items()}

@@ -164,7 +164,7 @@ def test_law_9_two_ranks_equal_one_with_twice_the_batch(way, distance, images, t
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("way", ["frozen", "trained"])
+@pytest.mark.parametrize("way", [pytest.param("frozen", marks=pytest.mark.nightly), "trained"])
 def test_ranks_with_stitches_of_their_own_stay_equal(way, images, tmp_path):
     flags = [*WAYS[way], "--torchcompile", "eager", "--grad-checkpointing", "--lr", "1e-2"]
     run_on_two_ranks([command(images, tmp_path, "own", *flags, family="headless levit")])

@@ -63,8 +63,7 @@ def test_from_photos_to_a_file(place, monkeypatch, capsys, caplog):
     said = capsys.readouterr().out
     assert re.search(r"cfg_id \d+ is the best by cosine with the end anchor of (the|all) \d+ stitches", said)
     assert re.search(r"largest difference \S+ of tokens up to .*\n  SN-Net .*\n  backbone.onnx +0\.", said)
-    assert "joined to themselves in the middle" in said
-    for line in ("this was a dry run", "parameters are trained, which saves", "feature loss of held-out images"):
+    for line in ("this was a dry run", "parameters are trained", "feature loss of held-out images"):
         assert line in caplog.text
 
     with open("outputs/dinov2_s_b/summary.csv", newline="") as file:

@@ -280,7 +280,7 @@ def test_a_part_that_warns_at_its_end_or_gives_no_figures_does_not_end_the_other
     assert "late error" not in shown.out
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_a_dry_run_goes_through_all_parts(tmp_path):
     output = tmp_path / "gpu.json"
     command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", "--output", str(output)]
