@@ -74,6 +74,7 @@ JOINABLE = [name for name, row in rows().items() if re.search(r"\| [\d-]+ \| yes
 """The anchors with blocks."""
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [pytest.param(name, marks=SAVED.get(name, pytest.mark.nightly)) for name in JOINABLE])
 def test_every_anchor_trains_a_step_and_is_opened_again(name, tmp_path):
     network, images, _ = small_model(name)
@@ -92,6 +93,7 @@ def test_every_anchor_trains_a_step_and_is_opened_again(name, tmp_path):
     assert all(torch.equal(value, own[key]) for key, value in fresh.state_dict().items())
 
 
+@pytest.mark.full
 def test_the_python_of_the_page_runs():
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     exec(code, {})

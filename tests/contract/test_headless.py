@@ -130,6 +130,7 @@ def test_an_exported_stitch_gives_its_features_and_says_so(family, suffix, tmp_p
             open_predictor(str(path))
 
 
+@pytest.mark.full
 def test_a_file_for_onnx_names_its_outputs_and_takes_any_batch(tmp_path):
     """As somebody without stitchkit uses it."""
     subject = trained("headless vit")

@@ -68,6 +68,7 @@ def run(tmp_path):
     return [*map(str, ["export", *flags, "--cfg_id", "9", "--int8"])]
 
 
+@pytest.mark.full
 def test_the_command_calibrates_on_training_images_and_names_each_split_once(run, images, tmp_path, capsys, caplog):
     caplog.set_level(logging.INFO)
     assert main([*run, "--data", str(images), "-o", str(tmp_path / "net.onnx")]) == 0

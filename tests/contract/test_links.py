@@ -293,7 +293,7 @@ LINKS = [(name, where) for name in COMMANDS for where in (WHERE if name in BOTH 
 # Each way of writing once; other formats of an export, and compositions, take seconds.
 QUICK = [
     ("train --eval", "to nothing"),
-    *((name, "to a file") for name in ("job", "sweep --report", "profile", "convert", "report", "demo-data")),
+    *((name, "to a file") for name in ("job", "profile", "demo-data")),
 ]
 
 

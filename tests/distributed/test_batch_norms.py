@@ -37,6 +37,7 @@ def ranks_with_their_own_statistics(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.full
 def test_ranks_agree_on_statistics_in_the_way_asked_for(tmp_path):
     in_two_processes(ranks_with_their_own_statistics, str(tmp_path))
     one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))

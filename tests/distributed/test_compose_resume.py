@@ -132,6 +132,7 @@ def case(quick: bool, *values: object) -> object:
     return pytest.param(*values, marks=[] if quick else pytest.mark.full)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "place", [case(name == "ledger", name) for name in ("ranking", "line", "joint", "ledger", "draft", "rename")]
 )

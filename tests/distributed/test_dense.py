@@ -105,6 +105,7 @@ def test_law_8_a_training_killed(scenes, tmp_path):
     assert_same_end(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.full
 def test_law_9_two_ranks_train_what_one_with_twice_the_batch_does(scenes, tmp_path):
     """With the head that has no batch norms, which see other batches; it needs four levels."""
     anchors = [pico_anchor(label, width, depth=4) for label, width in (("s", 8), ("b", 16))]

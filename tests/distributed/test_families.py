@@ -57,6 +57,7 @@ def test_law_8_a_family_resumes_as_if_unbroken(trained):
     assert not all(torch.equal(value, start[key]) for key, value in unbroken.items())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_family_is_measured(name, digits, trained):
     folder = trained(name)

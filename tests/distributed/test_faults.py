@@ -65,6 +65,7 @@ class Full:
         return getattr(self._file, name)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["SN-Net"]), indirect=True)
 def test_a_full_disk_ends_a_run_and_keeps_what_was_saved(subject, trained, unbroken, tmp_path, monkeypatch, capsys):
     inner, count = torch.save, [0]

@@ -132,7 +132,7 @@ def test_law_8_killed_at_random(runs, seed, ranks):
 
 # The files of both are written by the same code.
 AT_PLACES = [*(("SN-Net", place) for place in PLACES), ("job", "validation"), ("job", "rename")]
-QUICK = [("SN-Net", "save"), ("job", "rename")]
+QUICK = [("SN-Net", "save")]
 
 
 @pytest.mark.parametrize(("runs", "place"), mostly_full(AT_PLACES, quick=QUICK), indirect=["runs"])

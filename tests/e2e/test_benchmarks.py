@@ -19,7 +19,7 @@ from benchmarks.rows import GPU_ROWS, ROWS, Row, line
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.onepass import OnePass
 from stitchkit.networks.mode import unfused_attention
-from tests.support import ROOT, pico_images, pico_snnet, write_config
+from tests.support import ROOT, mostly_full, pico_images, pico_snnet, write_config
 
 KEYS = {"name", "ratio", "ours_s", "reference_s", "agree", "difference", "tolerance"}
 
@@ -34,7 +34,7 @@ def run(name, capsys, *flags, devices=("cpu",)):
 
 
 @pytest.mark.parametrize("name", ["evaluate", "extract", "features", "initialise", "profile", "train_step"])
-@pytest.mark.parametrize("final_norm", [True, False])
+@pytest.mark.parametrize("final_norm", mostly_full([True, False], quick=[True]))
 def test_ours_agrees_with_the_reference(name, final_norm, capsys, tmp_path):
     config = write_config(tmp_path / "pico.json", stitched_final_norm=final_norm)
     status, output, found = run(name, capsys, "--stitch_config", str(config))

@@ -30,6 +30,7 @@ def chosen(data, folder, *more, name="chosen.json"):
     return folder / name
 
 
+@pytest.mark.full
 def test_the_chosen_configuration_trains_resumes_and_is_evaluated(images, tmp_path, capsys):
     file = chosen(images, tmp_path)
     said = capsys.readouterr().out

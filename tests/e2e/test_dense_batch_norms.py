@@ -65,6 +65,7 @@ def test_so_have_routes_of_anchors_without_batch_norms(trained, tmp_path):
     assert all(row["bn_loss"] > 0 for row in read_rows(tmp_path / "vits/stitches_res.txt"))
 
 
+@pytest.mark.full
 def test_the_picture_is_drawn_with_them(trained, judged):
     folder, _ = trained
     drawn, other = ((folder / name / "examples.png").read_bytes() for name in judged)

@@ -185,6 +185,7 @@ def test_a_record_holds_what_its_networks_answer(study: Study, output: Path) -> 
     assert len(record.networks) > 2
 
 
+@pytest.mark.full
 def test_a_folder_says_of_which_typefaces_it_is(output: Path) -> None:
     assert (output / "typefaces.json").read_text() == "whose"
 

@@ -249,7 +249,7 @@ def test_mistakes_in_yaml_are_named(line, message, config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data"], "either --stitch_config"),
+        (["data"], "one of --stitch_config"),
         (["--model", "vit"], "no data"),
         (["data", "--model", "vit", "--epochs", "0"], "at least 1"),
         (["data", "--model", "vit", "--cooldown-epochs", "-3"], "at least 0"),

@@ -244,6 +244,7 @@ class Backend:
         return graph.forward
 
 
+@pytest.mark.full
 @COMPILES
 def test_routes_share_what_is_compiled():
     """Each block is compiled once for training and once for evaluation; no route compiles anything more."""

@@ -82,6 +82,7 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(images, tmp_path,
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.full
 def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
     config = write_config(tmp_path / "pico.json", anchors=PAIR)
     flags = ["train", images, *FLAGS, "--stitch_config", config, "--output", tmp_path]

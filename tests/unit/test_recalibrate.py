@@ -68,6 +68,7 @@ def trained(images, tmp_path_factory):
     return folder, [*common, "--eval", "--resume", str(folder / "resnet/last.pth.tar")]
 
 
+@pytest.mark.full
 def test_an_evaluation_recalibrates_stitched_routes_alone(trained):
     folder, command = trained
     weights = (folder / "resnet/last.pth.tar").read_bytes()

@@ -83,6 +83,7 @@ def test_law_12_so_has_a_folder_of_the_hub(run, tmp_path):
     assert "stitches_res.statistics.safetensors" in (tmp_path / "hub/README.md").read_text()
 
 
+@pytest.mark.full
 def test_law_12_so_has_an_exported_file_which_needs_no_images(run, tmp_path):
     folder, config, command = run
     _, x, _ = opened(run)

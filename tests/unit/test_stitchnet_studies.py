@@ -27,7 +27,7 @@ from studies.stitchnet import experiments, tuning
 from studies.stitchnet.__main__ import main as study_main
 from studies.stitchnet.tuning import LabelledPairs, checkpoints, head_of, num_outputs, replace_head
 from tests.composing import FLAGS, convnet, write_colours, write_pico_nets
-from tests.support import LOADER_DIES, ROOT, mostly_full
+from tests.support import LOADER_DIES, ROOT
 
 NOTHING = "no composition passes (0 tried, 0 pruned, 0 found); lower --threshold or --total-threshold"
 
@@ -64,7 +64,8 @@ def small(monkeypatch):
     monkeypatch.setattr(tuning, "EPOCHS", 2)
 
 
-@pytest.mark.parametrize("name", mostly_full(["samples", "front", "ensembles", "finetune"], quick=["samples"]))
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["samples", "front", "ensembles", "finetune"])
 def test_an_experiment_writes_its_table_and_picture(beans, config, tmp_path, small, name, capsys):
     assert study(name, beans, config, tmp_path, "--top", 3, "--format", "pdf") == 0
     assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
