@@ -1,4 +1,4 @@
-"""What all workers of a pytest run share: trained pico networks, their ledgers and exports, each made once."""
+"""What all workers of a pytest run share: images and trained pico networks, each made once."""
 
 from __future__ import annotations
 
@@ -59,16 +59,3 @@ def trained_snnet(factory: Factory, *flags: str, **changes: object) -> Path:
         assert main(["train", str(images), "--stitch_config", str(config), *FLAGS, *flags, *place]) == 0
 
     return shared_folder(factory, "trained", make, flags, changes)
-
-
-def evaluated_snnet(factory: Factory, *flags: str, **changes: object) -> Path:
-    """Such a folder, and in `ledger` the evaluation of all its stitches."""
-    trained = trained_snnet(factory, *flags, **changes)
-    images = shared_images(factory)
-
-    def make(folder: Path) -> None:
-        command = ["train", str(images), "--stitch_config", str(trained / "config.json"), *FLAGS, *flags, "--eval"]
-        place = ["--resume", str(trained / "run/last.pth.tar"), "--output", str(folder), "--experiment", "ledger"]
-        assert main([*command, *place]) == 0
-
-    return shared_folder(factory, "evaluated", make, flags, changes)

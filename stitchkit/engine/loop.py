@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
-from timm.task import ClassificationTask
-from timm.utils import dispatch_clip_grad, random_seed, unwrap_model
-from torch import nn
+from timm.utils import dispatch_clip_grad, random_seed
 from torch.amp import GradScaler
 from torchvision.utils import save_image
 
@@ -23,6 +21,7 @@ from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Position, random_states, set_random_states
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.engine.settings import Autocast, EngineSettings
+from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.files import replacing
 from stitchkit.progress import progress
@@ -52,39 +51,6 @@ def save_batch(images: torch.Tensor, path: Path) -> None:
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     with replacing(path) as draft:
         save_image(shown, draft, format="jpeg", padding=0, normalize=True)
-
-
-class Task(ClassificationTask):  # type: ignore[misc]
-    """A network with its loss; `task(images, labels, *routes)` returns a scalar `loss` and `output`.
-
-    Attributes:
-        num_routes: Number of routes that `draw` chooses from; 0 if a step has no choice.
-    """
-
-    num_routes: int = 0
-
-    @property
-    def network(self) -> nn.Module:
-        """The network without its DistributedDataParallel wrapper."""
-        network: nn.Module = unwrap_model(self.trainable_module)
-        return network
-
-    @property
-    def average(self) -> nn.Module | None:
-        """The network with the moving average of the weights; None if none is kept."""
-        average: nn.Module | None = getattr(self.get_trainable_module(ema=True), "module", None)
-        return average
-
-    def draw(self, step: int, rank: int) -> tuple[int, ...]:  # noqa: ARG002
-        """The routes of a step on a rank, a pure function of both; none if there is no choice.
-
-        If it is one, the loss of the step is recorded as its loss.
-        """
-        return ()
-
-    def counters(self) -> Mapping[str, torch.Tensor]:
-        """Tensors, by name, that the steps of an epoch change in place on each rank separately."""
-        return {}
 
 
 @dataclass(kw_only=True)

@@ -133,10 +133,6 @@ def check_fit(name: str, kwargs: Mapping[str, object]) -> None:
         raise InputError(f"pretrained '{name}' does not fit the kwargs {changed}: {difference}; {ADVICE}")
 
 
-_FITTING = set[str]()
-"""Models that fit, by name and arguments: a command builds the same one several times."""
-
-
 def check_size(name: str, kwargs: Mapping[str, Any]) -> None:
     """Refuse arguments, also those in the folder of a model, that make it too large for this machine's memory."""
     arguments = {**_folder_arguments(name), **kwargs}
@@ -145,9 +141,7 @@ def check_size(name: str, kwargs: Mapping[str, Any]) -> None:
     sides = arguments.get("img_size") or 0
     if not changed and max(sides if isinstance(sides, list | tuple) else [sides]) <= _USUAL_SIDE:
         return
-    if (what := f"'{name}' with {arguments}") not in _FITTING:
-        check_memory(lambda: timm.create_model(name, **kwargs), what)
-        _FITTING.update([] if name.startswith("local-dir:") else [what])  # a folder may change meanwhile
+    check_memory(lambda: timm.create_model(name, **kwargs), f"'{name}' with {arguments}")
 
 
 def check_memory(build: Callable[[], nn.Module], what: str) -> None:

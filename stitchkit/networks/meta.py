@@ -10,9 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-_FILLS = frozenset(
-    ["add_", "clamp_", "copy_", "div_", "erfinv_", "fill_", "mul_", "normal_", "sub_", "uniform_", "zero_"]
-)
+_FILLS = frozenset(["add_", "clamp_", "div_", "erfinv_", "fill_", "mul_", "normal_", "sub_", "uniform_", "zero_"])
 
 
 class _Unfilled(TorchFunctionMode):

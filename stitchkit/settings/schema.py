@@ -64,6 +64,8 @@ class _Reported(type):
 class Settings(metaclass=_Reported):
     """Base of all schemas: an unknown key is an error that names the nearest known one."""
 
+    further_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that files may have although they are not fields."""
     if TYPE_CHECKING:
         __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
@@ -73,7 +75,7 @@ class Settings(metaclass=_Reported):
     def _check_keys(cls, content: object) -> object:
         values = content.kwargs if isinstance(content, ArgsKwargs) else content
         if isinstance(values, Mapping):
-            known = [*(field.name for field in fields(cls)), *getattr(cls, "further_keys", ())]
+            known = [*(field.name for field in fields(cls)), *cls.further_keys]
             for key in values:
                 if key not in known:
                     raise PydanticCustomError("unknown_key", "unknown key", {"key": str(key), "known": known})

@@ -164,7 +164,7 @@ class StitchConfig(Settings):
     recipe: dict[str, object] = Field(default_factory=dict)
     zoo: ZooFacts | None = None
 
-    further_keys: ClassVar[tuple[str, ...]] = (*published.RECIPE_KEYS, *published.SCHEMA)  # not fields, but in files
+    further_keys: ClassVar[tuple[str, ...]] = (*published.RECIPE_KEYS, *published.SCHEMA)
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.classes import check_classes
-from stitchkit.engine.loop import Task
+from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model

@@ -133,7 +133,7 @@ def test_law_2_self_stitch_equals_the_anchor(name, way):
 
 @pytest.mark.parametrize("each", [pytest.param(1, marks=pytest.mark.nightly), 5])
 def test_law_6_extract_equals_the_stitch(model, each):
-    """Of one stitch in so many, and of one through each sequence of anchors, of which so many are measured too."""
+    """One stitch in `each`, and one through each sequence of anchors; of the latter, some are measured too."""
     through = {tuple(part.anchor for part in stitch.segments): i for i, stitch in model.space.stitches.items()}
     measured = [*through.values()][:: (each + 1) // 2]
     profiler = Profiler(model)
@@ -223,8 +223,7 @@ FITTED = ("vit", "resnet to swin", "levit", "resnet and vit, both ways", "NCHW, 
 def test_law_2_the_closed_form_fit_of_an_anchor_to_itself(model):
     """Fronts and ends are one anchor, so the best map of a straight joint is the identity, in every layout.
 
-    It leaves small directions out and does not know those in which its images do not differ, such as a channel that is
-    always zero, so the images are those of the fit.
+    The fit drops small directions and never sees a channel that is zero in all its images, so they are used again.
     """
     first = list(model.views.values())[-1]
     anchors = [anchor_of(copy.deepcopy(first.model), label="a"), anchor_of(copy.deepcopy(first.model), label="b")]

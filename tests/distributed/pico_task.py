@@ -1,4 +1,4 @@
-"""Trainings of the engine in milliseconds: a task in which everything that has a state or is random takes part."""
+"""Trainings of the engine in milliseconds: a task with every kind of state and randomness."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from stitchkit.distributed import World
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, train_epochs
 from stitchkit.engine.gradients import GradientReducer
-from stitchkit.engine.loop import Task, Trainer
+from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import EngineSettings
+from stitchkit.engine.task import Task
 from stitchkit.engine.training_state import restore, training_state
 
 Content = dict[str, Any]
@@ -119,7 +120,7 @@ class Training:
 
     Args:
         settings: Of the engine, in addition to the seed and the size of a batch.
-        busy: Whether dropout, norms and noise take part, by which ranks differ from one with twice the batch.
+        busy: Turn dropout, norms and noise on; two ranks then differ from one rank with twice the batch.
         way: How ranks keep their networks equal: `reducer` or `torch`.
         scale: Whether a loss scaler takes part.
     """

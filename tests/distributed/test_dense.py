@@ -77,7 +77,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def trained(request, scenes, folders):
-    """A way, and the folder of a run in which everything that has a state or is random is on; each is run once."""
+    """A way, and the folder of a run with every kind of state and randomness; each runs once."""
     way, folder = request.param, folders[request.param]
     if not (folder / "trained").exists():
         assert main([*command(scenes, folder, way, *BUSY), "--experiment", "trained"]) == 0

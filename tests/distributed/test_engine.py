@@ -64,7 +64,7 @@ def test_law_8_a_signal_saves_the_step_in_which_it_comes(number):
 
 
 def signal_on_rank_1(rank, number):
-    """The step in which one of two ranks gets a signal."""
+    """Send rank 1 a signal in this step."""
 
     def step(current):
         if (rank, current) == (1, number):

@@ -32,7 +32,7 @@ class SignalAt:
         return lambda *arguments: self(trainer, *arguments)
 
 
-# The flags of runs, and the step in which they are stopped; test_engine stops in every one.
+# Flags of runs, and the step that stops them; test_engine stops after each step.
 SETTINGS = {
     ("SN-Net", "prefetched"): ([], 11),
     ("SN-Net", "loader processes"): (["-j", "1", "--val-interval", "9"], 5),

@@ -13,7 +13,7 @@ from stitchkit.assembly.train.metrics import loss_names
 from stitchkit.assembly.train.optim import Loss
 from stitchkit.display import counted
 from stitchkit.distributed import sum_over_ranks
-from stitchkit.engine.loop import Task
+from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.slices import snapshot
