@@ -460,6 +460,7 @@ def test_a_signal_to_all_processes_leaves_the_loaders_to_their_run(
     subject.assert_same_end(unbroken(subject, "-j", "1"), tmp_path / "warned")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("subject", ["job"], indirect=True)
 def test_an_impatient_person_ends_a_run_at_once(trained, monkeypatch):
     def step(*_):

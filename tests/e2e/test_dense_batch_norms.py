@@ -72,6 +72,7 @@ def test_the_picture_is_drawn_with_them(trained, judged):
     assert drawn != other
 
 
+@pytest.mark.full
 def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(trained, judged):
     """All training images fit into the ten batches, and each is one window."""
     folder, _ = trained

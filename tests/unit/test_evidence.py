@@ -190,6 +190,7 @@ def test_a_folder_says_of_which_typefaces_it_is(output: Path) -> None:
     assert (output / "typefaces.json").read_text() == "whose"
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("key", "content"),
     [
@@ -236,6 +237,7 @@ def test_the_worst_case_of_a_cascade_is_both_networks(study: Study) -> None:
     assert {*chosen(rows, limits, "worst_flops")} <= within
 
 
+@pytest.mark.full
 def test_finished_rows_are_not_run_again(study: Study, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     monkeypatch.setattr("studies.evidence.run.run_row", None)
@@ -243,6 +245,7 @@ def test_finished_rows_are_not_run_again(study: Study, output: Path, monkeypatch
     assert before == {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
 
 
+@pytest.mark.full
 def test_records_of_another_size_or_of_other_images_are_refused(study: Study, output: Path) -> None:
     with pytest.raises(InputError, match="another size or with other images"):
         run_study(replace(study, size=replace(PICO, budget=1e9)), output, rows=["anchors"], seeds=[0])
@@ -251,6 +254,7 @@ def test_records_of_another_size_or_of_other_images_are_refused(study: Study, ou
         run_study(replace(study, splits=splits), output, rows=["anchors"], seeds=[0])
 
 
+@pytest.mark.full
 def test_rows_of_other_anchors_are_not_added(study: Study, output: Path, tmp_path: Path) -> None:
     moved = replace(study, cache=tmp_path)
     run_study(moved, output, rows=["anchors"], seeds=[0, 1])  # nothing is left to run
@@ -258,6 +262,7 @@ def test_rows_of_other_anchors_are_not_added(study: Study, output: Path, tmp_pat
         run_study(moved, output, rows=["anchors"], seeds=[0, 1, 2])
 
 
+@pytest.mark.full
 def test_every_record_of_a_folder_must_be_of_these_images(study: Study, output: Path) -> None:
     splits = {**study.splits, "test": _split(2, seed=9)}
     with pytest.raises(InputError, match="at another size or with other images"):
@@ -269,6 +274,7 @@ def test_weights_of_another_size_are_not_taken_for_these(study: Study) -> None:
         replace(study, size=replace(PICO, pretraining=2)).pretrain()
 
 
+@pytest.mark.full
 def test_lines_agree_with_the_records(output: Path) -> None:
     records = read_study(output)
     found = lines(records, "cost_bins")
@@ -286,6 +292,7 @@ def test_lines_agree_with_the_records(output: Path) -> None:
     assert all(one.regret[1] >= one.regret[0] for one in found.values())
 
 
+@pytest.mark.full
 def test_the_table_marks_what_is_not_measured(output: Path, tmp_path: Path) -> None:
     text = table(read_study(output))
     assert not [line for line in text.splitlines() if line.startswith("| `sandwich`")]
@@ -296,18 +303,21 @@ def test_the_table_marks_what_is_not_measured(output: Path, tmp_path: Path) -> N
         table(read_study(tmp_path))
 
 
+@pytest.mark.full
 def test_a_table_without_the_reference_compares_nothing(output: Path) -> None:
     text = table({"anchors": read_study(output)["anchors"]})
     (row,) = [line for line in text.splitlines() if line.startswith("| `anchors`")]
     assert "+" not in row
 
 
+@pytest.mark.full
 def test_a_table_has_the_seeds_of_all_rows(output: Path) -> None:
     records = read_study(output)
     assert "seeds 0, 1." in table(records)
     assert "seeds 1." in table({**records, "anchors": records["anchors"][1:]})
 
 
+@pytest.mark.full
 def test_records_of_two_studies_are_not_one(output: Path, tmp_path: Path) -> None:
     shutil.copytree(output / "anchors", tmp_path / "anchors")
     about = tmp_path / "anchors/seed0.json"
@@ -338,6 +348,7 @@ def test_a_bad_request_is_one_line(
     assert said in line
 
 
+@pytest.mark.full
 def test_the_table_of_what_is_measured_is_printed(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-o", str(output), "--table"]) == 0
     assert capsys.readouterr().out == table(read_study(output)) + "\n"

@@ -365,7 +365,8 @@ def test_memory_holds_few_outputs_and_the_others_are_recomputed(nets):
         assert torch.equal(tight.build(one)(images(2)), net(images(2)))
 
 
-@pytest.mark.parametrize("is_folded", mostly_full([True, False], quick=[True]))
+@pytest.mark.full
+@pytest.mark.parametrize("is_folded", [True, False])
 def test_costs_are_known_before_a_net_is_built(nets, is_folded):
     ours = search(nets, threshold=0.3, max_depth=4)
     found = list(ours.compositions())

@@ -38,7 +38,7 @@ from stitchnet.data import batches, in_memory, read_image
 from stitchnet.networks import create
 from studies.stitchnet.tuning import LabelledPairs
 from tests.composing import FLAGS, RESNET, VIT, convnet, write_colours, write_pico_nets
-from tests.support import ROOT, mostly_full
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +259,8 @@ def config(tmp_path_factory):
     return write_pico_nets(tmp_path_factory.mktemp("config"))
 
 
-@pytest.mark.parametrize("order", mostly_full(["best", "depth"], quick=["best"]))
+@pytest.mark.full
+@pytest.mark.parametrize("order", ["best", "depth"])
 def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_path, monkeypatch, capsys, order):
     output = tmp_path / "out"
     assert run("--data", beans, "--nets", config, *FLAGS, "--top", 2, "--order", order, "-o", output) == 0
