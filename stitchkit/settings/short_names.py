@@ -33,10 +33,10 @@ def config_file(text: str | Path) -> Path:
 
     A file that exists wins over a name; whatever has a folder or a suffix is a path.
     """
-    path, name, known = Path(text), str(text), short_names()
+    path, name = Path(text), str(text)
     if path.is_file() or path.suffix or path.name != name:
         return path
-    if name in known:
+    if name in (known := short_names()):
         return known[name]
     what = f"unknown stitch configuration '{name}'"
     if longer := [f"'{other}'" for other in known if other.startswith(name)]:

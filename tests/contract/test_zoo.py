@@ -18,14 +18,15 @@ from tests.commands import refused
 
 CROSS = {"dinov2_l_siglip2_so400m"}
 """Of two kinds of backbone, whose images are prepared unlike: docs/cross_stitches.md says what to do."""
-FILES = {name: short_names()[name] for name in sorted(zoo())}
+ZOO = zoo()
+FILES = {name: path for name, path in short_names().items() if name in ZOO}
 
 
 def one_of_each_module():
     """The configurations by the module of their first anchor, which has the code that is measured."""
     modules = {}
     for name in ("deit3_s_l", "resnet_a1_18_34", *FILES):
-        anchor = zoo()[name].anchors[0].name
+        anchor = ZOO[name].anchors[0].name
         modules.setdefault(timm.models.model_entrypoint(anchor.partition(".")[0]).__module__, name)
     return [*modules.values()]
 
@@ -34,7 +35,9 @@ def one_of_each_module():
 MARKS = dict.fromkeys(one_of_each_module()[::3], pytest.mark.full) | {"deit3_s_l": (), "resnet_a1_18_34": ()}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS.get(name, pytest.mark.nightly)) for name in FILES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=MARKS.get(name, pytest.mark.nightly)) for name in sorted(FILES)]
+)
 def test_law_10_a_configuration_of_the_zoo_costs_what_it_says(name):
     """The whole networks, on the meta device."""
     config = StitchConfig.load(FILES[name])
