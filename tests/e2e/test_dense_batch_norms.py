@@ -112,6 +112,7 @@ def test_networks_of_low_precision_are_judged_in_it(trained):
     assert (folder / "low/examples.png").stat().st_size > 1000
 
 
+@pytest.mark.full
 def test_an_export_has_them_too(trained, judged):
     folder, _ = trained
     row = judged["judged"][-1]

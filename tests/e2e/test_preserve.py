@@ -63,6 +63,7 @@ def test_the_summary_shows_each_anchors_change(trained, mode):
     assert f"against alone  {said}\n" in log
 
 
+@pytest.mark.full
 def test_a_checkpoint_with_updates_is_evaluated_exported_and_shared(images, trained, tmp_path):
     folder = trained / "lora"
     assert main(["train", "-c", str(folder / "args.yaml"), "--eval", "--resume", str(folder / "last.pth.tar")]) == 0

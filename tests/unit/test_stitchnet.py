@@ -415,7 +415,7 @@ def test_other_scores_find_other_compositions(nets):
 
 
 def test_what_is_drawn_follows_the_seed(nets):
-    drawn = [search(nets, seed=seed).draw().name for seed in (1, 1, 2, 3, 4)]
+    drawn = [search(nets, seed=seed).draw().name for seed in (1, 1, 2, 3)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) > 1
 
