@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -87,14 +88,28 @@ def ranks_together() -> Iterator[None]:
         ) from error
 
 
+_alone = ContextVar("alone", default=False)
+
+
+def are_together() -> bool:
+    """Whether ranks exchange data now: there are several, and the others do not wait for `from_primary`."""
+    return dist.is_initialized() and not _alone.get()
+
+
 def from_primary(world: World, make: Callable[[], Made]) -> Made:
-    """Plain data made by the primary rank, on all ranks: other machines may not see the same files."""
+    """Plain data made by the primary rank, on all ranks: other machines may not see the same files.
+
+    Meanwhile it is alone: what it sums or gathers over all ranks is its own.
+    """
     shared: list[Any] = [None, ""]
     if world.is_primary:
+        before = _alone.set(True)
         try:
             shared[0] = make()
         except InputError as error:  # the others wait for an answer, and would hang without one
             shared[1] = str(error)
+        finally:
+            _alone.reset(before)
     dist.broadcast_object_list(shared)
     if shared[1]:
         raise InputError(shared[1])
@@ -104,14 +119,23 @@ def from_primary(world: World, make: Callable[[], Made]) -> Made:
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Sum `tensor` over all ranks, in place; without a process group it does not change."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor)
+    return _reduced(tensor, dist.ReduceOp.SUM)
+
+
+def most_of_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The largest value of each element of `tensor` on any rank, in place; without a process group it stays."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def _reduced(tensor: torch.Tensor, how: dist.ReduceOp.RedOpType) -> torch.Tensor:
+    if are_together():
+        dist.all_reduce(tensor, op=how)
     return tensor
 
 
 def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` of every rank, stacked in the order of ranks: `[...]` to `[ranks, ...]`."""
-    if not dist.is_initialized():
+    if not are_together():
         return tensor[None]
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor)
@@ -120,7 +144,7 @@ def gather_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 def gather_objects(value: Made) -> list[Made]:
     """Plain data of every rank, in the order of ranks; without a process group, those of this process."""
-    if not dist.is_initialized():
+    if not are_together():
         return [value]
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, value)
@@ -129,7 +153,7 @@ def gather_objects(value: Made) -> list[Made]:
 
 def gather_on(rank: int, value: Made, world: World) -> list[Made]:
     """Plain data of every rank on one of them, in the order of ranks; empty on the others."""
-    if not dist.is_initialized():
+    if not are_together():
         return [value]
     parts: list[Any] | None = [None] * world.size if world.rank == rank else None
     dist.gather_object(value, parts, dst=rank)

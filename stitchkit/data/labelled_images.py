@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
-import torch.distributed as dist
 from PIL.Image import Image
 from timm.data import IterableImageDataset
 from timm.data.readers.reader import Reader
@@ -20,6 +19,7 @@ from stitchkit.data.class_map import names_at
 from stitchkit.data.decoding import Change, Decoding, ImageSource
 from stitchkit.data.source import SOURCES
 from stitchkit.display import counted
+from stitchkit.distributed import most_of_ranks, sum_over_ranks
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import MOST_CLASSES
 
@@ -70,15 +70,14 @@ class Changes:
 
     def report(self, split: str, decoding: Decoding, *, are_divided: bool = False) -> None:
         """Log the changes so far, once; every rank calls this, and has images of its own if they `are_divided`."""
-        if self._is_reported:
-            return
         changes = self._changes.clone()  # loader processes may still write
-        if dist.is_initialized() and not are_divided:
-            dist.all_reduce(changes, op=dist.ReduceOp.MAX)
+        if not are_divided:
+            most_of_ranks(changes)
         counts = torch.stack([(changes & change).count_nonzero() for change in Change])
-        if dist.is_initialized() and are_divided:
-            dist.all_reduce(counts)
-        if words := decoding.described(dict(zip(Change, counts.tolist(), strict=True))):
+        if are_divided:
+            sum_over_ranks(counts)
+        words = decoding.described(dict(zip(Change, counts.tolist(), strict=True)))
+        if words and not self._is_reported:  # one rank may have reported alone before
             self._is_reported = True
             _logger.info("of the %s of the %s split: %s", counted(len(changes), "image"), split, words)
 

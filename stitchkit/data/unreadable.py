@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from PIL import Image
 from torch.utils.data import Dataset
 
 from stitchkit.data.labelled_images import Changes, LabelledImages
 from stitchkit.data.unlabelled import has_labels
 from stitchkit.display import listed
+from stitchkit.distributed import most_of_ranks
 from stitchkit.errors import InputError, one_line
 
 _logger = logging.getLogger(__name__)
@@ -110,9 +110,7 @@ class CheckedImages(Dataset[tuple[Any, int]]):
     def report(self) -> None:
         """Log newly skipped images, and once those that decoding changed; every rank calls this."""
         self._changes.report(self.split, self.dataset.decoding)
-        bad = self._bad.clone()  # loader processes may still write
-        if dist.is_initialized():
-            dist.all_reduce(bad, op=dist.ReduceOp.MAX)
+        bad = most_of_ranks(self._bad.clone())  # loader processes may still write
         count = int(bad.sum())
         if count > self._reported:
             self._reported = count

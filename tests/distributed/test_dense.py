@@ -200,6 +200,19 @@ IMAGENET_HALF = ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
 """Mean and deviation of the pico networks, which are timm's for `vit_tiny_patch16_224`."""
 
 
+@ways(full=["segmentation"])
+def test_law_9_two_ranks_choose_the_same_statistics(trained, scenes, tmp_path):
+    """One rank chooses batch-norm statistics, while the others wait; they must not wait for each other."""
+    way, folder = trained
+    flags = ["--eval", "--resume", str(folder / "trained/last.pth.tar"), "-vb", "2", "--output", str(tmp_path)]
+    flags = [*command(scenes, folder, way), *flags]
+    assert main([*flags, "--experiment", "one"]) == 0
+    run_on_two_ranks([[*flags, "--experiment", "two"]])
+    ledgers = [(tmp_path / name / "stitches_res.txt").read_text() for name in ("one", "two")]
+    assert '"bn": ' in ledgers[0]
+    assert ledgers[0] == ledgers[1]
+
+
 @ways("segmentation", full=["depth"])
 def test_law_9_two_ranks_judge_as_one(judged, scenes):
     way, folder = judged

@@ -5,6 +5,7 @@ import json
 import tarfile
 import time
 from contextlib import nullcontext
+from datetime import timedelta
 from itertools import accumulate, chain
 
 import pytest
@@ -17,11 +18,14 @@ from torchvision.transforms.functional import to_tensor
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.data.batches import DirectLoader, without_padding
+from stitchkit.data.labelled_images import LabelledImages
 from stitchkit.data.loader_processes import workers_for
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
-from stitchkit.distributed import World
+from stitchkit.data.unreadable import CheckedImages
+from stitchkit.distributed import World, from_primary, gather_objects, gather_over_ranks, sum_over_ranks
 from stitchkit.engine.gradients import GradientReducer
+from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.training.task import StitchTask
 from tests import archives
@@ -107,6 +111,34 @@ def test_every_rank_reads_the_whole_ledger(images, config, tmp_path):
     settings = {"data": images, "stitch_config": config, "resume": tmp_path / "net.pth", "output": tmp_path}
     settings |= {"eval_stitches": [0, 1, 2], "device": "cpu", "workers": 0}
     in_two_processes(evaluate_with_a_slow_disk, str(tmp_path), settings)
+
+
+def work_alone(rank, folder):
+    """A rank whose primary sums, gathers and reports while the other waits; no exchange may wait for ever."""
+    group = {"init_method": f"file://{folder}/group", "timeout": timedelta(seconds=20)}
+    dist.init_process_group("gloo", rank=rank, world_size=2, **group)
+    images = CheckedImages(LabelledImages([("a.png", 0)], ("a",), "train"), num_classes=1, is_training=True)
+    world = World(rank, 2, torch.device("cpu"))
+
+    def make():
+        images.report()
+        own = torch.full((2,), rank + 5.0)
+        return [sum_over_ranks(own).tolist(), gather_over_ranks(own).tolist(), gather_objects(rank)]
+
+    def fail():
+        raise InputError("a refusal")
+
+    assert from_primary(world, make) == [[5.0, 5.0], [[5.0, 5.0]], [0]]
+    images.report()  # of both ranks
+    with pytest.raises(InputError, match="a refusal"):
+        from_primary(world, fail)
+    assert sum_over_ranks(torch.ones(1)).item() == 2
+    assert gather_objects(rank) == [0, 1]
+    dist.destroy_process_group()
+
+
+def test_the_primary_rank_exchanges_nothing_while_the_others_wait_for_it(tmp_path):
+    in_two_processes(work_alone, str(tmp_path))
 
 
 @pytest.mark.full
