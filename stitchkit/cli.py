@@ -86,8 +86,7 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
         if rest and rest[0].startswith("-"):
             raise unknown_flag(parser, rest[0].split("=")[0])
         if rest:
-            usage = f"write {usage_of(parser)}, and one value after each flag (several as A,B)"
-            raise InputError(f"unexpected argument '{rest[0]}'; {usage}")
+            parser.error(f"unexpected argument '{rest[0]}'; usage: {usage_of(parser)} [FLAG ...]")
         command.run(flags)
     except InputError as error:
         _report(error)

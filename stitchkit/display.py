@@ -55,7 +55,7 @@ def count(text: str) -> float:
         raise InputError(f"'{text}' is a latency, not a count such as 5G; write milliseconds as 8ms")
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+)\s*([kKMGT]?)\s*", text)
     if not match:
-        raise InputError(f"'{text}' is not a positive number such as 5G, 300M, 12k or 1.3e9")
+        raise InputError(f"'{text}' is not a positive number, such as 5G, 300M, 12k or 1.3e9")
     return float(match[1]) * _UNITS[match[2].replace("K", "k")]
 
 

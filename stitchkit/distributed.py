@@ -49,8 +49,10 @@ def choose_device(device: str | None = None) -> torch.device:
     if chosen.type == "cpu":
         return chosen
     index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
+    if not count:
+        raise InputError("PyTorch finds no GPU on this machine; use --device cpu")
     if index >= count:
-        raise InputError(f"GPU {index} does not exist, this machine has {count}; start fewer ranks or use --device cpu")
+        raise InputError(f"there is no GPU {index}: PyTorch finds {count}; start fewer processes, or use --device cpu")
     return torch.device("cuda", index)
 
 

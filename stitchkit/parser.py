@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, prefixed, unknown
 from stitchkit.files import check_folder_of
 
 DATA_FLAGS = ("--data", "--data-dir", "--data_dir", "--data-path", "--data_path")
 """The flag of the folder of the data sets in every command: timm's and the published tools' names are aliases."""
+# How argparse begins a message: with all spellings of the flag, or the name of the argument.
+_OF_FLAG = re.compile(r"^argument (?:-\w/)?([^/:]+)[^:]*: ")
 
 
 def _names(text: str) -> list[str]:
@@ -30,13 +33,9 @@ def at_least(least: int) -> Callable[[str], int]:
     """The type of a flag whose value is a whole number with a limit."""
 
     def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"'{text}' is not an integer") from error
-        if value < least:
-            raise argparse.ArgumentTypeError(f"it is {value}; it must be at least {least}")
-        return value
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"it is {int(text)}; it must be at least {least}")
+        return int(text)
 
     return number
 
@@ -83,16 +82,28 @@ class Parser(argparse.ArgumentParser):
         return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
-        """Raise `message` as bad input."""
-        raise InputError(f"{message}; see {self.prog} --help")
+        """Raise `message` as bad input; it begins with the flag, as messages about settings do."""
+        raise InputError(_OF_FLAG.sub(r"\1: ", message) + f"; see {self.prog} --help")
+
+    def _get_value(self, action: argparse.Action, text: str) -> object:
+        try:
+            return super()._get_value(action, text)
+        except argparse.ArgumentError as error:
+            if isinstance(error.__context__, ValueError):  # of the type of the value, whose name argparse would show
+                is_ours = isinstance(error.__context__, InputError)
+                kind = "a number" if action.type is float else "a whole number"
+                error.message = str(error.__context__) if is_ours else f"'{text}' is not {kind}"
+            raise
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
         """Refuse a value that is not among the choices of an argument; argparse itself names no nearest one."""
         if action.choices is None or value in action.choices:
             return
-        flags = "/".join(action.option_strings)
-        kind = f"value of {flags}" if flags else str(action.metavar or action.dest).lower()
-        raise unknown(kind, value, map(str, action.choices))
+        flag = next((f"{name}: " for name in action.option_strings if name.startswith("--")), "")
+        with prefixed(flag):
+            raise unknown(
+                "value" if flag else str(action.metavar or action.dest).lower(), value, map(str, action.choices)
+            )
 
 
 class Command(NamedTuple):

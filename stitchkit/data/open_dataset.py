@@ -132,7 +132,7 @@ def _no_dataset(source: Source) -> InputError:
         return InputError("data set 'fmow' belongs to WILDS, which is not supported; write it as an image folder")
     if name.lower() in TIMM:
         return InputError(f"data set '{name}' is one of timm's libraries; write it with a slash, such as {name}/NAME")
-    otherwise = f"nor is there a folder '{root / name}'; docs/datasets.md lists the names"
+    otherwise = f"'{root / name}' is no folder either; stitchkit datasets list shows the names"
     return unknown("data set", name, sorted([*SOURCES, *SHORT, "digits"]), otherwise=otherwise)
 
 

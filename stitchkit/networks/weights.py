@@ -224,7 +224,8 @@ def _refusal(path: Path, error: Exception) -> str:
             f"checkpoint '{path}' holds pickled objects beyond plain data, which could run code; refused. "
             f"Save its weights alone ({reason})"
         )
-    return f"checkpoint '{path}' is truncated or not a checkpoint ({reason})"
+    why = f" ({reason})" if re.search("[A-Za-z]", reason) else ""  # zipfile's may be a bare number
+    return f"checkpoint '{path}' cannot be read: it is truncated, or not a checkpoint{why}; download or copy it again"
 
 
 def weights_of(content: Mapping[str, object], *, ema: bool = False) -> dict[str, torch.Tensor]:
@@ -317,7 +318,12 @@ def _origin(model: nn.Module, content: Mapping[str, object], weights: Mapping[st
     named = f" '{arch:.80}'" if isinstance(arch, str) else ""
     is_stitched, was_stitched = hasattr(model, "views"), any(name.startswith("anchors.") for name in weights)
     if is_stitched and not was_stitched:
-        return f"it is of a single network{named}; name it as an anchor's 'checkpoint' in the stitch configuration"
+        what = (
+            f"it looks like a checkpoint of the single network{named}; to use it as an anchor,"
+            if named
+            else ("it is not an SN-Net checkpoint; check the path, or, if it holds one anchor's weights,")
+        )
+        return f"{what} set that anchor's 'checkpoint' in the stitch configuration"
     if was_stitched and not is_stitched:
         return "it is of an SN-Net; give its stitch configuration"
     return f"it is of{named}; use that network, with the same arguments" if named else "check which network it is of"

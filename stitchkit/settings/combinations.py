@@ -184,7 +184,7 @@ def _check_schedule(recipe: Recipe) -> None:
     if schedule.sched == "plateau":
         raise PLATEAU.error("sched plateau")
     if schedule.sched not in SCHEDULES:
-        raise unknown("value of --sched", schedule.sched, SCHEDULES)
+        raise InputError(f"--sched: {unknown('value', schedule.sched, SCHEDULES)}")
     never_warm = schedule.epochs <= schedule.warmup_epochs and not schedule.warmup_prefix
     if never_warm and schedule.sched != "none" and not recipe.run.eval:
         _logger.warning(
@@ -201,7 +201,7 @@ def _check_batches(recipe: Recipe) -> None:
     if augment.mixes and data.batch_size % 2:
         raise InputError(f"--batch-size is {data.batch_size}; with mixup or cutmix it must be even")
     if (mode := data.input_img_mode) and mode not in COLOUR_MODES:
-        raise unknown("value of --input-img-mode", mode, COLOUR_MODES)
+        raise InputError(f"--input-img-mode: {unknown('value', mode, COLOUR_MODES)}")
     if recipe.model.channels > 4:
         raise InputError(f"the network takes images of {recipe.model.channels} channels; images have 1 to 4")
     if data.background is not None and not is_colour(data.background):

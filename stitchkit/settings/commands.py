@@ -7,6 +7,7 @@ import json
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from stitchkit.display import count
 from stitchkit.files import write_text
 from stitchkit.parser import Command
 
@@ -46,16 +47,16 @@ schema = Command(_schema, "print the JSON Schema of a kind of settings, for edit
 
 
 def _add_zoo_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-flops", metavar="N", help="only configurations with a stitch below N FLOPs, such as 5G")
+    about = "only configurations with a stitch below N FLOPs, such as 5G"
+    parser.add_argument("--max-flops", type=count, metavar="N", help=about)
     parser.add_argument("--licence", metavar="NAME", help="only weights with this licence, such as apache-2.0")
 
 
 def _zoo(flags: argparse.Namespace) -> None:
-    from stitchkit.display import aligned, count, counted
+    from stitchkit.display import aligned, counted
     from stitchkit.settings.zoo import HEAD, row_of, zoo
 
-    limit = None if flags.max_flops is None else count(flags.max_flops)
-    configs = zoo(max_flops=limit, licence=flags.licence)
+    configs = zoo(max_flops=flags.max_flops, licence=flags.licence)
     print(aligned([HEAD, *(row_of(name, config) for name, config in configs.items())], left={0, 1, 6}))
     print(f"{counted(len(configs), 'configuration')}; stitchkit profile --stitch_config NAME shows the stitches of one")
 

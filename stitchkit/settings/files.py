@@ -244,17 +244,23 @@ def _refusing(path: Path, *, is_quoted: bool = True) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"'{path}' cannot be read{asked(path)}: {error.strerror}; check the path") from error
     except json.JSONDecodeError as error:
-        raise InputError(f"'{path}', line {error.lineno} is not JSON: {error.msg}; correct it there") from error
+        line = min(error.lineno, error.doc.rstrip().count("\n") + 1)  # not the line after the last
+        raise InputError(f"'{path}', line {line}: invalid JSON: {error.msg}") from error
     except yaml.MarkedYAMLError as error:
-        where = f"'{mark.name}', line {mark.line + 1}" if (mark := error.problem_mark) else f"'{path}'"
-        reason = f": {error.problem or error}; correct it there" if is_quoted else f"; {_NOT_QUOTED}"
-        raise InputError(f"{where} is not YAML of plain data{reason}") from error
+        where = f"'{path}'"
+        if mark := error.problem_mark:
+            lines = plain_text(Path(mark.name)).rstrip().count("\n") + 1
+            where = f"'{mark.name}', line {min(mark.line + 1, lines)}"
+        what = "not plain data" if isinstance(error, yaml.constructor.ConstructorError) else "invalid YAML"
+        raise InputError(
+            f"{where}: {what}{f': {error.problem or error}' if is_quoted else f'; {_NOT_QUOTED}'}"
+        ) from error
     except Exception as error:
         # Bytes that are not text, characters that YAML forbids; dates, numbers and depths that Python cannot hold; and
         # PyYAML raises even an IndexError, for `!!int ''`.
         kind = "JSON" if _is_json(path) else "YAML"
-        reason = f": {one_line(error)}; correct it" if is_quoted else f"; {_NOT_QUOTED}"
-        raise InputError(f"'{path}' cannot be read as {kind}{reason}") from error
+        reason = f": {one_line(error)}" if is_quoted else f"; {_NOT_QUOTED}"
+        raise InputError(f"'{path}': invalid {kind}{reason}") from error
 
 
 def _compose(path: Path, above: Sequence[Path] = (), opened: list[Path] | None = None) -> yaml.Node | None:

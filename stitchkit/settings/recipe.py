@@ -207,7 +207,7 @@ class OptimRecipe(Settings):
 class ScheduleRecipe(Settings):
     """Length of the training and course of the learning rate."""
 
-    epochs: fields.Count = flag(300, "number of epochs")
+    epochs: fields.Count = flag(300, "number of epochs; by default the recipe's (50 with --anchors), otherwise 300")
     start_epoch: fields.Natural | None = flag(None, "epoch to start at; by default 0, or that of --resume")
     sched: str = flag("cosine", "timm learning-rate schedule")
     sched_on_updates: bool = flag(False, "advance the schedule at each step, not each epoch")
@@ -266,7 +266,7 @@ class RunRecipe(Settings):
     output: LocalPath = flag("outputs", "folder of all runs")
     experiment: str | None = flag(None, "folder of this run inside --output; by default named after its network")
     seed: fields.Seed = flag(42, "random seed")
-    device: str | None = flag(None, "cpu or cuda; by default cuda if available")
+    device: str | None = flag(None, "cpu, cuda or cuda:N; by default cuda if available")
     log_interval: fields.Count = flag(50, "steps between log lines")
     val_interval: fields.Count = flag(1, "epochs between validations of the anchors")
     recovery_interval: fields.Natural = flag(0, "steps between checkpoints within an epoch; 0: only at its end")

@@ -165,6 +165,7 @@ class StitchConfig(Settings):
     zoo: ZooFacts | None = None
 
     further_keys: ClassVar[tuple[str, ...]] = (*published.RECIPE_KEYS, *published.SCHEMA)
+    kind: ClassVar[str] = "stitch-config"
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:

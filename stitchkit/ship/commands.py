@@ -51,8 +51,8 @@ def _trained(flags: argparse.Namespace, *, cfg_id: int | None = None) -> Trained
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-flops", metavar="N", help="limit on multiply-adds per image, such as 5G")
-    parser.add_argument("--max-params", metavar="N", help="limit on parameters, such as 30M")
+    parser.add_argument("--max-flops", type=count, metavar="N", help="limit on multiply-adds per image, such as 5G")
+    parser.add_argument("--max-params", type=count, metavar="N", help="limit on parameters, such as 30M")
     parser.add_argument("--max-latency-ms", type=float, metavar="MS", help="limit on latency in milliseconds")
     parser.add_argument("--min-acc1", type=float, metavar="PERCENT", help="minimum top-1 accuracy")
     about = "take the cheapest stitch that is statistically tied with the most accurate one within the budget"
@@ -64,9 +64,7 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
 def _budget(flags: argparse.Namespace) -> Budget:
     from stitchkit.ship.pick import Budget
 
-    limits = {name: getattr(flags, name) for name in ("max_flops", "max_params", "max_latency_ms", "min_acc1")}
-    figures = {name: count(value) if isinstance(value, str) else value for name, value in limits.items()}
-    return Budget(**figures)
+    return Budget(flags.max_flops, flags.max_params, flags.max_latency_ms, flags.min_acc1)
 
 
 def _add_pick_flags(parser: argparse.ArgumentParser) -> None:

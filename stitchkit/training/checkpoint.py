@@ -186,23 +186,22 @@ def _check_configuration(theirs: Mapping[str, object], config: StitchConfig, pat
         rules.plain(theirs, "stitch_config")  # files that are not ours have had no check so far
         trained = StitchConfig.parse({**theirs, "recipe": {"pretrained": False}}).to_dict()
     except InputError as error:
-        raise InputError(f"checkpoint '{path}' belongs to another configuration: {error}") from error
+        raise InputError(f"checkpoint '{path}' was trained with another configuration: {error}") from error
     keys = ["rule", "directions", "max_switches", "stitch_kernel_size", "stitch_stride", "nearest_stitching"]
     keys += ["stitched_final_norm", "layer", "lora_r", "anchor_lora_r"]
     keys += ["stages"] if "stages" in trained and "stages" in ours else []
     wrong = _changes(trained, ours, keys)
     if (was := trained.get("dense")) != (is_ := ours.get("dense")):
-        wrong.append(f"it was trained with {_in_flags(was)}, and now {_in_flags(is_)} is set")
+        wrong.append(f"{_in_flags(is_)} is set here, but {_in_flags(was)} in the checkpoint")
     for before, now in zip(trained["anchors"], ours["anchors"], strict=False):
         wrong += _anchor_changes(before, now)
     if wrong:
-        more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        shown = ", ".join(wrong[:_SHOWN]) + (f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
+        advice = "use the settings of its run (-c RUN/args.yaml), or another checkpoint"
         if len(wrong) == 1 and (rank := trained.get("anchor_lora_r")) != ours.get("anchor_lora_r"):
-            set_it = f'-c with the args.yaml of its run, or write "anchor_lora_r": {rank} into the stitch configuration'
-            more = f"; give {set_it}" if rank else "; omit --preserve lora and anchor_lora_r"
-        elif len(wrong) == 1 and trained.get("dense") and not ours.get("dense"):
-            more = "; give -c with the args.yaml of its run, which has the task and the head"
-        raise InputError(f"checkpoint '{path}' belongs to another configuration: {', '.join(wrong[:_SHOWN])}{more}")
+            set_it = f'give -c RUN/args.yaml of its run, or write "anchor_lora_r": {rank} into the stitch configuration'
+            advice = set_it if rank else "omit --preserve lora and anchor_lora_r"
+        raise InputError(f"checkpoint '{path}' was trained with another configuration: {shown}; {advice}")
 
 
 def _in_flags(dense: Mapping[str, Any] | None) -> str:
@@ -217,15 +216,19 @@ def _anchor_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     """Changes of an anchor's architecture, in words; its label, weights' tag and checkpoint are free."""
     names = [re.sub(r"_\d{3}$", "", anchor["name"].partition(".")[0]) for anchor in (before, now)]
     is_place = any(":" in name for name in names)  # a folder or repository may have moved
-    wrong = [] if is_place or names[0] == names[1] else _changes(before, now, ["name"])
+    label = f"anchor '{now['label']}'"
+    wrong = [] if is_place or names[0] == names[1] else [_change(label, before["name"], now["name"])]
     was, is_ = (json.loads(json.dumps(anchor["kwargs"])) for anchor in (before, now))  # tuples as lists
     keys = [key for key in sorted(was.keys() | is_.keys()) if key not in _FREE_KWARGS and not key.startswith("drop")]
-    return [f"{part} in anchor '{now['label']}'" for part in wrong + _changes(was, is_, keys)]
+    return wrong + _changes(was, is_, keys, f" of {label}")
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], keys: list[str]) -> list[str]:
-    pairs = [(key, before.get(key), now.get(key)) for key in keys]
-    return [f"{key} was {was!r} and is {is_!r}" for key, was, is_ in pairs if was != is_]
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], keys: list[str], of: str = "") -> list[str]:
+    return [_change(key + of, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
+
+
+def _change(what: str, was: object, is_: object) -> str:
+    return f"{what} is {is_!r} here, but {was!r} in the checkpoint"
 
 
 def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any], str]:

@@ -22,6 +22,7 @@ from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.data.open_dataset import agreed_classes, check_folders, open_dataset
 from stitchkit.data.source import is_list, is_unlabelled
 from stitchkit.data.unreadable import CheckedImages
+from stitchkit.display import counted
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.measure.recalibrate import PORTION, num_images
@@ -154,8 +155,7 @@ def create_loaders(
     model_config: Mapping[str, object], num_classes: int,
 ) -> Loaders:  # fmt: skip
     """Loaders over this rank's part of the splits; `input_size` and `model_config` are as for `preparation`."""
-    data, train = recipe.data, None
-    held_out: Sequence[Loader] = ()
+    train, held_out = None, ()
     with _by_timm():
         prepared = preparation(recipe, input_size, model_config)
         for_evaluation = _for_evaluation(recipe, prepared)
@@ -170,12 +170,20 @@ def create_loaders(
                 train, *held_out = _calibration_loaders(trained, recipe, world, for_evaluation)
             else:
                 train = _create_train_loader(trained, recipe, world, prepared, num_classes)
-    if train is not None and not recipe.run.eval and len(train) < recipe.optim.grad_accum_steps:
-        raise InputError(
-            f"the training split has {len(train.dataset)} images, less than one step of {data.batch_size} x "
-            f"{world.size} ranks x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
-        )
+    if train is not None and not recipe.run.eval:
+        check_step(len(train), len(train.dataset), recipe, world)
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]), tuple(held_out))
+
+
+def check_step(batches: int, images: int, recipe: Recipe, world: World) -> None:
+    """Refuse a training split whose images give a rank fewer batches than one step takes."""
+    size, accumulated = recipe.data.batch_size, recipe.optim.grad_accum_steps
+    if batches < accumulated:
+        raise InputError(
+            f"the training split has {images} images, fewer than one step needs ({size * world.size * accumulated} = "
+            f"--batch-size {size} x {counted(world.size, 'rank')} x {counted(accumulated, 'accumulated batch')}); "
+            "lower --batch-size"
+        )
 
 
 def create_bank_loader(

@@ -60,7 +60,7 @@ def check_optimizer(optim: OptimRecipe) -> None:
     """Refuse an optimizer or arguments that timm does not take, before there is a network."""
     names = timm_optim.list_optimizers()
     if optim.opt.lower().split("_")[-1] not in names:  # as `lookahead_adam` is one of Adam
-        raise unknown("value of --opt", optim.opt, names)
+        raise InputError(f"--opt: {unknown('value', optim.opt, names)}")
     create_optimizer(nn.Linear(1, 1), replace(optim, layer_decay=None), lr=learning_rate(optim, 1))
 
 

@@ -158,7 +158,7 @@ def check_sampler(settings: StitchRecipe) -> None:
     if (removal := removal_of(name)) is not None:
         raise InputError(f"--sampler {name} was removed ({removal}); choose from {', '.join(SAMPLERS)}")
     if name not in SAMPLERS:
-        raise unknown("value of --sampler", name, SAMPLERS)
+        raise InputError(f"--sampler: {unknown('value', name, SAMPLERS)}")
     for option in sorted(set().union(*(sampler.options for sampler in SAMPLERS.values())) - SAMPLERS[name].options):
         if getattr(settings, option) != getattr(StitchRecipe(), option):  # no error: it may be in a published file
             having = ", ".join(other for other, sampler in SAMPLERS.items() if option in sampler.options)

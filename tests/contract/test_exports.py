@@ -357,7 +357,7 @@ def test_an_exporter_that_gives_up_leaves_nothing(run, monkeypatch, capsys, erro
         (["--cfg_id", "9", "--data", "nowhere", "-o", "net.pt2"], "data folder 'nowhere' does not exist"),
         (["--cfg_id", "9", "--img-size", "64", "-o", "net.pt2"], "belongs to another configuration"),
         (["--cfg_id", "9", "--model-ema", "-o", "net.pt2"], "holds no moving average"),
-        (["--cfg_id", "9", "--resume", "ledger.txt", "-o", "net.pt2"], "is truncated or not a checkpoint"),
+        (["--cfg_id", "9", "--resume", "ledger.txt", "-o", "net.pt2"], "it is truncated, or not a checkpoint"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_no_file(run, flags, message, monkeypatch, capsys):
@@ -382,7 +382,7 @@ def test_a_checkpoint_of_another_rule_is_refused(run, capsys):
     state["stitch_config"]["stitched_final_norm"] = False
     torch.save(state, run.flags[3])
     assert run.export("--cfg_id", 9, "-o", run.folder / "net.onnx") == 2
-    assert "stitched_final_norm was False and is True" in capsys.readouterr().err
+    assert "stitched_final_norm is True here, but False in the checkpoint" in capsys.readouterr().err
 
 
 def test_anchors_of_the_same_shapes_that_compute_something_else_are_refused(run, capsys):
@@ -393,8 +393,8 @@ def test_anchors_of_the_same_shapes_that_compute_something_else_are_refused(run,
     budget = ["--ledger", run.folder / "ledger.txt", "--max-flops", "1G", "-o", run.folder / "net.safetensors"]
     assert run.export(*budget) == 2
     line = capsys.readouterr().err
-    assert "num_heads was 2 and is 4 in anchor 's'" in line
-    assert "and is 'deit_tiny_patch16_224' in anchor 'b'" in line
+    assert "num_heads of anchor 's' is 4 here, but 2 in the checkpoint" in line
+    assert "anchor 'b' is 'deit_tiny_patch16_224' here, but " in line
     assert not (run.folder / "net.safetensors").exists()
 
 

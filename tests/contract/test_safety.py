@@ -141,7 +141,7 @@ def test_hostile_checkpoints(name, kind, images, made, tmp_path, capsys):
     command = ["train", images, *subject, *flags, "--output", tmp_path, "--experiment", experiment]
     assert main([*map(str, [*command, *given])]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "refused" in line or "is truncated or not a checkpoint" in line or "can be read" in line, line
+    assert "refused" in line or "it is truncated, or not a checkpoint" in line or "can be read" in line, line
 
 
 def test_hostile_files_of_other_commands(images, made, tmp_path, capsys):

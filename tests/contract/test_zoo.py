@@ -117,7 +117,9 @@ def test_the_command_chooses_by_cost_and_licence(capsys):
 def test_the_command_refuses_what_it_does_not_know(capsys):
     assert "unknown licence 'apache-2'; did you mean 'apache-2.0'?" in refused(capsys, "zoo", "--licence", "apache-2")
     assert "the cheapest takes" in refused(capsys, "zoo", "--max-flops", "1k")
-    assert "'5X' is not a positive number such as 5G" in refused(capsys, "zoo", "--max-flops", "5X")
+    assert "error: --max-flops: '5X' is not a positive number, such as 5G" in refused(
+        capsys, "zoo", "--max-flops", "5X"
+    )
 
 
 def test_the_zoo_is_listed_without_torch():

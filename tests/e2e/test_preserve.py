@@ -84,7 +84,7 @@ def test_a_checkpoint_with_updates_is_evaluated_exported_and_shared(images, trai
 def test_a_checkpoint_with_updates_says_what_it_needs(images, trained, capsys):
     flags = ["--stitch_config", trained / "pico.json", *FLAGS, "--eval", "--resume", trained / "lora/last.pth.tar"]
     assert main([*map(str, ["train", images, *flags, "--output", trained, "--experiment", "other"])]) != 0
-    advice = 'anchor_lora_r was 2 and is None; give -c with the args.yaml of its run, or write "anchor_lora_r": 2 into'
-    assert advice in capsys.readouterr().err
+    advice = ' in the checkpoint; give -c RUN/args.yaml of its run, or write "anchor_lora_r": 2 into the stitch config'
+    assert f"anchor_lora_r is None here, but 2{advice}" in capsys.readouterr().err
     flags[1] = trained / "ranked.json"
     assert main([*map(str, ["train", images, *flags, "--output", trained, "--experiment", "other"])]) == 0

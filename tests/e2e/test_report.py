@@ -241,7 +241,7 @@ def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     assert "folder 'gone' does not exist" in refused(capsys, LEDGER, "-o", page, "--plot", "gone/a.png")
     (tmp_path / "eval_args.yaml").write_text("- ]")
     good = write_ledger(tmp_path / "good.txt", {"flops": 1, "acc1": 2})
-    assert "eval_args.yaml', line 1 is not YAML" in refused(capsys, good, "-o", page)
+    assert "eval_args.yaml', line 1: invalid YAML" in refused(capsys, good, "-o", page)
     (tmp_path / "eval_args.yaml").unlink()
     costs = write_ledger(tmp_path / "costs.txt", {"flops": 1})
     assert "has no 'acc1'; use a ledger made by --eval" in refused(capsys, costs, "-o", page)

@@ -177,7 +177,7 @@ def test_an_unknown_flag_is_answered_by_one_that_looks_like_it(flag, hint, capsy
     [
         (["--img-size", "0"], "argument --img-size: it is 0; it must be at least 1"),
         (["--num-classes", "-1"], "argument --num-classes: it is -1; it must be at least 0"),
-        (["--num-classes", "ten"], "argument --num-classes: 'ten' is not an integer"),
+        (["--num-classes", "ten"], "error: --num-classes: 'ten' is not a whole number"),
         (["--anchors", "resnet18,"], "argument --anchors: a name is missing in 'resnet18,'"),
         (["--anchors", "resnet18,,resnet34"], "argument --anchors: a name is missing in 'resnet18,,resnet34'"),
     ],

@@ -118,7 +118,7 @@ def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         StitchConfig.load(tmp_path / "missing.json")
     (tmp_path / "bad.json").write_text("{\n'anchors': ")
-    with pytest.raises(InputError, match="line 2 is not JSON"):
+    with pytest.raises(InputError, match="line 2: invalid JSON"):
         StitchConfig.load(tmp_path / "bad.json")
 
 
@@ -130,8 +130,8 @@ def test_a_file_that_is_missing_or_not_json_is_named(tmp_path):
             "line 3: duplicate key recipe.epochs, which is also in line 2",
         ),
         ('{"anchors": ["a", "b"],\n "stitch_stride": 1e999}', "1e999; JSON allows only finite numbers"),
-        ("[" * 100_000, "cannot be read as JSON"),
-        ('{"anchors": ["a", "b"], "stitch_stride": ' + 5000 * "9" + "}", "cannot be read as JSON"),
+        ("[" * 100_000, "config.json': invalid JSON: "),
+        ('{"anchors": ["a", "b"], "stitch_stride": ' + 5000 * "9" + "}", "config.json': invalid JSON: "),
     ],
 )
 def test_json_that_could_be_misread_is_refused(text, message, tmp_path):

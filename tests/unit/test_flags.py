@@ -227,7 +227,7 @@ def test_pretrained_is_on_for_anchors_and_off_for_a_single_model(config):
         ("scale: 3", "scale is 3; it must be a list"),
         ("remode: blue", "allowed"),
         ("- epochs", "name: value"),
-        ("epochs: [", "not YAML"),
+        ("epochs: [", "invalid YAML"),
         ("batch_size: 0", "line 1: batch_size is 0; it must be at least 1"),
         ("epochs: true", "epochs is True; it must be a whole number"),
         ("scale: null", "scale is None; it must be a list"),
@@ -258,7 +258,10 @@ def test_mistakes_in_yaml_are_named(line, message, config, tmp_path):
         (["data", "--model", "vit", "--eval"], "--eval needs weights"),
         (["data", "--model", "vit", "--mixup", "0.8", "-b", "3"], "even"),
         (["data", "--model", "vit", "--distillation-type", "hard"], "--teacher-model"),
-        (["data", "--model", "vit", "--input-img-mode", "RGP"], "unknown value .*; did you mean 'RGB'"),
+        (
+            ["data", "--model", "vit", "--input-img-mode", "RGP"],
+            "--input-img-mode: unknown value .*; did you mean 'RGB'",
+        ),
         (["data", "--model", "vit", "--in-chans", "1", "--input-img-mode", "F"], "unknown value .*'F'"),
         (["data", "--model", "vit", "--background", "#ffffff00"], "no opaque colour; give a name or #rrggbb"),
         (

@@ -205,8 +205,8 @@ def test_a_cycle_of_includes_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("model: !!python/object/apply:os.system [ls]\n", "'job.yml', line 1 is not YAML of plain data: could not"),
-        ("model: [1\n", "'job.yml', line 2 is not YAML"),
+        ("model: !!python/object/apply:os.system [ls]\n", "'job.yml', line 1: not plain data: could not"),
+        ("model: [1\n", "'job.yml', line 1: invalid YAML: did not find"),
         ("- 1\n", "holds list; settings are 'name: value' lines"),
         ("", "'job.yml' holds no settings"),
         ("model: !include gone.yml\n", "gone.yml' cannot be read: No such file"),
@@ -559,7 +559,7 @@ def test_an_image_size_that_is_none(capsys):
         (["--image-size", "0,3"], "--image-size[0] is 0"),
         (["--lr", "-1"], "--lr is -1.0"),
         (["--lr", "inf"], "--lr is inf; it must be finite"),
-        (["--lr", "x"], "argument --lr/--learning-rate: invalid float value: 'x'"),
+        (["--lr", "x"], "--lr: 'x' is not a number"),
         (["--data", "http://x"], "--data is 'http://x'"),
         (["-o", "http://x"], "-o is 'http://x'"),
         (["--load-from", "a", "--resume", "b"], "argument --resume-from/--resume: not allowed with"),

@@ -118,7 +118,7 @@ def test_what_is_of_the_accuracy_alone_is_refused(ledger, tmp_path, capsys):
     assert main(["pick", ledger, "--min-acc1", "50"]) == 2
     assert "has no 'acc1'" in capsys.readouterr().err
     assert main(["pick", ledger, "--metric", "loss"]) == 2
-    assert "unknown value of --metric 'loss'" in capsys.readouterr().err
+    assert "--metric: unknown value 'loss'" in capsys.readouterr().err
 
 
 def test_a_sentence_has_no_explanation_of_a_figure():

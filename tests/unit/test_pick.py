@@ -87,7 +87,7 @@ def test_counts_are_read_with_their_units(text, value):
 
 @pytest.mark.parametrize("text", ["", "5 apples", "-5G", "G", "nan", "inf", "5g", "1e", "0x10"])
 def test_text_that_is_not_a_count_is_refused(text, capsys, tmp_path):
-    with pytest.raises(stitchkit.InputError, match="is not a positive number such as 5G"):
+    with pytest.raises(stitchkit.InputError, match="is not a positive number, such as 5G"):
         count(text)
 
 
@@ -95,7 +95,7 @@ def test_text_that_is_not_a_count_is_refused(text, capsys, tmp_path):
     ("flags", "message"),
     [
         (["--max-flops", "0"], "--max-flops is 0; give a number above 0"),
-        (["--max-flops", "-3"], "'-3' is not a positive number such as 5G"),
+        (["--max-flops", "-3"], "'-3' is not a positive number, such as 5G"),
         (["--min-acc1", "nan"], "--min-acc1 is nan"),
         (["--min-acc1", "0.95"], "--min-acc1 is 0.95, less than 1 %; give percent, such as 95, or omit it"),
         (["--max-latency-ms", "3"], "has no 'latency_ms'; give --stitch_config"),

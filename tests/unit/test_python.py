@@ -96,7 +96,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(images, tmp_path, capsys):
     other = write_config(tmp_path.parent / "other.json", anchors=PAIR, stitch_kernel_size=3)
     mistakes = {
         "already contains a run": [],
-        "belongs to another configuration: stitch_kernel_size": ["--resume", last, "--stitch_config", other],
+        "was trained with another configuration: stitch_kernel_size": ["--resume", last, "--stitch_config", other],
         "was trained with --opt adamw, not sgd": ["--resume", last, "--opt", "sgd"],
         "was trained with --sampler cost_bins, not uniform; use": ["--resume", last, "--sampler", "uniform"],
         "was trained with --preserve none, not frozen; use": ["--resume", last, "--preserve", "frozen"],

@@ -123,7 +123,7 @@ def test_each_bin_is_as_likely_or_the_costlier_the_likelier(caplog):
         ),
         ({"sampler": "importance"}, r"--sampler importance was removed \(it was never measured\); choose"),
         ({"flops_gap": 0.0}, "--flops-gap is 0.0; it must be at least 1e-09"),
-        ({"sampler": "cost-bins"}, "unknown value of --sampler 'cost-bins'; did you mean 'cost_bins'"),
+        ({"sampler": "cost-bins"}, "--sampler: unknown value 'cost-bins'; did you mean 'cost_bins'"),
     ],
 )
 def test_settings_of_other_samplers_are_refused(flags, message, tmp_path):

@@ -313,7 +313,7 @@ def test_the_command_writes_a_ledger_drawings_and_networks(beans, config, tmp_pa
         (("--top", 0), "--top is 0"),
         (("--device", "tpu"), "device 'tpu' is not supported"),
         pytest.param(("--max-macs", "1k"), "no composition passes", marks=pytest.mark.full),
-        (("--max-params", "few"), "'few' is not a positive number such as 5G"),
+        (("--max-params", "few"), "'few' is not a positive number, such as 5G"),
         (("--nets", "resnet500"), "unknown network 'resnet500'"),
         (("--data", "nowhere"), "unknown data set 'nowhere'"),
         (("--max-depht", 3), "did you mean '--max-depth'"),

@@ -178,7 +178,11 @@ def test_weights_of_another_kind_of_network_say_what_they_are_of(source, tmp_pat
     torch.save({"state_dict": plain.state_dict(), "arch": "test_resnet"}, tmp_path / "timm.pth")
     torch.save({"state_dict": source.state_dict()}, tmp_path / "snnet.pth")
     for model, name, says in (
-        (source, "timm.pth", "it is of a single network 'test_resnet'; name it as an anchor's 'checkpoint' in the"),
+        (
+            source,
+            "timm.pth",
+            "it looks like a checkpoint of the single network 'test_resnet'; to use it as an anchor, set",
+        ),
         (plain, "snnet.pth", "it is of an SN-Net; give its stitch configuration"),
         (timm.create_model("test_vit"), "timm.pth", "it is of 'test_resnet'; use that network, with the same arg"),
     ):

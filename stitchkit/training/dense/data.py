@@ -15,11 +15,11 @@ from stitchkit.data.dense.transforms import evaluation_transform, training_trans
 from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World
-from stitchkit.errors import InputError, prefixed
+from stitchkit.errors import prefixed
 from stitchkit.measure.recalibrate import num_images
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.data import FOR_CALIBRATION, Loaders, drawn_numbers, preparation, weights_dtype
+from stitchkit.training.data import FOR_CALIBRATION, Loaders, check_step, drawn_numbers, preparation, weights_dtype
 
 PORTION = 8
 """Training images whose windows renew batch-norm statistics together, whatever the batch size."""
@@ -125,10 +125,6 @@ def create_pair_loaders(
         train, data.batch_size, sampler=DistributedSampler(train, world.size, world.rank, seed=recipe.run.seed),
         num_workers=workers_for(train, data.workers, world), pin_memory=data.pin_mem, drop_last=True,
     )  # fmt: skip
-    if len(loader) < recipe.optim.grad_accum_steps:
-        raise InputError(
-            f"the training split has {len(train)} images, less than one step of {data.batch_size} x {world.size} ranks "
-            f"x {recipe.optim.grad_accum_steps} batches; lower --batch-size"
-        )
+    check_step(len(loader), len(train), recipe, world)
     direct = DirectLoader(loader, device=world.device, dtype=dtype)
     return Loaders(direct, validation, **colours)
