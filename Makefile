@@ -64,7 +64,7 @@ bench-gpu:
 
 demo: $(DEMO) $(RUN)/trained
 	@echo "== every stitch of the SN-Net"
-	$(TRAIN) --stitch_config configs/digits_vit.json --eval --resume $(RUN)/last.pth.tar
+	$(TRAIN) --stitch-config configs/digits_vit.json --eval --resume $(RUN)/last.pth.tar
 	$(BIN)/stitchkit pareto $(RUN)/stitches_res.txt --plot $(RUN)/pareto.png
 	@printf '%s\n' '' 'Three anchors became 35 networks in one training run.' \
 	  '  $(RUN)/stitches_res.txt  accuracy and cost of each' \
@@ -77,7 +77,7 @@ demo: $(DEMO) $(RUN)/trained
 
 demo-backbone: $(DEMO) $(BACKBONES)/trained
 	@echo "== every stitch of the two backbones, judged by its features"
-	$(LAUNCH) $(GLYPHS) --stitch_config configs/glyphs_convnext.json --eval --resume $(BACKBONES)/last.pth.tar
+	$(LAUNCH) $(GLYPHS) --stitch-config configs/glyphs_convnext.json --eval --resume $(BACKBONES)/last.pth.tar
 	$(BIN)/stitchkit pareto $(BACKBONES)/stitches_res.txt --metric knn --plot $(BACKBONES)/pareto.png
 	@printf '%s\n' '' 'Two backbones became nine, without a label, and both stayed what they were.' \
 	  '  $(BACKBONES)/stitches_res.txt  k-NN and linear-probe accuracy, agreement and cost of each' \
@@ -90,7 +90,7 @@ demo-backbone: $(DEMO) $(BACKBONES)/trained
 
 demo-dense: $(DEMO) $(DENSE)/trained
 	@echo "== every stitch of two small ResNets, judged by the class of each pixel"
-	$(LAUNCH) $(SCENES) --stitch_config configs/scenes_resnet.json --eval --resume $(DENSE)/last.pth.tar
+	$(LAUNCH) $(SCENES) --stitch-config configs/scenes_resnet.json --eval --resume $(DENSE)/last.pth.tar
 	$(BIN)/stitchkit pareto $(DENSE)/stitches_res.txt --plot $(DENSE)/pareto.png
 	@printf '%s\n' '' 'Two anchors became 8 networks for segmentation in one training run, with one head.' \
 	  '  $(DENSE)/examples.png      images, their truth, and what three stitches make of them; open it' \
@@ -168,17 +168,17 @@ outputs/glyphs_b/trained: $(GLYPHS)/validation
 
 $(BACKBONES)/trained: outputs/glyphs_s/trained outputs/glyphs_b/trained
 	@echo "== all stitches of the two, without their classifiers and without labels, on other images"
-	$(LAUNCH) $(GLYPHS)/unlabelled --stitch_config configs/glyphs_convnext.json --resume auto
+	$(LAUNCH) $(GLYPHS)/unlabelled --stitch-config configs/glyphs_convnext.json --resume auto
 	@touch $@
 
 $(DENSE)/trained: $(SCENES)/validation
 	@echo "== all stitches of two ResNets and their head, from scratch, on rendered scenes"
-	$(LAUNCH) $(SCENES) --stitch_config configs/scenes_resnet.json --resume auto
+	$(LAUNCH) $(SCENES) --stitch-config configs/scenes_resnet.json --resume auto
 	@touch $@
 
 $(RUN)/trained: outputs/digits_ti/trained outputs/digits_s/trained outputs/digits_b/trained
 	@echo "== all stitches of the three anchors, trained together"
-	$(TRAIN) --stitch_config configs/digits_vit.json --resume auto
+	$(TRAIN) --stitch-config configs/digits_vit.json --resume auto
 	@touch $@
 
 $(DATA)/validation: | $(DEMO)

@@ -37,7 +37,7 @@ def measure(options: Options) -> Result:
         def ours() -> list[Row]:
             run = f"ours{next(numbers)}"
             where = ["--output", folder, "--experiment", run, "--device", "cpu"]
-            what = ["--stitch_config", options.stitch_config, "--eval", "--resume", checkpoint]
+            what = ["--stitch-config", options.stitch_config, "--eval", "--resume", checkpoint]
             some = ["--eval-stitches", f"0-{num_stitches - 1}"]
             return _ledger(f"{folder}/{run}/stitches_res.txt", "stitchkit", "train", data, *what, *some, *where)
 

@@ -179,7 +179,7 @@ def command(
     parser.add_argument("--quick", action="store_true", help="little work and one round, within a minute")
     parser.add_argument("--device", choices=devices, default="cpu", help="where it computes")
     parser.add_argument("--precision", choices=precisions, default="float32", help="of matrix products")
-    parser.add_argument("--stitch_config", "--stitch-config", metavar="JSON", default=config, help="another SN-Net")
+    parser.add_argument("--stitch-config", "--stitch_config", metavar="CONFIG", default=config, help="another SN-Net")
     try:
         options = Options(**vars(parser.parse_args(arguments)))
         if options.device == "cuda" and not torch.cuda.is_available():

@@ -97,7 +97,7 @@ def run(command: str, seconds: float, *, dry_run: bool) -> tuple[str, dict[str, 
     """
     words = [sys.executable, "-m", *command.split()]
     if dry_run and command.startswith("benchmarks"):
-        small = ["--stitch_config", str(_ROOT / "configs/digits_vit.json")]
+        small = ["--stitch-config", str(_ROOT / "configs/digits_vit.json")]
         words += ["--quick", *([] if "training" in command else small)]
     there = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": there, **({"GPU_TESTS_ON_CPU": "1"} if dry_run else {})}

@@ -106,7 +106,7 @@ def _row(name: str, config: StitchConfig) -> str:
 
 
 def _backbone(name: str, facts: ZooFacts) -> str:
-    command = f"`stitchkit train photos --stitch_config {name} --loss features`"
+    command = f"`stitchkit train photos --stitch-config {name} --loss features`"
     return f"| `{name}` | {facts.image} | {facts.positions} | {facts.licence} | {command} |\n"
 
 

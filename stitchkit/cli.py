@@ -86,7 +86,7 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
         if rest and rest[0].startswith("-"):
             raise unknown_flag(parser, rest[0].split("=")[0])
         if rest:
-            parser.error(f"unexpected argument '{rest[0]}'; usage: {usage_of(parser)} [FLAG ...]")
+            parser.error(f"unexpected argument '{rest[0]}'; usage: {usage_of(parser)}")
         command.run(flags)
     except InputError as error:
         _report(error)

@@ -49,10 +49,9 @@ def choose_device(device: str | None = None) -> torch.device:
     if chosen.type == "cpu":
         return chosen
     index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
-    if not count:
-        raise InputError("PyTorch finds no GPU on this machine; use --device cpu")
     if index >= count:
-        raise InputError(f"there is no GPU {index}: PyTorch finds {count}; start fewer processes, or use --device cpu")
+        why = f"there is no GPU {index}: PyTorch finds {count}; start fewer processes, or"
+        raise InputError(f"{why if count else 'PyTorch finds no GPU on this machine;'} use --device cpu")
     return torch.device("cuda", index)
 
 

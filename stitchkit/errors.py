@@ -47,7 +47,7 @@ def unknown(kind: str, value: object, allowed: Iterable[str], *, otherwise: str 
         hint = f"did you mean '{bare[close[0]]}'?"
     elif otherwise:
         hint = otherwise
-    elif len(names) <= 30:
+    elif len(names) <= 40:
         hint = f"allowed: {', '.join(names)}"
     else:
         hint = f"none of the {len(names)} allowed names is close; check the spelling"

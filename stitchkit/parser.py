@@ -72,8 +72,7 @@ class Parser(argparse.ArgumentParser):
             return super().format_help()
         actions = {action.dest: action for action in self._actions}
         formatter = self._get_formatter()
-        data = " ".join(f"[{action.metavar}]" for action in self._actions if not action.option_strings)
-        formatter.add_usage(f"%(prog)s {data} [FLAG ...]", [], [])
+        formatter.add_usage(usage_of(self), [], [])
         formatter.add_text(self.description)
         formatter.start_section("main flags")
         formatter.add_arguments([actions[name] for name in self.first_flags])
@@ -89,10 +88,9 @@ class Parser(argparse.ArgumentParser):
         try:
             return super()._get_value(action, text)
         except argparse.ArgumentError as error:
-            if isinstance(error.__context__, ValueError):  # of the type of the value, whose name argparse would show
-                is_ours = isinstance(error.__context__, InputError)
+            if isinstance(cause := error.__context__, ValueError):  # argparse would show the name of the type
                 kind = "a number" if action.type is float else "a whole number"
-                error.message = str(error.__context__) if is_ours else f"'{text}' is not {kind}"
+                error.message = str(cause) if isinstance(cause, InputError) else f"'{text}' is not {kind}"
             raise
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
@@ -100,10 +98,9 @@ class Parser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         flag = next((f"{name}: " for name in action.option_strings if name.startswith("--")), "")
+        kind = "value" if flag else str(action.metavar or action.dest).lower()
         with prefixed(flag):
-            raise unknown(
-                "value" if flag else str(action.metavar or action.dest).lower(), value, map(str, action.choices)
-            )
+            raise unknown(kind, value, map(str, action.choices))
 
 
 class Command(NamedTuple):
@@ -156,15 +153,13 @@ def _set_up(parser: argparse.ArgumentParser, command: Command) -> None:
 def add_network_flags(parser: argparse.ArgumentParser, *, required: bool = False, config: str = "") -> None:
     """Add the flags that define the SN-Net and its images; `config` is the help of its configuration."""
     about = config or "stitch configuration: a file, or a short name such as deit_ti_s_b"
-    parser.add_argument("--stitch_config", "--stitch-config", required=required, metavar="CONFIG", help=about)
-    about = "number of classes; by default as in the models"
-    parser.add_argument("--num-classes", type=at_least(0), metavar="N", help=about)
-    about = "side of the input image; by default as in the models"
-    parser.add_argument("--img-size", type=at_least(1), metavar="N", help=about)
+    parser.add_argument("--stitch-config", "--stitch_config", required=required, metavar="CONFIG", help=about)
+    parser.add_argument("--num-classes", type=at_least(0), metavar="N", help="classes; by default as in the models")
+    parser.add_argument("--img-size", type=at_least(1), metavar="N", help="side of images; by default as in the models")
 
 
 _SHARED: dict[str, dict[str, Any]] = {
-    "--anchors": {**ANCHORS_FLAG, "help": "in place of --stitch_config, as in stitchkit train"},
+    "--anchors": {**ANCHORS_FLAG, "help": "in place of --stitch-config, as in stitchkit train"},
     "--device": {"metavar": "DEVICE", "help": "cpu, cuda or cuda:N; by default cuda if available"},
     "--format": {"choices": ("png", "pdf", "svg"), "default": "png", "help": "format of pictures"},
     "--allow-unreliable": {"action": "store_true", "help": "use latencies even if they are unreliable"},
@@ -187,9 +182,10 @@ def unknown_flag(parser: argparse.ArgumentParser, flag: str) -> InputError:
 
 
 def usage_of(parser: argparse.ArgumentParser) -> str:
-    """A command with its arguments, without its flags."""
-    words = [str(action.metavar or action.dest) for action in parser._actions if not action.option_strings]
-    return " ".join([parser.prog, *words])
+    """A command with its arguments, without the names of its flags."""
+    arguments = [action for action in parser._actions if not action.option_strings]
+    words = [f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar) for action in arguments]
+    return " ".join([parser.prog, *words, "[FLAG ...]"])
 
 
 def new_file(path: str) -> Path:

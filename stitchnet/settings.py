@@ -31,6 +31,7 @@ _VALUES: dict[str, dict[str, Any]] = {
     "max_macs": {"type": str, "metavar": "N"},
     "max_params": {"type": str, "metavar": "N"},
 }
+_SPELLINGS = {"data": DATA_FLAGS, "max_macs": ("--max-flops", "--max-macs")}
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class ComposeSettings(Settings):
         "networks of torchvision or timm, NAME or NAME=CHECKPOINT, separated by commas; or a stitch configuration",
     )
     pretrained: bool = flag(True, "download their weights, instead of random ones")
-    threshold: Share = flag(0.8, "lowest score for joining two fragments, from 0 to 1 for identical activations")
+    threshold: Share = flag(
+        0.8, "lowest score at which two fragments are joined, from 0 to 1 (1: identical activations)"
+    )
     total_threshold: Share = flag(0.8, "lowest product of the scores of a network's joints")
     max_depth: Annotated[Times, Field(ge=2)] = flag(10, "largest number of fragments in a network")
     width: Count = flag(2, "number of best-fitting fragments to try at each step")
@@ -68,11 +71,11 @@ class ComposeSettings(Settings):
 
 def flag_of(name: str) -> str:
     """The flag of a setting."""
-    return "-k" if name == "width" else recipe.flag_of(name)
+    return {"width": "-k", "max_macs": "--max-flops"}.get(name) or recipe.flag_of(name)
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type[ComposeSettings], **defaults: object) -> None:
     """Add the flag of each setting to a parser; its result has only flags that the user set, and `defaults`."""
     parser.argument_default = argparse.SUPPRESS
     options = _VALUES | {name: {"default": default} for name, default in defaults.items()}
-    add_settings(parser, kind, lambda name: DATA_FLAGS if name == "data" else [flag_of(name)], options)
+    add_settings(parser, kind, lambda name: _SPELLINGS.get(name) or [flag_of(name)], options)

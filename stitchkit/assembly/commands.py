@@ -30,8 +30,7 @@ def _add_training_flags(parser: argparse.ArgumentParser, *, is_sweep: bool) -> C
         seed("--seeds", nargs="+", help="run every job once with each")
     add("-d", "--device", metavar="DEVICE", help="cpu, cuda, cuda:N or N; by default cuda if available")
     number("-j", "--workers", help="loader processes of each rank")
-    about = "download no weights; without a file, start from random ones"
-    add("--no-pretrained", action="store_false", dest="pretrained", help=about)
+    add("--no-pretrained", action="store_false", dest="pretrained", help="use files or random weights, no downloads")
     return add
 
 
@@ -87,7 +86,7 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     start = partial(job.add_mutually_exclusive_group().add_argument, default=argparse.SUPPRESS, metavar="FILE")
     start("--load-from", "--weights", help="start from the weights in this file")
     start("--resume-from", "--resume", help="checkpoint to resume from; auto is the newest good one in -o")
-    number("--start-epoch", help="number of epochs that count as done")
+    number("--start-epoch", help="treat the first N epochs as already done")
     add("--non-strict", action="store_false", dest="strict_load", help="load only the weights of --load-from that fit")
     switch("--test-only", help="test without training")
     switch("--save-checkpoints", help="save a checkpoint after each epoch")
@@ -103,10 +102,10 @@ def _add_job_flags(job: argparse.ArgumentParser) -> None:
     switch("--deterministic", help="use only deterministic algorithms")
     tracking = partial(add, metavar="NAME")
     tracking("--project", help="project in Weights & Biases; without one, nothing is logged there")
-    tracking("--entity", help="account or team there")
-    tracking("--group", help="group of runs there")
-    tracking("--id", help="run there to resume")
-    add("-v", "--verbose", action="count", help="twice, a line for every step")
+    tracking("--entity", help="Weights & Biases account or team")
+    tracking("--group", help="Weights & Biases run group")
+    tracking("--id", help="ID of the Weights & Biases run to resume")
+    add("-v", "--verbose", action="count", help="log more; -vv logs every step")
     switch("-n", "--dry-run", default=False, help="only check everything and print the network, its cost and its data")
     about = "run three batches per rank, in the folder smoke of -o; torchrun accepts only the longer name"
     switch("--st", "--smoke-test", dest="smoke_test", default=False, help=about)

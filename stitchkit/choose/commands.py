@@ -56,7 +56,7 @@ def _add_choose_flags(parser: argparse.ArgumentParser) -> None:
 
 def _choose(flags: argparse.Namespace) -> None:
     if not (flags.data or flags.dataset) or not flags.stitch_config or not flags.output:
-        raise InputError("give DATA, --stitch_config CONFIG and -o chosen.json")
+        raise InputError("give DATA, --stitch-config CONFIG and -o chosen.json")
     from stitchkit.settings.recipe import flag_of
     from stitchkit.settings.stitch_config import StitchConfig
 

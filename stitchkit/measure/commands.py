@@ -59,7 +59,7 @@ def _profile(flags: argparse.Namespace) -> None:
         raise InputError(f"--batch-size is {flags.batch_size}; it must be at least 1")
     output = new_file(flags.output) if flags.output else None
     if bool(flags.stitch_config) == bool(flags.anchors):
-        raise InputError("give either --stitch_config FILE or --anchors A,B; or --nodes MODEL, to see where to cut it")
+        raise InputError("give either --stitch-config FILE or --anchors A,B; or --nodes MODEL, to see where to cut it")
     if flags.inside or flags.backend != "timm":
         raise InputError("--backend and --inside require --nodes MODEL; add it, or omit them")
     overrides = {"num_classes": flags.num_classes, "img_size": flags.img_size}

@@ -318,11 +318,9 @@ def _origin(model: nn.Module, content: Mapping[str, object], weights: Mapping[st
     named = f" '{arch:.80}'" if isinstance(arch, str) else ""
     is_stitched, was_stitched = hasattr(model, "views"), any(name.startswith("anchors.") for name in weights)
     if is_stitched and not was_stitched:
-        what = (
-            f"it looks like a checkpoint of the single network{named}; to use it as an anchor,"
-            if named
-            else ("it is not an SN-Net checkpoint; check the path, or, if it holds one anchor's weights,")
-        )
+        what = "it is not an SN-Net checkpoint; check the path, or, if it holds one anchor's weights,"
+        if named:
+            what = f"it looks like a checkpoint of the single network{named}; to use it as an anchor,"
         return f"{what} set that anchor's 'checkpoint' in the stitch configuration"
     if was_stitched and not is_stitched:
         return "it is of an SN-Net; give its stitch configuration"

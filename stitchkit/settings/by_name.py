@@ -24,10 +24,10 @@ _OPTIONAL = {
 }
 
 _USED_BY: Mapping[str, tuple[str, str]] = {
-    "stitch configuration": ("a stitch configuration", "train --stitch_config FILE"),
+    "stitch configuration": ("a stitch configuration", "train --stitch-config FILE"),
     "job": ("a job", "job -c FILE"),
     "Swin's own": (
-        "in the published Swin's own format", "train --stitch_config configs/swin_ti_s_b.json, and give its settings "
+        "in the published Swin's own format", "train --stitch-config configs/swin_ti_s_b.json, and give its settings "
         "as flags",
     ),
 }  # fmt: skip

@@ -74,7 +74,7 @@ def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
         raise InputError("--no-aug leaves no random scales, so --zoom has no effect; omit one of the two")
     model = recipe.model
     if [model.is_stitched, bool(model.model)].count(True) != 1:
-        raise InputError("give one of --stitch_config FILE, --anchors A,B, or --model NAME (a single network)")
+        raise InputError("give one of --stitch-config FILE, --anchors A,B, or --model NAME (a single network)")
     if not recipe.data.data_dir and not recipe.data.dataset:
         raise InputError("no data; give an image folder as DATA, or a timm data set as --dataset")
     if recipe.run.eval and not recipe.run.resume and model.is_stitched:

@@ -47,8 +47,7 @@ schema = Command(_schema, "print the JSON Schema of a kind of settings, for edit
 
 
 def _add_zoo_flags(parser: argparse.ArgumentParser) -> None:
-    about = "only configurations with a stitch below N FLOPs, such as 5G"
-    parser.add_argument("--max-flops", type=count, metavar="N", help=about)
+    parser.add_argument("--max-flops", type=count, metavar="N", help="only with a stitch below N FLOPs, such as 5G")
     parser.add_argument("--licence", metavar="NAME", help="only weights with this licence, such as apache-2.0")
 
 
@@ -58,7 +57,7 @@ def _zoo(flags: argparse.Namespace) -> None:
 
     configs = zoo(max_flops=flags.max_flops, licence=flags.licence)
     print(aligned([HEAD, *(row_of(name, config) for name, config in configs.items())], left={0, 1, 6}))
-    print(f"{counted(len(configs), 'configuration')}; stitchkit profile --stitch_config NAME shows the stitches of one")
+    print(f"{counted(len(configs), 'configuration')}; stitchkit profile --stitch-config NAME shows the stitches of one")
 
 
 zoo = Command(_zoo, "list families of pretrained networks, ready for stitching, with their FLOPs", _add_zoo_flags)

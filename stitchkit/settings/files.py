@@ -249,18 +249,15 @@ def _refusing(path: Path, *, is_quoted: bool = True) -> Iterator[None]:
     except yaml.MarkedYAMLError as error:
         where = f"'{path}'"
         if mark := error.problem_mark:
-            lines = plain_text(Path(mark.name)).rstrip().count("\n") + 1
-            where = f"'{mark.name}', line {min(mark.line + 1, lines)}"
+            where = f"'{mark.name}', line {min(mark.line + 1, len(plain_text(Path(mark.name)).splitlines()))}"
         what = "not plain data" if isinstance(error, yaml.constructor.ConstructorError) else "invalid YAML"
-        raise InputError(
-            f"{where}: {what}{f': {error.problem or error}' if is_quoted else f'; {_NOT_QUOTED}'}"
-        ) from error
+        reason = f": {error.problem or error}" if is_quoted else f"; {_NOT_QUOTED}"
+        raise InputError(f"{where}: {what}{reason}") from error
     except Exception as error:
         # Bytes that are not text, characters that YAML forbids; dates, numbers and depths that Python cannot hold; and
         # PyYAML raises even an IndexError, for `!!int ''`.
-        kind = "JSON" if _is_json(path) else "YAML"
         reason = f": {one_line(error)}" if is_quoted else f"; {_NOT_QUOTED}"
-        raise InputError(f"'{path}': invalid {kind}{reason}") from error
+        raise InputError(f"'{path}': invalid {'JSON' if _is_json(path) else 'YAML'}{reason}") from error
 
 
 def _compose(path: Path, above: Sequence[Path] = (), opened: list[Path] | None = None) -> yaml.Node | None:

@@ -36,7 +36,7 @@ class ModelRecipe(Settings):
 
     stitch_config: LocalPath | None = flag(None, "configuration of an SN-Net: a file, or a name such as deit_ti_s_b")
     anchors: list[str] | None = flag(
-        None, "in place of --stitch_config: timm names A,B,... or checkpoints, FILE or NAME=FILE, joined by structure"
+        None, "in place of --stitch-config: timm names A,B,... or checkpoints, FILE or NAME=FILE, joined by structure"
     )
     model: str | None = flag(None, "timm model name: train or evaluate this model alone")
     model_kwargs: ModelArguments | None = flag(None, "arguments of the timm model, as key=value ...")
@@ -256,7 +256,7 @@ class RunRecipe(Settings):
     )
     recalibrate_bn: fields.Natural | None = flag(
         None,
-        "with --eval: renew the batch-norm statistics of stitches from N portions of 32 training images (8 for dense "
+        "with --eval: recompute batch-norm statistics of stitches from N batches of 32 training images (8 for dense "
         "prediction); 0 keeps those of training; by default given, blended and renewed ones compete on other images",
     )
     bank_images: fields.Count | None = flag(

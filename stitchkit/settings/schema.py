@@ -66,8 +66,6 @@ class Settings(metaclass=_Reported):
 
     further_keys: ClassVar[tuple[str, ...]] = ()
     """Keys that files may have although they are not fields."""
-    kind: ClassVar[str] = ""
-    """The name for `stitchkit schema` where its list of keys is too long for a message."""
     if TYPE_CHECKING:
         __pydantic_fields__: ClassVar[dict[str, FieldInfo]]
 
@@ -80,9 +78,7 @@ class Settings(metaclass=_Reported):
             known = [*(field.name for field in fields(cls)), *cls.further_keys]
             for key in values:
                 if key not in known:
-                    hint = cls.kind and f"stitchkit schema {cls.kind} lists them"
-                    about = {"key": str(key), "known": known, "otherwise": hint}
-                    raise PydanticCustomError("unknown_key", "unknown key", about)
+                    raise PydanticCustomError("unknown_key", "unknown key", {"key": str(key), "known": known})
         return content
 
     @classmethod
@@ -236,9 +232,8 @@ def _refusal(error: ValidationError, content: object, place: str, name: Callable
     details = first.get("ctx", {})
     match first["type"]:
         case "unknown_key":
-            key = details["key"]
-            place = name(key) if name and not place else join(place, key)
-            return InputError(f"{place}: {unknown('key', key, details['known'], otherwise=details['otherwise'])}")
+            place = name(details["key"]) if name and not place else join(place, details["key"])
+            return InputError(f"{place}: {unknown('key', details['key'], details['known'])}")
         case "literal_error":
             allowed = re.findall(r"'([^']*)'", details["expected"])
             kinds = [_EXPECTED[item["type"]] for item in alike if item["type"] in _EXPECTED]

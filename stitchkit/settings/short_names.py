@@ -65,7 +65,7 @@ def unknown_name(what: str, name: str, *, flag: str = "") -> InputError:
     if not close:
         hint = f"no name of ours, such as {next(iter(names))}, or of timm's models is close; check the spelling"
     elif close[0] in names:
-        hint = f"did you mean the stitch configuration '{close[0]}' (--stitch_config {close[0]})?"
+        hint = f"did you mean the stitch configuration '{close[0]}' (--stitch-config {close[0]})?"
     else:
         hint = f"did you mean {'the model ' if flag else ''}'{close[0]}'{flag.format(close[0])}?"
     return InputError(f"{what}; {hint}")

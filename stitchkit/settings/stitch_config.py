@@ -165,7 +165,6 @@ class StitchConfig(Settings):
     zoo: ZooFacts | None = None
 
     further_keys: ClassVar[tuple[str, ...]] = (*published.RECIPE_KEYS, *published.SCHEMA)
-    kind: ClassVar[str] = "stitch-config"
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -200,7 +199,7 @@ class StitchConfig(Settings):
         content = read_settings_file(path)
         if content and "anchors" not in content and content.keys() <= {*SETTINGS, *REFUSALS, "data"}:
             file = f", '{content['stitch_config']}'" if content.get("stitch_config") else ""
-            advice = f"give --stitch_config the file with the anchors{file}"
+            advice = f"give --stitch-config the file with the anchors{file}"
             raise InputError(f"'{path}' holds settings of a run, for -c; {advice}")
         with naming(path):
             return cls.parse(content)

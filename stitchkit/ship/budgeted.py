@@ -26,7 +26,7 @@ def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
     profiler = Profiler(model)
     for row in rows:
         if contradiction := difference(row, model.space, profiler.cost):
-            advice = "give its own, or check --stitch_config, --num-classes and --img-size"
+            advice = "give its own, or check --stitch-config, --num-classes and --img-size"
             raise InputError(f"the ledger belongs to another SN-Net: {contradiction}; {advice}")
         # The row wins: published parameter counts leave some out, and are compared with each other.
         row.update(cost_row(model.space, row["cfg_id"], profiler.cost(row["cfg_id"])) | row)

@@ -31,7 +31,7 @@ def _add_trained(parser: argparse.ArgumentParser, *, data_for: str) -> None:
     parser.add_argument("--resume", metavar="CHECKPOINT", help="trained weights, ours or released ones")
     parser.add_argument(*DATA_FLAGS, dest="data_dir", metavar="DIR", help=f"image folder; {data_for}")
     parser.add_argument("-c", "--config", metavar="YAML", help="settings of the run, such as its args.yaml")
-    about = "portions of training images for batch-norm statistics of a stitch (default: as in --eval)"
+    about = "recompute batch-norm statistics from N batches of 32 training images (dense: 8); default: as in --eval"
     parser.add_argument("--recalibrate-bn", type=int, metavar="N", help=about)
     parser.add_argument("--model-ema", action="store_true", default=None, help="use the moving average of weights")
 
@@ -100,7 +100,7 @@ def _pick(flags: argparse.Namespace) -> None:
         model = create_snnet(flags.stitch_config, checkpoints=False, **sizes)
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes is not None or flags.img_size:
-        raise InputError("--num-classes and --img-size require --stitch_config; add it, or omit them")
+        raise InputError("--num-classes and --img-size require --stitch-config; add it, or omit them")
     add_intervals(rows, confident or by_image_beside(flags.ledger, metric), budget.cost)
     choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable, confident=confident)
     rival = better_single_model(choice.best, budget.costs, overlay.models) if overlay and choice.best else None
@@ -126,15 +126,13 @@ def _pick(flags: argparse.Namespace) -> None:
 def _add_export_flags(parser: argparse.ArgumentParser) -> None:
     use = f"file and SN-Net are compared on {_IMAGES} of its validation images, otherwise on noise"
     _add_trained(parser, data_for=use)
-    parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch to export")
-    parser.add_argument("--ledger", metavar="FILE", help="instead of --cfg_id: take the best stitch of this ledger")
+    parser.add_argument("--cfg-id", "--cfg_id", type=int, metavar="N", help="cfg_id of the stitch to export")
+    parser.add_argument("--ledger", metavar="FILE", help="instead of --cfg-id: take the best stitch of this ledger")
     _add_budget(parser)
-    about = "file to write: .safetensors, .onnx or .pt2"
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help=about)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file: .safetensors, .onnx or .pt2")
     about = f"quantise the .onnx file to 8-bit integers, calibrated on {_CALIBRATION} training images of --data"
     parser.add_argument("--int8", action="store_true", help=about)
-    about = "operator set of the .onnx file, for an older ONNX Runtime (default: torch's)"
-    parser.add_argument("--opset", type=at_least(1), metavar="N", help=about)
+    parser.add_argument("--opset", type=at_least(1), metavar="N", help="operator set of the .onnx file; else torch's")
 
 
 def _export(flags: argparse.Namespace) -> None:
@@ -148,10 +146,10 @@ def _export(flags: argparse.Namespace) -> None:
 
     output, cfg_id, budget = flags.output, flags.cfg_id, _budget(flags)
     if (cfg_id is None) == (flags.ledger is None):
-        raise InputError("give either --cfg_id N, or --ledger FILE with a budget such as --max-flops 5G")
+        raise InputError("give either --cfg-id N, or --ledger FILE with a budget such as --max-flops 5G")
     if cfg_id is not None and (budget.limits or flags.metric or flags.confident):
         what = "the budget" if budget.limits else "the metric" if flags.metric else "--confident"
-        raise InputError(f"--cfg_id {cfg_id} already names a stitch; omit {what}, or give --ledger instead")
+        raise InputError(f"--cfg-id {cfg_id} already names a stitch; omit {what}, or give --ledger instead")
     trained = _trained(flags, cfg_id=cfg_id)
     if flags.int8 and not trained.has_data:
         raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
@@ -184,7 +182,7 @@ def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
     from stitchkit.ship.pick import confident_by_image, pick, refusal, superlative, verdict
     from stitchkit.ship.trained_snnet import check_origin
 
-    check_origin(flags.ledger, trained, otherwise="export a stitch by --cfg_id")
+    check_origin(flags.ledger, trained, otherwise="export a stitch by --cfg-id")
     rows = read_rows(flags.ledger)
     by_latency = budget.max_latency_ms is not None
     if by_latency and lacks_latencies(rows):
@@ -218,13 +216,12 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     about = "CSV file to write, e.g. predictions.csv; of networks that predict for each pixel, a folder for their maps"
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help=about)
     _add_trained(parser, data_for="supplies class names if the checkpoint has none")
-    parser.add_argument("--cfg_id", "--cfg-id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
-    about = "a .safetensors or .onnx file of stitchkit export, instead of an SN-Net and --cfg_id"
+    parser.add_argument("--cfg-id", "--cfg_id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
+    about = "a .safetensors or .onnx file of stitchkit export, instead of an SN-Net and --cfg-id"
     parser.add_argument("--exported", metavar="FILE", help=about)
     parser.add_argument("--top", type=int, metavar="K", help="number of classes for each image")
     parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images, or windows of them, at a time")
-    about = "loader processes, at most one for each core"
-    parser.add_argument("-j", "--workers", type=int, metavar="N", help=about)
+    parser.add_argument("-j", "--workers", type=int, metavar="N", help="loader processes, at most one for each core")
     parser.set_defaults(**asdict(PredictSettings()))
     add_shared(parser, "--device")
 
@@ -235,7 +232,7 @@ def _predict(flags: argparse.Namespace) -> None:
     options = {field.name: getattr(flags, field.name) for field in fields(PredictSettings)}
     settings = parse(PredictSettings, options, name=flag_of)
     if (flags.exported is None) == (flags.cfg_id is None):
-        raise InputError("give either --cfg_id N with an SN-Net (--stitch_config and --resume), or --exported FILE")
+        raise InputError("give either --cfg-id N with an SN-Net (--stitch-config and --resume), or --exported FILE")
     output = new_file(flags.output)
     if output.suffix.lower() not in (".csv", ""):  # before anything is loaded
         raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv, or a folder for maps")
@@ -282,8 +279,9 @@ def _add_report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledgers", nargs="+", metavar="LEDGER", help="a stitches_res.txt, ours or a published one")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="page to write, e.g. report.html")
     parser.add_argument("--plot", "--png", metavar="FILE", help="also draw it for a paper, as .png, .svg or .pdf")
-    about = "stitch configuration of the ledgers; names the stitches of published ones"
-    parser.add_argument("--stitch_config", "--stitch-config", metavar="JSON", help=about)
+    parser.add_argument(
+        "--stitch-config", "--stitch_config", metavar="CONFIG", help="names stitches of published ledgers"
+    )
     parser.add_argument("--title", default="", metavar="TEXT", help="title of the page")
     add_metric_flag(parser)
     add_shared(parser, "--overlay", "--allow-unreliable")
@@ -338,5 +336,5 @@ def _serve(flags: argparse.Namespace) -> None:
 pick = Command(_pick, "name the best stitch of a ledger within a budget", _add_pick_flags)
 export = Command(_export, "write one stitch to a file, checked against its SN-Net", _add_export_flags)
 predict = Command(_predict, "predict the classes of images in a folder, or a map of each", _add_predict_flags)
-report = Command(_report, "write ledgers as one page: plot, table, curves of training", _add_report_flags)
+report = Command(_report, "write ledgers as one page: plot, table, training curves", _add_report_flags)
 serve = Command(_serve, "try an SN-Net in the browser: an image, a budget, a prediction", _add_serve_flags)

@@ -19,7 +19,7 @@ def export_commands(path: Path, cfg_ids: Iterable[int], stitch_config: str | Non
             code = f'import stitchnet; stitchnet.load({json.dumps(str(composed))}).save_onnx("net{number}.onnx")'
             commands.append(command("python", "-c", code))
         else:
-            commands.append(f"{export} --cfg_id {number} -o stitch{number}.onnx")
+            commands.append(f"{export} --cfg-id {number} -o stitch{number}.onnx")
     return commands
 
 
@@ -30,7 +30,7 @@ def _export_command(path: Path, stitch_config: str | None) -> str:
         settings = read_settings(str(beside), trains=False)  # as the command will, which must not fail later
     words = ["stitchkit", "export", *(["-c", str(beside)] if settings else [])]
     if stitch_config or not settings.get("stitch_config"):
-        words += ["--stitch_config", stitch_config or "CONFIG.json"]
+        words += ["--stitch-config", stitch_config or "CONFIG.json"]
     if not settings.get("resume"):
         last = path.with_name("last.pth.tar")
         words += ["--resume", str(last) if last.exists() else "CHECKPOINT"]

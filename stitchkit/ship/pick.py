@@ -19,12 +19,12 @@ from stitchkit.measure.metric import ACCURACY, AGREE, by, compared, compared_not
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
 
-_FOLLOWS = "give --stitch_config to compute it"
+_FOLLOWS = "give --stitch-config to compute it"
 _ADVICE = {
     "flops": _FOLLOWS,
     "params": _FOLLOWS,
     ACCURACY: "use a ledger made by --eval; networks for pixels or without classes have none: omit --min-acc1",
-    "latency_ms": "give --stitch_config to measure it here, or a ledger that has latencies",
+    "latency_ms": "give --stitch-config to measure it here, or a ledger that has latencies",
 }
 
 

@@ -151,7 +151,7 @@ def _add_names(rows: Sequence[Row], network: _Network, path: Path) -> None:
         # A row with a name may have other classes or another image size, which change its FLOPs.
         if contradiction := difference(row, space, None if "stitch" in row else profiler().cost):
             raise InputError(
-                f"ledger '{path}' is not of the {len(space)} stitches of --stitch_config: {contradiction}; give the "
+                f"ledger '{path}' is not of the {len(space)} stitches of --stitch-config: {contradiction}; give the "
                 "configuration that it was measured with, or none"
             )
         row["stitch"] = space[row["cfg_id"]].name

@@ -65,7 +65,7 @@ def open_exported(path: str | Path) -> tuple[nn.Module, About]:
     if Path(path).suffix not in FORMATS:
         raise InputError(
             f"'{path}' is not a .safetensors or .onnx file; give a file of stitchkit export, or a checkpoint by "
-            "--resume with --stitch_config and --cfg_id"
+            "--resume with --stitch-config and --cfg-id"
         )
     suffix, path = suffix_of(path), _existing(path)
     if suffix == ".pt2":

@@ -109,7 +109,7 @@ def open_trained(
     """
     recipe, config = gather({**settings, "eval": True})
     if config is None:
-        raise InputError("there is no stitch configuration; give --stitch_config FILE")
+        raise InputError("there is no stitch configuration; give --stitch-config FILE")
     path = recipe.run.resume
     if path is None:
         raise InputError("there are no trained weights; give --resume CHECKPOINT")

@@ -197,11 +197,10 @@ def _check_configuration(theirs: Mapping[str, object], config: StitchConfig, pat
         wrong += _anchor_changes(before, now)
     if wrong:
         shown = ", ".join(wrong[:_SHOWN]) + (f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
-        advice = "use the settings of its run (-c RUN/args.yaml), or another checkpoint"
-        if len(wrong) == 1 and (rank := trained.get("anchor_lora_r")) != ours.get("anchor_lora_r"):
-            set_it = f'give -c RUN/args.yaml of its run, or write "anchor_lora_r": {rank} into the stitch configuration'
-            advice = set_it if rank else "omit --preserve lora and anchor_lora_r"
-        raise InputError(f"checkpoint '{path}' was trained with another configuration: {shown}; {advice}")
+        raise InputError(
+            f"checkpoint '{path}' was trained with another configuration: {shown}; use the settings of its run "
+            "(-c RUN/args.yaml), or another checkpoint"
+        )
 
 
 def _in_flags(dense: Mapping[str, Any] | None) -> str:
@@ -217,18 +216,15 @@ def _anchor_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     names = [re.sub(r"_\d{3}$", "", anchor["name"].partition(".")[0]) for anchor in (before, now)]
     is_place = any(":" in name for name in names)  # a folder or repository may have moved
     label = f"anchor '{now['label']}'"
-    wrong = [] if is_place or names[0] == names[1] else [_change(label, before["name"], now["name"])]
+    wrong = [] if is_place or names[0] == names[1] else _changes({label: before["name"]}, {label: now["name"]}, [label])
     was, is_ = (json.loads(json.dumps(anchor["kwargs"])) for anchor in (before, now))  # tuples as lists
     keys = [key for key in sorted(was.keys() | is_.keys()) if key not in _FREE_KWARGS and not key.startswith("drop")]
     return wrong + _changes(was, is_, keys, f" of {label}")
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], keys: list[str], of: str = "") -> list[str]:
-    return [_change(key + of, before.get(key), now.get(key)) for key in keys if before.get(key) != now.get(key)]
-
-
-def _change(what: str, was: object, is_: object) -> str:
-    return f"{what} is {is_!r} here, but {was!r} in the checkpoint"
+    pairs = [(key, before.get(key), now.get(key)) for key in keys]
+    return [f"{key}{of} is {is_!r} here, but {was!r} in the checkpoint" for key, was, is_ in pairs if was != is_]
 
 
 def load_weights(session: Session, *, ema: bool = False) -> tuple[dict[str, Any], str]:

@@ -179,11 +179,9 @@ def check_step(batches: int, images: int, recipe: Recipe, world: World) -> None:
     """Refuse a training split whose images give a rank fewer batches than one step takes."""
     size, accumulated = recipe.data.batch_size, recipe.optim.grad_accum_steps
     if batches < accumulated:
-        raise InputError(
-            f"the training split has {images} images, fewer than one step needs ({size * world.size * accumulated} = "
-            f"--batch-size {size} x {counted(world.size, 'rank')} x {counted(accumulated, 'accumulated batch')}); "
-            "lower --batch-size"
-        )
+        of = f"--batch-size {size} x {counted(world.size, 'rank')} x {counted(accumulated, 'accumulated batch')}"
+        needed = f"fewer than one step needs ({size * world.size * accumulated} = {of})"
+        raise InputError(f"the training split has {images} images, {needed}; lower --batch-size")
 
 
 def create_bank_loader(

@@ -105,8 +105,8 @@ def own_statistics(
         chosen = norms.best(tried, *norms.penalties(model, tried, held_out, autocast))
     kinds = Counter(str(each.figures["bn"]) for each in chosen.values())
     _logger.info(
-        "batch-norm statistics of %s, compared on training images that renewed none: %s; --recalibrate-bn N renews "
-        "all, --recalibrate-bn 0 none",
+        "batch-norm statistics of %s, chosen on held-out training images: %s; --recalibrate-bn N recomputes all, "
+        "--recalibrate-bn 0 none",
         counted(len(chosen), "route"), ", ".join(f"{count} {kind}" for kind, count in kinds.items()),
     )  # fmt: skip
     if worse := [str(cfg_id) for cfg_id, each in chosen.items() if each.is_worse]:

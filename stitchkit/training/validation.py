@@ -82,7 +82,7 @@ class Accuracies(Validation):
             return
         scores = self._validate({label: (model, cfg_id) for cfg_id, label in enumerate(model.views)})
         accuracies = self._untouched.alone = {label: score.acc1 for label, score in scores.items()}
-        _logger.info("anchors alone  acc1  %s", "  ".join(f"{label} {acc1:.2f}" for label, acc1 in accuracies.items()))
+        _logger.info("anchors before training  acc1  %s", _shown(accuracies, ".2f"))
         if self.session.recipe.stitch.way_to_preserve != "none":
             warn_of_guesses(accuracies, model.num_classes)
 
@@ -108,9 +108,9 @@ class Accuracies(Validation):
         for label, score in scores.items():
             figures |= {f"eval_{label}_{key}": value for key, value in score.figures.items()}
         figures |= {f"eval_{label}_change": value for label, value in changes.items()}
-        words = "acc1  " + "  ".join(f"{label} {score.acc1:.2f}" for label, score in scores.items())
+        words = f"acc1  {_shown({label: score.acc1 for label, score in scores.items()}, '.2f')}"
         if changes:
-            words += "  against alone  " + "  ".join(f"{label} {change:+.2f}" for label, change in changes.items())
+            words += f"  change since before training  {_shown(changes, '+.2f')}"
         losses = tuple(score.loss for score in scores.values())
         *_, ranking = averages
         key = {"top1": "acc1", "top5": "acc5", "loss": "loss"}[self.session.recipe.run.eval_metric]
@@ -148,9 +148,7 @@ class FeatureLosses(Validation):
         columns: dict[str, float | str] = {_column(end): losses.get(end, "") for end in networks}
         if not losses:
             return Judgement(columns)
-        words = "feature loss of held-out images  " + "  ".join(
-            f"{end.strip('_')} {loss:.4f}".strip() for end, loss in losses.items()
-        )
+        words = f"feature loss of held-out images  {_shown(losses, '.4f')}"
         figures = {_column(end): loss for end, loss in losses.items()}
         *_, ranking = losses.values()
         return Judgement(columns, figures, (*losses.values(),), -ranking, words)
@@ -167,6 +165,10 @@ class FeatureLosses(Validation):
                 network, self._features, routes, batches, device=session.world.device, autocast=self.trainer.autocast
             )
         return losses
+
+
+def _shown(figures: Mapping[str, float], form: str) -> str:
+    return "  ".join(f"{name.strip('_')} {figure:{form}}".strip() for name, figure in figures.items())
 
 
 def _column(end: str) -> str:

@@ -103,7 +103,7 @@ def train_and_judge(way: str, seed: int) -> str:
         config = OUTPUT / f"{name}.json"
         config.write_text(json.dumps(content))
         place: list[str | Path] = ["--seed", str(seed), "--experiment", name, "--output", OUTPUT, "-b", "64"]
-        stitchkit("train", DATA / "unlabelled", "--stitch_config", config, *flags, *place, "--resume", "auto")
+        stitchkit("train", DATA / "unlabelled", "--stitch-config", config, *flags, *place, "--resume", "auto")
         stitchkit("train", DATA, "-c", folder / "args.yaml", "--eval", "--resume", folder / "last.pth.tar")
         (folder / "stitches_res.txt").rename(ledger_of(way, seed))
     return name

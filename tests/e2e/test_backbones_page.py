@@ -50,7 +50,7 @@ def reduced(words, place):
     """A command of the page, for the folder and at its size; latencies of a busy machine will do."""
     known = {"/path/to/photos": str(place / "photos"), "/path/to/labelled": str(place / "labelled"), "224": "28"}
     unsure = ["--allow-unreliable"] if "--max-latency-ms" in words else []
-    is_new = words[0] == "train" and "--stitch_config" in words
+    is_new = words[0] == "train" and "--stitch-config" in words
     return [*(known.get(word, word) for word in words), *unsure, *(FEW["train"] if is_new else [])]
 
 

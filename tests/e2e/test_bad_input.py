@@ -131,7 +131,7 @@ def test_wrong_settings(capsys, images, config, tmp_path):
 
 def test_mistakes_on_the_command_line(capsys, images, config):
     assert "did you mean '--stitch_config'" in refused(capsys, "train", images, "--stich_config", "x.json")
-    assert "argument 'more'; usage: stitchkit train DATA [FLAG ...]; see" in refused(
+    assert "argument 'more'; usage: stitchkit train [DATA] [FLAG ...]; see" in refused(
         capsys, "train", images, "more", "--model", "x"
     )
     assert "unexpected argument 'b'; usage: stitchkit pick LEDGER [FLAG ...]; see" in refused(capsys, "pick", "a", "b")

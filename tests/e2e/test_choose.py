@@ -108,7 +108,7 @@ def test_bad_input_is_one_line(images, tmp_path, capsys):
         ("-o", config): "exists; choose another file or remove it",
     }.items():
         assert message in refused(capsys, *run, *more)
-    assert "give DATA, --stitch_config CONFIG and -o chosen.json" in refused(capsys, "choose")
+    assert "give DATA, --stitch-config CONFIG and -o chosen.json" in refused(capsys, "choose")
     assert "does not exist" in refused(capsys, "choose", tmp_path / "none", *run[2:])
     write_config(tmp_path / "two.json", anchors=pico_config()["anchors"][:2])
     two = ["choose", images, "--stitch_config", tmp_path / "two.json", "-o", out, *QUICK, "--pair"]

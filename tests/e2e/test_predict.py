@@ -130,8 +130,8 @@ def test_what_cannot_predict_is_refused_before_anything_is_loaded(trained, tmp_p
     for words, message in [
         ([tmp_path / "none", *flags], "none' does not exist; give a folder"),
         ([tmp_path / "empty", *flags], "has no images"),
-        ([images], "give either --cfg_id N"),
-        ([images, *flags, "--exported", "net.onnx"], "give either --cfg_id N"),
+        ([images], "give either --cfg-id N"),
+        ([images, *flags, "--exported", "net.onnx"], "give either --cfg-id N"),
         ([images, *flags, "--top", "0"], "--top is 0; it must be at least 1"),
         ([images, *flags, "-b", "0"], "--batch-size is 0; it must be at least 1"),
         ([images, *flags, "-j", "-1"], "--workers is -1; it must be at least 0"),

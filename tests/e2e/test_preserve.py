@@ -60,7 +60,7 @@ def test_the_summary_shows_each_anchors_change(trained, mode):
             assert float(row[f"eval_{label}_change"]) == 0
     log = (trained / mode / "log.txt").read_text()
     said = "  ".join(f"{label} {float(rows[1][f'eval_{label}_change']):+.2f}" for label in ("ti", "s", "b"))
-    assert f"against alone  {said}\n" in log
+    assert f"change since before training  {said}\n" in log
 
 
 @pytest.mark.full
@@ -84,7 +84,7 @@ def test_a_checkpoint_with_updates_is_evaluated_exported_and_shared(images, trai
 def test_a_checkpoint_with_updates_says_what_it_needs(images, trained, capsys):
     flags = ["--stitch_config", trained / "pico.json", *FLAGS, "--eval", "--resume", trained / "lora/last.pth.tar"]
     assert main([*map(str, ["train", images, *flags, "--output", trained, "--experiment", "other"])]) != 0
-    advice = ' in the checkpoint; give -c RUN/args.yaml of its run, or write "anchor_lora_r": 2 into the stitch config'
-    assert f"anchor_lora_r is None here, but 2{advice}" in capsys.readouterr().err
+    advice = "use the settings of its run (-c RUN/args.yaml)"
+    assert f"anchor_lora_r is None here, but 2 in the checkpoint; {advice}" in capsys.readouterr().err
     flags[1] = trained / "ranked.json"
     assert main([*map(str, ["train", images, *flags, "--output", trained, "--experiment", "other"])]) == 0

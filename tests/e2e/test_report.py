@@ -164,10 +164,10 @@ def test_the_files_of_a_run_complete_the_command(tmp_path):
     folder.mkdir()
     ledger = shutil.copy(LEDGER, folder)
     (folder / "last.pth.tar").touch()
-    end = " --cfg_id 0 -o stitch0.onnx"
+    end = " --cfg-id 0 -o stitch0.onnx"
     assert report(ledger, "-o", tmp_path / "page.html") == 0
     command = data_of(tmp_path / "page.html")["ledgers"][0]["rows"][0]["command"]
-    assert command == f"stitchkit export --stitch_config CONFIG.json --resume '{folder / 'last.pth.tar'}'" + end
+    assert command == f"stitchkit export --stitch-config CONFIG.json --resume '{folder / 'last.pth.tar'}'" + end
     settings = folder / "eval_args.yaml"
     settings.write_text(f"stitch_config: {CONFIG}\nresume: best.pth\n")
     assert report(ledger, "-o", tmp_path / "page.html") == 0
@@ -175,7 +175,7 @@ def test_the_files_of_a_run_complete_the_command(tmp_path):
     assert command == f"stitchkit export -c '{settings}'" + end
     assert report(ledger, "-o", tmp_path / "page.html", "--stitch_config", CONFIG) == 0
     command = data_of(tmp_path / "page.html")["ledgers"][0]["rows"][0]["command"]
-    assert command == f"stitchkit export -c '{settings}' --stitch_config {CONFIG}" + end
+    assert command == f"stitchkit export -c '{settings}' --stitch-config {CONFIG}" + end
 
 
 def test_pictures_for_papers(tmp_path):
@@ -230,7 +230,7 @@ def test_what_cannot_be_shown(tmp_path, capsys, monkeypatch):
     assert "give a name that ends with .html" in refused(capsys, LEDGER, "-o", tmp_path / "page.txt")
     assert "does not exist; create it" in refused(capsys, LEDGER, "-o", tmp_path / "gone/page.html")
     assert "given twice; give each once" in refused(capsys, LEDGER, LEDGER, "-o", page)
-    assert "is not of the 8 stitches of --stitch_config: its cfg_id 0 has stitch ti[0:6], but" in refused(
+    assert "is not of the 8 stitches of --stitch-config: its cfg_id 0 has stitch ti[0:6], but" in refused(
         capsys, LEDGER, "-o", page, "--stitch_config", ROOT / "configs/levit_192_256.json"
     )
     unnamed = write_ledger(tmp_path / "unnamed.txt", {"flops": 4e9, "acc1": 80.0})
@@ -311,7 +311,7 @@ def test_a_person_sorts_filters_and_chooses(shown):
     assert sorted(map(int, column(page, 1))) == sorted(row["cfg_id"] for row in cheap)
     assert page.locator("#count").inner_text() == "8 of 35 shown"
     assert page.locator("#details .stitch").inner_text() == "ti[0:4] > s[3:6]", "the best within the budget"
-    assert "--cfg_id 12 -o stitch12.onnx" in page.locator("#command").inner_text()
+    assert "--cfg-id 12 -o stitch12.onnx" in page.locator("#command").inner_text()
     page.locator("#max-flops").fill("many")
     assert "bad" in page.locator("#max-flops").get_attribute("class")
     page.locator("#clear").click()
@@ -435,7 +435,7 @@ def test_a_point_shows_its_stitch_and_copies_its_command(page_file, browser):
         page.mouse.click(*point(page, 28))
         page.get_by_text("copied", exact=True).wait_for()
         copied = page.evaluate("navigator.clipboard.readText()")
-        assert copied == f"stitchkit export --stitch_config {CONFIG} --resume CHECKPOINT --cfg_id 28 -o stitch28.onnx"
+        assert copied == f"stitchkit export --stitch-config {CONFIG} --resume CHECKPOINT --cfg-id 28 -o stitch28.onnx"
         assert page.locator("#command").inner_text() == copied
         assert page.locator("tr.chosen .name").inner_text() == "s[0:4] > b[3:6]"
         page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as by plain http

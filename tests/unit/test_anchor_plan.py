@@ -195,7 +195,7 @@ def test_own_networks_and_names_may_be_mixed():
         (["resnet18", "resnt50"], "unknown timm model 'resnt50'; did you mean 'resnet50'\\?$"),
         (["resnet18", "torchvison/resnet50"], "did you mean 'torchvision/resnet50'\\?$"),
         ("resnet18, resnet34", r"is the text 'resnet18, resnet34'.*write anchors=\['resnet18', 'resnet34'\]"),
-        (["resnet18", "deit_ti_s_b"], "did you mean the stitch configuration 'deit_ti_s_b' \\(--stitch_config"),
+        (["resnet18", "deit_ti_s_b"], "did you mean the stitch configuration 'deit_ti_s_b' \\(--stitch-config"),
         (["resnet18", "resnet50.a1_in2k"], "unknown tag of resnet50 'a1_in2k'; did you mean 'a1_in1k'"),
         (["resnet18", "nowhere.pth"], "checkpoint 'nowhere.pth' does not exist"),
         (["resnet18", "resnet50=nowhere"], "checkpoint 'nowhere' does not exist"),

@@ -175,11 +175,11 @@ def test_an_unknown_flag_is_answered_by_one_that_looks_like_it(flag, hint, capsy
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--img-size", "0"], "argument --img-size: it is 0; it must be at least 1"),
-        (["--num-classes", "-1"], "argument --num-classes: it is -1; it must be at least 0"),
+        (["--img-size", "0"], "--img-size: it is 0; it must be at least 1"),
+        (["--num-classes", "-1"], "--num-classes: it is -1; it must be at least 0"),
         (["--num-classes", "ten"], "error: --num-classes: 'ten' is not a whole number"),
-        (["--anchors", "resnet18,"], "argument --anchors: a name is missing in 'resnet18,'"),
-        (["--anchors", "resnet18,,resnet34"], "argument --anchors: a name is missing in 'resnet18,,resnet34'"),
+        (["--anchors", "resnet18,"], "--anchors: a name is missing in 'resnet18,'"),
+        (["--anchors", "resnet18,,resnet34"], "--anchors: a name is missing in 'resnet18,,resnet34'"),
     ],
 )
 def test_flags_of_networks_are_refused_by_name(flags, says, capsys):

@@ -42,7 +42,7 @@ def test_the_cheapest_that_is_not_surely_worse(flags, best, sentence, ledger, ca
     said_so = said(capsys, "pick", ledger, "--confident", *flags).splitlines()
     assert sentence in said_so[0]
     assert int(said_so[2].split()[0]) == best
-    assert f"--cfg_id {best} " in said_so[-1]
+    assert f"--cfg-id {best} " in said_so[-1]
     found = json.loads(said(capsys, "pick", ledger, "--confident", "--json", *flags))
     assert found["best"]["cfg_id"] == best
     assert found["best"]["cfg_id"] not in [row["cfg_id"] for row in found["runners_up"]]
@@ -81,7 +81,7 @@ def test_what_cannot_be_confident_is_refused(ledger, capsys, tmp_path):
     assert "the nearest miss is cfg_id 0" in refused(capsys, *flags, "--max-flops", "5")
     output = ["-o", tmp_path / "x.onnx"]
     line = refused(capsys, "export", "--stitch_config", "digits_vit", "--cfg_id", "3", "--confident", *output)
-    assert "--cfg_id 3 already names a stitch; omit --confident" in line
+    assert "--cfg-id 3 already names a stitch; omit --confident" in line
     rows = read_rows(ledger)
     write_rows(ledger, [*rows, {"cfg_id": 9, "flops": 5, "acc1": 99.0}])
     assert "has stitches without hits, which --confident requires" in refused(capsys, *flags)

@@ -218,8 +218,8 @@ def test_pretrained_is_on_for_anchors_and_off_for_a_single_model(config):
         ("program: run.py", "this file is a sweep \\(search\\); use stitchkit sweep -c FILE"),
         ("ft_configs: []", "this file is a sweep"),
         ("datasets: [cifar10]", "this file is a sweep"),
-        ("stages: [1]\nanchors: [a, b]", "a stitch configuration; use stitchkit train --stitch_config FILE"),
-        ("MODEL: x", "MODEL: this file is in the published Swin's own format; use stitchkit train --stitch_config"),
+        ("stages: [1]\nanchors: [a, b]", "a stitch configuration; use stitchkit train --stitch-config FILE"),
+        ("MODEL: x", "MODEL: this file is in the published Swin's own format; use stitchkit train --stitch-config"),
         ("Modell: x", "unknown setting 'Modell'"),
         ("epochs: three", "line 1: epochs is 'three'; it must be a whole number"),
         ("epochs: 2.5", "epochs is 2.5; it must be a whole number"),
@@ -249,7 +249,7 @@ def test_mistakes_in_yaml_are_named(line, message, config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data"], "one of --stitch_config"),
+        (["data"], "one of --stitch-config"),
         (["--model", "vit"], "no data"),
         (["data", "--model", "vit", "--epochs", "0"], "at least 1"),
         (["data", "--model", "vit", "--cooldown-epochs", "-3"], "at least 0"),

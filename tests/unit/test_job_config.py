@@ -562,7 +562,7 @@ def test_an_image_size_that_is_none(capsys):
         (["--lr", "x"], "--lr: 'x' is not a number"),
         (["--data", "http://x"], "--data is 'http://x'"),
         (["-o", "http://x"], "-o is 'http://x'"),
-        (["--load-from", "a", "--resume", "b"], "argument --resume-from/--resume: not allowed with"),
+        (["--load-from", "a", "--resume", "b"], "--resume-from: not allowed with"),
     ],
 )
 def test_a_mistake_in_a_flag_names_the_flag(tmp_path, capsys, flags, words):

@@ -98,9 +98,9 @@ def test_text_that_is_not_a_count_is_refused(text, capsys, tmp_path):
         (["--max-flops", "-3"], "'-3' is not a positive number, such as 5G"),
         (["--min-acc1", "nan"], "--min-acc1 is nan"),
         (["--min-acc1", "0.95"], "--min-acc1 is 0.95, less than 1 %; give percent, such as 95, or omit it"),
-        (["--max-latency-ms", "3"], "has no 'latency_ms'; give --stitch_config"),
-        (["--max-params", "3M"], "has no 'params'; give --stitch_config"),
-        (["--num-classes", "3"], "require --stitch_config; add it"),
+        (["--max-latency-ms", "3"], "has no 'latency_ms'; give --stitch-config"),
+        (["--max-params", "3M"], "has no 'params'; give --stitch-config"),
+        (["--num-classes", "3"], "require --stitch-config; add it"),
         (["--max-flop", "3M"], "did you mean '--max-flops'?"),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_ledger_of_one_stitch_has_no_best_one(capsys, tmp_path):
 def test_a_missing_latency_says_how_to_measure_it(capsys, tmp_path):
     write_rows(tmp_path / "r.txt", [{"cfg_id": 0, "flops": 1, "acc1": 5.0}])
     assert main(["pick", str(tmp_path / "r.txt"), "--max-latency-ms", "5"]) == 2
-    assert "has no 'latency_ms'; give --stitch_config to measure it here" in capsys.readouterr().err
+    assert "has no 'latency_ms'; give --stitch-config to measure it here" in capsys.readouterr().err
 
 
 def test_a_ledger_of_another_network_is_refused(capsys, tmp_path):

@@ -54,7 +54,7 @@ def test_every_file_has_its_row(script, tmp_path, monkeypatch):
     said = {row.file: row.said for row in rows}
     assert said["moe-stitch/sets.yml"] == "a list, included by 1 other"
     assert said["moe-stitch/wrong.yml"].startswith("'moe-stitch/wrong.yml', line ")
-    assert "use stitchkit train --stitch_config configs/swin_ti_s_b.json" in said["one.yaml"]
+    assert "use stitchkit train --stitch-config configs/swin_ti_s_b.json" in said["one.yaml"]
     assert script.table(rows).startswith("10 files: 6 unchanged, 0 warning, 4 refused.\n\n| repository |")
     assert (Path.cwd(), dict(os.environ)) == (ROOT, environment)
     assert {path.name for path in tmp_path.iterdir()} == {"pub"}

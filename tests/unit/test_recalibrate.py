@@ -77,7 +77,7 @@ def test_an_evaluation_recalibrates_stitched_routes_alone(trained):
         given = ["--recalibrate-bn", number] if number else []
         assert main([*command, *given, "--experiment", name]) == 0
         rows[name] = read_rows(folder / name / "stitches_res.txt")
-        said = {"shared": "", "default": "5 routes, compared on training images that renewed none: "}
+        said = {"shared": "", "default": "5 routes, chosen on held-out training images: "}
         assert (
             said.get(name, "5 routes are renewed, as --recalibrate-bn says") in (folder / name / "log.txt").read_text()
         )

@@ -64,7 +64,7 @@ def test_a_misspelt_name_gets_the_nearest(name, message):
     [
         (
             "convnext_in12k",
-            r"did you mean the stitch configuration 'convnext_in12k' \(--stitch_config convnext_in12k\)",
+            r"did you mean the stitch configuration 'convnext_in12k' \(--stitch-config convnext_in12k\)",
         ),
         ("torchvison/resnet50", r"did you mean 'torchvision/resnet50'\?$"),
         ("resnt50", r"did you mean 'resnet50'\?$"),

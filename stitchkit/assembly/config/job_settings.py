@@ -72,16 +72,16 @@ class JobSettings(Settings):
         load_from: File of weights to start from; or one for the `head`, and one for the `encoder` before it.
         resume_from: Checkpoint to resume from; `auto` is the newest good one in the job's folder.
         strict_load: Weights must have all names and no others.
-        start_epoch: Number of epochs that count as done.
+        start_epoch: Number of epochs to treat as already done.
         save_dir: Folder of the job.
         metrics_output: File of the results; by default `result.pkl` in the job's folder.
         device: `cpu`, `cuda` or `cuda:N`; N alone is `cuda:N`.
         verbose: Detail of the log; from 2 on, every step has a line, whatever `print_freq` says.
         metrics: Figures of merit.
         project: Project in Weights & Biases; without one, nothing is logged there.
-        entity: Account or team there.
-        group: Group of runs there.
-        id: Run there to resume.
+        entity: Weights & Biases account or team.
+        group: Weights & Biases run group.
+        id: ID of the Weights & Biases run to resume.
     """
 
     train_config: TrainConfig

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass as schema
@@ -37,8 +37,6 @@ class JobSweepFile(JobConfig):
 
     seeds: Seeds | None = None
     slurm: Resources = Field(default_factory=Resources)
-
-    kind: ClassVar[str] = "sweep"
 
 
 def all_seeds(file: JobSweepFile, job: Mapping[str, Any]) -> tuple[int | None, ...]:
