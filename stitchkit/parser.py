@@ -18,8 +18,6 @@ from stitchkit.files import check_folder_of
 
 DATA_FLAGS = ("--data", "--data-dir", "--data_dir", "--data-path", "--data_path")
 """The flag of the folder of the data sets in every command: timm's and the published tools' names are aliases."""
-# How argparse begins a message: with all spellings of the flag, or the name of the argument.
-_OF_FLAG = re.compile(r"^argument (?:-\w/)?([^/:]+)[^:]*: ")
 
 
 def _names(text: str) -> list[str]:
@@ -82,7 +80,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise `message` as bad input; it begins with the flag, as messages about settings do."""
-        raise InputError(_OF_FLAG.sub(r"\1: ", message) + f"; see {self.prog} --help")
+        message = re.sub(r"^argument (?:-\w/)?([^/:]+)[^:]*: ", r"\1: ", message)  # argparse has all its spellings
+        raise InputError(f"{message}; see {self.prog} --help")
 
     def _get_value(self, action: argparse.Action, text: str) -> object:
         try:

@@ -38,12 +38,11 @@ def _add_choose_flags(parser: argparse.ArgumentParser) -> None:
     add_network_flags(parser)
     about = "what probes learn: the labels, or what their own anchor predicts"
     parser.add_argument("--by", default="klas", choices=("klas", "klas-label-free"), help=about)
-    about = "equal parts of the FLOPs between two anchors; joints compete within each"
-    parser.add_argument("--buckets", type=int, metavar="N", help=about)
-    about = "keep joints with a score up to this share over the lowest of their bucket"
-    parser.add_argument("--tau", type=float, metavar="SHARE", help=about)
-    about = "first keep only the two anchors whose predictions agree most (Theta of KLAS)"
-    parser.add_argument("--pair", action="store_true", help=about)
+    parser.add_argument("--buckets", type=int, metavar="N", help="equal parts of the FLOPs where joints compete")
+    parser.add_argument(
+        "--tau", type=float, metavar="SHARE", help="keep scores up to this share over the bucket's best"
+    )
+    parser.add_argument("--pair", action="store_true", help="first keep only the two anchors that agree most (Theta)")
     parser.add_argument("--images", type=int, metavar="N", help="images to score on, drawn from the training split")
     parser.add_argument("--seed", type=int, metavar="N", help="decides which images these are, and what probes draw")
     parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images at a time")

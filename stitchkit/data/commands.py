@@ -57,8 +57,7 @@ def _add_scenes_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", metavar="DIR", help="folder to write, e.g. data/scenes")
     parser.add_argument("--img-size", type=int, default=64, metavar="N", help="side of the images, 32 to 256")
     for split, what, count in (("train", "training", 800), ("validation", "validation", 200), ("test", "test", 200)):
-        about = f"number of {what} scenes"
-        parser.add_argument(f"--{split}", type=at_least(1), default=count, metavar="N", help=about)
+        parser.add_argument(f"--{split}", type=at_least(1), default=count, metavar="N", help=f"number of {what} scenes")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="random seed")
 
 

@@ -20,8 +20,7 @@ def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "--anchors")
     nodes = parser.add_argument_group("where a model can be cut, without data or weights")
     nodes.add_argument("--nodes", metavar="MODEL", help="instead, list the nodes of this model: the modules to cut at")
-    about = "with --nodes: library of the model, timm or torchvision (also called pytorch)"
-    nodes.add_argument("--backend", default="timm", help=about)
+    nodes.add_argument("--backend", default="timm", help="with --nodes: library of the model, timm or torchvision")
     about = "with --nodes: list a block's inner nodes too; may be repeated"
     nodes.add_argument("--inside", action="append", default=[], metavar="PATH", help=about)
 
@@ -83,8 +82,9 @@ def _profile(flags: argparse.Namespace) -> None:
 
 def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("ledger", metavar="FILE", help="a stitches_res.txt, ours or a published one")
-    about = "what accuracy is weighed against"
-    parser.add_argument("--cost", choices=("flops", "params", "latency"), default="flops", help=about)
+    parser.add_argument(
+        "--cost", choices=("flops", "params", "latency"), default="flops", help="the cost to compare by"
+    )
     add_shared(parser, "--allow-unreliable")
     add_metric_flag(parser)
     add_shared(parser, "--overlay")

@@ -220,10 +220,7 @@ def _refusal(path: Path, error: Exception) -> str:
     sentence = re.split(r"(?<=[.!?])\s", (reasons or lines or [type(error).__name__])[0])[0]
     reason = textwrap.shorten(sentence, 300, placeholder=" ...")
     if isinstance(error, pickle.UnpicklingError) and re.search("Unsupported (global|class)|GLOBAL", str(error)):
-        return (
-            f"checkpoint '{path}' holds pickled objects beyond plain data, which could run code; refused. "
-            f"Save its weights alone ({reason})"
-        )
+        return f"checkpoint '{path}' holds objects that could run code; refused. Save its weights alone ({reason})"
     why = f" ({reason})" if re.search("[A-Za-z]", reason) else ""  # zipfile's may be a bare number
     return f"checkpoint '{path}' cannot be read: it is truncated, or not a checkpoint{why}; download or copy it again"
 

@@ -187,11 +187,8 @@ def _check_schedule(recipe: Recipe) -> None:
         raise InputError(f"--sched: {unknown('value', schedule.sched, SCHEDULES)}")
     never_warm = schedule.epochs <= schedule.warmup_epochs and not schedule.warmup_prefix
     if never_warm and schedule.sched != "none" and not recipe.run.eval:
-        _logger.warning(
-            "--epochs %d ends within the warm-up (--warmup-epochs %g), before the learning rate reaches its value; "
-            "lower --warmup-epochs",
-            schedule.epochs, schedule.warmup_epochs,
-        )  # fmt: skip
+        why = "--epochs %d ends within the warm-up (--warmup-epochs %g); lower --warmup-epochs"
+        _logger.warning(why, schedule.epochs, schedule.warmup_epochs)
 
 
 def _check_batches(recipe: Recipe) -> None:

@@ -217,8 +217,9 @@ def _add_predict_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help=about)
     _add_trained(parser, data_for="supplies class names if the checkpoint has none")
     parser.add_argument("--cfg-id", "--cfg_id", type=int, metavar="N", help="cfg_id of the stitch that predicts")
-    about = "a .safetensors or .onnx file of stitchkit export, instead of an SN-Net and --cfg-id"
-    parser.add_argument("--exported", metavar="FILE", help=about)
+    parser.add_argument(
+        "--exported", metavar="FILE", help="a file of stitchkit export, in place of SN-Net and --cfg-id"
+    )
     parser.add_argument("--top", type=int, metavar="K", help="number of classes for each image")
     parser.add_argument("-b", "--batch-size", type=int, metavar="N", help="images, or windows of them, at a time")
     parser.add_argument("-j", "--workers", type=int, metavar="N", help="loader processes, at most one for each core")
