@@ -50,8 +50,8 @@ def choose_device(device: str | None = None) -> torch.device:
         return chosen
     index = int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index
     if index >= count:
-        why = f"there is no GPU {index}: PyTorch finds {count}; start fewer processes, or"
-        raise InputError(f"{why if count else 'PyTorch finds no GPU on this machine;'} use --device cpu")
+        how = "start fewer processes, or use" if count else "use"
+        raise InputError(f"there is no GPU {index}: PyTorch finds {count or 'none here'}; {how} --device cpu")
     return torch.device("cuda", index)
 
 

@@ -28,8 +28,7 @@ _VALUES: dict[str, dict[str, Any]] = {
     "data": {"metavar": "DIR", "required": True},
     "nets": {"metavar": "NAMES"},
     "output_map": {"metavar": "FILE"},
-    "max_macs": {"type": str, "metavar": "N"},
-    "max_params": {"type": str, "metavar": "N"},
+    **{name: {"type": str, "metavar": "N"} for name in ("max_macs", "max_params")},
 }
 _SPELLINGS = {"data": DATA_FLAGS, "max_macs": ("--max-flops", "--max-macs")}
 

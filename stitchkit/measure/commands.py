@@ -21,8 +21,7 @@ def _add_profile_flags(parser: argparse.ArgumentParser) -> None:
     nodes = parser.add_argument_group("where a model can be cut, without data or weights")
     nodes.add_argument("--nodes", metavar="MODEL", help="instead, list the nodes of this model: the modules to cut at")
     nodes.add_argument("--backend", default="timm", help="with --nodes: library of the model, timm or torchvision")
-    about = "with --nodes: list a block's inner nodes too; may be repeated"
-    nodes.add_argument("--inside", action="append", default=[], metavar="PATH", help=about)
+    nodes.add_argument("--inside", action="append", default=[], metavar="PATH", help="list inner nodes of a block")
 
 
 def _list_nodes(flags: argparse.Namespace) -> None:

@@ -204,10 +204,8 @@ def _check_batches(recipe: Recipe) -> None:
     if data.background is not None and not is_colour(data.background):
         raise InputError(f"--background is {data.background!r}, which is no opaque colour; give a name or #rrggbb")
     if mode and (bands := Image.getmodebands(mode)) != (channels := recipe.model.channels):
-        raise InputError(
-            f"--input-img-mode {mode} gives images {counted(bands, 'channel')}, and the network takes {channels}; add "
-            f"--in-chans {bands}, or omit the mode"
-        )
+        why = f"--input-img-mode {mode} gives images {counted(bands, 'channel')}, and the network takes {channels}"
+        raise InputError(f"{why}; add --in-chans {bands}, or omit the mode")
     if data.epoch_repeats and not data.dataset.startswith(("tfds/", "hfids/")):
         raise InputError("--epoch-repeats is for --dataset tfds/... and hfids/..., as in timm; use more --epochs")
     if augment.aug_splits == 1:

@@ -197,10 +197,8 @@ def _check_configuration(theirs: Mapping[str, object], config: StitchConfig, pat
         wrong += _anchor_changes(before, now)
     if wrong:
         shown = ", ".join(wrong[:_SHOWN]) + (f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else "")
-        raise InputError(
-            f"checkpoint '{path}' was trained with another configuration: {shown}; use the settings of its run "
-            "(-c RUN/args.yaml), or another checkpoint"
-        )
+        advice = "use the settings of its run (-c RUN/args.yaml), or another checkpoint"
+        raise InputError(f"checkpoint '{path}' was trained with another configuration: {shown}; {advice}")
 
 
 def _in_flags(dense: Mapping[str, Any] | None) -> str:

@@ -340,7 +340,7 @@ def test_settings_given_as_a_stitch_configuration_are_recognised(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--epochs", "3"], "--epochs 3 ends within the warm-up (--warmup-epochs 5), before"),
+        (["--epochs", "3"], "--epochs 3 ends within the warm-up (--warmup-epochs 5); lower"),
         (["--epochs", "5", "--warmup-epochs", "5"], "--epochs 5 ends within"),
         (["--epochs", "3", "--warmup-epochs", "2"], ""),
         (["--epochs", "3", "--warmup-prefix"], ""),
