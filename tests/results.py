@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from stitchkit.measure.hits import Hits, hits_file, write_hits
 from stitchkit.measure.ledger import write_rows
+from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.profile import Profiler
+from stitchkit.measure.scores import AnswerScore
 from stitchkit.model.snnet import SNNet
 
 _COSTS: WeakKeyDictionary[SNNet, list[dict[str, Any]]] = WeakKeyDictionary()
@@ -41,7 +42,8 @@ def write_evaluated(path: Path, right: Sequence[int], *, images: int) -> list[di
         right: How many images each network has right. A later one has more FLOPs and fewer parameters.
     """
     bits = np.arange(images) < np.array(right)[:, None]
-    write_hits(hits_file(path), Hits(tuple(range(len(right))), bits, np.ones_like(bits), np.zeros(images, np.int64)))
+    labels = np.zeros((images, 1), np.int64)
+    PerImage.of_all(range(len(right)), AnswerScore(), bits[..., None], labels).write(path.with_suffix(".hits"))
     rows: list[dict[str, Any]] = [
         {"cfg_id": cfg_id, "flops": 100 + 20 * cfg_id, "params": 900 - 100 * cfg_id}
         | {"acc1": 100 * number / images, "knn": 50.0 + cfg_id, "images": images}

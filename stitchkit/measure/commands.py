@@ -92,7 +92,7 @@ def _add_pareto_flags(parser: argparse.ArgumentParser) -> None:
 
 def _pareto(flags: argparse.Namespace) -> None:
     from stitchkit.measure.figure import check_plot
-    from stitchkit.measure.intervals import add_intervals, by_image_beside, told_apart_note
+    from stitchkit.measure.intervals import add_intervals, compared_beside, told_apart_note
     from stitchkit.measure.latency_verdict import check_latencies, latency_note
     from stitchkit.measure.ledger import COSTS, WITH_INTERVALS, nouns_of, read_rows
     from stitchkit.measure.metric import by, compared, compared_note, metric_of
@@ -104,7 +104,7 @@ def _pareto(flags: argparse.Namespace) -> None:
     rows, cost = read_rows(flags.ledger), COSTS[flags.cost]
     metric = metric_of(rows, flags.metric)
     front = pareto_front(rows, cost, metric)
-    known = by_image_beside(flags.ledger, metric)
+    known = compared_beside(flags.ledger, metric)
     add_intervals(rows, known, cost)
     if flags.cost == "latency":
         check_latencies(rows, allowed=flags.allow_unreliable)

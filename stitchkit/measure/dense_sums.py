@@ -1,4 +1,4 @@
-"""From predictions to the sums of each image for `measure.dense_score`."""
+"""From predictions to the sums of each image for `measure.scores`."""
 
 from __future__ import annotations
 

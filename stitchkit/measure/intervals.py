@@ -8,36 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.measure.by_image import REGENERATE
+from stitchkit.measure.comparison import Compared
 from stitchkit.measure.formulas import Floats, accuracy_interval
-from stitchkit.measure.hits import Hits, hits_beside
-from stitchkit.measure.image_sums import sums_beside
 from stitchkit.measure.ledger import WITH_INTERVALS, Row
 from stitchkit.measure.metric import ACCURACY, AGREE, compared
-from stitchkit.measure.redrawn import Redrawn, redraw
-
-ByImage: TypeAlias = Hits | Redrawn
-"""What tells networks apart, image by image; both kinds answer to the same methods."""
+from stitchkit.measure.per_image import REGENERATE, PerImage
 
 _KEYS = (*(f"{figure}_{end}" for figure in WITH_INTERVALS for end in ("low", "high")), "p_front", "tied_with")
 
 
-def by_image_beside(ledger: str | Path, metric: str) -> ByImage | None:
-    """What tells the networks of a ledger apart by a metric, from the files beside it; None if nothing does."""
-    if metric in (ACCURACY, AGREE):
-        hits = hits_beside(ledger)
-        return hits if hits is not None and hits.metric == metric else None
-    sums = sums_beside(ledger) if metric in WITH_INTERVALS else None
-    return redraw(sums) if sums is not None and sums.score.metric == metric else None
+def compared_beside(ledger: str | Path, metric: str) -> Compared | None:
+    """What tells the networks of a ledger apart by a metric, from the file beside it; None if nothing does."""
+    images = PerImage.beside(ledger, metric)
+    return None if images is None else images.compared()
 
 
-def add_intervals(rows: Sequence[Row], known: ByImage | None, cost: str = "flops") -> None:
+def add_intervals(rows: Sequence[Row], known: Compared | None, cost: str = "flops") -> None:
     """Replace the intervals in rows.
 
     Rows with hits or a number of images get `acc1_low` and `acc1_high`; rows with sums get those of the dense task's
@@ -67,7 +58,7 @@ def _add_interval(row: Row, metric: str, ends: tuple[float, float] | None) -> No
         row |= {f"{metric}_{end}": round(value, 4) for end, value in zip(("low", "high"), ends, strict=True)}
 
 
-def check_by_image(rows: Sequence[Row], known: ByImage) -> None:
+def check_by_image(rows: Sequence[Row], known: Compared) -> None:
     """Refuse hits or sums that contradict the figures of the rows."""
     known = known.of([row["cfg_id"] for row in rows])
     metric = known.metric
@@ -79,7 +70,7 @@ def check_by_image(rows: Sequence[Row], known: ByImage) -> None:
             )
 
 
-def _add_comparisons(rows: Sequence[Row], known: ByImage, cost: str) -> None:
+def _add_comparisons(rows: Sequence[Row], known: Compared, cost: str) -> None:
     counts = known.seen.any(axis=0)
     whole = [rows[index] for index in np.flatnonzero(known.seen[:, counts].all(axis=1)).tolist()]
     if not whole:
@@ -99,7 +90,7 @@ def _tied(low: Floats, high: Floats, costs: Sequence[float]) -> list[list[int]]:
     return [cheap_first[row[cheap_first]].tolist() for row in tied]
 
 
-def told_apart_note(front: Sequence[Row], known: ByImage | None, metric: str = ACCURACY) -> str:
+def told_apart_note(front: Sequence[Row], known: Compared | None, metric: str = ACCURACY) -> str:
     """The points of a front, from cheap to costly, that differ significantly, or why that is unknown."""
     if known is None and metric != ACCURACY:
         return "no intervals without the sums of each image, which --eval writes beside a new ledger"

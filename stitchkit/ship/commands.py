@@ -77,7 +77,7 @@ def _add_pick_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _pick(flags: argparse.Namespace) -> None:
-    from stitchkit.measure.intervals import add_intervals, by_image_beside
+    from stitchkit.measure.intervals import add_intervals, compared_beside
     from stitchkit.measure.latency_verdict import latency_note
     from stitchkit.measure.ledger import read_rows, strict_json
     from stitchkit.measure.metric import compared_note, metric_of
@@ -101,7 +101,7 @@ def _pick(flags: argparse.Namespace) -> None:
         complete(rows, model.to(choose_device()), latency=budget.max_latency_ms is not None)
     elif flags.num_classes is not None or flags.img_size:
         raise InputError("--num-classes and --img-size require --stitch-config; add it, or omit them")
-    add_intervals(rows, confident or by_image_beside(flags.ledger, metric), budget.cost)
+    add_intervals(rows, confident or compared_beside(flags.ledger, metric), budget.cost)
     choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable, confident=confident)
     rival = better_single_model(choice.best, budget.costs, overlay.models) if overlay and choice.best else None
     # Printed even if no stitch fits: scripts then find the nearest miss in it.

@@ -11,10 +11,12 @@ from typing import NamedTuple
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.measure.intervals import ByImage, by_image_beside, check_by_image
+from stitchkit.measure.comparison import Compared
+from stitchkit.measure.intervals import check_by_image, compared_beside
 from stitchkit.measure.latency_verdict import check_latencies
 from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, figure_text, nouns_of
-from stitchkit.measure.metric import ACCURACY, AGREE, by, compared, compared_note, in_sentence, metric_of
+from stitchkit.measure.metric import ACCURACY, by, compared, compared_note, in_sentence, metric_of
+from stitchkit.measure.scores import FILES
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
@@ -98,7 +100,7 @@ class Choice(NamedTuple):
 
 def pick(
     rows: Sequence[Row], budget: Budget, *, metric: str | None = None, allow_unreliable: bool = False,
-    confident: ByImage | None = None,
+    confident: Compared | None = None,
 ) -> Choice:  # fmt: skip
     """The most accurate stitch within a budget; if only an accuracy is required, the cheapest that reaches it.
 
@@ -126,7 +128,7 @@ def pick(
     return Choice(within[0], within[1 : 1 + _RUNNERS_UP], len(within), None, metric)
 
 
-def _cheapest_tied(within: Sequence[Row], known: ByImage, cost: str) -> Choice:
+def _cheapest_tied(within: Sequence[Row], known: Compared, cost: str) -> Choice:
     """Of rows from accurate to inaccurate, the cheapest one that is not surely worse than the first."""
     known = known.of([row["cfg_id"] for row in within])
     low, high = known.paired_intervals()
@@ -139,7 +141,7 @@ def _cheapest_tied(within: Sequence[Row], known: ByImage, cost: str) -> Choice:
     return Choice(within[index], others[:_RUNNERS_UP], len(within), None, known.metric, within[0], difference)
 
 
-def confident_by_image(rows: Sequence[Row], ledger: str | Path, budget: Budget, metric: str) -> ByImage:
+def confident_by_image(rows: Sequence[Row], ledger: str | Path, budget: Budget, metric: str) -> Compared:
     """The hits or sums beside a ledger that let `pick` compare all its rows."""
     if metric not in WITH_INTERVALS:
         usual = metric_of(rows)
@@ -150,7 +152,7 @@ def confident_by_image(rows: Sequence[Row], ledger: str | Path, budget: Budget, 
             "--min-acc1 alone takes the cheapest stitch already, and --confident the cheapest near the most accurate; "
             "omit one of them, or add a limit on costs"
         )
-    known, kind = by_image_beside(ledger, metric), "hits" if metric in (ACCURACY, AGREE) else "sums"
+    known, kind = compared_beside(ledger, metric), FILES[metric]
     if known is None or not known.has([row["cfg_id"] for row in rows]):
         some = f"no {kind} beside it" if known is None else f"stitches without {kind}"
         raise InputError(

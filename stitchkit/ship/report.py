@@ -17,7 +17,7 @@ from stitchkit._version import __version__
 from stitchkit.display import plural
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, read_table
-from stitchkit.measure.intervals import add_intervals, by_image_beside, told_apart_note
+from stitchkit.measure.intervals import add_intervals, compared_beside, told_apart_note
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import (
     COSTS,
@@ -116,7 +116,7 @@ def _read_ledger(
     commands = export_commands(path, [row["cfg_id"] for row in rows], stitch_config)
     costed = {cost: [row for row in rows if cost in row] for cost in COSTS.values()}
     fronts = {cost: pareto_front(some, cost, metric) for cost, some in costed.items() if some}
-    known = by_image_beside(path, metric)
+    known = compared_beside(path, metric)
     comparisons: dict[str, dict[int, Row]] = {}
     for cost in fronts:  # P(on the front) and ties differ between costs
         add_intervals(rows, known, cost)

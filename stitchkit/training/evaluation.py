@@ -19,7 +19,7 @@ from stitchkit.measure import ledger_origin as origins
 from stitchkit.measure.agreement import AnswerAgreement
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
 from stitchkit.measure.features import FeatureScore
-from stitchkit.measure.intervals import add_intervals, by_image_beside
+from stitchkit.measure.intervals import add_intervals, compared_beside
 from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import LEDGER, Ledger
 from stitchkit.measure.metric import metric_of
@@ -85,7 +85,7 @@ def evaluate_stitches(session: Session) -> None:
     def finish() -> None:
         for ledger in ledgers:
             remove_progress(session.folder)
-            add_intervals(ledger.rows, by_image_beside(ledger.path, metric_of(ledger.rows)))
+            add_intervals(ledger.rows, compared_beside(ledger.path, metric_of(ledger.rows)))
             ledger.rewrite()
             if (batch_size := recipe.run.latency) and ledger.rows:  # all of them: separate runs are not comparable
                 _logger.info("measuring the latency of each stitch in turns, for a minute or at least seven rounds")
@@ -130,9 +130,9 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
         if ledgers[0].rows:
             before = _check_origin(ledgers[0].path, origin)
             if isinstance(model, DenseSNNet):
-                check_sums_beside(ledgers[0], session.loaders.validation)
+                check_sums_beside(session, ledgers[0])
             else:
-                check_hits_beside(ledgers[0], session.loaders.validation.dataset, by_agreement=session.by_agreement)
+                check_hits_beside(session, ledgers[0])
             if before[origins.IMAGES] != origin[origins.IMAGES]:  # only now: hits say which image is another
                 raise InputError(
                     f"result file '{ledgers[0].path}' was measured on other images: the validation images have changed "

@@ -23,9 +23,9 @@ from stitchkit.errors import InputError
 from stitchkit.measure.agreement import AnswerAgreement, compare_answers
 from stitchkit.measure.evaluate import Answers, PartialAnswers, Score, batches_of, evaluate
 from stitchkit.measure.features import Collected, FeatureScore, collect, judge_in_turns
-from stitchkit.measure.hits import Hits, hits_beside, hits_file, write_hits
 from stitchkit.measure.ledger import LEDGER, Ledger
-from stitchkit.measure.metric import ACCURACY, AGREE
+from stitchkit.measure.per_image import PerImage
+from stitchkit.measure.scores import AnswerScore
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
@@ -99,12 +99,10 @@ class Answering:
         """The scores of stitches, whose hits are added to those beside the ledger."""
         images = self._session.loaders.validation.dataset
         if not isinstance(images, IterableDataset):
+            score, right = _score(self._session), answers.right.numpy()[..., None]
+            names, labels = image_names(images.dataset), answers.labels.numpy()[:, None]
             for ledger in self._ledgers:
-                metric = AGREE if self._session.by_agreement else ACCURACY
-                before, labels, right = _hits_of_rows(ledger), answers.labels.numpy(), answers.right.numpy()
-                seen = np.broadcast_to(labels != NO_CLASS, right.shape)
-                hits = Hits(tuple(cfg_ids), right, seen, labels, image_names(images.dataset), metric)
-                write_hits(hits_file(ledger.path), before.with_more(hits) if before else hits)
+                PerImage.of_all(cfg_ids, score, right, labels, names).keep(ledger)
         if self._session.by_agreement:
             return dict(zip(cfg_ids, (AnswerAgreement.of(*sums) for sums in answers.sums.tolist()), strict=True))
         return dict(zip(cfg_ids, answers.scores, strict=True))
@@ -121,23 +119,22 @@ def remove_progress(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _hits_of_rows(ledger: Ledger) -> Hits | None:
-    """The hits of the stitches in a ledger; those of an earlier one, which was removed, are not joined."""
-    hits = hits_beside(ledger.path) if ledger.rows else None
-    return hits and hits.of([row["cfg_id"] for row in ledger.rows if hits.has([row["cfg_id"]])])
-
-
-def check_hits_beside(ledger: Ledger, images: CheckedImages, *, by_agreement: bool) -> None:
-    """Refuse, before hours of evaluation, hits that are damaged or of other images than these."""
-    hits = _hits_of_rows(ledger)
-    if hits is None or isinstance(images, IterableDataset):
+def check_hits_beside(session: Session, ledger: Ledger) -> None:
+    """Refuse, before hours of evaluation, hits that are damaged or of other images than those of the run."""
+    images, score = session.loaders.validation.dataset, _score(session)
+    before = PerImage.of_rows(ledger, score.metric)
+    if before is None or isinstance(images, IterableDataset):
         return
-    known = None if by_agreement else image_labels(images.dataset)
-    labels = np.array(known or [NO_CLASS] * len(images))
-    nothing = np.zeros((0, len(images)), bool)
-    if difference := hits.other_images(Hits((), nothing, nothing, labels, image_names(images.dataset))):
+    known = None if session.by_agreement else image_labels(images.dataset)
+    labels = np.array(known or [NO_CLASS] * len(images))[:, None]
+    nothing = np.zeros((0, len(images), 1), bool)
+    if difference := before.other_images(PerImage.of_all((), score, nothing, labels, image_names(images.dataset))):
         advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
-        raise InputError(f"'{hits_file(ledger.path)}' is of other images: {difference}; {advice}")
+        raise InputError(f"'{before.file(ledger.path)}' is of other images: {difference}; {advice}")
+
+
+def _score(session: Session) -> AnswerScore:
+    return AnswerScore("agree" if session.by_agreement else "acc1")
 
 
 class Judge:

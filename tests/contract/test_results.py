@@ -8,10 +8,10 @@ import pytest
 
 from stitchkit.assembly.sweep.kinds.gaps import GapSweep
 from stitchkit.cli import main
-from stitchkit.measure.image_sums import read_sums
-from stitchkit.measure.intervals import add_intervals, by_image_beside
+from stitchkit.measure.intervals import add_intervals, compared_beside
 from stitchkit.measure.ledger import Ledger, read_rows
 from stitchkit.measure.pareto import is_anchor, pareto_front
+from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
 from stitchkit.settings.stitch_config import StitchConfig
@@ -134,13 +134,23 @@ def test_the_ledger_of_scenes_is_of_the_shipped_configuration_and_its_intervals_
     model = create_snnet(StitchConfig.load(ROOT / "configs/scenes_resnet.json"), checkpoints=False, num_classes=10)
     ledger = Ledger(SCENES / "stitches_res.txt", model.space, Profiler(model).cost)
     assert not ledger.missing
-    sums = read_sums(SCENES / "stitches_res.sums")
+    sums = PerImage.read(SCENES / "stitches_res.sums")
     assert sums.names == tuple(f"{number:04d}.png" for number in range(200))
     again = [{key: row[key] for key in ("cfg_id", "stitch", "flops", "miou")} for row in ledger.rows]
-    add_intervals(again, by_image_beside(SCENES / "stitches_res.txt", "miou"))
+    add_intervals(again, compared_beside(SCENES / "stitches_res.txt", "miou"))
     for row, other in zip(ledger.rows, again, strict=True):
         assert sums.figures(row["cfg_id"]) == {key: row[key] for key in ("miou", "pixel_acc", "images")}
         assert {key: row[key] for key in other} == other
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("results/*/*.hits"), *ROOT.glob("results/*/*.sums")]), ids=str)
+def test_committed_files_of_images_are_written_as_they_are_read(path, tmp_path):
+    images = PerImage.read(path)
+    images.write(tmp_path / path.name)
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    for row in read_rows(path.with_name("stitches_res.txt")):
+        figures = images.figures(row["cfg_id"])
+        assert figures == {key: row[key] for key in figures}
 
 
 def test_the_page_of_scenes_shows_its_ledger(capsys):

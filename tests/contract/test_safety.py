@@ -28,7 +28,7 @@ from stitchkit.engine.lock import is_held, locked
 from stitchkit.errors import InputError
 from stitchkit.files import opened, read_table
 from stitchkit.measure.evaluate import PartialAnswers
-from stitchkit.measure.intervals import by_image_beside
+from stitchkit.measure.intervals import compared_beside
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.ledger_origin import read_origin
 from stitchkit.measure.statistics_file import load_statistics
@@ -385,7 +385,7 @@ READERS = {
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
     "stitchkit/assembly/train/result.py": test_hostile_files_of_a_sweep,
     "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
-    "stitchkit/measure/by_image.py": test_hostile_files_beside_a_ledger,
+    "stitchkit/measure/per_image.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/statistics_file.py": test_hostile_statistics_beside_a_ledger,
     "stitchkit/data/dense/maps.py": test_hostile_files_of_dense_prediction,
     "stitchkit/networks/weights.py": test_hostile_checkpoints,
@@ -405,8 +405,8 @@ def read_part(path):
 
 PIPES = {
     "stitches_res.txt": read_rows,
-    "stitches_res.hits": lambda path: by_image_beside(path.with_suffix(".txt"), "acc1"),
-    "stitches_res.sums": lambda path: by_image_beside(path.with_suffix(".txt"), "miou"),
+    "stitches_res.hits": lambda path: compared_beside(path.with_suffix(".txt"), "acc1"),
+    "stitches_res.sums": lambda path: compared_beside(path.with_suffix(".txt"), "miou"),
     "stitches_res.txt.part0": read_part,
     "stitches_res.yaml": lambda path: read_origin(path.with_suffix(".txt"), advice="move it"),
     "summary.csv": lambda path: cut_summaries(path.parent, 1),

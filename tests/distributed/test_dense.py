@@ -15,8 +15,8 @@ from stitchkit.cli import main
 from stitchkit.data.dense.pairs import open_pairs
 from stitchkit.data.scenes import write_scenes
 from stitchkit.errors import InputError
-from stitchkit.measure.image_sums import read_sums
 from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.per_image import PerImage
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.ranks import run_on_two_ranks
 from tests.distributed.subjects import equal
@@ -142,7 +142,7 @@ def test_law_7_every_stitch_is_judged_as_one_by_one(judged, scenes):
     model = load(folder, way)
     assert [row["cfg_id"] for row in rows] == [*model.space.ids]
     pairs = open_pairs(scenes, "validation", "depth" if way == "depth" else "segmentation")
-    sums = read_sums(folder / "judged/stitches_res.sums")
+    sums = PerImage.read(folder / "judged/stitches_res.sums")
     for row in rows[::3]:
         found = [by_hand(model, row["cfg_id"], image, target, way) for image, target in pairs]
         assert sums.names == pairs.names

@@ -13,9 +13,9 @@ from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
 from stitchkit.measure.agreement import SURE, compare_answers
 from stitchkit.measure.formulas import accuracy_interval
-from stitchkit.measure.hits import read_hits
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.metric import compared
+from stitchkit.measure.per_image import PerImage
 from stitchkit.networks.timm_model import classifier_layers
 from tests.distributed.ranks import run_on_two_ranks
 from tests.support import FAMILIES, FLAGS, family_snnet, mostly_full
@@ -71,8 +71,8 @@ def held_out(photos):
 def test_law_7_the_figures_are_those_of_each_stitch_and_its_end_alone(evaluated, photos):
     model, images = snnet(), held_out(photos)
     rows = read_rows(evaluated[0] / "whole/stitches_res.txt")
-    hits = read_hits(evaluated[0] / "whole/stitches_res.hits")
-    assert (len(images), len(rows), hits.metric) == (30, len(model.space), "agree")
+    hits = PerImage.read(evaluated[0] / "whole/stitches_res.hits")
+    assert (len(images), len(rows), hits.score.metric) == (30, len(model.space), "agree")
     assert {row["images"] for row in rows} == {30}
     for row in rows:
         end = [*model.views].index(model.space[row["cfg_id"]].end)
@@ -83,7 +83,7 @@ def test_law_7_the_figures_are_those_of_each_stitch_and_its_end_alone(evaluated,
         assert 0 < row["sure_images"] < 30
         assert row["agree_sure"] == pytest.approx(100 * equal[sure].double().mean().item())
         assert row["kl"] == pytest.approx((theirs * (theirs / ours).log()).sum(1).mean().item(), abs=1e-5)
-        assert hits.of([row["cfg_id"]]).right[0].tolist() == equal.tolist()
+        assert hits.of([row["cfg_id"]]).own[0][:, 0].tolist() == equal.tolist()
         low, high = accuracy_interval(int(equal.sum()), 30)
         assert (row["agree_low"], row["agree_high"]) == (round(low, 4), round(high, 4))
         if model.space[row["cfg_id"]].is_anchor:

@@ -10,7 +10,6 @@ from matplotlib.collections import PolyCollection
 
 from stitchkit.cli import main
 from stitchkit.measure.formulas import accuracy_interval
-from stitchkit.measure.hits import hits_file
 from stitchkit.measure.ledger import read_rows, write_rows
 from tests.browser import open_page
 from tests.results import write_evaluated
@@ -57,7 +56,7 @@ def test_the_table_of_a_front_has_its_intervals(ledger, capsys):
 
 
 def test_a_ledger_without_hits_says_so_once(ledger, capsys):
-    hits_file(ledger).unlink()
+    ledger.with_suffix(".hits").unlink()
     lines = said(capsys, "pareto", ledger)
     assert lines[0].split()[-3:] == ["95", "%", "knn"]
     assert lines[-1] == "no ties and no P(front) without hits, which --eval writes beside a new ledger"

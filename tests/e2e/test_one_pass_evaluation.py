@@ -18,8 +18,8 @@ from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import Answers, PartialAnswers, evaluate_stitch
-from stitchkit.measure.hits import hits_beside
 from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.per_image import PerImage
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import create_loaders, open_datasets
 from tests.commands import refused
@@ -49,7 +49,7 @@ def batches_in(part):
 
 
 def hits(folder, name):
-    return hits_beside(folder / name / "stitches_res.txt")
+    return PerImage.beside(folder / name / "stitches_res.txt", "acc1")
 
 
 def hits_bytes(folder, name):
@@ -85,8 +85,8 @@ def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(trained, images):
         ]
         assert row["balanced_acc1"] == pytest.approx(sum(shares) / 4)
         kept = hits(folder, "whole").of([row["cfg_id"]])
-        assert kept.labels.tolist() == labels
-        assert kept.right[0].tolist() == [p == label for p, label in zip(predicted, labels, strict=True)]
+        assert kept.truth[:, 0].tolist() == labels
+        assert kept.own[0][:, 0].tolist() == [p == label for p, label in zip(predicted, labels, strict=True)]
         assert kept.seen.all()
         lines = class_accuracies(folder, "whole")
         assert [line["class"] for line in lines] == [f"class{number}" for number in range(4)]
@@ -99,11 +99,11 @@ def test_hits_add_up_to_the_accuracies_and_are_in_the_order_of_the_images(traine
     folder, _ = trained
     kept = hits(folder, "whole")
     assert kept.names == tuple(f"class{label}/{number}.png" for label in range(4) for number in range(5))
-    assert kept.labels.tolist() == [int(name[len("class")]) for name in kept.names]
-    assert {100 * sum(right) / 20 for right in kept.right.tolist()} != {25.0}, "all stitches guess"
+    assert kept.truth[:, 0].tolist() == [int(name[len("class")]) for name in kept.names]
+    assert {100 * right.sum() / 20 for right in kept.own} != {25.0}, "all stitches guess"
     for row in rows(folder, "whole"):
         own = kept.of([row["cfg_id"]])
-        assert 100 * own.right.sum() / own.seen.sum() == row["acc1"]
+        assert 100 * own.own[0].sum() / own.seen.sum() == row["acc1"]
         assert own.seen.sum() == row["images"]
 
 
@@ -197,7 +197,8 @@ def test_some_stitches_and_then_the_others(trained, caplog):
     assert main(["train", *evaluate, "some", "--eval-stitches", "4,1-2,2"]) == 0
     assert sorted(row["cfg_id"] for row in rows(folder, "some")) == [1, 2, 4]
     assert main(["train", *evaluate, "some"]) == 0
-    assert hits(folder, "some").of(range(7)).right.tolist() == hits(folder, "whole").of(range(7)).right.tolist()
+    some, whole = (hits(folder, name).of(range(7)).compared() for name in ("some", "whole"))
+    assert some.right.tolist() == whole.right.tolist()
     whole = {row["cfg_id"]: row for row in rows(folder, "whole")}
     later = {row["cfg_id"]: row for row in rows(folder, "some")}
     assert later.keys() == whole.keys()

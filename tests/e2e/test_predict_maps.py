@@ -9,8 +9,8 @@ from PIL import Image
 from stitchkit.cli import main
 from stitchkit.data.dense.maps import read_depth, read_mask
 from stitchkit.data.scenes import CLASSES, write_scenes
-from stitchkit.measure.dense_score import SegmentationScore
 from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.scores import SegmentationScore
 from tests.support import FLAGS, mostly_full, write_config
 
 FOLDERS = {"segmentation": "masks", "depth": "depths"}

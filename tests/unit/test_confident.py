@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stitchkit.cli import main
-from stitchkit.measure.hits import Hits, hits_file
+from stitchkit.measure.comparison import Paired
 from stitchkit.measure.ledger import read_rows, write_rows
 from stitchkit.ship.pick import Budget, pick
 from tests.commands import refused
@@ -57,7 +57,7 @@ def test_the_cheapest_that_is_not_surely_worse(flags, best, sentence, ledger, ca
 def test_a_latency_is_time():
     rows = [{"cfg_id": place, "flops": 1, "acc1": 50.0, "latency_ms": 2.0 - place} for place in (0, 1)]
     right = np.arange(8) < np.array([4, 4])[:, None]
-    hits = Hits((0, 1), right, np.ones_like(right), np.zeros(8, np.int64))
+    hits = Paired((0, 1), "acc1", right, np.ones_like(right))
     choice = pick(rows, Budget(max_latency_ms=5), confident=hits)
     assert (choice.best["cfg_id"], choice.difference["points"]) == (1, 0)
     assert pick(rows, Budget(), confident=hits).best["cfg_id"] == 0, "as many FLOPs, so the first"
@@ -87,5 +87,5 @@ def test_what_cannot_be_confident_is_refused(ledger, capsys, tmp_path):
     assert "has stitches without hits, which --confident requires" in refused(capsys, *flags)
     write_rows(ledger, [{**rows[0], "acc1": 99.0}])
     assert "the hits beside the ledger belong to another evaluation: cfg_id 0" in refused(capsys, *flags)
-    hits_file(ledger).unlink()
+    ledger.with_suffix(".hits").unlink()
     assert "has no hits beside it, which --confident" in refused(capsys, *flags)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -13,14 +14,13 @@ import torch
 
 from stitchkit.cli import main
 from stitchkit.errors import InputError
-from stitchkit.measure.dense_score import DepthScore, SegmentationScore
 from stitchkit.measure.dense_sums import depth_sums, segmentation_sums
-from stitchkit.measure.image_sums import ImageSums, read_sums, sums_beside, sums_file, write_sums
-from stitchkit.measure.intervals import add_intervals, by_image_beside
+from stitchkit.measure.intervals import add_intervals, compared_beside
 from stitchkit.measure.ledger import read_rows, write_rows
 from stitchkit.measure.metric import metric_of
 from stitchkit.measure.pareto import pareto_front, plot
-from stitchkit.measure.redrawn import redraw
+from stitchkit.measure.per_image import PerImage
+from stitchkit.measure.scores import DenseScore, DepthScore, SegmentationScore
 from tests.commands import refused
 
 CLASSES = 4
@@ -43,11 +43,16 @@ def _noisy(masks: torch.Tensor, share: float, seed: int) -> torch.Tensor:
     return torch.where(is_drawn, drawn, masks)
 
 
-def _sums(images: int = 40, shares: tuple[float, ...] = (0.7, 0.5, 0.49, 0.2)) -> ImageSums:
+def _of_sums(cfg_ids: Sequence[int], score: DenseScore, sums: np.ndarray, names: Sequence[str] = ()) -> PerImage:
+    """Of networks' sums `[networks, images, own + truth]`."""
+    return PerImage.of_all(cfg_ids, score, sums[..., : score.own], sums[0, :, score.own :].astype(np.int32), names)
+
+
+def _sums(images: int = 40, shares: tuple[float, ...] = (0.7, 0.5, 0.49, 0.2)) -> PerImage:
     masks = _masks(images)
     found = [segmentation_sums(_noisy(masks, share, seed), masks, CLASSES) for seed, share in enumerate(shares)]
     names = tuple(f"b/ü\n{number}.png" for number in range(images))
-    return ImageSums.from_sums(range(10, 10 + len(shares)), SCORE, torch.stack(found).numpy(), names)
+    return _of_sums(range(10, 10 + len(shares)), SCORE, torch.stack(found).numpy(), names)
 
 
 def _by_pixels(classes: np.ndarray, masks: np.ndarray) -> tuple[float, float]:
@@ -69,7 +74,7 @@ def test_figures_of_segmentation_are_those_of_all_pixels(images: int) -> None:
     assert (sums.shape, sums.dtype) == ((images, 3 * CLASSES), torch.int64)
     assert torch.equal(sums, segmentation_sums(logits.argmax(1), masks, CLASSES))
     assert not sums[1].any(), "no known pixel"
-    figures = ImageSums.from_sums([5], SCORE, sums[None].numpy()).figures(5)
+    figures = _of_sums([5], SCORE, sums[None].numpy()).figures(5)
     expected = _by_pixels(logits.argmax(1).numpy(), masks.numpy())
     assert [figures["miou"], figures["pixel_acc"]] == pytest.approx(expected)
     assert figures["images"] == images - 1
@@ -110,7 +115,7 @@ def test_figures_of_depth_are_means_of_those_of_images() -> None:
         rmse = sqrt(sum((p - t) ** 2 for p, t in pairs) / len(pairs))
         near = sum(p > 0 and max(p / t, t / p) < 1.25 for p, t in pairs) / len(pairs)
         each.append((rel, rmse, 100 * near))
-    figures = ImageSums.from_sums([5], DepthScore(), sums[None].numpy()).figures(5)
+    figures = _of_sums([5], DepthScore(), sums[None].numpy()).figures(5)
     assert figures["images"] == 4
     assert [figures[name] for name in ("abs_rel", "rmse", "delta1")] == pytest.approx(np.mean(each, axis=0).tolist())
     assert 0 < figures["delta1"] < 100
@@ -118,28 +123,28 @@ def test_figures_of_depth_are_means_of_those_of_images() -> None:
         depth_sums(depth.index_fill(0, torch.tensor([2]), torch.inf), truth, 10.0)
 
 
-def _alike(one: ImageSums, other: ImageSums) -> bool:
+def _alike(one: PerImage, other: PerImage) -> bool:
     same = (one.cfg_ids, one.score, one.names) == (other.cfg_ids, other.score, other.names)
     return same and all(np.array_equal(one.sums_of(each), other.sums_of(each)) for each in one.cfg_ids)
 
 
-def _depths(networks: int = 3, images: int = 30) -> ImageSums:
+def _depths(networks: int = 3, images: int = 30) -> PerImage:
     random = np.random.default_rng(0)
     ease = random.random(images)
     worse = np.linspace(1.5, 1, networks)[:, None] + 0.2 * random.random((networks, images))
     share = np.clip(1 - ease * worse / 2, 0, 1)
     sums = np.stack([ease * worse, 2 * ease * worse, share, np.ones_like(share)], axis=-1)
     sums[:, 4] = 0
-    return ImageSums.from_sums(range(networks), DepthScore(), sums)
+    return _of_sums(range(networks), DepthScore(), sums)
 
 
 @pytest.mark.parametrize("sums", [_sums(), _depths()], ids=["segmentation", "depth"])
-def test_a_file_gives_back_what_was_written(tmp_path: Path, sums: ImageSums) -> None:
+def test_a_file_gives_back_what_was_written(tmp_path: Path, sums: PerImage) -> None:
     ledger = tmp_path / "stitches_res.txt"
-    assert sums_beside(ledger) is None
-    write_sums(sums_file(ledger), sums)
-    assert sums_file(ledger).name == "stitches_res.sums"
-    found = sums_beside(ledger)
+    assert PerImage.beside(ledger, sums.score.metric) is None
+    sums.write(sums.file(ledger))
+    assert sums.file(ledger).name == "stitches_res.sums"
+    found = PerImage.beside(ledger, sums.score.metric)
     assert found is not None
     assert _alike(found, sums)
     assert found.figures(sums.cfg_ids[0]) == sums.figures(sums.cfg_ids[0])
@@ -154,11 +159,11 @@ def test_networks_are_taken_by_number_and_added_and_images_joined() -> None:
     assert both.has([7, 10])
     assert not sums.has([7])
     every = np.stack([sums.sums_of(each) for each in sums.cfg_ids])
-    parts = [ImageSums.from_sums(sums.cfg_ids, SCORE, every[:, s], sums.names[s]) for s in (slice(9), slice(9, None))]
-    assert _alike(ImageSums.joined(parts), sums)
+    parts = [_of_sums(sums.cfg_ids, SCORE, every[:, s], sums.names[s]) for s in (slice(9), slice(9, None))]
+    assert _alike(PerImage.joined(parts), sums)
 
 
-def _changed(sums: ImageSums, image: int, value: int) -> ImageSums:
+def _changed(sums: PerImage, image: int, value: int) -> PerImage:
     truth = sums.truth.copy()
     truth[image] = value
     return replace(sums, truth=truth)
@@ -173,7 +178,7 @@ def _changed(sums: ImageSums, image: int, value: int) -> ImageSums:
         (_depths(4, 40), "this evaluation is of {'task': 'depth'}, the earlier one of {'task': 'segmentation'"),
     ],
 )
-def test_other_images_are_refused(other: ImageSums, said: str) -> None:
+def test_other_images_are_refused(other: PerImage, said: str) -> None:
     with pytest.raises(InputError, match=said):
         _sums().with_more(other)
 
@@ -182,13 +187,13 @@ def test_an_image_that_could_not_be_read_once_is_the_same_image() -> None:
     whole = _sums()
     every = whole.sums_of(12)[None].copy()
     every[0, 5] = 0
-    part = ImageSums.from_sums([3], SCORE, every, whole.names)
+    part = _of_sums([3], SCORE, every, whole.names)
     for both in (whole.with_more(part), part.with_more(whole)):
         assert np.array_equal(both.truth, whole.truth)
         assert not both.sums_of(3)[5].any()
         assert both.figures(3)["images"] == whole.figures(12)["images"] - 1
     rows = [{"cfg_id": each, "flops": each, "miou": both.figures(each)["miou"]} for each in both.cfg_ids]
-    add_intervals(rows, redraw(both))
+    add_intervals(rows, both.compared())
     assert [("p_front" in row, "miou_low" in row) for row in rows] == [(row["cfg_id"] != 3, True) for row in rows]
 
 
@@ -215,13 +220,13 @@ def _damaged(path: Path, **tensors: np.ndarray) -> None:
 )
 def test_a_damaged_file_is_one_message(tmp_path: Path, damage: bytes | dict[str, np.ndarray]) -> None:
     path = tmp_path / "stitches_res.sums"
-    write_sums(path, _sums())
+    _sums().write(path)
     if isinstance(damage, bytes):
         path.write_bytes(damage)
     else:
         _damaged(path, **damage)
     with pytest.raises(InputError, match=r"cannot be read: .*; delete it to continue without intervals"):
-        read_sums(path)
+        PerImage.read(path)
 
 
 def test_a_file_of_ade20k_is_small(tmp_path: Path) -> None:
@@ -230,13 +235,13 @@ def test_a_file_of_ade20k_is_small(tmp_path: Path) -> None:
     sums = np.zeros((2, 50, 450), np.int64)
     for image in range(50):
         sums[:, image, np.add(random.choice(150, 12, replace=False), [[0], [150], [300]])] = 5000
-    write_sums(tmp_path / "a.sums", ImageSums.from_sums([0, 1], SegmentationScore(150), sums))
+    _of_sums([0, 1], SegmentationScore(150), sums).write(tmp_path / "a.sums")
     truth = 50 * 150 * 4
     assert ((tmp_path / "a.sums").stat().st_size - truth) / (2 * 50) * 134 * 2000 < 45e6
 
 
 @pytest.mark.parametrize("sums", [_sums(), _depths()], ids=["segmentation", "depth"])
-def test_intervals_are_those_of_a_direct_bootstrap(sums: ImageSums) -> None:
+def test_intervals_are_those_of_a_direct_bootstrap(sums: PerImage) -> None:
     """Images are drawn one by one, and their figures are made anew."""
     samples, metric = 130, sums.score.metric
     places = [number for number in range(len(sums.truth)) if sums.truth[number].any()]
@@ -245,7 +250,7 @@ def test_intervals_are_those_of_a_direct_bootstrap(sums: ImageSums) -> None:
         drawn = [places[place] for place in generator.integers(len(places), size=len(places))]
         values.append([sums.score.figures(sums.sums_of(each)[drawn].sum(axis=0))[metric] for each in sums.cfg_ids])
     values = np.array(values)
-    found = redraw(sums, samples=samples, seed=3)
+    found = sums.compared(samples=samples, seed=3)
     assert found.values == pytest.approx(values)
     low, high = np.array([*found.intervals().values()]).T
     assert low[1] == pytest.approx(np.sort(values[:, 1])[3] + 0.225 * np.diff(np.sort(values[:, 1])[3:5])[0])
@@ -266,7 +271,7 @@ def test_the_percentiles_of_a_known_case() -> None:
     """Of images that are wholly right or wholly wrong, the share that is right has a binomial distribution."""
     right = np.arange(100) < 70
     sums = np.stack([~right, ~right, right, np.ones(100)], axis=-1)
-    found = redraw(ImageSums.from_sums([0, 1], DepthScore(), np.stack([sums, sums])), samples=4000)
+    found = _of_sums([0, 1], DepthScore(), np.stack([sums, sums])).compared(samples=4000)
     assert found.intervals()[0] == pytest.approx((61, 79), abs=1.01)  # 70 +- 1.96 * 4.6, in whole images
     assert not np.any(found.paired_intervals()), "the same network"
 
@@ -289,7 +294,7 @@ def ledger(tmp_path: Path) -> Path:
         for number, each in enumerate(sums.cfg_ids, start=1)
     ]
     write_rows(tmp_path / "stitches_res.txt", rows)
-    write_sums(tmp_path / "stitches_res.sums", sums)
+    sums.write(tmp_path / "stitches_res.sums")
     return tmp_path / "stitches_res.txt"
 
 
@@ -312,7 +317,7 @@ def test_the_front_is_by_mean_iou_and_says_how_sure_it_is(ledger, capsys, tmp_pa
     picture = (tmp_path / "p.svg").read_text()
     assert "mean IoU (%)" in picture
     assert "its 95 % intervals" in picture
-    known = by_image_beside(ledger, "miou")
+    known = compared_beside(ledger, "miou")
     add_intervals(rows, known)
     assert all(row["miou_low"] < row["miou"] < row["miou_high"] for row in rows)
     write_rows(tmp_path / "with.txt", rows)
@@ -321,7 +326,7 @@ def test_the_front_is_by_mean_iou_and_says_how_sure_it_is(ledger, capsys, tmp_pa
     by_pixels = _said(capsys, "pareto", ledger, "--metric", "pixel_acc")
     assert "by pixel accuracy" in by_pixels
     assert "told apart" not in by_pixels
-    assert by_image_beside(ledger, "delta1") is None
+    assert compared_beside(ledger, "delta1") is None
 
 
 def test_pick_is_confident_about_mean_iou(ledger, capsys) -> None:
@@ -340,7 +345,7 @@ def test_pick_is_confident_about_mean_iou(ledger, capsys) -> None:
     write_rows(ledger, [{**rows[10], "miou": 99.0}])
     said = refused(capsys, *flags)
     assert "the sums beside the ledger belong to another evaluation: cfg_id 10 has miou 99.00" in said
-    sums_file(ledger).unlink()
+    ledger.with_suffix(".sums").unlink()
     assert "has no sums beside it, which --confident" in refused(capsys, *flags)
     assert "no intervals without the sums of each image" in _said(capsys, "pareto", ledger)
 

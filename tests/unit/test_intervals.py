@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import binom, binomtest, multinomial
 
 from stitchkit.errors import InputError
+from stitchkit.measure.comparison import Paired
 from stitchkit.measure.formulas import accuracy_interval, share_on_front
-from stitchkit.measure.hits import Hits
 from stitchkit.measure.intervals import add_intervals, told_apart_note
 from stitchkit.measure.ledger import read_rows, write_rows
 from stitchkit.measure.pareto import pareto_front
@@ -27,7 +27,7 @@ def of_all(right):
 
 
 def paired_intervals(right, seen):
-    return Hits(tuple(range(len(right))), right, seen, np.zeros(right.shape[1], np.int64)).paired_intervals()
+    return Paired(tuple(range(len(right))), "acc1", right, seen).paired_intervals()
 
 
 def correlated(networks, images, seed=0):
@@ -179,7 +179,7 @@ def test_p_on_the_front_of_alike_networks_is_known():
 def evaluated(right, *, images=None):
     """Rows and hits of one evaluation; a later network is the costlier."""
     right, seen = of_all(right)
-    hits = Hits(tuple(range(10, 10 + len(right))), right, seen, np.zeros(right.shape[1], np.int64))
+    hits = Paired(tuple(range(10, 10 + len(right))), "acc1", right, seen)
     rows = [
         {"cfg_id": cfg_id, "flops": 5 + place, "params": 50 - place, "acc1": 100 * float(bits.mean())}
         | {"images": images or len(bits)}
@@ -211,7 +211,7 @@ def test_rows_get_their_intervals_and_lose_stale_ones(tmp_path):
     assert "acc1_low" not in published[0], "on how many images, nobody knows"
     add_intervals(published, hits)
     assert published[0]["acc1_low"] == rows[0]["acc1_low"]
-    unseen = Hits((10,), np.zeros((1, 4), bool), np.zeros((1, 4), bool), np.full(4, -1))
+    unseen = Paired((10,), "acc1", np.zeros((1, 4), bool), np.zeros((1, 4), bool))
     add_intervals(published, unseen)
     assert published[0].keys() == {"cfg_id", "flops", "acc1"}
 
@@ -253,7 +253,7 @@ def test_images_that_nobody_has_seen_are_not_drawn():
     wide = np.concatenate([right, np.zeros((3, 50), bool)], axis=1)
     unknown = np.repeat([0, -1], [200, 50])
     again = [{**row} for row in rows]
-    add_intervals(again, Hits(hits.cfg_ids, wide, np.tile(unknown >= 0, (3, 1)), unknown))
+    add_intervals(again, Paired(hits.cfg_ids, "acc1", wide, np.tile(unknown >= 0, (3, 1))))
     assert again == rows
 
 

@@ -31,7 +31,7 @@ DENSE_FIGURES: dict[str, dict[str, str]] = {
     "segmentation": {"miou": "mIoU", "pixel_acc": "Pixel Accuracy"},
     "depth": {"abs_rel": "AbsRel", "rmse": "RMSE", "delta1": "delta1"},
 }
-"""The metrics of dense tasks, as `stitchkit.measure.dense_score` has them, and their names in results."""
+"""The metrics of dense tasks, as `stitchkit.measure.scores` has them, and their names in results."""
 
 Column: TypeAlias = tuple[str | None, str]
 """An output of the network, None for its own, and the name of a figure: together a column of the result."""

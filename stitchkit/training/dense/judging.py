@@ -18,11 +18,11 @@ from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import advising_evaluation
 from stitchkit.engine.settings import Autocast
 from stitchkit.errors import InputError
-from stitchkit.measure.dense_score import DenseScore, DepthScore, SegmentationScore
 from stitchkit.measure.dense_sums import MIN_DEPTH, NOT_KNOWN, depth_sums, segmentation_sums
 from stitchkit.measure.evaluate import SAVE_EVERY
-from stitchkit.measure.image_sums import ImageSums, read_sums, sums_beside, sums_file, write_sums
 from stitchkit.measure.ledger import LEDGER, Ledger
+from stitchkit.measure.per_image import PerImage
+from stitchkit.measure.scores import DenseScore, DepthScore, SegmentationScore
 from stitchkit.model.dense import DensePass, DenseSNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
@@ -68,7 +68,7 @@ class DenseJudge:
     def sums(
         self, network: nn.Module, run: Run, cfg_ids: Sequence[int], batches: Iterable[Sequence[Pair]],
         names: Mapping[int, str] | None = None,
-    ) -> Iterator[ImageSums]:  # fmt: skip
+    ) -> Iterator[PerImage]:  # fmt: skip
         """The sums of networks on each batch of images.
 
         Args:
@@ -87,7 +87,9 @@ class DenseJudge:
                 name = names[cfg_id] if names else f"the network with cfg_id {cfg_id}"
                 each = zip(outputs, targets, strict=True)
                 sums[cfg_id] = np.concatenate([self._of_image(name, output, target) for output, target in each])
-            yield ImageSums.from_sums(cfg_ids, self.score, np.stack([sums[cfg_id] for cfg_id in cfg_ids]))
+            own, truth = np.split(np.stack([sums[cfg_id] for cfg_id in cfg_ids]), [self.score.own], axis=-1)
+            assert (truth == truth[:1]).all(), "all networks judge the same images"
+            yield PerImage.of_all(cfg_ids, self.score, own, truth[0].astype(np.int32))
 
     @torch.no_grad()
     def outputs(
@@ -110,12 +112,12 @@ class DenseJudge:
             return depth_sums(output, target[None], self._max_depth).cpu().numpy()
         return segmentation_sums(output[None], target[None], self._num_classes).cpu().numpy()
 
-    def over_ranks(self, own: Iterable[ImageSums]) -> ImageSums:
+    def over_ranks(self, own: Iterable[PerImage]) -> PerImage:
         """The sums of the images of all ranks, in the order of the ranks, from those of this rank."""
         parts = [part for each in gather_objects([*own]) for part in each]
         if not parts:
             raise InputError("there is no image to evaluate on; check the validation set")
-        whole = ImageSums.joined(parts)
+        whole = PerImage.joined(parts)
         if not whole.truth.any():  # there are no figures
             lacking = f"a known class, one other than {NOT_KNOWN}; check the masks of the validation set"
             if isinstance(self.score, DepthScore):
@@ -173,7 +175,7 @@ class DenseEvaluation:
             sums = self._judge.over_ranks(self._of_rank(cfg_ids))
         numbers = [number for rank in range(world.size) for number in range(rank, len(sums.truth), world.size)]
         sums = sums.in_order(numbers, self._loader.dataset.names)
-        from_primary(world, lambda: self._keep(sums))
+        from_primary(world, lambda: [*map(sums.keep, self._ledgers)])
         yield {cfg_id: DenseFigure(sums.figures(cfg_id)) for cfg_id in cfg_ids}
         self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
 
@@ -181,11 +183,11 @@ class DenseEvaluation:
     def _progress(self) -> Path:
         return self._session.folder / f"{LEDGER}.part{self._session.world.rank}"
 
-    def _of_rank(self, cfg_ids: Sequence[int]) -> list[ImageSums]:
+    def _of_rank(self, cfg_ids: Sequence[int]) -> list[PerImage]:
         """The sums of this rank's images; those so far are saved every few seconds."""
         of = {**self._origin, "cfg_ids": [*cfg_ids]}
         try:
-            parts = [read_sums(self._progress, of=of)]
+            parts = [PerImage.read(self._progress, of=of)]
         except InputError:  # no evaluation of the same was killed, or its file is damaged
             parts = []
         done, saved = sum(len(part.truth) for part in parts), time.monotonic()
@@ -194,23 +196,19 @@ class DenseEvaluation:
         for part in progress(sums, self._session.world, "evaluation", unit="batches"):
             parts.append(part)
             if time.monotonic() - saved >= SAVE_EVERY:
-                parts, saved = [ImageSums.joined(parts)], time.monotonic()
-                write_sums(self._progress, parts[0], of=of)
+                parts, saved = [PerImage.joined(parts)], time.monotonic()
+                parts[0].write(self._progress, of=of)
         return parts
 
-    def _keep(self, sums: ImageSums) -> None:
-        for ledger in self._ledgers:
-            before = sums_beside(ledger.path) if ledger.rows else None
-            kept = [row["cfg_id"] for row in ledger.rows if before is not None and before.has([row["cfg_id"]])]
-            write_sums(sums_file(ledger.path), before.of(kept).with_more(sums) if before and kept else sums)
 
-
-def check_sums_beside(ledger: Ledger, loader: PairLoader) -> None:
-    """Refuse, before hours of evaluation, sums that are damaged or of other images than these."""
-    before, names = sums_beside(ledger.path) if ledger.rows else None, loader.dataset.names
-    if before is not None and before.names != names:
+def check_sums_beside(session: Session, ledger: Ledger) -> None:
+    """Refuse, before hours of evaluation, sums that are damaged or of other images than those of the run."""
+    judge, loader = DenseJudge.of_session(session, session.autocast), session.loaders.validation
+    assert isinstance(loader, PairLoader), "it is of a dense task"
+    before = PerImage.of_rows(ledger, judge.score.metric)
+    if before is not None and before.names != loader.dataset.names:
         advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
-        raise InputError(f"'{sums_file(ledger.path)}' is of other images; {advice}")
+        raise InputError(f"'{before.file(ledger.path)}' is of other images; {advice}")
 
 
 class DenseFigures(Validation):

@@ -13,14 +13,13 @@ from safetensors.torch import save
 from stitchkit.assembly.sweep.report.tables import collect
 from stitchkit.display import count
 from stitchkit.measure.evaluate import PartialAnswers, Score
-from stitchkit.measure.hits import read_hits
-from stitchkit.measure.image_sums import read_sums
 from stitchkit.measure.intervals import add_intervals
 from stitchkit.measure.ledger import Ledger, read_rows, strict_json
 from stitchkit.measure.ledger_origin import read_origin
 from stitchkit.measure.overlay import read_overlay, verdict
 from stitchkit.measure.pareto import in_view, pareto_front, table
 from stitchkit.measure.per_class import write_per_class
+from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.profile import Cost
 from stitchkit.measure.statistics_file import read_statistics
 from stitchkit.model.snnet import SNNet
@@ -184,7 +183,7 @@ READERS = {
         _with_answers,
     ),
     "hits": Reader(
-        "fuzzed.hits", [Seed({"format": "stitchkit hits 1", "cfg_ids": [0, 3]}, JSON)], read_hits, _with_hits
+        "fuzzed.hits", [Seed({"format": "stitchkit hits 1", "cfg_ids": [0, 3]}, JSON)], PerImage.read, _with_hits
     ),
     "statistics of stitches": Reader(
         "fuzzed.statistics.safetensors",
@@ -192,7 +191,7 @@ READERS = {
         lambda path: read_statistics(path, _snnet()),
         _with_statistics,
     ),
-    "sums of images": Reader("fuzzed.sums", [Seed(_SUMS, JSON)], read_sums, _with_sums),
+    "sums of images": Reader("fuzzed.sums", [Seed(_SUMS, JSON)], PerImage.read, _with_sums),
     "metadata of a job": Reader(
         "job/metadata.yml",
         _beside("result-3.csv", _RESULT.content.decode(), _METADATA),
