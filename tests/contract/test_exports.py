@@ -349,7 +349,7 @@ def test_an_exporter_that_gives_up_leaves_nothing(run, monkeypatch, capsys, erro
         (["--cfg_id", "17", "-o", "net.pt2"], "cfg_id 17 does not exist; this space has 0 to 16"),
         (["--cfg_id", "-1", "-o", "net.pt2"], "cfg_id -1 does not exist"),
         (["-o", "net.pt2"], "give either --cfg-id N, or --ledger FILE"),
-        (["--cfg_id", "9", "--ledger", "ledger.txt", "-o", "net.pt2"], "give either --cfg_id N, or --ledger FILE"),
+        (["--cfg_id", "9", "--ledger", "ledger.txt", "-o", "net.pt2"], "give either --cfg-id N, or --ledger FILE"),
         (["--cfg_id", "9", "--max-flops", "1G", "-o", "net.pt2"], "already names a stitch"),
         (["--ledger", "ledger.txt", "--max-flops", "5", "-o", "net.pt2"], "the nearest miss is cfg_id 0"),
         (["--cfg_id", "9", "-o", "ledger.txt"], "suffix of an export"),

@@ -105,7 +105,7 @@ def test_in_python_too(folder):
         (["--stitch_config", "deit_ti_s_b"], "--stitch-config and --anchors cannot be combined"),
         (
             ["--model", "resnet18"],
-            "give one of --stitch_config FILE, --anchors A,B, or --model NAME (a single network)",
+            "give one of --stitch-config FILE, --anchors A,B, or --model NAME (a single network)",
         ),
         (["--pretrained-path", "x.pth"], "--pretrained-path is for --model"),
     ],

@@ -81,7 +81,7 @@ def test_the_command_on_the_page_works_as_pasted(evaluate, tmp_path, capsys):
     capsys.readouterr()
     assert main(["pick", str(folder / "pasted" / LEDGER)]) == 0
     assert f"export it: {shlex.join(words)}\n" in capsys.readouterr().out
-    assert words[-4:] == ["--cfg_id", "5", "-o", "stitch5.onnx"]
+    assert words[-4:] == ["--cfg-id", "5", "-o", "stitch5.onnx"]
     assert main([*words[1:-1], str(file)]) == 0
     assert "compared on 20 images from the validation split" in capsys.readouterr().out
     about = stitchkit.load_stitch(file).about

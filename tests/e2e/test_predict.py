@@ -139,7 +139,7 @@ def test_what_cannot_predict_is_refused_before_anything_is_loaded(trained, tmp_p
         ([images, "--exported", tmp_path / "net.pt2"], "could run code when it is read"),
         ([images, "--exported", tmp_path / "net.onnx"], "cannot be read .*; export it again"),
         ([images, "--exported", tmp_path / "none.onnx"], "none.onnx' does not exist"),
-        ([images, "--exported", "last.pth.tar"], "last.pth.tar' is not .*, or a checkpoint by --resume with --stitch_"),
+        ([images, "--exported", "last.pth.tar"], "last.pth.tar' is not .*, or a checkpoint by --resume with --stitch-"),
     ]:
         with pytest.raises(InputError, match=message):
             run(predict, *words, "-o", tmp_path / "p.csv")

@@ -87,7 +87,7 @@ def test_the_page_holds_every_row_and_the_curves(page_file):
     assert [row["stitch"] for row in ledger["rows"] if row["anchor"]] == ["ti[0:6]", "s[0:6]", "b[0:6]"]
     assert ledger["routes"].keys() == {row["stitch"] for row in found}
     assert ledger["rows"][3]["command"] == (
-        f"stitchkit export --stitch_config {CONFIG} --resume CHECKPOINT --cfg_id {found[3]['cfg_id']} "
+        f"stitchkit export --stitch-config {CONFIG} --resume CHECKPOINT --cfg-id {found[3]['cfg_id']} "
         f"-o stitch{found[3]['cfg_id']}.onnx"
     )
     (training,) = content["training"]

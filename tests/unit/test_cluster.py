@@ -183,13 +183,13 @@ def test_ctrl_c_leaves_the_jobs_in_slurm_and_says_how_to_cancel_them(command, sl
         (["--cluster", "slurm", "--poll", "5"], "--poll is 5.0; it must be at least 30"),
         (["--cluster", "slurm", "--poll", "nan"], "--poll is nan; it must be finite"),
         (["--cluster", "slurm", "--mem-gb", "0"], "--mem-gb is 0.0; it must be at least 0.1"),
-        (["--seed", "4", "--seeds", "1", "2"], "argument --seeds: not allowed with argument --seed"),
+        (["--seed", "4", "--seeds", "1", "2"], "--seeds: not allowed with argument --seed"),
         (["--cluster", "slurm", "--hours", "0"], "--hours is 0.0; it must be at least 0.1"),
         (["--cluster", "slurm", "--partition", "a b"], "partition: it is 'a b'; only letters"),
         (["--detach"], "--detach requires Slurm; add --cluster slurm"),
         (["--modules", "cuda"], "--modules requires Slurm; add --cluster slurm"),
         (["--hours", "3"], "--hours requires Slurm; add --cluster slurm"),
-        (["--detach", "--dry-run"], "argument -n/--dry-run: not allowed with argument --detach"),
+        (["--detach", "--dry-run"], "--dry-run: not allowed with argument --detach"),
     ],
 )
 def test_flags_of_slurm_that_are_refused(sweep, tmp_path, capsys, flags, message):
