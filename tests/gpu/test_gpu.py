@@ -112,7 +112,8 @@ def test_compiled_blocks_give_the_same_losses():
 
 
 @pytest.mark.parametrize("family", ["resnet", "resnet to swin"])
-def test_channels_last_gives_the_same_logits(family):
+def test_channels_last_gives_the_same_logits(family, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # its rounding depends on the kernel
     plain, last = placed(family_snnet(family)), placed(family_snnet(family), channels_last=True)
     images = pico_images(2, plain.input_size[1]).to(DEVICE)
     with torch.no_grad():
