@@ -87,7 +87,7 @@ def _run(arguments: Sequence[str] | None, program: Parser | None) -> int:
             raise unknown_flag(parser, rest[0].split("=")[0])
         if rest:
             parser.error(f"unexpected argument '{rest[0]}'; usage: {usage_of(parser)}")
-        command.run(flags)
+        command(flags)
     except InputError as error:
         _report(error)
         return 2

@@ -1,7 +1,7 @@
 """The declaration of commands, and the parser of their flags, whose errors are one line.
 
 A wing declares its commands in its own `commands.py`, and `pyproject.toml` registers each as an entry point for
-`stitchkit.cli`. Commands import only when they run, because torch takes seconds to import.
+`stitchkit.cli`. It names what a command runs, which is imported only then: torch takes seconds to import.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, NamedTuple, NoReturn
 
 from stitchkit.errors import InputError, prefixed, unknown
@@ -103,13 +104,28 @@ class Parser(argparse.ArgumentParser):
 
 
 class Command(NamedTuple):
-    """A command of `stitchkit`, or a subcommand."""
+    """A command of `stitchkit`, or a subcommand; called with its flags, it runs.
 
-    run: Callable[[argparse.Namespace], None]
+    A function may be given by its name, `module:function`, which is imported when the command runs.
+    """
+
+    run: Callable[..., str | None] | str  # takes the flags, or what `check` returns; a text that it returns is printed
     about: str  # its line in `--help`
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda _: None
     resumes: str = ""  # how to resume after Ctrl-C; empty if the command starts over
     first_flags: Sequence[str] = ()  # settings whose flags `--help` shows, and `--help-all` all; by default all
+    check: Callable[[argparse.Namespace], tuple[object, ...] | None] | str = lambda _: None  # before torch is loaded
+
+    def __call__(self, flags: argparse.Namespace) -> None:
+        """Check the flags and run the command."""
+        given = resolved(self.check)(flags) or (flags,)
+        if text := resolved(self.run)(*given):
+            print(text)
+
+
+def resolved(function: Callable[..., Any] | str) -> Callable[..., Any]:
+    """A function that may be given by its name."""
+    return resolve_name(function) if isinstance(function, str) else function
 
 
 class _HelpAll(argparse.Action):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import heapq
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 import torch
 from pydantic import FiniteFloat
@@ -19,22 +24,28 @@ from typing_extensions import TypedDict
 
 from stitchkit.data.open_dataset import agreed_classes
 from stitchkit.display import aligned, counted, quantity
+from stitchkit.distributed import choose_device
 from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, write_text
 from stitchkit.measure.ledger import Row, write_rows
 from stitchkit.measure.pareto import is_anchor
 from stitchkit.settings.files import settings_text
+from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from stitchnet.activations import Scores
 from stitchnet.classifier import OutputMap
 from stitchnet.composition import Composition, Pool, uncut
 from stitchnet.data import Examples, batches, in_memory, open_split, stitching_images
-from stitchnet.journal import Journal
+from stitchnet.journal import Journal, resumable
 from stitchnet.net import ABOUT, WEIGHTS, Net
 from stitchnet.networks import specified
 from stitchnet.search import Search
-from stitchnet.settings import ComposeSettings
+from stitchnet.settings import ComposeSettings, flag_of
+
+_logger = logging.getLogger(__name__)
+
+Kind = TypeVar("Kind", bound=ComposeSettings)
 
 
 class JudgedNetwork(TypedDict):
@@ -254,3 +265,41 @@ def _digest(pool: Pool, task: CompositionTask) -> str:
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run `stitchkit compose`."""
+    with begun("compose", flags, ComposeSettings, LEDGER) as (task, settings, journal):
+        compose(task, settings, journal)
+
+
+@contextmanager
+def begun(
+    name: str, flags: argparse.Namespace, kind: type[Kind], *results: str
+) -> Iterator[tuple[CompositionTask, Kind, Journal]]:
+    """The task of a command, its settings, and the journal in its folder for resuming it."""
+    values = vars(flags)
+    folder, download = Path(values.pop("output")), values.pop("download", False)
+    values["device"] = str(choose_device(values.get("device")))
+    # A resumed command may name the same file by another path.
+    is_file = {"data": Path(flags.data).is_dir(), "nets": values.get("nets", "").endswith(".json"), "output_map": True}
+    for key in values.keys() & is_file.keys():
+        if is_file[key]:
+            values[key] = str(Path(values[key]).resolve())
+    settings = parse(kind, values, name=flag_of)
+    by_flag = {flag_of(key): value for key, value in asdict(settings).items()}
+    with _plain_warnings(), resumable(folder, name, by_flag, results, growing="--top") as journal:
+        torch.manual_seed(settings.seed)  # for random weights
+        networks_of(settings)  # a wrong name must not wait until all images are read
+        task = CompositionTask.load(
+            settings.data, settings.img_size, settings.classifier, settings.output_map, download=download
+        )
+        yield task, settings, journal
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Log Python's warnings as a line, without a place in our code."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: _logger.warning("%s", message)
+        yield

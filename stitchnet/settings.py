@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from stitchkit.display import count
 from stitchkit.parser import DATA_FLAGS
-from stitchkit.settings import recipe
+from stitchkit.settings import schema
 from stitchkit.settings.fields import Batch, Count, Seed, Share, Side, Times, flag
 from stitchkit.settings.flags import add_settings
 from stitchkit.settings.schema import Settings
@@ -70,7 +70,7 @@ class ComposeSettings(Settings):
 
 def flag_of(name: str) -> str:
     """The flag of a setting."""
-    return {"width": "-k", "max_macs": "--max-flops"}.get(name) or recipe.flag_of(name)
+    return {"width": "-k", "max_macs": "--max-flops"}.get(name) or schema.flag_of(name)
 
 
 def add_flags(parser: argparse.ArgumentParser, kind: type[ComposeSettings], **defaults: object) -> None:

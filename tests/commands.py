@@ -1,6 +1,9 @@
-"""Commands that refuse what they are given."""
+"""Commands: their parsers, and what they say when they refuse what they are given."""
 
 from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,3 +19,12 @@ def refused(capsys: pytest.CaptureFixture[str], *command: object) -> str:
     assert len(lines) == 1, lines
     assert lines[0].startswith("stitchkit: error: ")
     return lines[0]
+
+
+def commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of a program's commands and their subcommands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for own in action.choices.values():
+                yield own
+                yield from commands_of(own)

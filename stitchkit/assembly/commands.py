@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
-from dataclasses import fields
 from functools import partial
-from pathlib import Path
 
-from stitchkit.assembly.config.job_settings import JobSettings
+from stitchkit.assembly.config.job_settings import JobSettings, check_flags
 from stitchkit.assembly.config.settings import Preprocessing, TrainConfig
-from stitchkit.errors import InputError
 from stitchkit.parser import DATA_FLAGS, REPEAT, Command, add_shared
 from stitchkit.settings.flags import show_defaults
 
@@ -121,90 +117,15 @@ def _sides(text: str) -> int | list[int]:
     return sides[0] if len(sides) == 1 else sides
 
 
-def _job(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.config.job_settings import check_flags
-
-    settings = vars(flags)
-    source, download = Path(settings.pop("config")), settings.pop("download", False)
-    is_quick, is_dry = settings.pop("smoke_test"), settings.pop("dry_run")
-    if is_quick:
-        ranks = int(os.environ.get("WORLD_SIZE", 1))
-        settings = {"epochs": 1, "max_batches": 3 * ranks, "save_checkpoints": True, "print_freq": 1, **settings}
-    check_flags(settings)  # before torch is loaded
-
-    from stitchkit.assembly.config.job import JobConfig
-    from stitchkit.assembly.train.job import job_plan
-    from stitchkit.assembly.train.run import run_job
-
-    config = JobConfig.load(source, **settings)
-    if is_dry:
-        print(job_plan(config, source))
-    else:
-        run_job(config, source, is_quick=is_quick, download=download)
-
-
-def _sweep(flags: argparse.Namespace) -> None:
-    from stitchkit.assembly.config.job_settings import check_flags, check_own
-    from stitchkit.assembly.sweep.settings import Place, Repeats, check_folder, read_place
-
-    settings = vars(flags)
-    folder, picture_format = settings.pop("report"), settings.pop("format")
-    if folder is not None:  # the sweep may still run
-        if unused := [key for key, value in settings.items() if value and key not in ("output", "cluster")]:
-            flag = "--" + unused[0].replace("_", "-")
-            raise InputError(f"{flag} has no effect with --report, which runs no job; remove one of the two")
-        check_folder(folder)  # before torch is loaded
-        _print_report(folder, picture_format)
-        return
-    path, output, only, is_dry, is_smoke, retry_failed = (
-        settings.pop(key) for key in ("config", "output", "only", "dry_run", "smoke", "retry_failed")
-    )
-    options = {field.name: settings.pop(field.name) for field in fields(Place) if field.name in settings}
-    download = settings.pop("download", False)
-    read_place(options)
-    check_flags(settings)
-    check_own(Repeats, {}, settings)
-
-    from stitchkit.assembly.sweep.cluster import create_cluster
-    from stitchkit.assembly.sweep.config import load_sweep
-    from stitchkit.assembly.sweep.launch import launch, show_plan, smoke
-    from stitchkit.assembly.sweep.plan import choose
-    from stitchkit.assembly.train.data import download_data
-
-    sweep = load_sweep(path, **settings)
-    jobs = choose(sweep.jobs, only)
-    name = options.pop("cluster")
-    enter = partial(create_cluster, name, folder=Path(output), resources=sweep.resources, **options)
-    if is_dry:  # the plan may be for another machine, with other GPUs, but it shows Slurm's script
-        show_plan(sweep, jobs, Path(output), enter() if name == "slurm" else None)
-        return
-    planned = [job for job in jobs.values() if job.applies]
-    if download:  # once, before jobs that start together would all do it
-        download_data(job.parsed for job in planned)
-    if is_smoke:
-        smoke(planned)
-    else:
-        names = {job.name for job in planned} if only else None
-        cluster = enter()
-        launch(sweep, Path(output), cluster, only=names, retry_failed=retry_failed)
-        if not cluster.is_detached:
-            _print_report(output, picture_format)
-
-
-def _print_report(folder: str, picture_format: str) -> None:
-    from stitchkit.assembly.sweep.report.tables import sweep_report
-
-    for file in sweep_report(folder, picture_format=picture_format):
-        print(file)
-
-
 job = Command(
-    _job, "train an assembly of pretrained parts and adapters", _add_job_flags,
+    "stitchkit.assembly.train.run:run", "train an assembly of pretrained parts and adapters", _add_job_flags,
     resumes="continue from the newest checkpoint with --resume auto",
+    check=lambda flags: check_flags(vars(flags)),
 )  # fmt: skip
 sweep = Command(
-    _sweep,
+    "stitchkit.assembly.sweep.launch:run",
     "run all jobs of one file, one for each gap and stitcher, data set, seed or trial, and report the results",
     _add_sweep_flags,
     resumes=REPEAT,
+    check="stitchkit.assembly.sweep.settings:check_sweep",
 )

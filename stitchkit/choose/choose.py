@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import math
@@ -10,15 +11,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
+from typing import Any
 
-from stitchkit.choose.klas import anchor_thetas, joint_routes, klas
+import torch
+
+from stitchkit.choose.commands import ChooseSettings
+from stitchkit.choose.klas import SomeImages, anchor_thetas, joint_routes, klas
 from stitchkit.data.batches import Batch
-from stitchkit.display import aligned, quantity
+from stitchkit.data.open_dataset import open_dataset
+from stitchkit.data.source import Source, is_unlabelled
+from stitchkit.display import aligned, counted, quantity
+from stitchkit.distributed import choose_device
 from stitchkit.errors import InputError
 from stitchkit.files import replacing, write_text
 from stitchkit.measure.profile import Profiler
+from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.mode import evaluating
+from stitchkit.parser import new_file
 from stitchkit.paths import paths_for_file
 from stitchkit.routes import Joint
 from stitchkit.settings.stitch_config import StitchConfig
@@ -172,3 +183,43 @@ def write_scores(path: Path, choice: ChosenJoints) -> None:
         for each in choice.candidates:
             joint, is_kept = each.joint, int(each.joint in choice.kept)
             writer.writerow([joint, each.stitch, each.flops, each.bucket, is_kept, choice.scores[joint]])
+
+
+def run(flags: argparse.Namespace, settings: ChooseSettings, output: Path) -> None:
+    """Run `stitchkit choose`."""
+    config = StitchConfig.load(flags.stitch_config)
+    if config.dense is not None:
+        raise InputError(
+            f"'{flags.stitch_config}' is for {config.dense.task}, and choose needs classes of whole images; remove "
+            '"dense" and give images of classes, or train all stitches'
+        )
+    new_file(str(scores_file(output)))
+    device = choose_device(flags.device)
+    source = Source(flags.dataset, flags.data, needs_labels=False)
+    check_way(flags.by, has_labels=not is_unlabelled(source))
+    options: dict[str, Any] = {"pretrained": not flags.no_pretrained}
+    for key in ("num_classes", "img_size"):
+        options[key] = config.recipe.get(key) if (value := getattr(flags, key)) is None else value
+    torch.manual_seed(settings.seed)  # for weights that are random
+    model = create_snnet(config, **options).to(device).eval()
+    images = open_dataset(source, "train", is_training=True)
+    prepared = data_config_of({}, model.input_size, model.pretrained_cfg)
+
+    def batches(what: str) -> SomeImages:
+        sampling = {"batch_size": settings.batch_size, "seed": settings.seed, "workers": settings.workers}
+        return SomeImages(images, prepared, count=settings.images, device=device, what=what, **sampling)
+
+    if flags.pair:
+        config, table = closest_pair(config, model, batches("anchors"))
+        print(f"{table}\nkept: {' and '.join(anchor.label for anchor in config.anchors)}, whose predictions agree most")
+        model = create_snnet(config, **options).to(device).eval()
+    choice = choose(model, batches(flags.by), flags.by, buckets=settings.buckets, tau=settings.tau, seed=settings.seed)
+    chosen = write_config(output, config, choice.kept)
+    write_scores(scores_file(output), choice)
+    left = len(chosen.space_of([*model.views.values()]))
+    print(
+        f"{choice.table}\n"
+        f"{len(choice.kept)} of {counted(len(choice.candidates), 'joint')} kept by {flags.by}, and {left} of "
+        f"{counted(len(model.space), 'stitch')}; * marks the lowest score of a bucket\n"
+        f"the configuration is {output}, all scores are in {scores_file(output)}"
+    )

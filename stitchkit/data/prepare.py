@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from stitchkit.data.open_dataset import read_timm
 from stitchkit.data.source import SOURCES, Source
 from stitchkit.data.split_rule import is_split
 from stitchkit.data.torchvision_sets import TEST_SHARE, divide, read
+from stitchkit.display import aligned
 from stitchkit.errors import InputError, unknown
 from stitchkit.files import filling
 from stitchkit.settings.fields import Amount, Classes
@@ -203,3 +205,11 @@ def _check(folder: Path, task: CollectionTask) -> str:
             f"'{folder}' has {sum(counts.values()):,} images and must have {task.images:,}; remove it and try again"
         )
     return f"{', '.join(f'{count:,} {split}' for split, count in counts.items())} images of {task.classes} classes"
+
+
+def list_datasets(_: argparse.Namespace) -> None:
+    """Run `stitchkit datasets list`."""
+    lines = [(name, "by hand" if source.by_hand else "download", source.needs) for name, source in SOURCES.items()]
+    print(aligned([*sorted(lines), ("digits", "built in", "")], left={0, 1, 2}))
+    for collection in COLLECTIONS:
+        print(f"collection {collection}: {', '.join(read_collection(collection))}")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stitchkit.display import aligned, listed, plural, quantity
-from stitchkit.measure.figure import BLUE, RED, draw_costs, label_points, new_figure, save_figure
-from stitchkit.measure.latency_verdict import unreliable
-from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, nouns_of
-from stitchkit.measure.metric import ACCURACY, METRICS, compared, in_sentence, metric_of
-from stitchkit.measure.overlay import Overlay
+from stitchkit.display import aligned, counted, listed, plural, quantity
+from stitchkit.measure.figure import BLUE, RED, check_plot, draw_costs, label_points, new_figure, save_figure
+from stitchkit.measure.intervals import add_intervals, compared_beside, told_apart_note
+from stitchkit.measure.latency_verdict import check_latencies, latency_note, unreliable
+from stitchkit.measure.ledger import COSTS, WITH_INTERVALS, Row, check_figures, nouns_of, read_rows
+from stitchkit.measure.metric import ACCURACY, METRICS, by, compared, compared_note, in_sentence, metric_of
+from stitchkit.measure.overlay import Overlay, read_overlay, verdict
 from stitchkit.routes import Stitch
 
 if TYPE_CHECKING:
@@ -196,3 +198,32 @@ def _axis(cost: str, rows: Sequence[Row]) -> str:
 
 def _places(rows: Sequence[Row], cost: str, metric: str) -> tuple[list[float], list[float]]:
     return [row[cost] for row in rows], [row[metric] for row in rows]
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run `stitchkit pareto`."""
+    if flags.plot:
+        check_plot(flags.plot)
+    rows, cost = read_rows(flags.ledger), COSTS[flags.cost]
+    metric = metric_of(rows, flags.metric)
+    front = pareto_front(rows, cost, metric)
+    known = compared_beside(flags.ledger, metric)
+    add_intervals(rows, known, cost)
+    if flags.cost == "latency":
+        check_latencies(rows, allowed=flags.allow_unreliable)
+    overlay = read_overlay(flags.overlay, [cost], metric) if flags.overlay else None
+    print(table(front))
+    for note in filter(None, [latency_note(rows), compared_note(rows, metric)]):
+        print(note)
+    network, uncut = nouns_of(rows)
+    number = counted(len(rows), network)
+    marks = f"; * marks {plural(uncut)}" if any(map(is_anchor, rows)) else ""
+    print(f"the Pareto front{by(metric)} has {len(front)} of {number}{marks}")
+    if metric in WITH_INTERVALS:
+        print(told_apart_note(front, known, metric))
+    if overlay:
+        print(f"{verdict(front, overlay.models, cost)} {overlay.remark}")
+    if flags.plot:
+        shown = counted(len(compared(rows, metric)), network)
+        plot(rows, flags.plot, title=shown, cost=cost, overlay=overlay, metric=metric)
+        print(f"the plot is {flags.plot}")

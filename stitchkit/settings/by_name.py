@@ -12,8 +12,8 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.paths import from_file
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.kinds import kind_of
-from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe, flag_of
-from stitchkit.settings.schema import json_schema, parse
+from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe
+from stitchkit.settings.schema import flag_of, json_schema, parse
 from stitchkit.settings.short_names import hub_fault
 from stitchkit.settings.timm_flags import REFUSALS, REMOVED_VALUES
 

@@ -12,7 +12,8 @@ from stitchkit.display import counted
 from stitchkit.errors import InputError, unknown
 from stitchkit.optional import check_installed
 from stitchkit.settings.fields import COLOUR_MODES, is_colour
-from stitchkit.settings.recipe import OptimRecipe, Recipe, flag_of
+from stitchkit.settings.recipe import OptimRecipe, Recipe
+from stitchkit.settings.schema import flag_of
 from stitchkit.settings.timm_flags import PLATEAU
 
 _logger = logging.getLogger(__name__)

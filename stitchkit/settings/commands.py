@@ -51,13 +51,8 @@ def _add_zoo_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--licence", metavar="NAME", help="only weights with this licence, such as apache-2.0")
 
 
-def _zoo(flags: argparse.Namespace) -> None:
-    from stitchkit.display import aligned, counted
-    from stitchkit.settings.zoo import HEAD, row_of, zoo
-
-    configs = zoo(max_flops=flags.max_flops, licence=flags.licence)
-    print(aligned([HEAD, *(row_of(name, config) for name, config in configs.items())], left={0, 1, 6}))
-    print(f"{counted(len(configs), 'configuration')}; stitchkit profile --stitch-config NAME shows the stitches of one")
-
-
-zoo = Command(_zoo, "list families of pretrained networks, ready for stitching, with their FLOPs", _add_zoo_flags)
+zoo = Command(
+    "stitchkit.settings.zoo:run",
+    "list families of pretrained networks, ready for stitching, with their FLOPs",
+    _add_zoo_flags,
+)

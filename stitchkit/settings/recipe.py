@@ -282,11 +282,6 @@ class RunRecipe(Settings):
     wandb_resume_id: str | None = flag(None, "run to resume in Weights & Biases; with --resume")
 
 
-def flag_of(name: str) -> str:
-    """The flag of a setting, as messages show it."""
-    return "--" + name.replace("_", "-")
-
-
 @dataclass(frozen=True)
 class Recipe(Settings):
     """All settings of a run, in groups."""

@@ -198,6 +198,11 @@ def join(place: str, key: object) -> str:
     return f"{place}.{key}" if place else str(key)
 
 
+def flag_of(name: str) -> str:
+    """The flag of a setting, as messages show it."""
+    return "--" + name.replace("_", "-")
+
+
 def parse(kind: type[Kind], content: object, place: str = "", *, name: Callable[[str], str] | None = None) -> Kind:
     """Settings of a kind from plain data.
 

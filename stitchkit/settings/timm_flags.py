@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from stitchkit.errors import InputError
-from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.schema import flag_of
 
 
 @dataclass(frozen=True)

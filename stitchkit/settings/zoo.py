@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from itertools import takewhile
 
-from stitchkit.display import quantity
+from stitchkit.display import aligned, counted, quantity
 from stitchkit.errors import InputError, unknown
 from stitchkit.settings.short_names import short_names
 from stitchkit.settings.stitch_config import StitchConfig, ZooFacts
@@ -64,3 +65,10 @@ def in_braces(labels: Sequence[str]) -> str:
 def _alike(words: Sequence[Sequence[str]]) -> int:
     """How many words all lists begin with."""
     return sum(1 for _ in takewhile(lambda column: len({*column}) == 1, zip(*words, strict=False)))
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run `stitchkit zoo`."""
+    configs = zoo(max_flops=flags.max_flops, licence=flags.licence)
+    print(aligned([HEAD, *(row_of(name, config) for name, config in configs.items())], left={0, 1, 6}))
+    print(f"{counted(len(configs), 'configuration')}; stitchkit profile --stitch-config NAME shows the stitches of one")

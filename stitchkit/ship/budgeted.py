@@ -1,4 +1,4 @@
-"""A budget for each call of an SN-Net, and what a ledger needs of its network for it."""
+"""A budget for each call of an SN-Net."""
 
 from __future__ import annotations
 
@@ -12,32 +12,12 @@ from torch import nn
 
 from stitchkit.display import count
 from stitchkit.errors import InputError
+from stitchkit.measure.costs import complete
 from stitchkit.measure.latency import add_latencies
-from stitchkit.measure.latency_verdict import latency_note, unreliable
-from stitchkit.measure.ledger import Row, cost_row, difference, read_rows
-from stitchkit.measure.profile import Profiler
+from stitchkit.measure.ledger import Row, read_rows
 from stitchkit.measure.statistics_file import load_statistics, without_statistics
 from stitchkit.model.snnet import SNNet
 from stitchkit.ship.pick import Budget, pick, pick_one
-
-
-def complete(rows: Sequence[Row], model: SNNet, *, latency: bool) -> str:
-    """Add missing figures to rows: name, FLOPs, parameters and, on request, latency; return the latency's note."""
-    profiler = Profiler(model)
-    for row in rows:
-        if contradiction := difference(row, model.space, profiler.cost):
-            advice = "give its own, or check --stitch-config, --num-classes and --img-size"
-            raise InputError(f"the ledger belongs to another SN-Net: {contradiction}; {advice}")
-        # The row wins: published parameter counts leave some out, and are compared with each other.
-        row.update(cost_row(model.space, row["cfg_id"], profiler.cost(row["cfg_id"])) | row)
-    if latency and lacks_latencies(rows):
-        return add_latencies(rows, model, batch_size=1)
-    return latency_note(rows) if latency else ""
-
-
-def lacks_latencies(rows: Sequence[Row]) -> bool:
-    """Whether latencies are missing, or their measurement called them unreliable."""
-    return bool(unreliable(rows)) or any("latency_ms" not in row for row in rows)
 
 
 class BudgetedModel(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import tempfile
 from collections import defaultdict
@@ -14,15 +15,22 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line
 from stitchkit.files import sync
+from stitchkit.measure.costs import complete, lacks_latencies
 from stitchkit.measure.latency import Latency, latencies
+from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.metric import compared, metric_of
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
+from stitchkit.ship.commands import CALIBRATION, IMAGES
 from stitchkit.ship.description import TOKENS, gives_features, is_dense, output_name
 from stitchkit.ship.formats import About, oldest_runtime, suffix_of
+from stitchkit.ship.pick import Budget, budget_of, confident_by_image, pick, refusal, superlative, verdict
 from stitchkit.ship.stitch_files import FORMATS, Runner
+from stitchkit.ship.trained_snnet import Trained, calibrate, check_origin, describe, sample_images, trained_of
 
 TOLERANCE, INT8_TOLERANCE = 1e-4, 0.25
 """Largest accepted difference of logits or features, as a share of the largest one if that is above 1."""
@@ -158,3 +166,57 @@ def _compare(
     # torch's max keeps NaN; Python's would drop it, and a broken file would agree.
     largest = {name: [float(torch.stack(each[name]).max()) for each in (errors, sizes)] for name in errors}
     return {name: Difference(*pair) for name, pair in largest.items()}, same
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run `stitchkit export`."""
+    output, cfg_id, budget = flags.output, flags.cfg_id, budget_of(flags)
+    if (cfg_id is None) == (flags.ledger is None):
+        raise InputError("give either --cfg-id N, or --ledger FILE with a budget such as --max-flops 5G")
+    if cfg_id is not None and (budget.limits or flags.metric or flags.confident):
+        what = "the budget" if budget.limits else "the metric" if flags.metric else "--confident"
+        raise InputError(f"--cfg-id {cfg_id} already names a stitch; omit {what}, or give --ledger instead")
+    trained = trained_of(flags, cfg_id=cfg_id)
+    if flags.int8 and not trained.has_data:
+        raise InputError("--int8 needs training images, whose activations set its ranges; add --data DIR")
+    cfg_id = _best(flags, budget, trained) if cfg_id is None else cfg_id
+    stitch = trained.model.resolve(cfg_id)
+    images, source = sample_images(trained, IMAGES)
+    calibrate(trained, cfg_id)
+    calibration = sample_images(trained, CALIBRATION, train=True)[0] if flags.int8 else None
+    about = describe(trained, cfg_id)
+    report = export(trained.model, cfg_id, output, images, about, calibration=calibration, opset=flags.opset)
+    print(f"stitch {cfg_id}, {stitch}, is in {output}; compared on {report.images} {source}:")
+    for name, difference in report.differences.items():
+        print(f"  largest difference {difference.largest:.2g} of {name} up to {difference.of:.3g}")
+    if report.same_top1 is not None:
+        print(f"  same top-1 class on {report.same_top1} of {report.images}")
+    for name, size, latency in (
+        ("SN-Net (all weights)", report.snnet_bytes, report.snnet_latency),
+        (Path(output).name, report.file_bytes, report.file_latency),
+    ):
+        print(f"  {name:20}  {size / 2**20:8.2f} MiB  {latency.ms:8.2f} ms an image on this CPU{latency.doubt}")
+    if report.reader:
+        print(f"  {report.reader}")
+
+
+def _best(flags: argparse.Namespace, budget: Budget, trained: Trained) -> int:
+    """The `cfg_id` of the best stitch of `--ledger`, which must have been measured with these weights."""
+    check_origin(flags.ledger, trained, otherwise="export a stitch by --cfg-id")
+    rows = read_rows(flags.ledger)
+    by_latency = budget.max_latency_ms is not None
+    if by_latency and lacks_latencies(rows):
+        print(f"measuring the latencies of {counted(len(rows), 'stitch')} here: the ledger has none that are reliable")
+    if note := complete(rows, trained.model, latency=by_latency):
+        print(note)
+    metric = metric_of(rows, flags.metric)
+    confident = confident_by_image(rows, flags.ledger, budget, metric) if flags.confident else None
+    choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable, confident=confident)
+    if choice.best is None:
+        raise InputError(refusal(rows, budget, choice))
+    if confident is not None:
+        print(verdict(rows, budget, choice))
+    elif not budget.limits:
+        number = counted(len(compared(rows, metric)), "stitch")
+        print(f"no budget was given; exporting the {superlative(metric)} of {number}")
+    return int(choice.best["cfg_id"])

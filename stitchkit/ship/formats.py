@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from stitchkit.errors import InputError, unknown
 from stitchkit.optional import check_installed
+from stitchkit.parser import new_file
 
 About = Mapping[str, Any]
 """The description of a stitch, or that of a StitchNet network; both have `input` with `input_size`."""
@@ -49,3 +51,9 @@ def suffix_of(path: str | Path, *, int8: bool = False, opset: int | None = None)
         raise InputError(f"--opset is for .onnx files, not {suffix}; give a name that ends with .onnx, or omit --opset")
     check_installed(_PACKAGES[suffix], "ship", f"a {suffix} file")
     return suffix
+
+
+def check_output(flags: argparse.Namespace) -> None:
+    """Check the file that `stitchkit export` will write: a wrong suffix must not cost the user a wait."""
+    suffix_of(flags.output, int8=flags.int8, opset=flags.opset)
+    new_file(flags.output)

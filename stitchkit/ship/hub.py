@@ -27,6 +27,7 @@ from stitchkit.networks.weights import load_checkpoint, load_content
 from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import local, portable
+from stitchkit.ship.trained_snnet import open_trained
 from stitchkit.ship.write_page import read_page
 
 _CONFIG, _WEIGHTS, _LEDGER, _README = "config.json", "model.safetensors", "stitches_res.txt", "README.md"
@@ -107,8 +108,6 @@ class HubSNNet(
             InputError: If a file is missing or unreadable, checkpoint and configuration do not belong together, or
                 the run set `--bn-eps`, which a folder cannot store.
         """
-        from stitchkit.ship.trained_snnet import open_trained  # slow to import, and not needed to load a folder
-
         trained = open_trained(settings)
         if trained.recipe.model.bn_eps is not None:
             raise InputError("--bn-eps cannot be stored in a folder of the Hub; share the stitches by stitchkit export")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from typing import NamedTuple
 from stitchkit.display import counted
 from stitchkit.errors import InputError
 from stitchkit.measure.comparison import Compared
-from stitchkit.measure.intervals import check_by_image, compared_beside
-from stitchkit.measure.latency_verdict import check_latencies
-from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, figure_text, nouns_of
+from stitchkit.measure.intervals import add_intervals, check_by_image, compared_beside
+from stitchkit.measure.latency_verdict import check_latencies, latency_note
+from stitchkit.measure.ledger import WITH_INTERVALS, Row, check_figures, figure_text, nouns_of, read_rows, strict_json
 from stitchkit.measure.metric import ACCURACY, by, compared, compared_note, in_sentence, metric_of
+from stitchkit.measure.overlay import better_single_model, comparison, read_overlay
+from stitchkit.measure.pareto import table
 from stitchkit.measure.scores import FILES
+from stitchkit.ship.export_command import export_commands
 
 _RUNNERS_UP = 4
 _FIGURES = {"max_flops": "flops", "max_params": "params", "max_latency_ms": "latency_ms", "min_acc1": "acc1"}
@@ -81,6 +85,11 @@ class Budget:
             f"at {'least' if limit == 'min_acc1' else 'most'} {figure_text(_FIGURES[limit], value)}"
             for limit, value in self.limits.items()
         )
+
+
+def budget_of(flags: argparse.Namespace) -> Budget:
+    """The budget that flags give."""
+    return Budget(flags.max_flops, flags.max_params, flags.max_latency_ms, flags.min_acc1)
 
 
 class Choice(NamedTuple):
@@ -224,3 +233,39 @@ def refusal(rows: Sequence[Row], budget: Budget, choice: Choice) -> str:
         f"none of {counted(number, nouns_of(rows)[0])} has {budget}; the nearest miss is cfg_id {nearest['cfg_id']}"
         f"{name} with {' and '.join(figures)}; relax the budget to take it" + (f"; {note}" if note else "")
     )
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run `stitchkit pick`."""
+    budget, rows = budget_of(flags), read_rows(flags.ledger)
+    metric = metric_of(rows, flags.metric)
+    costs = [*budget.costs] or ["flops"]
+    overlay = read_overlay(flags.overlay, costs, metric, every=True) if flags.overlay else None
+    confident = confident_by_image(rows, flags.ledger, budget, metric) if flags.confident else None
+    if flags.stitch_config:
+        from stitchkit.measure.costs import complete_here  # torch, which a ledger alone does not need
+
+        sizes = {"num_classes": flags.num_classes, "img_size": flags.img_size}
+        complete_here(rows, flags.stitch_config, latency=budget.max_latency_ms is not None, **sizes)
+    elif flags.num_classes is not None or flags.img_size:
+        raise InputError("--num-classes and --img-size require --stitch-config; add it, or omit them")
+    add_intervals(rows, confident or compared_beside(flags.ledger, metric), budget.cost)
+    choice = pick(rows, budget, metric=metric, allow_unreliable=flags.allow_unreliable, confident=confident)
+    rival = better_single_model(choice.best, budget.costs, overlay.models) if overlay and choice.best else None
+    # Printed even if no stitch fits: scripts then find the nearest miss in it.
+    if flags.json:
+        content = {**choice._asdict(), "stitches": len(rows), "budget": budget.limits}
+        print(strict_json(content | {"better_single_model": rival} if overlay else content))
+    if choice.best is None:
+        raise InputError(refusal(rows, budget, choice))
+    if flags.json:
+        return
+    print(verdict(rows, budget, choice))
+    if overlay:
+        print(comparison(choice.best, rival, overlay))
+    shown = [choice.best, *choice.runners_up]
+    print(table(shown))
+    for note in filter(None, [latency_note(shown), compared_note(rows, metric)]):
+        print(note)
+    (command,) = export_commands(Path(flags.ledger), [choice.best["cfg_id"]], flags.stitch_config)
+    print(f"next, export it: {command}")

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
-import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from timm.data import ImageNetInfo
-from torch.utils.data import DataLoader, Dataset
 
-from stitchkit.data.decoding import Change, Decoding
-from stitchkit.data.loader_processes import explained, outlive_signals, usable_cores
-from stitchkit.display import counted, listed
-from stitchkit.distributed import World
-from stitchkit.errors import InputError, one_line
+from stitchkit.data.folders import image_files
+from stitchkit.data.loader_processes import explained
+from stitchkit.display import counted
+from stitchkit.distributed import World, choose_device
+from stitchkit.errors import InputError
 from stitchkit.files import replacing
 from stitchkit.progress import progress
-from stitchkit.ship.predictors import Predictor, Transform
-
-_logger = logging.getLogger(__name__)
+from stitchkit.ship.commands import PredictSettings
+from stitchkit.ship.predict_maps import predict_maps
+from stitchkit.ship.predictors import Files, Predictor, Transform, predictor_of, report_changes, report_unreadable
 
 _IMAGENET = 1000
 
@@ -46,46 +46,6 @@ def likeliest(logits: torch.Tensor, names: Sequence[str], number: int) -> list[t
     return [(names[index], share) for index, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
 
 
-class Files(Dataset[tuple[int, torch.Tensor, int, str]]):
-    """Image files as their number, input, `Change` and fault; the input of an unreadable one is `blank`."""
-
-    def __init__(self, paths: Sequence[str], read: Callable[[str], tuple[torch.Tensor, Change]], blank: torch.Tensor):
-        self._paths, self._read, self._blank = paths, read, blank
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor, int, str]:
-        path = self._paths[index]
-        try:
-            return index, *self._read(path), ""
-        except Exception as error:  # decoders raise many types
-            # The cause alone, without the path, which the message names.
-            cause = str(error) if isinstance(error, InputError) else one_line(error.__cause__ or error)
-            return index, self._blank, 0, cause.removesuffix(repr(path)).rstrip(" :")
-
-
-def open_loader(files: Files, batch_size: int | None, workers: int) -> DataLoader[tuple[int, torch.Tensor, int, str]]:
-    """The loader of files, in batches or, without a size, one by one."""
-    loader = DataLoader(files, batch_size, num_workers=min(workers, usable_cores()))  # torch warns of more
-    outlive_signals(loader)
-    return loader
-
-
-def report_unreadable(faults: Mapping[str, str], images: int) -> None:
-    """Log which of so many images cannot be read, and why the first."""
-    if faults:
-        message = "%d of %s cannot be read: %s; the first: %s"
-        shown, first = listed([*faults]), next(iter(faults.values()))
-        _logger.warning(message, len(faults), counted(images, "image"), shown, first)
-
-
-def report_changes(changes: Sequence[int], decoding: Decoding) -> None:
-    """Log how many of some images were changed by decoding, and how."""
-    if words := decoding.described({kind: sum(bool(change & kind) for change in changes) for kind in Change}):
-        _logger.info("of %s: %s", counted(len(changes), "image"), words)
-
-
 @torch.inference_mode()
 def predict(
     predictor: Predictor, folder: str | Path, paths: Sequence[str], output: Path, *, device: torch.device,
@@ -96,10 +56,8 @@ def predict(
     count = network(torch.zeros(1, *predictor.data_config["input_size"], device=device)).shape[1]
     names, ranks = described_classes(predictor.classes, count), range(2, min(top, count) + 1)
     head = ["path", "class", "probability", *(f"{key}_{rank}" for rank in ranks for key in ("class", "probability"))]
-    transform = Transform(predictor.data_config)
-    loader = open_loader(
-        Files(paths, transform.read, torch.zeros(*predictor.data_config["input_size"])), batch_size, workers
-    )
+    transform, blank = Transform(predictor.data_config), torch.zeros(*predictor.data_config["input_size"])
+    loader = Files(paths, transform.read, blank).loader(batch_size, workers)
     unreadable: dict[str, str] = {}
     changes: list[int] = []
     batches = progress(loader, World(0, 1, device), "predict", unit="batches")
@@ -121,3 +79,21 @@ def predict(
     report_unreadable(unreadable, len(paths))
     report_changes(changes, transform.decoding)
     return len(unreadable)
+
+
+def run(flags: argparse.Namespace, settings: PredictSettings, output: Path) -> None:
+    """Run `stitchkit predict`."""
+    (paths, notes), device = image_files(flags.folder), choose_device(flags.device)
+    predictor = predictor_of(flags)
+    if isinstance(predictor, Predictor):
+        if not output.suffix:
+            raise InputError(f"'{output}' must be a CSV file; give a name that ends with .csv")
+        unreadable = predict(predictor, flags.folder, paths, output, device=device, **asdict(settings))
+    else:
+        if output.suffix:
+            raise InputError(f"the network gives a map of each image; give -o a folder for them in place of '{output}'")
+        if settings.top != PredictSettings.top:
+            raise InputError("--top does not apply to networks that predict maps; omit it")
+        loading = {"batch_size": settings.batch_size, "workers": settings.workers}
+        unreadable = predict_maps(predictor, flags.folder, paths, output, device=device, **loading)
+    print(f"{output} has predictions for {len(paths) - unreadable} of {counted(len(paths), 'image')}{notes}")

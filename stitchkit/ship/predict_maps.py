@@ -19,8 +19,7 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.files import filling
 from stitchkit.progress import progress
-from stitchkit.ship.predict import Files, open_loader, report_changes, report_unreadable
-from stitchkit.ship.predictors import MapPredictor
+from stitchkit.ship.predictors import Files, MapPredictor, report_changes, report_unreadable
 from stitchkit.training.dense.examples import class_colours, predicted_map
 from stitchkit.training.dense.windows import Windows
 
@@ -62,7 +61,7 @@ def predict_maps(
     decoding = Decoding.of(config)
     transform = evaluation_transform(predictor.dense.task, mean=config["mean"], std=config["std"])
     photos = Files(paths, partial(_read, decoding=decoding, transform=transform), torch.empty(0))
-    loader = open_loader(photos, None, workers)
+    loader = photos.loader(None, workers)
     with explained("lower --workers"), filling(output) as unfinished:
         for number, image, change, fault in progress(loader, World(0, 1, device), "predict", unit="images"):
             changes.append(change)

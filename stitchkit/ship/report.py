@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import math
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import TypedDict
 
 from stitchkit._version import __version__
-from stitchkit.display import plural
+from stitchkit.display import counted, plural
 from stitchkit.errors import InputError
 from stitchkit.files import check_folder_of, read_table
+from stitchkit.measure.figure import check_plot
 from stitchkit.measure.intervals import add_intervals, compared_beside, told_apart_note
 from stitchkit.measure.latency_verdict import ALLOW, latency_note, unreliable, without_unreliable
 from stitchkit.measure.ledger import (
@@ -31,8 +33,8 @@ from stitchkit.measure.ledger import (
 )
 from stitchkit.measure.ledger_origin import origin_file
 from stitchkit.measure.metric import METRICS, compared, compared_note, in_sentence, metric_of
-from stitchkit.measure.overlay import Overlay, verdict
-from stitchkit.measure.pareto import in_view, is_anchor, pareto_front
+from stitchkit.measure.overlay import Overlay, read_overlay, verdict
+from stitchkit.measure.pareto import in_view, is_anchor, pareto_front, plot
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
 from stitchkit.networks.meta import without_values
@@ -280,3 +282,23 @@ def write_report(
         "plotly": optional("plotly.offline", "report", "a report").get_plotlyjs(),
     }
     write_page(output, "report.html", parts)
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run `stitchkit report`."""
+    if flags.plot:
+        check_plot(flags.plot)
+    options = {"allow_unreliable": flags.allow_unreliable, "metric": flags.metric}
+    contents = read_ledgers(flags.ledgers, flags.stitch_config, **options)
+    metric = contents[0]["metric"]
+    every = [row for content in contents for row in content["rows"]]
+    costs = [cost for cost in COSTS.values() if any(cost in row for row in every)]
+    overlay = read_overlay(flags.overlay, costs, metric) if flags.overlay else None
+    write_report(flags.output, contents, title=flags.title, overlay=overlay)
+    print(f"{flags.output} shows {counted(len(every), nouns_of(every)[0])}; open it in a browser")
+    if overlay:
+        print(f"{next(iter(overlay_verdicts(contents, overlay).values()))} {overlay.remark}")
+    if flags.plot:
+        rows = {content["name"]: content["rows"] for content in contents}
+        plot(rows, flags.plot, title=flags.title, overlay=overlay, metric=metric)
+        print(f"the plot is {flags.plot}")

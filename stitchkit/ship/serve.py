@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ import torch
 
 from stitchkit.data.decoding import ImageSource, readable
 from stitchkit.display import quantity, unit_of
+from stitchkit.distributed import choose_device
 from stitchkit.errors import InputError
 from stitchkit.measure.latency import latencies
 from stitchkit.measure.latency_verdict import unreliable
@@ -22,10 +24,10 @@ from stitchkit.measure.metric import ACCURACY, in_sentence, metric_of
 from stitchkit.optional import optional
 from stitchkit.ship.budgeted import BudgetedModel
 from stitchkit.ship.description import no_classes
-from stitchkit.ship.predict import described_classes, likeliest, report_changes
-from stitchkit.ship.predictors import Transform
+from stitchkit.ship.predict import described_classes, likeliest
+from stitchkit.ship.predictors import Transform, report_changes
 from stitchkit.ship.route_drawing import depths_of, draw_route
-from stitchkit.ship.trained_snnet import Trained, calibrate, needs_calibration
+from stitchkit.ship.trained_snnet import Trained, calibrate, check_origin, needs_calibration, trained_of
 from stitchkit.ship.write_page import read_page
 
 _CLASSES = 5  # number of classes in a prediction
@@ -154,3 +156,14 @@ def serve(demonstration: Demonstration, *, title: str, port: int | None = None) 
     _, address, _ = page.launch(server_name=_HOST, server_port=port, share=False, footer_links=[], **options)
     print(f"the page is {address}; Ctrl-C ends it", flush=True)
     page.block_thread()
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run `stitchkit serve`."""
+    check_page(flags.port)
+    device = choose_device(flags.device)
+    trained = trained_of(flags)
+    check_origin(flags.ledger, trained, otherwise="give the --ledger of this checkpoint")
+    trained.model.to(device)
+    title = trained.recipe.folder.name
+    serve(Demonstration(trained, flags.ledger), title=title, port=flags.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -35,7 +36,8 @@ from stitchkit.networks.trained_with import TrainedWith
 from stitchkit.networks.weights import load_content, read_hashed
 from stitchkit.routes import Stitch
 from stitchkit.settings.flags import gather
-from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.schema import flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.ship.description import FORMAT, output_of, portable
 from stitchkit.training.checkpoint import check_header
@@ -143,6 +145,17 @@ def open_trained(
         if not model.statistics:
             load_statistics(model, file)
     return Trained(model.eval(), config, recipe, classes, digest, freezes_anchors(content))
+
+
+def trained_of(flags: argparse.Namespace, *, cfg_id: int | None = None) -> Trained:
+    """The SN-Net that flags of a command name, with a stitch of this number if one is given."""
+    names = ("stitch_config", "num_classes", "img_size", "resume", "data_dir", "config", "recalibrate_bn", "model_ema")
+    settings = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    ledger = getattr(flags, "ledger", None)
+    if ledger is not None and origin_file(ledger).is_file():  # by default as it was measured
+        origin = read_origin(ledger, advice="remove it")
+        settings = {"recalibrate_bn": origin["recalibrate_bn"], **settings}
+    return open_trained(settings, cfg_id=cfg_id, ledger=ledger)
 
 
 def _portions_of(ledger: Path) -> object:

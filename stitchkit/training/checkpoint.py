@@ -22,7 +22,8 @@ from stitchkit.networks.timm_model import as_timm
 from stitchkit.networks.trained_with import TrainedWith, compared, note, noted
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.fields import MOST_CLASSES
-from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.schema import flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.samplers import removal_of
 from stitchkit.training.session import Session

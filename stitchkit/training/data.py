@@ -27,7 +27,8 @@ from stitchkit.distributed import World
 from stitchkit.errors import InputError, one_line, prefixed
 from stitchkit.measure.recalibrate import PORTION, num_images
 from stitchkit.networks.data_config import DataConfig, data_config_of, given_data_config, timm_config
-from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.schema import flag_of
 from stitchkit.training.inputs import source_of
 
 BANK_IMAGES = 50_000

@@ -12,7 +12,7 @@ import numpy as np
 
 from stitchkit.display import counted
 from stitchkit.errors import InputError, unknown
-from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.schema import flag_of
 from stitchkit.settings.stitch_recipe import StitchRecipe
 
 _logger = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from stitchkit import cli
 from stitchkit.errors import InputError
 from stitchkit.parser import REPEAT, Command, add_shared, parser_of
-from stitchnet.commands import add_output_flags, begun
+from stitchnet.commands import add_output_flags
+from stitchnet.compose import begun
 from stitchnet.settings import ComposeSettings, add_flags, flag_of
 from studies.stitchnet.experiments import EXPERIMENTS, study
 from studies.stitchnet.tuning import TuningSettings

@@ -10,7 +10,9 @@ from importlib.metadata import entry_points
 
 from setuptools import find_packages
 
-from stitchkit.parser import Command
+from stitchkit import cli
+from stitchkit.parser import Command, resolved
+from tests.commands import commands_of
 from tests.source_code import FAMILIES, FILES, PACKAGES, imports
 from tests.support import ROOT
 
@@ -102,7 +104,7 @@ def test_law_11_imports_point_one_way():
 
 def test_law_11_every_command_and_schema_is_declared_in_its_wing_and_registered():
     registered = [entry for group in ("commands", "schemas") for entry in entry_points(group=f"stitchkit.{group}")]
-    assert all(callable(getattr(entry.load(), "run", entry.load())) for entry in registered)
+    assert all(callable(entry.load()) for entry in registered)
     declared = set()
     for path in FILES:
         if path.name == "commands.py":
@@ -111,6 +113,43 @@ def test_law_11_every_command_and_schema_is_declared_in_its_wing_and_registered(
             declared |= {(module, name) for name in names}
     assert declared == {(entry.module, entry.attr) for entry in registered if entry.group == "stitchkit.commands"}
     assert len(declared) > 15
+
+
+def test_law_11_what_commands_name_can_be_called():
+    names = entry_points(group="stitchkit.commands").names
+    commands = [own.get_default("command") for name in names for own in commands_of(cli._parser(name))]
+    assert len(commands) > len(names)
+    assert all(
+        callable(resolved(function)) for command in commands for function in (command.run, command.check or print)
+    )
+
+
+# Packages that take a second to import, or that only some commands need.
+HEAVY = {
+    *("datasets", "huggingface_hub", "matplotlib", "onnx", "onnx_ir", "onnxruntime", "optuna", "pandas", "sklearn"),
+    *("submitit", "timm", "torch", "torchvision", "wandb"),
+}
+# What these import is ours, and needs a package that the rest of the file does not.
+NEED_HEAVY = {"stitchkit.ship.int8": "onnxruntime", "stitchkit.measure.costs": "torch, which a ledger alone does not"}
+
+
+def test_law_11_imports_inside_functions_save_a_heavy_package():
+    inside = []
+    for path in FILES:
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+        for node in {node for function in nodes for node in ast.walk(function)}:
+            if isinstance(node, ast.ImportFrom):
+                inside.append((path.relative_to(ROOT), node.module))
+            elif isinstance(node, ast.Import):
+                inside += [(path.relative_to(ROOT), alias.name) for alias in node.names]
+    inside = [(path, name) for path, name in inside if path.parts[0] not in ("benchmarks", "studies")]
+    light = [
+        f"{path} imports {name} in a function; import it at the top"
+        for path, name in inside
+        if name.split(".")[0] not in HEAVY and name not in NEED_HEAVY
+    ]
+    assert not light, "\n".join(light)
+    assert {name for _, name in inside} >= NEED_HEAVY.keys()
 
 
 def test_law_11_the_wheel_neither_has_studies_nor_needs_them():

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import stitchkit.data.decoding
-import stitchkit.ship.predict
+import stitchkit.ship.predictors
 from stitchkit.errors import InputError
 from stitchkit.parser import Parser
 from stitchkit.ship.commands import export, predict
@@ -24,7 +24,7 @@ CLASSES = ["ant", "bee", "cat, dog", "=1"]
 def run(command, *words):
     parser = Parser(prog="stitchkit")
     command.add_flags(parser)
-    command.run(parser.parse_args([*map(str, words)]))
+    command(parser.parse_args([*map(str, words)]))
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_each_image_has_its_likeliest_classes_and_an_unreadable_one_none(trained
     ]  # fmt: skip
     assert list(rows[0]) == ["path", "class", "probability", "class_2", "probability_2"]
     model, names = pico_snnet(), []
-    transform = stitchkit.ship.predict.Transform(
+    transform = stitchkit.ship.predictors.Transform(
         {"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "crop_pct": 0.9,
          "crop_mode": "center"}
     )  # fmt: skip

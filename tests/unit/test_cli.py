@@ -14,7 +14,7 @@ import pytest
 from stitchkit import __version__, cli
 from stitchkit.cli import main
 from stitchkit.parser import Command, Parser, add_commands
-from tests.commands import refused
+from tests.commands import commands_of, refused
 
 
 @pytest.fixture
@@ -70,15 +70,6 @@ def test_after_ctrl_c_the_advice_is_that_of_the_command(resumes, says, runs, cap
 
 
 COMMANDS = sorted(entry_points(group="stitchkit.commands").names)
-
-
-def commands_of(parser):
-    """The parsers of its commands and their subcommands."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for own in action.choices.values():
-                yield own
-                yield from commands_of(own)
 
 
 def test_the_help_of_each_flag_says_its_default_once():

@@ -23,8 +23,7 @@ from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import COLOUR_MODES
-from stitchkit.ship.predict import Files
-from stitchkit.ship.predictors import Transform
+from stitchkit.ship.predictors import Files, Transform
 from stitchnet.data import image_folder, read_image
 from tests.jobs import job_config
 

@@ -7,8 +7,8 @@ import pytest
 import stitchkit
 from stitchkit.cli import main
 from stitchkit.display import count
+from stitchkit.measure.costs import complete
 from stitchkit.measure.ledger import read_rows, write_rows
-from stitchkit.ship.budgeted import complete
 from stitchkit.ship.pick import Budget, pick, pick_one
 from tests.results import pareto_like
 from tests.support import ROOT, pico_images, pico_snnet, write_config

@@ -11,7 +11,8 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.flags import add_flags, resolve
-from stitchkit.settings.recipe import Recipe, flag_of
+from stitchkit.settings.recipe import Recipe
+from stitchkit.settings.schema import flag_of
 from stitchkit.settings.timm_flags import REFUSED, REMOVED
 from tests.support import ROOT, write_config
 

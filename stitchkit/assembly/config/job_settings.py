@@ -17,8 +17,7 @@ from stitchkit.errors import InputError
 from stitchkit.settings.fields import Count, Natural, NonNegative, Workers
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.kinds import FILE_KINDS, SWEEPS
-from stitchkit.settings.recipe import flag_of
-from stitchkit.settings.schema import LocalPath, Settings, join, parse
+from stitchkit.settings.schema import LocalPath, Settings, flag_of, join, parse
 
 _logger = logging.getLogger(__name__)
 

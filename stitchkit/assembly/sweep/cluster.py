@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from stitchkit.assembly.sweep.settings import Place, Resources, read_place
 from stitchkit.assembly.sweep.worker import State, SweepJob
 from stitchkit.display import counted
@@ -271,8 +273,6 @@ def _queue() -> dict[str, str]:
 
 
 def _gpus() -> list[int]:
-    import torch
-
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return list(range(torch.cuda.device_count()))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn, get_args
+from typing import NoReturn
 
 import torch
 
@@ -23,11 +24,14 @@ from stitchkit.assembly.parts.part import Part
 from stitchkit.assembly.parts.pretrained import Pretrained
 from stitchkit.assembly.parts.registry import PARTS
 from stitchkit.assembly.parts.spec import PartSpec
-from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, states
+from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, create_cluster, states
+from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.kinds.search import HyperSearch
-from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, table
-from stitchkit.assembly.sweep.worker import State, SweepJob
-from stitchkit.assembly.train.data import open_data
+from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, choose, table
+from stitchkit.assembly.sweep.report.tables import sweep_report
+from stitchkit.assembly.sweep.settings import Place
+from stitchkit.assembly.sweep.worker import SweepJob, counts
+from stitchkit.assembly.train.data import download_data, open_data
 from stitchkit.assembly.train.run import run_job
 from stitchkit.data.source import MissingData
 from stitchkit.display import counted
@@ -131,13 +135,6 @@ def run_sweep(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm, *, retry_fai
         _watch(left, cluster)
     interrupted = [] if cluster.is_detached else [job for job in left if job.state in ("running", "waiting")]
     _list_unfinished(jobs, interrupted=interrupted)
-
-
-def counts(each: Iterable[State]) -> str:
-    """The number of jobs in each state: `12 jobs: 7 done, 1 running, 1 failed, 3 waiting`."""
-    by_state = Counter(each)
-    numbers = ", ".join(f"{by_state[state]} {state}" for state in get_args(State))
-    return f"{counted(by_state.total(), 'job')}: {numbers}"
 
 
 def _watch(jobs: Sequence[SweepJob], cluster: LocalPool | Slurm) -> None:
@@ -263,3 +260,40 @@ def _with_inner(spec: PartSpec) -> Iterator[PartSpec]:
     for value in (*spec.arguments.get("parts", ()), spec.arguments.get("head")):
         if value is not None:
             yield from _with_inner(PartSpec.parse(value, spec.place))
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run `stitchkit sweep`."""
+    settings = vars(flags)
+    folder, picture_format = settings.pop("report"), settings.pop("format")
+    if folder is not None:
+        _print_report(folder, picture_format)
+        return
+    path, output, only, is_dry, is_smoke, retry_failed = (
+        settings.pop(key) for key in ("config", "output", "only", "dry_run", "smoke", "retry_failed")
+    )
+    options = {field.name: settings.pop(field.name) for field in fields(Place) if field.name in settings}
+    download = settings.pop("download", False)
+    sweep = load_sweep(path, **settings)
+    jobs = choose(sweep.jobs, only)
+    name = options.pop("cluster")
+    enter = partial(create_cluster, name, folder=Path(output), resources=sweep.resources, **options)
+    if is_dry:  # the plan may be for another machine, with other GPUs, but it shows Slurm's script
+        show_plan(sweep, jobs, Path(output), enter() if name == "slurm" else None)
+        return
+    planned = [job for job in jobs.values() if job.applies]
+    if download:  # once, before jobs that start together would all do it
+        download_data(job.parsed for job in planned)
+    if is_smoke:
+        smoke(planned)
+    else:
+        names = {job.name for job in planned} if only else None
+        cluster = enter()
+        launch(sweep, Path(output), cluster, only=names, retry_failed=retry_failed)
+        if not cluster.is_detached:
+            _print_report(output, picture_format)
+
+
+def _print_report(folder: str, picture_format: str) -> None:
+    for file in sweep_report(folder, picture_format=picture_format):
+        print(file)

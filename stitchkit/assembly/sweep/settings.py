@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
 
+from stitchkit.assembly.config.job_settings import check_flags, check_own
 from stitchkit.assembly.config.settings import Metric, rule
 from stitchkit.errors import InputError
 from stitchkit.settings.fields import Copies, Count, Number, Seed, Times, Whole, Workers
-from stitchkit.settings.recipe import flag_of
-from stitchkit.settings.schema import LocalPath, Settings, parse
+from stitchkit.settings.schema import LocalPath, Settings, flag_of, parse
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -230,3 +232,19 @@ def check_folder(folder: str | Path) -> Path:
     if not Path(folder).is_dir():
         raise InputError(f"folder '{folder}' does not exist; name the output folder (-o) of a sweep")
     return Path(folder)
+
+
+def check_sweep(flags: argparse.Namespace) -> None:
+    """Check the flags of `stitchkit sweep`, and with `--report` the folder."""
+    settings = vars(flags)
+    if flags.report is None:
+        read_place({field.name: settings[field.name] for field in fields(Place) if field.name in settings})
+        check_flags(settings)
+        check_own(Repeats, {}, settings)
+    else:  # the sweep may still run
+        known = ("output", "cluster", "report", "format")
+        if unused := [key for key, value in settings.items() if value and key not in known]:
+            raise InputError(
+                f"{flag_of(unused[0])} has no effect with --report, which runs no job; remove one of the two"
+            )
+        check_folder(flags.report)

@@ -8,10 +8,16 @@ import os
 import shutil
 import signal
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
+from stitchkit.assembly.config.job import JobConfig
+from stitchkit.assembly.train.checkpoint import JobCheckpoints
+from stitchkit.assembly.train.run import run_job
+from stitchkit.display import counted
 from stitchkit.engine.lock import is_held
 from stitchkit.engine.recovery import AUTO, TRAIN_LOCK
 from stitchkit.errors import InputError, Stopped
@@ -134,10 +140,6 @@ class SweepJob:
         return DelayedSubmission(self)
 
     def _run(self, is_primary: bool) -> None:
-        from stitchkit.assembly.config.job import JobConfig
-        from stitchkit.assembly.train.checkpoint import JobCheckpoints
-        from stitchkit.assembly.train.run import run_job
-
         settings = self.path / "config.yml"
         keep = JobConfig.load(settings).save_checkpoints
         # An interrupted job resumes from checkpoints, even if the user does not want to keep them.
@@ -186,3 +188,10 @@ def _handle_signals(*, is_local: bool) -> None:
     own, answer = os.getpid(), signal.getsignal(signal.SIGUSR2)
     if callable(answer):
         signal.signal(signal.SIGUSR2, lambda number, frame: answer(number, frame) if os.getpid() == own else None)
+
+
+def counts(each: Iterable[State]) -> str:
+    """The number of jobs in each state: `12 jobs: 7 done, 1 running, 1 failed, 3 waiting`."""
+    by_state = Counter(each)
+    numbers = ", ".join(f"{by_state[state]} {state}" for state in get_args(State))
+    return f"{counted(by_state.total(), 'job')}: {numbers}"

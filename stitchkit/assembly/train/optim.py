@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler as schedulers
 from stitchkit.assembly.config.job_settings import OPTIMIZER_FLAGS
 from stitchkit.assembly.config.settings import TrainConfig
 from stitchkit.errors import InputError, one_line, unknown
-from stitchkit.settings.recipe import flag_of
+from stitchkit.settings.schema import flag_of
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Cadence = Literal["epochs", "steps"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import WRITTEN
 from stitchkit.assembly.train.checkpoint import JobCheckpoints, check_origins, header, load_pieces, load_weights, resume
-from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, open_job
+from stitchkit.assembly.train.job import Job, JobPaths, deterministic, job_paths, job_plan, open_job
 from stitchkit.assembly.train.metrics import TRAIN_LOSS, trained_column
 from stitchkit.assembly.train.result import IMAGES, Row, read_metadata, update_metadata, write_frame, write_rows
 from stitchkit.assembly.train.task import JobTask, scale_losses
@@ -253,3 +254,18 @@ def _resident() -> float:
     """Resident memory of this process in bytes; NaN if the system does not tell."""
     file = Path("/proc/self/statm")
     return float(int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")) if file.exists() else math.nan
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Run `stitchkit job`."""
+    settings = vars(flags)
+    source, download = Path(settings.pop("config")), settings.pop("download", False)
+    is_quick, is_dry = settings.pop("smoke_test"), settings.pop("dry_run")
+    if is_quick:
+        ranks = int(os.environ.get("WORLD_SIZE", 1))
+        settings = {"epochs": 1, "max_batches": 3 * ranks, "save_checkpoints": True, "print_freq": 1, **settings}
+    config = JobConfig.load(source, **settings)
+    if is_dry:
+        print(job_plan(config, source))
+    else:
+        run_job(config, source, is_quick=is_quick, download=download)

@@ -13,9 +13,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from stitchkit.assembly.sweep.cluster import states
-from stitchkit.assembly.sweep.launch import counts
+from stitchkit.assembly.sweep.report.draw import draw, draw_cross, draw_jobs, spread, summarise
 from stitchkit.assembly.sweep.settings import check_folder
-from stitchkit.assembly.sweep.worker import SweepJob
+from stitchkit.assembly.sweep.worker import SweepJob, counts
 from stitchkit.assembly.train.result import IMAGES, read_figures, read_metadata
 from stitchkit.engine.lock import locked
 from stitchkit.errors import InputError, one_line
@@ -62,8 +62,6 @@ def sweep_report(folder: str | Path, *, picture_format: str = "png") -> list[Pat
 
 
 def _write_report(root: Path, picture_format: str) -> list[Path]:
-    from stitchkit.assembly.sweep.report.draw import draw, draw_cross, draw_jobs, spread, summarise
-
     table = collect(root)
     measured = table[(table["state"] == "done") & table["epoch"].notna()].astype({"epoch": int})
     files = [root / "results.csv", root / "results.parquet", root / "summary.csv"]
