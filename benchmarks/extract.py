@@ -52,7 +52,7 @@ class PlainRoute(nn.Module):
                 steps.append(model.layer(joint).transform)
             steps += list(nets[segment.anchor].blocks)[segment.start : segment.stop]
         self.steps = nn.Sequential(*map(deepcopy, steps))
-        with_norm = stitch.is_anchor or model.stitched_final_norm
+        with_norm = stitch.is_anchor or model.backbone.stitched_final_norm
         self.norm = deepcopy(last.norm) if with_norm else nn.Identity()
         self.head = deepcopy(last.head)
 

@@ -52,7 +52,7 @@ class DenseSNNet(SNNet):
         self._num_outputs = num_outputs  # `SNNet` asks for it
         levels = default_blocks(anchors[-1].depths) if levels is None else levels
         super().__init__(anchors, space, levels=levels, **options)
-        self.head = head(self.level_infos, num_outputs)
+        self.head = head(self.backbone.level_infos, num_outputs)
 
     @property
     def num_classes(self) -> int:
@@ -67,7 +67,7 @@ class DenseSNNet(SNNet):
     def steps(self, stitch: Stitch | int | None = None) -> list[Step]:
         """The steps of a stitch up to the last level that the head needs, and the head."""
         label, last = [*self.views.items()][-1]
-        needed = {self.level_infos[number].block for number in self.head.needed}
+        needed = {self.backbone.level_infos[number].block for number in self.head.needed}
         steps = [step for step in self.level_steps(stitch) if step.level is None or step.level in needed]
         while steps[-1].kind != "level":
             steps.pop()

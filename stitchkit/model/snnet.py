@@ -15,20 +15,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
+from stitchkit.model.backbone import Backbone
 from stitchkit.model.heads.head import DenseHead
-from stitchkit.model.layer import StitchLayer, layouts_at
-from stitchkit.model.levels import Level, LevelInfo, LevelLayers, LevelTap, grid_of
+from stitchkit.model.layer import StitchLayer
+from stitchkit.model.levels import Level, LevelLayers, LevelTap
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.route_network import RouteFeatures, RouteNetwork
 from stitchkit.model.statistics import RouteStatistics
-from stitchkit.model.transforms import AdaptedBlock, AnchorUpdates, anchor_updates
+from stitchkit.model.transforms import AdaptedBlock
 from stitchkit.networks.anchor import Anchor, HeadSlice
 from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import without_statistics
 from stitchkit.networks.slices import extract
 from stitchkit.routes import Joint, Step, Stitch, StitchSpace
-from stitchkit.routes.levels import Levels
 
 
 class SNNet(RouteStatistics):
@@ -59,6 +59,10 @@ class SNNet(RouteStatistics):
 
     pretrained_cfg: dict[str, Any]
     """The preparation of images and the number of classes, 0 for none, for `timm.data.resolve_model_data_config`."""
+    anchors: nn.ModuleList
+    updates: nn.ModuleList
+    stitch_layers: nn.ModuleDict
+    level_layers: LevelLayers
 
     def __init__(
         self,
@@ -73,44 +77,21 @@ class SNNet(RouteStatistics):
         keeps_statistics: bool = False,
     ):
         super().__init__(keeps_statistics=keeps_statistics)
-        # A plain dictionary, so that the anchors' modules are registered only once, under the published names.
-        self.views = {anchor.label: anchor for anchor in anchors}
-        self.space = space
-        self.stitched_final_norm = stitched_final_norm
+        self.backbone = Backbone(
+            anchors, space, stitched_final_norm=stitched_final_norm, layer=layer, updates=updates, levels=levels
+        )
+        self.views, self.space = self.backbone.views, space
+        for name, module in self.backbone.modules.items():  # in this order: optimizers count parameters by it
+            self.add_module(name, module)
         self.grad_checkpointing = False
         self._default_id, self._frozen = 0, False
         self._passes: dict[tuple[object, ...], OnePass] = {}
-        _check_inputs(anchors)
         prepared = data_config_of(image or {}, self.input_size, anchors[-1].pretrained_cfg)
         self.pretrained_cfg = {**prepared, "num_classes": self.num_classes}
-        self.anchors = nn.ModuleList(anchor.model for anchor in anchors)
-        self.updates = anchor_updates(anchors, updates)
-        self.stitch_layers = nn.ModuleDict()
-        for joint, path in space.layers.items():
-            self._add_layer(joint, path, layer)
-        self._levels = None if levels is None else Levels.of(anchors, levels)
-        self.level_layers = LevelLayers(self._levels, self.views, space.layers, layer)
-
-    def _add_layer(self, joint: Joint, path: tuple[int, ...], make: Callable[[Layout, Layout], StitchLayer]) -> None:
-        table = self.stitch_layers
-        for number in path[:-1]:
-            inner = table[str(number)] if str(number) in table else nn.ModuleDict()
-            assert isinstance(inner, nn.ModuleDict)
-            table[str(number)] = table = inner
-        layouts = layouts_at(joint, self.views[joint.front], self.views[joint.end])
-        if str(path[-1]) not in table:
-            table[str(path[-1])] = make(*layouts)
-        elif layouts != (shared := self.layer(joint).layouts):
-            raise InputError(
-                f"{joint} joins {layouts[0]} to {layouts[1]}, but shares its stitching layer with joints of "
-                f'{shared[0]} to {shared[1]}; set "rule": "proportional", where every joint has its own layer'
-            )
 
     def layer(self, joint: Joint) -> StitchLayer:
         """The stitching layer of a joint."""
-        module = self.stitch_layers.get_submodule(".".join(map(str, self.space.layers[joint])))
-        assert isinstance(module, StitchLayer)
-        return module
+        return self.backbone.layer(joint)
 
     @property
     def num_classes(self) -> int:
@@ -183,24 +164,11 @@ class SNNet(RouteStatistics):
 
     def steps(self, stitch: Stitch | int | None = None) -> list[Step]:
         """The steps of a stitch, with the final normalisation if this model applies it."""
-        settings = {"stitched_final_norm": self.stitched_final_norm, "adapted": bool(self.updates)}
-        return list(self.resolve(stitch).steps(**settings))
+        return self.backbone.steps(self.resolve(stitch))
 
     def module_of(self, step: Step) -> nn.Module:
         """The module that runs a step; it shares the model's weights."""
-        if step.kind == "level":
-            return self._tap(step)
-        if step.joint is not None:
-            return self.layer(step.joint)
-        anchor = self.views[step.anchor]
-        if step.kind == "bare head":
-            return anchor.bare_head
-        module = anchor.module(0 if step.kind == "stem" else step.index + 1)
-        if step.kind != "block" or not step.adapted:
-            return module
-        updates = self.updates[[*self.views].index(step.anchor)]
-        assert isinstance(updates, AnchorUpdates)
-        return updates.applied_to(module, step.index)
+        return self.backbone.module_of(step)
 
     def route(self, stitch: Stitch | int | None = None) -> nn.Sequential:
         """The network of one stitch with the model's own weights, for measurements; `extract` gives it its own."""
@@ -261,44 +229,17 @@ class SNNet(RouteStatistics):
 
     def level_steps(self, stitch: Stitch | int | None = None, levels: Sequence[int] | None = None) -> list[Step]:
         """The steps of a stitch up to its last level; arguments and errors are those of `features`."""
-        places = self._levels
-        if places is None or levels is not None:
-            places = Levels.of([*self.views.values()], levels)
-        return [*places.steps(self.resolve(stitch), adapted=bool(self.updates))]
+        return self.backbone.level_steps(self.resolve(stitch), levels)
 
     def run_levels(self, x: torch.Tensor, steps: Iterable[Step]) -> list[Level]:
         """The levels of images `[B, C, H, W]`, from the first to the last."""
         modules = []
         for step in steps:
             if step.kind == "level":
-                modules.append(self._tap(step)(x))
+                modules.append(self.module_of(step)(x))
             else:
                 x = self._run(step, x)
         return modules
-
-    @property
-    def level_infos(self) -> list[LevelInfo]:
-        """What heads know of the levels of `features`."""
-        views = [*self.views.values()]
-        last, infos = views[-1], []
-        for block in (self._levels or Levels.of(views)).chosen:
-            layout, sides = last.boundaries[block + 1].layout, last.input_size[1:]
-            reduction = -(-sides[0] // grid_of(layout, sides)[0])  # maps are rounded up
-            infos.append(LevelInfo(layout.width, reduction, layout.num_prefix_tokens, block))
-        return infos
-
-    def _tap(self, step: Step) -> LevelTap:
-        last, layer = [*self.views.values()][-1], None
-        assert step.level is not None, "it is a level"
-        if step.joint is not None:
-            shared = step.joint in self.space.layers
-            layer = self.layer(step.joint) if shared else self.level_layers.of(step.anchor, step.level)
-            if layer is None:
-                raise InputError(
-                    f"no layer maps the features of '{step.anchor}' to those of '{last.label}' after block "
-                    f"{step.level}; create the network with levels that include {step.level}"
-                )
-        return LevelTap(layer, last.boundaries[step.level + 1].layout, last.input_size[1:])
 
     def forward_all(
         self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None
@@ -342,7 +283,7 @@ class SNNet(RouteStatistics):
         with self.with_statistics(stitch, even_in_training=True):
             if features:
                 steps = self.level_steps(stitch)
-                net = extract(RouteFeatures(modules_of(self, steps), self.level_infos))
+                net = extract(RouteFeatures(modules_of(self, steps), self.backbone.level_infos))
             else:
                 steps = self.steps(stitch)
                 modules = modules_of(self, steps)
@@ -378,16 +319,3 @@ def named(steps: Iterable[Step]) -> Iterator[tuple[str, Step]]:
     numbered = {kind: map(name.format, count()) for kind, name in kinds.items()}
     for step in steps:
         yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare "), step
-
-
-def _check_inputs(anchors: Sequence[Anchor]) -> None:
-    flags = {
-        "input_size": "--img-size (img_size)",
-        "num_classes": "--num-classes (num_classes); num_classes=0 is for networks that give features",
-    }
-    for kind, flag in flags.items():
-        values = {anchor.label: getattr(anchor, kind) for anchor in anchors}
-        if len(set(values.values())) > 1:
-            listed = ", ".join(f"{label} {value}" for label, value in values.items())
-            advice = f"choose anchors that agree, or give all one by {flag}"
-            raise InputError(f"anchors differ in {kind}: {listed}; {advice}")

@@ -241,7 +241,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
         "cfg_id": model.space.find(route),
         "stitch": route.name,
         "anchors": [portable(spec, model, global_pool=settings.gp) for spec in specs],
-        "stitched_final_norm": model.stitched_final_norm,
+        "stitched_final_norm": model.backbone.stitched_final_norm,
         # Updates of low rank are folded, so that the layer is linear.
         "layer": "mlp" if trained.config.layer == "mlp" else "linear",
         "bn_eps": settings.bn_eps,

@@ -132,7 +132,8 @@ def _of_dense(session: Session) -> Iterator[str]:
     model, dense = session.model, session.recipe.dense
     if isinstance(model, DenseSNNet) and dense.spec is not None:
         sides = (session.input_size[1], session.input_size[2])
-        windows, blocks = Windows.of_task(dense, sides), ", ".join(str(info.block) for info in model.level_infos)
+        blocks = ", ".join(str(info.block) for info in model.backbone.level_infos)
+        windows = Windows.of_task(dense, sides)
         yield (
             f"{dense.task} by the {dense.spec.head} head, with levels after blocks {blocks} of the last anchor; crops "
             f"of {sides[0]} x {sides[1]} to train on, and windows of the same size, {windows.stride} pixels apart, to "

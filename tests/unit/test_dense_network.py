@@ -90,7 +90,7 @@ def test_law_6_an_extracted_network_gives_and_costs_the_same(family, head):
 def test_training_has_auxiliary_outputs():
     model, x = dense("vit", "setr")
     main, *auxiliary = model.train()(x, 3)
-    assert len(auxiliary) == len(model.level_infos) - 1
+    assert len(auxiliary) == len(model.backbone.level_infos) - 1
     sum(output.square().mean() for output in (main, *auxiliary)).backward()
     used = {name.split(".")[0] for name, weight in model.named_parameters() if weight.grad is not None}
     assert used == {"anchors", "stitch_layers", "level_layers", "head"}

@@ -118,7 +118,8 @@ def test_law_1_levels_of_the_last_anchor_are_timms(family):
     model, x = with_levels(family)
     number, view = model.space.num_anchors - 1, [*model.views.values()][-1]
     found = model.features(x, number)
-    indices = [*range(len(view.depths))] if len(view.depths) > 1 else [level.block for level in model.level_infos]
+    infos = model.backbone.level_infos
+    indices = [*range(len(view.depths))] if len(view.depths) > 1 else [level.block for level in infos]
     if len(view.depths) > 1 and len(view.model.feature_info) > len(view.depths):
         indices = [index + 1 for index in indices]  # timm counts the stem of some
     given = view.model.forward_intermediates(x, indices=indices, intermediates_only=True, output_fmt="NCHW")
@@ -144,7 +145,7 @@ def test_levels_are_the_outputs_of_blocks_through_layers(family):
     for cfg_id in model.space.ids[:20]:
         seen.clear()
         model(x, cfg_id)
-        for number, (found, info) in enumerate(zip(model.features(x, cfg_id), model.level_infos, strict=True)):
+        for number, (found, info) in enumerate(zip(model.features(x, cfg_id), model.backbone.level_infos, strict=True)):
             ran = [
                 part.anchor
                 for part in model.space[cfg_id].segments
