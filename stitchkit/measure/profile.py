@@ -11,9 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from stitchkit.model.heads.head import DenseHead
-from stitchkit.model.levels import Level
-from stitchkit.model.snnet import SNNet, folded
+from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.networks.slices import extract
 from stitchkit.routes import Step, Stitch
@@ -75,8 +73,7 @@ class Profiler:
     def _cost_of(self, step: Step) -> Cost:
         key = self._part_of(step)
         if key not in self._costs:
-            module, x = folded(self._model.module_of(step)), self._input_of(step)
-            self._costs[key] = self._measure(_OfImages(module) if isinstance(module, DenseHead) else module, x)
+            self._costs[key] = self._measure(self._model.route_head.profiled(step), self._input_of(step))
         return self._costs[key]
 
     def _measure(self, step: nn.Module, x: torch.Tensor) -> Cost:
@@ -89,29 +86,12 @@ class Profiler:
     def _input_of(self, step: Step) -> torch.Tensor:
         anchor = self._model.views[step.anchor]
         images = anchor.blank_image()
-        if step.kind == "stem" or isinstance(self._model.module_of(step), DenseHead):
+        if step.kind == "stem" or (step.kind == "head" and self._model.route_head.is_shared):
             return images
         if step.anchor not in self._entering:
             with evaluating(anchor.model), torch.no_grad():
                 self._entering[step.anchor] = anchor.features(images)
         return self._entering[step.anchor][step.index]
-
-
-class _OfImages(nn.Module):
-    """A dense head on blank levels of the images that enter: a module of one tensor."""
-
-    def __init__(self, head: DenseHead):
-        super().__init__()
-        self.head = head
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        levels = []
-        for info in (self.head.levels[number] for number in self.head.needed):
-            sides = (-(-side // info.reduction) for side in x.shape[2:])
-            prefix = x.new_zeros(len(x), info.num_prefix_tokens, info.channels) if info.num_prefix_tokens else None
-            levels.append(Level(x.new_zeros(len(x), info.channels, *sides), prefix))
-        output: torch.Tensor = self.head(levels)
-        return output
 
 
 @torch.no_grad()

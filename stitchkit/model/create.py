@@ -10,10 +10,10 @@ from typing import Any
 
 from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anchor
-from stitchkit.model.coverage import warn_of_borders
-from stitchkit.model.dense import DenseSNNet
+from stitchkit.model.coverage import check_coverage, warn_of_borders
 from stitchkit.model.heads.head import MIN_DEPTH
 from stitchkit.model.heads.heads import HEADS
+from stitchkit.model.heads.route_head import LevelHead
 from stitchkit.model.layer import StitchLayer
 from stitchkit.model.plan import plan_anchors
 from stitchkit.model.snnet import SNNet
@@ -24,6 +24,7 @@ from stitchkit.networks.data_config import given_data_config, unlike_images
 from stitchkit.networks.meta import without_values
 from stitchkit.networks.trained_with import all_noted
 from stitchkit.routes import StitchSpace
+from stitchkit.routes.levels import default_blocks
 from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.schema import parse
 from stitchkit.settings.stitch_config import StitchConfig
@@ -146,14 +147,19 @@ def _assemble(
         raise InputError("segmentation needs the number of classes; give num_classes")
     if of_network["levels"] is not None:
         raise InputError("levels are given twice, for the network and for its head; give those of 'dense'")
-    return DenseSNNet(*parts(**options, num_classes=0), **{**of_network, **dense_options(dense, outputs)})
+    anchors, space = parts(**options, num_classes=0)
+    return SNNet(anchors, space, **{**of_network, **dense_options(dense, outputs, anchors)})
 
 
-def dense_options(dense: DenseSpec, num_outputs: int) -> dict[str, Any]:
-    """Arguments of `DenseSNNet` beside those of `SNNet`."""
+def dense_options(dense: DenseSpec, num_outputs: int, anchors: Sequence[Anchor]) -> dict[str, Any]:
+    """Arguments of `SNNet` for dense prediction with so many outputs at a pixel; refuses anchors that miss pixels."""
     assert dense.head is not None, "each task has a default"
-    head = partial(HEADS[dense.head], min_depth=MIN_DEPTH if dense.task == "depth" else None)
-    return {"head": head, "num_outputs": num_outputs, "levels": dense.levels}
+    for anchor in anchors:
+        check_coverage(anchor)
+    min_depth = MIN_DEPTH if dense.task == "depth" else None
+    make = partial(HEADS[dense.head], num_outputs=num_outputs, min_depth=min_depth)
+    levels = default_blocks(anchors[-1].depths) if dense.levels is None else dense.levels
+    return {"head": partial(LevelHead, make=make), "levels": levels}
 
 
 def snnet_options(config: StitchConfig) -> dict[str, Any]:

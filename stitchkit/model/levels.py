@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from math import isqrt, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Layout
-from stitchkit.routes import Joint
+from stitchkit.routes import Joint, Step
 from stitchkit.routes.levels import Levels
 
 
@@ -64,6 +64,17 @@ class LevelTap(nn.Module):
         """The level, e.g. of tokens `[B, N, C]` a map `[B, C', H, W]` and prefix tokens `[B, P, C']`."""
         features, prefix = self._layout.split(x if self.layer is None else self.layer(x))
         return Level(features.reshape(*features.shape[:2], *self._grid), None if prefix is None else prefix.mT)
+
+
+def levels_along(walk: Callable[[Step, torch.Tensor], Any], x: torch.Tensor, steps: Iterable[Step]) -> list[Level]:
+    """The levels of images `[B, C, H, W]`, from the first to the last, if `walk` runs a step on its input."""
+    levels = []
+    for step in steps:
+        if step.kind == "level":
+            levels.append(walk(step, x))
+        else:
+            x = walk(step, x)
+    return levels
 
 
 def grid_of(layout: Layout, sides: tuple[int, int]) -> tuple[int, int]:

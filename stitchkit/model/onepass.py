@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -136,35 +136,86 @@ class OnePass:
     Images are processed in portions as large as the memory allows, as measured with the first image. Stitches with
     batch-norm statistics of their own share no work.
 
+    Routes that end in a dense head come one after the other: at the size of dense prediction one image already
+    saturates the device, so batching routes gains nothing, and all outputs together would not fit the memory. Each step
+    runs on one portion of the images after the other, because it takes far more memory than its input and output.
+
     Args:
         model: An SN-Net in evaluation mode.
         cfg_ids: The stitches; by default all.
         memory: Bytes that activations may take; by default half of a GPU's free memory, or 1 GiB on a CPU. The returned
-            logits are not included.
+            logits are not included. Not for dense heads.
+
+    Raises:
+        InputError: If there is no stitch, or the head is dense and a memory is given.
     """
 
     def __init__(self, model: RouteStatistics, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
         chosen = [*(model.space.ids if cfg_ids is None else cfg_ids)]
         self._model = model
         self._alone = [*filter(model.has_statistics, chosen)]
-        self._visits = shared_visits({cfg_id: model.steps(cfg_id) for cfg_id in chosen if cfg_id not in self._alone})
+        routes = {cfg_id: model.steps(cfg_id) for cfg_id in chosen if cfg_id not in self._alone}
+        self._visits = shared_visits(routes)
         if not chosen:
             raise InputError("there is no stitch to run; give at least one cfg_id")
+        if memory is not None and not model.route_head.batches_routes:
+            raise InputError(
+                f"memory is {memory}, but an SN-Net for dense prediction returns a map of each image for every stitch, "
+                "which no limit makes smaller; remove the limit, or give fewer images or cfg_ids"
+            )
         self._memory = memory
         self._portion: dict[tuple[object, ...], int] = {}
-        every = chain.from_iterable(visits for _, visits in self._visits)
-        self._uses = Counter((visit.parent, visit.entry.index) for visit in every if visit.parent is not None)
+        self._taps = {cfg_id: [step for step in steps if step.kind == "level"] for cfg_id, steps in routes.items()}
+        self._after: dict[tuple[Visit | None, int], list[Visit]] = {}
+        for visit in chain.from_iterable(visits for _, visits in self._visits):
+            self._after.setdefault((visit.parent, visit.entry.index), []).append(visit)
 
     def __call__(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         """The output of every stitch by ascending `cfg_id`, as `SNNet.forward` gives it for images `[B, C, H, W]`."""
+        return dict(sorted(self.outputs([x])))
+
+    def outputs(self, portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The `cfg_id` and the output of every stitch for all images, in any order.
+
+        Args:
+            portions: Images `[b, C, H, W]` that run at a time, or fewer if the memory is small.
+
+        Raises:
+            InputError: If the model is in training mode, or the memory is not enough for one image.
+        """
         if self._model.training:
             raise InputError("all stitches run in one pass only in evaluation mode; call model.eval() first")
+        return self._together(portions) if self._model.route_head.batches_routes else self._one_by_one(portions)
+
+    def _together(self, portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         outputs: dict[int, torch.Tensor] = {}
-        done = 0
-        for part in self._portions(x):
-            _put(self.at_once(part), outputs, slice(done, done + len(part)), len(x))
+        done, count = 0, sum(map(len, portions))
+        for part in chain.from_iterable(map(self._portions, portions)):
+            _put(self.at_once(part), outputs, slice(done, done + len(part)), count)
             done += len(part)
-        return dict(sorted(outputs.items()))
+        yield from outputs.items()
+
+    def _one_by_one(self, portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        for cfg_id in self._alone:
+            yield cfg_id, _joined([self._model(x, cfg_id) for x in portions])
+        waiting: list[tuple[Visit, Sequence[torch.Tensor], dict[Step, list[Any]]]]
+        waiting = [(root, portions, {}) for root in self._after.get((None, 0), ())]
+        while waiting:  # only tensors where routes part are kept
+            visit, xs, levels = waiting.pop()
+            step = visit.entry
+            for number in range(visit.start - 1, max([*visit.leaves, *visit.taps]) + 1):
+                if number >= visit.start:
+                    step = Step("block", visit.anchor, number, adapted=visit.entry.adapted)
+                module = self._model.module_of(step)
+                xs = [module(x) for x in xs]
+                for tap in visit.taps.get(number, ()):
+                    levels = {**levels, tap: [*map(self._model.module_of(tap), xs)]}
+                for cfg_id in visit.ends:
+                    if (taps := self._taps[cfg_id])[-1] in visit.taps.get(number, ()):
+                        assert visit.head is not None
+                        of_portions = zip(*(levels[tap] for tap in taps), strict=True)
+                        yield cfg_id, _joined([*map(self._model.module_of(visit.head), of_portions)])
+                waiting += [(child, xs, levels) for child in self._after.get((visit, number + 1), ())]
 
     def _portions(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The images in parts that fit the memory."""
@@ -177,17 +228,19 @@ class OnePass:
             if budget is None:
                 budget = torch.cuda.mem_get_info(x.device)[0] // 2 if x.device.type == "cuda" else 2**30
             if live.peak > budget:
+                joints = sum(len(visits) for (parent, _), visits in self._after.items() if parent)
                 raise InputError(
                     f"a memory of {budget / _MIB:.3g} MiB is not enough for one image through "
-                    f"{sum(self._uses.values())} joints; give at least {-(-live.peak // _MIB)} MiB, or fewer stitches"
+                    f"{joints} joints; give at least {-(-live.peak // _MIB)} MiB, or fewer stitches"
                 )
             self._portion[kind] = budget // live.peak
         return torch.split(x, self._portion[kind])
 
     def at_once(self, x: torch.Tensor) -> dict[int, torch.Tensor]:
         """The output of every stitch for images that fit the memory, whatever that is and in whichever mode."""
-        left: dict[tuple[Visit, int], torch.Tensor] = {}
-        uses = self._uses.copy()  # counted down, so that activations are freed after their last use
+        left: dict[tuple[Visit | None, int], torch.Tensor] = {}
+        # Counted down, so that activations are freed after their last use.
+        uses = {source: len(visits) for source, visits in self._after.items()}
         logits = {cfg_id: self._model(x, cfg_id) for cfg_id in self._alone}
 
         def enter(visit: Visit) -> torch.Tensor:
@@ -215,9 +268,7 @@ class OnePass:
                     batch.run(self._model.module_of(Step("block", label, number, adapted=adapted)), width)
                     leaving = [visit for visit in batch.visits if number in visit.leaves]
                     left |= {(visit, number + 1): part for visit, part in batch.parts(leaving)}
-                    batch.keep(
-                        [visit for visit in batch.visits if visit.cfg_id is not None or max(visit.leaves) > number]
-                    )
+                    batch.keep([visit for visit in batch.visits if visit.ends or max(visit.leaves) > number])
                 batches = {kind: batch for kind, batch in batches.items() if batch.visits}
             for batch in batches.values():
                 logits |= self._finish(batch)
@@ -228,8 +279,7 @@ class OnePass:
         heads: dict[Step, dict[int, torch.Tensor]] = {}
         for visit, part in batch.parts(batch.visits):
             assert visit.head is not None
-            assert visit.cfg_id is not None
-            heads.setdefault(visit.head, {})[visit.cfg_id] = part
+            heads.setdefault(visit.head, {}).update(dict.fromkeys(visit.ends, part))
         logits: dict[int, torch.Tensor] = {}
         for head, parts in heads.items():
             output = self._model.module_of(head)(_joined([*parts.values()]))

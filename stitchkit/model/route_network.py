@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -11,9 +13,12 @@ from timm.models import FeatureInfo
 from torch import nn
 
 from stitchkit.model.heads.head import DenseHead
+from stitchkit.model.layer import StitchLayer
 from stitchkit.model.levels import Level, LevelInfo, LevelTap
+from stitchkit.model.transforms import AdaptedBlock
 from stitchkit.networks.anchor import HeadSlice
 from stitchkit.networks.slices import Slice
+from stitchkit.routes import Step
 
 
 class _Route(nn.Sequential):
@@ -114,7 +119,7 @@ class RouteFeatures(_Route):
 class DenseRoute(_Route):
     """The steps of one stitch with a head for dense prediction: `stem`, `block0`, ..., `level0`, ..., `head`.
 
-    `DenseSNNet.extract` and `load_stitch` make it.
+    `SNNet.extract` and `load_stitch` make it.
     """
 
     @property
@@ -134,6 +139,10 @@ class DenseRoute(_Route):
         return output
 
 
+ExtractedRoute = RouteNetwork | DenseRoute
+"""The network of a whole route, whatever its head."""
+
+
 def _levels_of(steps: Iterable[nn.Module], x: torch.Tensor) -> list[Level]:
     """What the taps among some steps take."""
     taken = []
@@ -148,3 +157,29 @@ def _levels_of(steps: Iterable[nn.Module], x: torch.Tensor) -> list[Level]:
 def _named(module: nn.Module) -> nn.Module:
     """A module with its names in extracted networks; in saved files, stems are `stem.part`."""
     return nn.Sequential(OrderedDict(part=module)) if isinstance(module, Slice) else module
+
+
+def exported(module_of: Callable[[Step], nn.Module], steps: Iterable[Step]) -> dict[str, nn.Module]:
+    """The modules of some steps in an extracted network, by name."""
+    done: dict[nn.Module, nn.Module] = {}
+    return {name: folded(module_of(step), done) for name, step in named(steps)}
+
+
+def folded(module: nn.Module, done: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
+    """The module of a step as it is exported; one that is `done` already for another step stays one."""
+    if isinstance(module, LevelTap):
+        twin = copy.copy(module)
+        twin._modules = {"layer": module.layer and folded(module.layer, done)}
+        return twin
+    done = {} if done is None else done
+    if isinstance(module, StitchLayer | AdaptedBlock | DenseHead) and module not in done:
+        done[module] = module.folded()
+    return done.get(module, module)
+
+
+def named(steps: Iterable[Step]) -> Iterator[tuple[str, Step]]:
+    """Steps with their names in an extracted network: `stem`, `block0`, ..., `stitch0`, ..., `level0`, ..., `head`."""
+    kinds = {"block": "block{}", "layer": "stitch{}", "level": "level{}"}
+    numbered = {kind: map(name.format, count()) for kind, name in kinds.items()}
+    for step in steps:
+        yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare "), step

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import compress, count
+from itertools import compress
 from typing import Any, Literal, overload
 
 import torch
@@ -16,14 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
 from stitchkit.model.backbone import Backbone
-from stitchkit.model.heads.head import DenseHead
+from stitchkit.model.heads.route_head import Classifiers, RouteHead
 from stitchkit.model.layer import StitchLayer
-from stitchkit.model.levels import Level, LevelLayers, LevelTap
+from stitchkit.model.levels import LevelLayers, levels_along
 from stitchkit.model.onepass import OnePass
-from stitchkit.model.route_network import RouteFeatures, RouteNetwork
+from stitchkit.model.route_network import ExtractedRoute, RouteFeatures, exported, named
 from stitchkit.model.statistics import RouteStatistics
-from stitchkit.model.transforms import AdaptedBlock
-from stitchkit.networks.anchor import Anchor, HeadSlice
+from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.data_config import data_config_of
 from stitchkit.networks.layout import Layout
 from stitchkit.networks.mode import without_statistics
@@ -49,6 +47,8 @@ class SNNet(RouteStatistics):
             `level_layers.<n>.<block>.transform.<weight or bias>`.
         updates: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do not;
             0 for none. Their parameters are `updates.<n>.<timm's path>.<lora_A or lora_B>`.
+        head: Makes the end of all routes: `Classifiers`, each anchor's own, or a `LevelHead`, which is trained with
+            them. Its parameters are `head.<name>`.
         keeps_statistics: As in `RouteStatistics`.
 
     Raises:
@@ -74,6 +74,7 @@ class SNNet(RouteStatistics):
         image: Mapping[str, Any] | None = None,
         updates: int = 0,
         levels: Sequence[int] | None = None,
+        head: Callable[[Backbone], RouteHead] = Classifiers,
         keeps_statistics: bool = False,
     ):
         super().__init__(keeps_statistics=keeps_statistics)
@@ -81,7 +82,9 @@ class SNNet(RouteStatistics):
             anchors, space, stitched_final_norm=stitched_final_norm, layer=layer, updates=updates, levels=levels
         )
         self.views, self.space = self.backbone.views, space
-        for name, module in self.backbone.modules.items():  # in this order: optimizers count parameters by it
+        self.route_head = head(self.backbone)
+        # In this order: optimizers count parameters by it.
+        for name, module in {**self.backbone.modules, **self.route_head.modules}.items():
             self.add_module(name, module)
         self.grad_checkpointing = False
         self._default_id, self._frozen = 0, False
@@ -95,8 +98,8 @@ class SNNet(RouteStatistics):
 
     @property
     def num_classes(self) -> int:
-        """Number of logits; 0 if the anchors have no classifier, and the output is the end anchor's pooled feature."""
-        return next(iter(self.views.values())).num_classes
+        """Number of logits, or of a dense head's outputs at a pixel; 0 if the output is the end anchor's feature."""
+        return self.route_head.outputs
 
     @property
     def in_chans(self) -> int:
@@ -163,48 +166,45 @@ class SNNet(RouteStatistics):
         return self.space[operator.index(stitch)]
 
     def steps(self, stitch: Stitch | int | None = None) -> list[Step]:
-        """The steps of a stitch, with the final normalisation if this model applies it."""
-        return self.backbone.steps(self.resolve(stitch))
+        """The steps of a stitch, with the final normalisation if this model applies it, and its head."""
+        return self.route_head.steps(self.resolve(stitch))
 
     def module_of(self, step: Step) -> nn.Module:
         """The module that runs a step; it shares the model's weights."""
-        return self.backbone.module_of(step)
+        return self.route_head.module_of(step)
 
     def route(self, stitch: Stitch | int | None = None) -> nn.Sequential:
         """The network of one stitch with the model's own weights, for measurements; `extract` gives it its own."""
-        return nn.Sequential(*map(self.module_of, self.steps(stitch)))
+        stitch = self.resolve(stitch)
+        return self.route_head.network(stitch, {name: self.module_of(step) for name, step in named(self.steps(stitch))})
 
-    def forward(
-        self, x: torch.Tensor, stitch: Stitch | int | None = None, *, with_feature: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[B, num_classes]` of one stitch for images `[B, C, H, W]`.
+    def forward(self, x: torch.Tensor, stitch: Stitch | int | None = None, *, with_feature: bool = False) -> Any:
+        """The output of one stitch for images `[B, C, H, W]`: logits `[B, num_classes]`.
 
-        Without classes, it is the pooled feature `[B, C]` of the stitch's end anchor, and its width.
+        Without classes, it is the pooled feature `[B, C]` of the stitch's end anchor, and its width. Of a dense head it
+        is `[B, num_classes, h, w]`, logits or depths in metres, to be resized bilinearly to the images; in training, a
+        list of that and of the outputs of auxiliary heads.
 
         Args:
             stitch: The stitch or its `cfg_id`; without one, that of `reset_stitch_id`.
-            with_feature: Return the output of the last block too, such as `[B, N, C]` or `[B, C, H, W]`; the head
-                makes the final feature from it.
+            with_feature: Return what enters the head, too: the output of the last block, such as `[B, N, C]` or
+                `[B, C, H, W]`, or the levels of a dense head.
 
         Raises:
             InputError: If the stitch is not in the space.
         """
-        feature = x
         with self.with_statistics(stitch):
-            for step in self.steps(stitch):
-                feature, x = x, self._run(step, x)
-        return (x, feature) if with_feature else x
+            output, feature = self.route_head.run(self._run, x, self.resolve(stitch), training=self.training)
+        return (output, feature) if with_feature else output
 
-    def _run(self, step: Step, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, step: Step, x: torch.Tensor) -> Any:
         module = self.module_of(step)
         if self.grad_checkpointing and self.training and step.kind == "block":
             # The backward pass runs the block again, and batch norms must not count the batch twice.
-            output: torch.Tensor = checkpoint(
+            return checkpoint(
                 module, x, use_reentrant=False, context_fn=lambda: (nullcontext(), without_statistics(module))
             )
-        else:
-            output = module(x)
-        return output
+        return module(x)
 
     def features(
         self, x: torch.Tensor, stitch: Stitch | int | None = None, *, levels: Sequence[int] | None = None
@@ -225,26 +225,16 @@ class SNNet(RouteStatistics):
         Source: Stitched ViTs are Flexible Vision Backbones, section 3, and its released code.
         """
         with self.with_statistics(stitch):
-            return [level.map for level in self.run_levels(x, self.level_steps(stitch, levels))]
+            return [level.map for level in levels_along(self._run, x, self.level_steps(stitch, levels))]
 
     def level_steps(self, stitch: Stitch | int | None = None, levels: Sequence[int] | None = None) -> list[Step]:
         """The steps of a stitch up to its last level; arguments and errors are those of `features`."""
         return self.backbone.level_steps(self.resolve(stitch), levels)
 
-    def run_levels(self, x: torch.Tensor, steps: Iterable[Step]) -> list[Level]:
-        """The levels of images `[B, C, H, W]`, from the first to the last."""
-        modules = []
-        for step in steps:
-            if step.kind == "level":
-                modules.append(self.module_of(step)(x))
-            else:
-                x = self._run(step, x)
-        return modules
-
     def forward_all(
         self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None
     ) -> dict[int, torch.Tensor]:
-        """Logits, or features, by `cfg_id` of many stitches for the same images; common work is done once.
+        """Outputs as of `forward` by `cfg_id` of many stitches for the same images; common work is done once.
 
         Args:
             cfg_ids: The stitches; by default all.
@@ -252,7 +242,7 @@ class SNNet(RouteStatistics):
 
         Raises:
             InputError: If a stitch does not exist, the model is in training mode, or the memory is not enough for
-                one image.
+                one image, or is given for a dense head, whose outputs `OnePass.outputs` gives one after the other.
         """
         chosen = self.space.ids if cfg_ids is None else tuple(cfg_ids)
         self.warn_of_shared_statistics(chosen, stacklevel=3)
@@ -262,60 +252,30 @@ class SNNet(RouteStatistics):
         return self._passes[key](x)
 
     @overload
-    def extract(self, stitch: Stitch | int | None = None, *, features: Literal[False] = False) -> RouteNetwork: ...
+    def extract(self, stitch: Stitch | int | None = None, *, features: Literal[False] = False) -> ExtractedRoute: ...
 
     @overload
     def extract(self, stitch: Stitch | int | None = None, *, features: Literal[True]) -> RouteFeatures: ...
 
-    def extract(self, stitch: Stitch | int | None = None, *, features: bool = False) -> RouteNetwork | RouteFeatures:
+    def extract(self, stitch: Stitch | int | None = None, *, features: bool = False) -> ExtractedRoute | RouteFeatures:
         """The network of one stitch, with its own copy of only the weights that the route needs.
 
         Its output equals `forward(x, stitch)`, with the same batch-norm statistics, and its `pretrained_cfg` says how
-        images are prepared; errors are those of `forward`. It has timm's `forward_features`, `forward_head` and
-        `reset_classifier`.
+        images are prepared; errors are those of `forward`. Without a dense head, it has timm's `forward_features`,
+        `forward_head` and `reset_classifier`.
 
         Args:
             stitch: As in `forward`.
             features: In place of it, the part that the levels need: its output equals `features(x, stitch)`, and it has
                 timm's `feature_info`.
         """
-        net: RouteNetwork | RouteFeatures
+        net: ExtractedRoute | RouteFeatures
         with self.with_statistics(stitch, even_in_training=True):
             if features:
-                steps = self.level_steps(stitch)
-                net = extract(RouteFeatures(modules_of(self, steps), self.backbone.level_infos))
+                modules = exported(self.module_of, self.level_steps(stitch))
+                net = extract(RouteFeatures(modules, self.backbone.level_infos))
             else:
-                steps = self.steps(stitch)
-                modules = modules_of(self, steps)
-                last = modules["head"]
-                head = last if isinstance(last, HeadSlice) else self.views[steps[-1].anchor].head
-                net = extract(RouteNetwork.of(modules, head))
+                net = self.route_head.extracted(self.resolve(stitch))
         net.train(self.training)
         net.pretrained_cfg = dict(self.pretrained_cfg)
         return net
-
-
-def modules_of(model: SNNet, steps: Sequence[Step]) -> dict[str, nn.Module]:
-    """The modules of an extracted network, by name."""
-    done: dict[nn.Module, nn.Module] = {}
-    return {name: folded(model.module_of(step), done) for name, step in named(steps)}
-
-
-def folded(module: nn.Module, done: dict[nn.Module, nn.Module] | None = None) -> nn.Module:
-    """The module of a step as it is exported; one that is `done` already for another step stays one."""
-    if isinstance(module, LevelTap):
-        twin = copy.copy(module)
-        twin._modules = {"layer": module.layer and folded(module.layer, done)}
-        return twin
-    done = {} if done is None else done
-    if isinstance(module, StitchLayer | AdaptedBlock | DenseHead) and module not in done:
-        done[module] = module.folded()
-    return done.get(module, module)
-
-
-def named(steps: Iterable[Step]) -> Iterator[tuple[str, Step]]:
-    """Steps with their names in an extracted network: `stem`, `block0`, ..., `stitch0`, ..., `level0`, ..., `head`."""
-    kinds = {"block": "block{}", "layer": "stitch{}", "level": "level{}"}
-    numbered = {kind: map(name.format, count()) for kind, name in kinds.items()}
-    for step in steps:
-        yield next(numbered[step.kind]) if step.kind in numbered else step.kind.removeprefix("bare "), step

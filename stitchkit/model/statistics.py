@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from stitchkit.model.heads.route_head import RouteHead
 from stitchkit.networks.anchor import Anchor
 from stitchkit.routes import Step, Stitch, StitchSpace
 
@@ -44,6 +45,7 @@ class RouteStatistics(nn.Module):
 
     space: StitchSpace
     views: dict[str, Anchor]
+    route_head: RouteHead
     _statistics: Mapping[int, Statistics]
     _versions: list[tuple[nn.Parameter, int]]
 
@@ -98,15 +100,10 @@ class RouteStatistics(nn.Module):
 
     def norms_of(self, cfg_id: int) -> dict[str, _BatchNorm]:
         """The batch norms that a route shares with others, by their names; none for an uncut anchor."""
-        if self.space[cfg_id].is_anchor and not self.shares_head:
+        if self.space[cfg_id].is_anchor and not self.route_head.is_shared:
             return {}
         names = {part: name for name, part in self.named_modules()}
         return {names[norm]: norm for step in self.steps(cfg_id) for norm in batch_norms(self.module_of(step))}
-
-    @property
-    def shares_head(self) -> bool:
-        """Whether uncut anchors share a head with all routes."""
-        return False
 
     @contextmanager
     def with_statistics(self, stitch: Stitch | int | None, *, even_in_training: bool = False) -> Iterator[None]:

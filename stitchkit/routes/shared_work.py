@@ -16,14 +16,16 @@ class Visit:
         entry: The step where routes enter: a stem, or the stitching layer after the parent's block.
         parent: The previous visit; None if images enter through the stem.
         leaves: Routes leave for another anchor after these blocks, ascending.
-        cfg_id: The stitch that ends here; None if all routes continue elsewhere.
-        head: The step that ends it.
+        taps: The levels that routes take after these blocks; after the one before the first, right at the entry.
+        ends: The stitches that end here; none if all routes continue elsewhere.
+        head: The step that ends them.
     """
 
     entry: Step
     parent: Visit | None = None
     leaves: list[int] = field(default_factory=list)
-    cfg_id: int | None = None
+    taps: dict[int, list[Step]] = field(default_factory=dict)
+    ends: list[int] = field(default_factory=list)
     head: Step | None = None
 
     @property
@@ -58,9 +60,14 @@ def shared_visits(routes: Mapping[int, Iterable[Step]]) -> list[tuple[str, list[
                 before, visit = visit, known.setdefault(past, Visit(step, visit))
                 if before is not None and step.index - 1 not in before.leaves:
                     before.leaves = sorted([*before.leaves, step.index - 1])
+                continue
+            assert visit is not None, "a route begins with a stem"
+            if step.kind == "level":  # where it is taken depends on the whole route, so that it does not part routes
+                taps = visit.taps.setdefault(step.index - 1, [])
+                taps += [step] if step not in taps else []
             elif step.kind != "block":
-                assert visit is not None, "a head follows blocks"
-                visit.cfg_id, visit.head = cfg_id, step
+                visit.ends.append(cfg_id)
+                visit.head = step
     waiting: dict[str, list[Visit]] = {}
     for visit in sorted(known.values(), key=lambda visit: visit.start):
         waiting.setdefault(visit.anchor, []).append(visit)

@@ -6,20 +6,18 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.errors import InputError, one_line
 from stitchkit.model.create import dense_options
-from stitchkit.model.dense import DenseSNNet
+from stitchkit.model.heads.route_head import DEPTH, LOGITS
 from stitchkit.model.layer import StitchLayer
-from stitchkit.model.route_network import DenseRoute, RouteNetwork
+from stitchkit.model.route_network import ExtractedRoute
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.transforms import transform_of
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import check_data_config, given_data_config
 from stitchkit.networks.hub_weights import is_architecture
-from stitchkit.networks.layout import find_layout
 from stitchkit.routes import Stitch, StitchSpace
 from stitchkit.settings.dense_recipe import DenseSpec
 from stitchkit.settings.recipe import ModelRecipe
@@ -30,10 +28,6 @@ from stitchkit.ship.formats import About
 _MOST_OUTPUTS = 100_000
 FORMAT = "stitchkit stitch 1"
 """The format that every description names."""
-LOGITS, POOLED, TOKENS, DEPTH = "logits", "pooled", "tokens", "depth"
-"""The names of outputs in files: the first of networks with classes, of images or pixels; the next of those without
-classes; the last of networks for depth.
-"""
 
 
 def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) -> dict[str, object]:
@@ -41,7 +35,7 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
     channels, height, width = model.input_size
     kwargs = {
         **spec.kwargs,
-        "num_classes": 0 if isinstance(model, DenseSNNet) else model.num_classes,
+        "num_classes": model.views[spec.label].num_classes,
         "img_size": height if height == width else [height, width],
     }
     if channels != 3:
@@ -54,27 +48,6 @@ def portable(spec: AnchorSpec, model: SNNet, *, global_pool: str | None = None) 
         else model.views[spec.label].pretrained_cfg.get("architecture", spec.name)
     )
     return {"name": name, "label": spec.label, "kwargs": kwargs}
-
-
-def output_of(model: SNNet, stitch: Stitch) -> dict[str, object]:
-    """A stitch's output: `logits` of classes, or the `pooled` feature of its end anchor and its `tokens`; or `depth`.
-
-    The shape of tokens or maps is that of one image; a dense network's map is smaller than the image.
-    """
-    if isinstance(model, DenseSNNet):
-        with torch.no_grad():
-            shape = model(next(iter(model.views.values())).blank_image(), stitch).shape
-        name = LOGITS if model.head.min_depth is None else DEPTH
-        return {"name": name, "width": model.num_classes, "shape": [*shape[1:]]}
-    if model.num_classes:
-        return {"name": LOGITS, "width": model.num_classes}
-    net, end = model.extract(stitch).eval(), model.views[stitch.end]
-    with torch.no_grad():
-        tokens = net.forward_features(end.blank_image())
-        width = net.forward_head(tokens).shape[1]
-    layout = find_layout(tuple(tokens.shape), end.model, model.input_size[1:])
-    axes = {"layout": layout.kind, "num_prefix_tokens": layout.num_prefix_tokens} if layout else {}
-    return {"name": POOLED, "width": width, TOKENS: {"shape": [*tokens.shape[1:]], **axes}}
 
 
 def gives_features(about: About) -> bool:
@@ -101,7 +74,7 @@ def no_classes(what: str) -> InputError:
     )
 
 
-def build(about: Mapping[str, Any]) -> RouteNetwork | DenseRoute:
+def build(about: Mapping[str, Any]) -> ExtractedRoute:
     """The described network with random weights; nothing is downloaded, and only the anchors it needs are built."""
     if about.get("format") != FORMAT:
         raise InputError(f"its format is {about.get('format')!r}, not '{FORMAT}'; export it again")
@@ -125,11 +98,9 @@ def build(about: Mapping[str, Any]) -> RouteNetwork | DenseRoute:
     check_data_config(image, anchors[-1].input_size[0])
     layer = partial(StitchLayer, transform=transform_of(kind, 0))
     options: dict[str, Any] = {"stitched_final_norm": final_norm, "layer": layer, "image": image}
-    net: RouteNetwork | DenseRoute
-    if dense is None:
-        net = SNNet(anchors, space, **options).extract(0)
-    else:
-        net = DenseSNNet(anchors, space, **options, **dense_options(dense, _width(about))).extract(0)
+    if dense is not None:
+        options |= dense_options(dense, _width(about), anchors)
+    net = SNNet(anchors, space, **options).extract(0)
     for norm in net.modules():
         if isinstance(norm, _BatchNorm) and eps is not None:
             norm.eps = eps

@@ -22,11 +22,13 @@ from stitchkit.measure.costs import complete, lacks_latencies
 from stitchkit.measure.latency import Latency, latencies
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.metric import compared, metric_of
+from stitchkit.model.heads.route_head import TOKENS
+from stitchkit.model.route_network import RouteNetwork
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.parser import new_file
 from stitchkit.ship.commands import CALIBRATION, IMAGES
-from stitchkit.ship.description import TOKENS, gives_features, is_dense, output_name
+from stitchkit.ship.description import gives_features, is_dense, output_name
 from stitchkit.ship.formats import About, oldest_runtime, suffix_of
 from stitchkit.ship.pick import Budget, budget_of, confident_by_image, pick, refusal, superlative, verdict
 from stitchkit.ship.stitch_files import FORMATS, Runner
@@ -98,7 +100,7 @@ def export(
 
                 quantise(draft, calibration)
             snnet, net, output = Runner(partial(model, stitch=stitch)), form.read(draft), output_name(about)
-            tokens = own.forward_features if gives_features(about) else None
+            tokens = own.forward_features if isinstance(own, RouteNetwork) and gives_features(about) else None
             differences, same = _compare(snnet, net, images, output, tokens)
             times = latencies([snnet, net], images[:1], limit_s=_SECONDS)
             report = Report(

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from stitchkit.errors import InputError, one_line, prefixed
-from stitchkit.model.route_network import DenseRoute, RouteNetwork
+from stitchkit.model.heads.route_head import POOLED, TOKENS
+from stitchkit.model.route_network import ExtractedRoute, RouteNetwork
 from stitchkit.networks.weights import load_content
 from stitchkit.settings.files import unique_keys
-from stitchkit.ship.description import POOLED, TOKENS, build, gives_features, output_name
+from stitchkit.ship.description import build, gives_features, output_name
 from stitchkit.ship.formats import About, suffix_of
 
 _KEY = "stitchkit"
@@ -27,7 +28,7 @@ Output: TypeAlias = torch.Tensor | dict[str, torch.Tensor]
 """What a file gives for images: logits, or several features by name."""
 
 
-def load_stitch(path: str | Path) -> RouteNetwork | DenseRoute:
+def load_stitch(path: str | Path) -> ExtractedRoute:
     """The network of an exported `.safetensors` file, in evaluation mode.
 
     It is built from timm's classes: nothing is downloaded or executed, and only the anchors on the route are built. Its

@@ -39,7 +39,7 @@ from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.schema import flag_of
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.ship.description import FORMAT, output_of, portable
+from stitchkit.ship.description import FORMAT, portable
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
 from stitchkit.training.dense.data import create_pair_loaders, open_split, open_splits
@@ -247,7 +247,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
         "bn_eps": settings.bn_eps,
         **({} if dense is None else {"dense": asdict(dense)}),
         "input": trained.data_config,
-        "output": output_of(model, route),
+        "output": model.route_head.described(route),
         "classes": list(trained.classes),
     }
 

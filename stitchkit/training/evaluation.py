@@ -26,7 +26,6 @@ from stitchkit.measure.metric import metric_of
 from stitchkit.measure.per_class import PER_CLASS, write_per_class
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import freezes_anchors
-from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.training.checkpoint import load_weights
@@ -67,7 +66,7 @@ def evaluate_stitches(session: Session) -> None:
     norms = give_statistics(session, model, missing, ledgers, origin, keeps_anchors=freezes_anchors(content))
     numbers = count(1)
     judged: Iterator[_Scores]
-    if isinstance(model, DenseSNNet):
+    if model.route_head.is_shared:
         judged = DenseEvaluation(session, model, origin, ledgers).stitches(missing)
     elif model.num_classes:
         judged = Answering(session, model, origin, ledgers).stitches(missing)
@@ -96,7 +95,7 @@ def evaluate_stitches(session: Session) -> None:
             front = command("stitchkit", "pareto", ledger.path)
             _logger.info("%s has %s; the front: %s", ledger.path, counted(len(ledger.rows), "stitch"), front)
 
-    if isinstance(model, DenseSNNet):
+    if model.route_head.is_shared:
         uncompiled(model)(write_examples)(session, model, ledgers)
     from_primary(world, finish)  # the other ranks wait, since their callers read the ledger next
 
@@ -129,7 +128,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
         ledgers.append(Ledger(_result(session), model.space, uncompiled(model)(Profiler(model).cost)))
         if ledgers[0].rows:
             before = _check_origin(ledgers[0].path, origin)
-            if isinstance(model, DenseSNNet):
+            if model.route_head.is_shared:
                 check_sums_beside(session, ledgers[0])
             else:
                 check_hits_beside(session, ledgers[0])

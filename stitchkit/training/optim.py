@@ -18,7 +18,6 @@ from torch import nn
 from stitchkit.engine.loop import steps_of
 from stitchkit.engine.training_state import MOST_EPOCHS
 from stitchkit.errors import InputError, one_line, unknown
-from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.recipe import OptimRecipe, Recipe
 
@@ -84,10 +83,11 @@ def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
             no_opt_scale=optim.layer_decay_no_opt_scale,
         )  # fmt: skip
     groups = []
-    for part in (model.stitch_layers, model.level_layers, model.updates):  # all of them are new weights
+    new: list[nn.Module] = [model.stitch_layers, model.level_layers, model.updates]
+    for part in new:
         groups += _times(timm_optim.param_groups_weight_decay(part, optim.weight_decay), optim.stitch_lr_scale)
-    if isinstance(model, DenseSNNet):
-        groups += _times(timm_optim.param_groups_weight_decay(model.head, optim.weight_decay), 1.0)
+    for part in model.route_head.modules.values():
+        groups += _times(timm_optim.param_groups_weight_decay(part, optim.weight_decay), 1.0)
     for anchor in model.anchors:
         groups += _times(of_anchor(anchor, optim.weight_decay), optim.base_lr_scale)
     return groups

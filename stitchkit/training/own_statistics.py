@@ -21,7 +21,6 @@ from stitchkit.engine.settings import Autocast
 from stitchkit.measure import recalibrate as norms
 from stitchkit.measure.ledger import Ledger
 from stitchkit.measure.statistics_file import Kept, check_statistics, read_statistics, statistics_file, write_statistics
-from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.statistics import holding
 from stitchkit.settings.recipe import Recipe
@@ -97,7 +96,7 @@ def own_statistics(
         return {cfg_id: norms.BestStatistics(statistics, figures) for cfg_id, statistics in fresh.items()}
     tried = norms.candidates(model, fresh)
     held_out: Iterable[Any] = islice(batches, norms.PORTIONS)
-    if isinstance(model, DenseSNNet):
+    if model.route_head.is_shared:
         chosen = norms.best(tried, _dense_penalties(model, tried, held_out, recipe, autocast), norms.LOSS)
     else:
         if by_agreement:
@@ -125,7 +124,7 @@ def renewed_copy(session: Session) -> nn.Module:
 
 def _portions(batches: Iterable[Any], recipe: Recipe, model: SNNet) -> Iterator[torch.Tensor]:
     """The images of batches; in dense prediction, their windows."""
-    if not isinstance(model, DenseSNNet):
+    if not model.route_head.is_shared:
         yield from (images for images, _ in batches)
         return
     windows = Windows.of_task(recipe.dense, model.input_size[1:])
@@ -141,7 +140,7 @@ def spread(windows: torch.Tensor, most: int) -> Iterator[torch.Tensor]:
 
 @torch.no_grad()
 def _dense_penalties(
-    model: DenseSNNet, tried: norms.Candidates, batches: Iterable[Sequence[Pair]], recipe: Recipe, autocast: Autocast
+    model: SNNet, tried: norms.Candidates, batches: Iterable[Sequence[Pair]], recipe: Recipe, autocast: Autocast
 ) -> norms.Penalties:
     """The mean loss over images of stitches with each of their statistics."""
     losses, loss, total = defaultdict[tuple[int, str], float](float), loss_of(recipe.dense), 0

@@ -14,7 +14,6 @@ from stitchkit.display import counted, quantity
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
 from stitchkit.measure.profile import Profiler, measure
 from stitchkit.model.anchor_sources import anchor_source
-from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.plan import plan_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
@@ -130,7 +129,7 @@ def _of_network(session: Session) -> Iterator[str]:
 
 def _of_dense(session: Session) -> Iterator[str]:
     model, dense = session.model, session.recipe.dense
-    if isinstance(model, DenseSNNet) and dense.spec is not None:
+    if isinstance(model, SNNet) and dense.spec is not None:
         sides = (session.input_size[1], session.input_size[2])
         blocks = ", ".join(str(info.block) for info in model.backbone.level_infos)
         windows = Windows.of_task(dense, sides)

@@ -22,7 +22,6 @@ from stitchkit.engine.tracking import Tracking
 from stitchkit.engine.training_state import training_state
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import LEDGER
-from stitchkit.model.dense import DenseSNNet
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
 from stitchkit.progress import progress
@@ -151,7 +150,7 @@ def _prepare(
     untouched = UntouchedAnchors(features.copies if features else None)
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task: StitchTask
-    if isinstance(model, DenseSNNet):
+    if isinstance(model, SNNet) and model.route_head.is_shared:
         task = create_dense_task(model, recipe, world.device, sampler)
     else:
         task = create_task(
@@ -166,7 +165,7 @@ def _prepare(
     validation: Validation = Accuracies(session, trainer, untouched)
     if features is not None and not recipe.stitch.uses_labels:
         validation = FeatureLosses(session, trainer, features)
-    if isinstance(model, DenseSNNet):
+    if isinstance(model, SNNet) and model.route_head.is_shared:
         validation = DenseFigures(session, trainer)
     validation.say_what_ranks()
     start, position = 0, None

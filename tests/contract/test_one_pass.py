@@ -86,18 +86,18 @@ def test_a_block_takes_as_many_at_once_as_a_cpu_caches_hold():
 def test_routes_with_the_same_past_are_one_visit():
     names = ["a[0:4]", "a[0:2] > b[1:4]", "a[0:2] > b[2:4]", "a[0:2] > b[1:3] > c[3:4]"]
     visits = dict(shared_visits({number: Stitch.parse(name).steps() for number, name in enumerate(names)}))
-    assert [(visit.start, visit.cfg_id, visit.leaves) for visit in visits["a"]] == [(0, 0, [1])]
-    assert [(visit.start, visit.cfg_id, visit.leaves) for visit in visits["b"]] == [(1, 1, [2]), (2, 2, [])]
-    assert [(visit.start, visit.cfg_id) for visit in visits["c"]] == [(3, 3)]
+    assert [(visit.start, visit.ends, visit.leaves) for visit in visits["a"]] == [(0, [0], [1])]
+    assert [(visit.start, visit.ends, visit.leaves) for visit in visits["b"]] == [(1, [1], [2]), (2, [2], [])]
+    assert [(visit.start, visit.ends) for visit in visits["c"]] == [(3, [3])]
     assert visits["c"][0].parent is visits["b"][0]
 
 
 def test_anchors_that_lead_to_each_other_take_turns():
     names = ["a[0:4]", "b[0:4]", "a[0:2] > b[2:4]", "b[0:2] > a[2:4]", "a[0:1] > b[1:3] > c[3:4]", "c[0:1] > b[1:4]"]
     rounds = shared_visits({number: Stitch.parse(name).steps() for number, name in enumerate(names)})
-    assert [(anchor, [visit.cfg_id for visit in visits]) for anchor, visits in rounds] == [
-        *(("a", [0]), ("c", [None])),
-        *(("b", [1, None, 5, 2]), ("a", [3]), ("c", [4])),
+    assert [(anchor, [visit.ends for visit in visits]) for anchor, visits in rounds] == [
+        *(("a", [[0]]), ("c", [[]])),
+        *(("b", [[1], [], [5], [2]]), ("a", [[3]]), ("c", [[4]])),
     ]
     done = set()
     for _, visits in rounds:

@@ -9,9 +9,12 @@ from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler, measure
 from stitchkit.model.coverage import check_coverage
 from stitchkit.model.create import create_snnet
-from stitchkit.model.dense import DensePass, DenseSNNet
 from stitchkit.model.heads.heads import HEADS
+from stitchkit.model.heads.route_head import LevelHead
+from stitchkit.model.onepass import OnePass
+from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_anchor
+from stitchkit.routes.levels import default_blocks
 from stitchkit.settings.stitch_config import AnchorSpec
 from tests.support import family_snnet, mostly_full, pico_config, randomize
 
@@ -34,11 +37,12 @@ WAYS = [
 def dense(family, head):
     plain = family_snnet(family)
     torch.manual_seed(4)
-    model = DenseSNNet(
-        [*plain.views.values()],
+    anchors = [*plain.views.values()]
+    model = SNNet(
+        anchors,
         plain.space,
-        head=PICO[head],
-        num_outputs=5,
+        head=partial(LevelHead, make=partial(PICO[head], num_outputs=5)),
+        levels=default_blocks(anchors[-1].depths),
         updates=2 if len(plain.updates) else 0,
     )
     randomize(model)
@@ -54,9 +58,9 @@ def test_law_7_all_routes_in_one_pass_are_as_one_by_one(family, head):
     for cfg_id, output in found.items():
         assert output.shape[:2] == (2, 5)
         assert torch.equal(output, model(x, cfg_id))
-    (one,) = DensePass(model, [1])([x])
+    (one,) = OnePass(model, [1]).outputs([x])
     assert one[0] == 1
-    for cfg_id, output in DensePass(model)(x.split(1)):
+    for cfg_id, output in OnePass(model).outputs(x.split(1)):
         assert torch.equal(output, torch.cat([model(part, cfg_id) for part in x.split(1)]))
 
 
@@ -67,7 +71,7 @@ def test_the_common_part_of_routes_runs_once():
     for label, view in model.views.items():
         for number, block in enumerate(view.block_modules):
             block.register_forward_hook(lambda *_, key=(label, number): calls.append(key))
-    [*DensePass(model)([x])]
+    [*OnePass(model).outputs([x])]
     prefixes = set()
     for cfg_id in model.space.ids:
         steps = [step for step in model.steps(cfg_id) if step.kind not in ("level", "head")]
@@ -99,7 +103,7 @@ def test_training_has_auxiliary_outputs():
 def test_a_pass_in_training_mode_is_refused():
     model, x = dense("vit", "linear")
     with pytest.raises(InputError, match="evaluation mode"):
-        [*DensePass(model.train())([x])]
+        [*OnePass(model.train()).outputs([x])]
 
 
 def test_a_limit_to_the_memory_of_all_routes_is_refused():

@@ -8,7 +8,7 @@ import stitchkit
 from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.engine.recovery import advising_evaluation
 from stitchkit.errors import InputError
-from stitchkit.model.dense import DensePass
+from stitchkit.model.onepass import OnePass
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.training.dense.judging import DenseJudge
 from stitchkit.training.dense.windows import Windows
@@ -114,7 +114,7 @@ def test_law_7_only_a_portion_of_the_windows_runs_at_a_time(task):
     cfg_ids = [0, 2, model.space.ids[-1]]
 
     def ways():
-        yield cfg_ids, DensePass(model, cfg_ids)
+        yield cfg_ids, OnePass(model, cfg_ids).outputs
         net = model.extract(cfg_ids[-1])
         yield [cfg_ids[-1]], lambda portions: [(cfg_ids[-1], torch.cat([net(part) for part in portions]))]
 

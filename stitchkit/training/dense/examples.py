@@ -19,7 +19,8 @@ from stitchkit.measure.figure import new_figure, save_figure
 from stitchkit.measure.ledger import Ledger, Row
 from stitchkit.measure.metric import in_sentence, metric_of
 from stitchkit.measure.pareto import pareto_front
-from stitchkit.model.dense import DensePass, DenseSNNet
+from stitchkit.model.onepass import OnePass
+from stitchkit.model.snnet import SNNet
 from stitchkit.training.dense.data import Pair, PairLoader
 from stitchkit.training.dense.judging import DenseJudge
 from stitchkit.training.session import Session
@@ -48,7 +49,7 @@ class Example:
     predicted: tuple[Map, ...]
 
 
-def write_examples(session: Session, model: DenseSNNet, ledgers: Sequence[Ledger]) -> None:
+def write_examples(session: Session, model: SNNet, ledgers: Sequence[Ledger]) -> None:
     """Draw four images of the validation split and three stitches of the front of a ledger, on the primary rank.
 
     The figures are complete without the picture, so if it cannot be drawn, the log says why.
@@ -76,12 +77,12 @@ def shown_stitches(rows: Sequence[Row]) -> list[Row]:
     return [front[index] for index in sorted({0, len(front) // 2, len(front) - 1})]
 
 
-def examples(session: Session, model: DenseSNNet, cfg_ids: Sequence[int]) -> list[Example]:
+def examples(session: Session, model: SNNet, cfg_ids: Sequence[int]) -> list[Example]:
     """What stitches make of images that are evenly spread over the validation split."""
     loader = session.loaders.validation
     assert isinstance(loader, PairLoader), "it is of a dense task"
     pairs, device = loader.dataset, session.world.device
-    judge, run = DenseJudge.of_session(session, session.autocast), DensePass(model, cfg_ids)
+    judge, run = DenseJudge.of_session(session, session.autocast), OnePass(model, cfg_ids).outputs
     numbers = np.linspace(0, len(pairs) - 1, min(_MOST_IMAGES, len(pairs))).round().astype(int)
     shown = []
     for number in numbers.tolist():

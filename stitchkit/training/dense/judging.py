@@ -23,7 +23,8 @@ from stitchkit.measure.evaluate import SAVE_EVERY
 from stitchkit.measure.ledger import LEDGER, Ledger
 from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.scores import DenseScore, DepthScore, SegmentationScore
-from stitchkit.model.dense import DensePass, DenseSNNet
+from stitchkit.model.onepass import OnePass
+from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
 from stitchkit.settings.dense_recipe import DenseRecipe
@@ -59,7 +60,7 @@ class DenseJudge:
     def of_session(cls, session: Session, autocast: Autocast) -> DenseJudge:
         """That of a run's networks, with as many windows at a time as it judges images."""
         model, loader = session.model, session.loaders.validation
-        assert isinstance(model, DenseSNNet), "dense prediction needs anchors"
+        assert isinstance(model, SNNet), "dense prediction needs anchors"
         assert isinstance(loader, PairLoader), "it is of a dense task"
         sides = (session.input_size[1], session.input_size[2])
         return cls(session.recipe.dense, model.num_classes, sides, autocast, loader.batch_size)
@@ -156,7 +157,7 @@ class DenseEvaluation:
         ledgers: The ledger on the primary rank, which keeps the sums of images beside it; none on the others.
     """
 
-    def __init__(self, session: Session, model: DenseSNNet, origin: Mapping[str, object], ledgers: Sequence[Ledger]):
+    def __init__(self, session: Session, model: SNNet, origin: Mapping[str, object], ledgers: Sequence[Ledger]):
         loader = session.loaders.validation
         assert isinstance(loader, PairLoader), "it is of a dense task"
         self._session, self._model, self._ledgers, self._loader = session, model, ledgers, loader
@@ -192,7 +193,7 @@ class DenseEvaluation:
             parts = []
         done, saved = sum(len(part.truth) for part in parts), time.monotonic()
         batches = self._loader.batches(done)
-        sums = self._judge.sums(self._model, DensePass(self._model, cfg_ids), cfg_ids, batches)
+        sums = self._judge.sums(self._model, OnePass(self._model, cfg_ids).outputs, cfg_ids, batches)
         for part in progress(sums, self._session.world, "evaluation", unit="batches"):
             parts.append(part)
             if time.monotonic() - saved >= SAVE_EVERY:
@@ -217,7 +218,7 @@ class DenseFigures(Validation):
     def __init__(self, session: Session, trainer: Trainer):
         super().__init__(session, trainer)
         self._judge, model = DenseJudge.of_session(session, trainer.autocast), session.model
-        assert isinstance(model, DenseSNNet), "dense prediction needs anchors"
+        assert isinstance(model, SNNet), "dense prediction needs anchors"
         self._anchors = {label: cfg_id for cfg_id, label in enumerate(model.views)}
 
     def before(self) -> None:
