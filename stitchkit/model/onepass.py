@@ -152,9 +152,9 @@ class OnePass:
 
     def __init__(self, model: RouteStatistics, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None):
         chosen = [*(model.space.ids if cfg_ids is None else cfg_ids)]
-        self._model = model
+        self._model, self._module_of = model, model.route_head.module_of
         self._alone = [*filter(model.has_statistics, chosen)]
-        routes = {cfg_id: model.steps(cfg_id) for cfg_id in chosen if cfg_id not in self._alone}
+        routes = {cfg_id: model.route_head.steps(model.space[cfg_id]) for cfg_id in chosen if cfg_id not in self._alone}
         self._visits = shared_visits(routes)
         if not chosen:
             raise InputError("there is no stitch to run; give at least one cfg_id")
@@ -206,15 +206,15 @@ class OnePass:
             for number in range(visit.start - 1, max([*visit.leaves, *visit.taps]) + 1):
                 if number >= visit.start:
                     step = Step("block", visit.anchor, number, adapted=visit.entry.adapted)
-                module = self._model.module_of(step)
+                module = self._module_of(step)
                 xs = [module(x) for x in xs]
                 for tap in visit.taps.get(number, ()):
-                    levels = {**levels, tap: [*map(self._model.module_of(tap), xs)]}
+                    levels = {**levels, tap: [*map(self._module_of(tap), xs)]}
                 for cfg_id in visit.ends:
                     if (taps := self._taps[cfg_id])[-1] in visit.taps.get(number, ()):
                         assert visit.head is not None
                         of_portions = zip(*(levels[tap] for tap in taps), strict=True)
-                        yield cfg_id, _joined([*map(self._model.module_of(visit.head), of_portions)])
+                        yield cfg_id, _joined([*map(self._module_of(visit.head), of_portions)])
                 waiting += [(child, xs, levels) for child in self._after.get((visit, number + 1), ())]
 
     def _portions(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -250,7 +250,7 @@ class OnePass:
                 source = (visit.parent, visit.entry.index)
                 uses[source] -= 1
                 entering = left[source] if uses[source] else left.pop(source)
-            entered: torch.Tensor = self._model.module_of(visit.entry)(entering)
+            entered: torch.Tensor = self._module_of(visit.entry)(entering)
             return entered
 
         for label, visits in self._visits:
@@ -265,7 +265,7 @@ class OnePass:
                         batch = batches.setdefault((state.dtype, visit.entry.adapted), _Batch(len(x)))
                         batch.add(visit, state, width)
                 for (_, adapted), batch in batches.items():
-                    batch.run(self._model.module_of(Step("block", label, number, adapted=adapted)), width)
+                    batch.run(self._module_of(Step("block", label, number, adapted=adapted)), width)
                     leaving = [visit for visit in batch.visits if number in visit.leaves]
                     left |= {(visit, number + 1): part for visit, part in batch.parts(leaving)}
                     batch.keep([visit for visit in batch.visits if visit.ends or max(visit.leaves) > number])
@@ -282,7 +282,7 @@ class OnePass:
             heads.setdefault(visit.head, {}).update(dict.fromkeys(visit.ends, part))
         logits: dict[int, torch.Tensor] = {}
         for head, parts in heads.items():
-            output = self._model.module_of(head)(_joined([*parts.values()]))
+            output = self._module_of(head)(_joined([*parts.values()]))
             logits |= zip(parts, output.chunk(len(parts)), strict=True)
         return logits
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import compress
 from typing import Any, Literal, overload
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
@@ -36,17 +34,8 @@ class SNNet(RouteStatistics):
     `stitch_layers.<pair>.<layer>.transform.<weight or bias>`, with the stage before the pair if there are several.
 
     Args:
-        anchors: From cheap to costly.
-        space: The stitches, with the layer of each joint.
-        stitched_final_norm: Whether stitched routes apply the end anchor's final normalisation; uncut anchors
-            always do. The released DeiT code does not.
-        layer: Makes the stitching layer between two layouts.
+        anchors, space, stitched_final_norm, layer, updates, levels: As in `Backbone`.
         image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
-        levels: Dense heads take features after these blocks of the last anchor, counted over all stages, as in
-            `Levels.of`; None for a network without further layers for them. Their parameters are
-            `level_layers.<n>.<block>.transform.<weight or bias>`.
-        updates: Rank of updates of the anchors' linear layers, which stitched routes have and uncut anchors do not;
-            0 for none. Their parameters are `updates.<n>.<timm's path>.<lora_A or lora_B>`.
         head: Makes the end of all routes: `Classifiers`, each anchor's own, or a `LevelHead`, which is trained with
             them. Its parameters are `head.<name>`.
         keeps_statistics: As in `RouteStatistics`.
@@ -86,8 +75,7 @@ class SNNet(RouteStatistics):
         # In this order: optimizers count parameters by it.
         for name, module in {**self.backbone.modules, **self.route_head.modules}.items():
             self.add_module(name, module)
-        self.grad_checkpointing = False
-        self._default_id, self._frozen = 0, False
+        self.grad_checkpointing, self._default_id = False, 0
         self._passes: dict[tuple[object, ...], OnePass] = {}
         prepared = data_config_of(image or {}, self.input_size, anchors[-1].pretrained_cfg)
         self.pretrained_cfg = {**prepared, "num_classes": self.num_classes}
@@ -114,41 +102,6 @@ class SNNet(RouteStatistics):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute activations of blocks in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
-
-    def freeze_anchors(self, *, class_tokens: bool = True) -> None:
-        """Train only what is not the anchors'; their batch norms keep their statistics.
-
-        Args:
-            class_tokens: Train the class tokens too, which changes what uncut anchors compute.
-
-        Source: the released configuration `"fulltune": false`, which trains the class tokens.
-        """
-        self._frozen = True
-        self.train(self.training)
-        for anchor in self.views.values():
-            anchor.model.requires_grad_(False)
-            for name in anchor.class_tokens if class_tokens else ():
-                if (token := getattr(anchor.model, name, None)) is not None:
-                    token.requires_grad_(True)
-
-    def train(self, mode: bool = True) -> SNNet:
-        """Set the mode of all but the batch norms of frozen anchors; training drops the statistics of single routes."""
-        super().train(mode)
-        if mode:
-            self.drop_statistics()
-        # Drifting statistics would change the anchors, although none of their parameters is trained.
-        if self._frozen:
-            for part in self.anchors.modules():
-                if isinstance(part, _BatchNorm):
-                    part.eval()
-        return self
-
-    def trainable_stitches(self) -> list[int]:
-        """The `cfg_id`s of the routes with trainable parameters."""
-        trainable = (
-            any(weight.requires_grad for weight in self.route(cfg_id).parameters()) for cfg_id in self.space.ids
-        )
-        return [*compress(self.space.ids, trainable)]
 
     def reset_stitch_id(self, cfg_id: int) -> None:
         """Choose the stitch that `forward` runs by default."""
@@ -225,11 +178,8 @@ class SNNet(RouteStatistics):
         Source: Stitched ViTs are Flexible Vision Backbones, section 3, and its released code.
         """
         with self.with_statistics(stitch):
-            return [level.map for level in levels_along(self._run, x, self.level_steps(stitch, levels))]
-
-    def level_steps(self, stitch: Stitch | int | None = None, levels: Sequence[int] | None = None) -> list[Step]:
-        """The steps of a stitch up to its last level; arguments and errors are those of `features`."""
-        return self.backbone.level_steps(self.resolve(stitch), levels)
+            steps = self.backbone.level_steps(self.resolve(stitch), levels)
+            return [level.map for level in levels_along(self._run, x, steps)]
 
     def forward_all(
         self, x: torch.Tensor, cfg_ids: Iterable[int] | None = None, *, memory: int | None = None
@@ -241,8 +191,7 @@ class SNNet(RouteStatistics):
             memory: Bytes that activations may take, as in `OnePass`.
 
         Raises:
-            InputError: If a stitch does not exist, the model is in training mode, or the memory is not enough for
-                one image, or is given for a dense head, whose outputs `OnePass.outputs` gives one after the other.
+            InputError: As of `OnePass`; of a dense head, its `outputs` gives one output after the other.
         """
         chosen = self.space.ids if cfg_ids is None else tuple(cfg_ids)
         self.warn_of_shared_statistics(chosen, stacklevel=3)
@@ -272,7 +221,7 @@ class SNNet(RouteStatistics):
         net: ExtractedRoute | RouteFeatures
         with self.with_statistics(stitch, even_in_training=True):
             if features:
-                modules = exported(self.module_of, self.level_steps(stitch))
+                modules = exported(self.module_of, self.backbone.level_steps(self.resolve(stitch)))
                 net = extract(RouteFeatures(modules, self.backbone.level_infos))
             else:
                 net = self.route_head.extracted(self.resolve(stitch))

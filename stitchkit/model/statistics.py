@@ -7,7 +7,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -15,11 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.model.heads.route_head import RouteHead
 from stitchkit.networks.anchor import Anchor
-from stitchkit.routes import Step, Stitch, StitchSpace
+from stitchkit.routes import Stitch, StitchSpace
 
 Statistics = Mapping[str, torch.Tensor]
 """Running means and variances of batch norms, by their names in the SN-Net's `state_dict`."""
 
+_Network = TypeVar("_Network", bound="RouteStatistics")
 _KINDS = ("running_mean", "running_var")
 _ADVICE = (
     "stitches run with the batch-norm statistics that all routes shared in training, and may be less accurate than "
@@ -39,6 +40,7 @@ class RouteStatistics(nn.Module):
 
     Attributes:
         keeps_statistics: Whether all routes are meant to run with the shared ones, as in published results.
+        frozen_norms: Batch norms that keep the shared statistics in training.
         lacks_statistics: Whether the weights come from a training of all routes, so that those without statistics of
             their own deserve a warning.
     """
@@ -53,20 +55,13 @@ class RouteStatistics(nn.Module):
         super().__init__()
         self.statistics = {}
         self.keeps_statistics = keeps_statistics
+        self.frozen_norms: list[_BatchNorm] = []
         self.lacks_statistics = self._has_warned = False
         self.register_load_state_dict_post_hook(_drop_statistics)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def resolve(self, stitch: Stitch | int | None = None) -> Stitch:
         """The stitch for a stitch, a `cfg_id`, or None for the default one."""
-
-    @abstractmethod
-    def steps(self, stitch: Stitch | int | None = None) -> list[Step]:
-        """The steps of a stitch."""
-
-    @abstractmethod
-    def module_of(self, step: Step) -> nn.Module:
-        """The module that runs a step."""
 
     @property
     def statistics(self) -> Mapping[int, Statistics]:
@@ -90,6 +85,15 @@ class RouteStatistics(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.statistics = self._statistics
 
+    def train(self: _Network, mode: bool = True) -> _Network:
+        """Set the mode of all but frozen batch norms; training drops the statistics of single routes."""
+        super().train(mode)
+        if mode:
+            self.drop_statistics()
+        for norm in self.frozen_norms:
+            norm.eval()
+        return self
+
     def drop_statistics(self) -> None:
         """Forget the statistics of single routes, because the weights are about to change, or have changed."""
         self.statistics, self.lacks_statistics, self._has_warned = {}, False, False
@@ -103,7 +107,11 @@ class RouteStatistics(nn.Module):
         if self.space[cfg_id].is_anchor and not self.route_head.is_shared:
             return {}
         names = {part: name for name, part in self.named_modules()}
-        return {names[norm]: norm for step in self.steps(cfg_id) for norm in batch_norms(self.module_of(step))}
+        return {
+            names[norm]: norm
+            for step in self.route_head.steps(self.space[cfg_id])
+            for norm in batch_norms(self.route_head.module_of(step))
+        }
 
     @contextmanager
     def with_statistics(self, stitch: Stitch | int | None, *, even_in_training: bool = False) -> Iterator[None]:

@@ -35,6 +35,7 @@ from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.data import check_preparation, preparation, weights_dtype
 from stitchkit.training.optim import check_optimizer
+from stitchkit.training.preserve import trainable_stitches
 from stitchkit.training.samplers import Sampler, check_sampler, create_sampler
 
 _logger = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 def sampler_of(model: SNNet, recipe: Recipe) -> Sampler:
     """The sampler of a run: of the routes that have something to train, with their costs as fvcore counts them."""
     cost = uncompiled(model)(Profiler(model).cost)
-    routes, anchors = model.trainable_stitches(), range(model.space.num_anchors)
+    routes, anchors = trainable_stitches(model), range(model.space.num_anchors)
     return create_sampler(routes, lambda cfg_id: cost(cfg_id).flops, recipe.stitch, recipe.run.seed, anchors)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from stitchkit.display import quantity
 from stitchkit.errors import InputError
@@ -22,7 +24,32 @@ _logger = logging.getLogger(__name__)
 def freeze(model: SNNet, settings: StitchRecipe) -> None:
     """Freeze what the settings do not train of the anchors."""
     if settings.freezes_anchors or not settings.fulltune:
-        model.freeze_anchors(class_tokens=not settings.freezes_anchors)
+        freeze_anchors(model, class_tokens=not settings.freezes_anchors)
+
+
+def freeze_anchors(model: SNNet, *, class_tokens: bool = True) -> None:
+    """Train only what is not the anchors'.
+
+    Their batch norms keep their statistics: drifting ones would change the anchors, although no parameter is trained.
+
+    Args:
+        class_tokens: Train the class tokens too, which changes what uncut anchors compute.
+
+    Source: the released configuration `"fulltune": false`, which trains the class tokens.
+    """
+    model.frozen_norms = [part for part in model.anchors.modules() if isinstance(part, _BatchNorm)]
+    model.train(model.training)
+    for anchor in model.views.values():
+        anchor.model.requires_grad_(False)
+        for name in anchor.class_tokens if class_tokens else ():
+            if (token := getattr(anchor.model, name, None)) is not None:
+                token.requires_grad_(True)
+
+
+def trainable_stitches(model: SNNet) -> list[int]:
+    """The `cfg_id`s of the routes with trainable parameters."""
+    trainable = (any(weight.requires_grad for weight in model.route(cfg_id).parameters()) for cfg_id in model.space.ids)
+    return [*compress(model.space.ids, trainable)]
 
 
 def say_frozen(model: SNNet, settings: StitchRecipe) -> str:

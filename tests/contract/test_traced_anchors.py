@@ -20,6 +20,7 @@ from stitchkit.networks.create import create_anchor, create_model
 from stitchkit.networks.families import anchor_of
 from stitchkit.networks.traced_anchor import TracedAnchor
 from stitchkit.settings.stitch_config import AnchorSpec
+from stitchkit.training.preserve import freeze_anchors
 from tests.networks import TRACED
 from tests.support import family_snnet, mostly_full, pico_images, randomize
 
@@ -177,7 +178,7 @@ def test_converted_batch_norms_are_run(convert):
 @pytest.mark.parametrize("family", ALL)
 def test_frozen_anchors_train_only_layers_and_class_tokens(family):
     model = copy.deepcopy(family_snnet(family))
-    model.freeze_anchors()
+    freeze_anchors(model)
     model.train()
     model(pico_images(size=model.input_size[-1]), 2).sum().backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -11,6 +11,7 @@ from stitchkit.measure.profile import Profiler, measure
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.families import anchor_of
 from stitchkit.routes import SlidingWindow, StitchSpace
+from stitchkit.training.preserve import freeze_anchors, trainable_stitches
 from tests.support import QUICK_SPACES, SPACES, mostly_full, pico_images, randomize
 
 # Convolutions alone have no linear layers.
@@ -90,7 +91,7 @@ def test_law_7_all_at_once_are_all_one_by_one(model):
 
 def test_gradients_reach_the_updates_of_the_route(model):
     model = copy.deepcopy(model.eval()).train()  # eval() makes timm's LeViT forget tensors that cannot be copied
-    model.freeze_anchors(class_tokens=False)
+    freeze_anchors(model, class_tokens=False)
     labels = [*model.views]
     x, cfg_id = images(model), len(labels)
     route = model.space[cfg_id]
@@ -99,7 +100,7 @@ def test_gradients_reach_the_updates_of_the_route(model):
     assert {name.partition(".")[0] for name in used} == {"updates", "stitch_layers"}
     joined = {labels.index(segment.anchor) for segment in route.segments}
     assert {int(name.split(".")[1]) for name in used if name.startswith("updates")} <= joined
-    assert model.trainable_stitches() == [cfg_id for cfg_id in model.space.ids if not model.space[cfg_id].is_anchor]
+    assert trainable_stitches(model) == [cfg_id for cfg_id in model.space.ids if not model.space[cfg_id].is_anchor]
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -15,6 +15,7 @@ from stitchkit.engine.settings import EngineSettings
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.network import place_network
+from stitchkit.training.preserve import freeze_anchors
 from stitchkit.training.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, family_snnet, mostly_full, pico_images, write_config
@@ -36,7 +37,7 @@ def place(model, recipe, world):
     if recipe.model.grad_checkpointing:
         model.set_grad_checkpointing()
     if not recipe.stitch.fulltune:
-        model.freeze_anchors()
+        freeze_anchors(model)
     place_network(model, recipe, world)
 
 

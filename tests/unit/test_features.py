@@ -12,7 +12,7 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
 from stitchkit.training.features import FeatureLoss, held_out_loss, judged_routes
-from stitchkit.training.preserve import freeze, say_frozen
+from stitchkit.training.preserve import freeze, say_frozen, trainable_stitches
 from stitchkit.training.samplers import create_sampler
 from stitchkit.training.task import create_task
 from tests.support import SPACES, family_snnet, mostly_full, pico_images, pico_snnet, randomize
@@ -32,7 +32,7 @@ def task_of(model, **changes):
     recipe = settings(**changes)
     freeze(model, recipe.stitch)
     costs = Profiler(model)
-    routes, anchors = model.trainable_stitches(), range(model.space.num_anchors)
+    routes, anchors = trainable_stitches(model), range(model.space.num_anchors)
     sampler = create_sampler(routes, lambda cfg_id: costs.cost(cfg_id).flops, recipe.stitch, 0, anchors)
     features = FeatureLoss(model, recipe.stitch) if recipe.stitch.uses_features else None
     sizes = {"sides": model.input_size[1:], "mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -178,7 +178,7 @@ def test_law_6_extracted_features(family):
         assert net.feature_info.channels() == [len(one[0]) for one in found]
         heights = [ceil(x.shape[2] / reduction) for reduction in net.feature_info.reduction()]
         assert heights == [one.shape[2] for one in found]
-        assert measure(net, x[:1]) == costs.of_steps(model.level_steps(cfg_id))
+        assert measure(net, x[:1]) == costs.of_steps(model.backbone.level_steps(model.space[cfg_id]))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from stitchkit.settings.combinations import check
 from stitchkit.settings.flags import resolve
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.features import FeatureLoss
-from stitchkit.training.preserve import UntouchedAnchors, freeze, warn_of_guesses
+from stitchkit.training.preserve import UntouchedAnchors, freeze, trainable_stitches, warn_of_guesses
 from stitchkit.training.session import engine_settings
 from tests.support import pico_config, pico_images, pico_snnet, randomize, write_config
 
@@ -29,7 +29,7 @@ def test_frozen_leaves_class_tokens_alone_and_the_published_way_does_not():
         assert {name.split(".")[2] for name in trained if name.startswith("anchors")} == wanted
         assert any(name.startswith("stitch_layers") for name in trained)
         cut = [cfg_id for cfg_id in model.space.ids if not model.space[cfg_id].is_anchor]
-        assert model.trainable_stitches() == (cut if not wanted else [*model.space.ids])
+        assert trainable_stitches(model) == (cut if not wanted else [*model.space.ids])
 
 
 def test_the_front_of_a_frozen_network_keeps_no_graph():

@@ -13,6 +13,7 @@ from stitchkit.measure.recalibrate import own_norms, renew, with_calibration
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.own_statistics import spread
+from stitchkit.training.preserve import freeze_anchors
 from tests.support import FAMILIES, FLAGS, ROOT, family_snnet, pico_images, pico_snnet, write_config
 
 
@@ -186,7 +187,7 @@ def test_networks_of_frozen_anchors_keep_their_statistics():
     """Only the stitching layers learn, so nothing that belongs to an anchor moves."""
     for family in ("resnet", "levit"):
         model = family_snnet(family)
-        model.freeze_anchors()
+        freeze_anchors(model)
         model.train()
         before = {name: value.clone() for name, value in model.anchors.state_dict().items()}
         model(pico_images(4, size=64), len(model.anchors))
