@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from stitchkit.errors import InputError
 from stitchkit.model.backbone import Backbone
-from stitchkit.model.heads.route_head import Classifiers, RouteHead
+from stitchkit.model.heads.route_head import RouteHead
 from stitchkit.model.layer import StitchLayer
 from stitchkit.model.levels import LevelLayers, levels_along
 from stitchkit.model.onepass import OnePass
@@ -36,8 +36,7 @@ class SNNet(RouteStatistics):
     Args:
         anchors, space, stitched_final_norm, layer, updates, levels: As in `Backbone`.
         image: Preparation of images in timm's terms; what it leaves open is as for the last anchor.
-        head: Makes the end of all routes: `Classifiers`, each anchor's own, or a `LevelHead`, which is trained with
-            them. Its parameters are `head.<name>`.
+        head: Makes the end of all routes: the heads of anchors, or a `LevelHead` with the parameters `head.<name>`.
         keeps_statistics: As in `RouteStatistics`.
 
     Raises:
@@ -63,7 +62,7 @@ class SNNet(RouteStatistics):
         image: Mapping[str, Any] | None = None,
         updates: int = 0,
         levels: Sequence[int] | None = None,
-        head: Callable[[Backbone], RouteHead] = Classifiers,
+        head: Callable[[Backbone], RouteHead] = RouteHead,
         keeps_statistics: bool = False,
     ):
         super().__init__(keeps_statistics=keeps_statistics)

@@ -16,7 +16,6 @@ from stitchkit.engine.checkpoint_files import CheckpointFiles, link, read_alike
 from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.errors import InputError
-from stitchkit.model.snnet import SNNet
 from stitchkit.networks.data_config import given_data_config, saved_data_config
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.networks.trained_with import TrainedWith, compared, note, noted
@@ -25,6 +24,7 @@ from stitchkit.settings.fields import MOST_CLASSES
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.schema import flag_of
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.training.run_network import run_network
 from stitchkit.training.samplers import removal_of
 from stitchkit.training.session import Session
 
@@ -133,9 +133,9 @@ def header(session: Session) -> dict[str, object]:
 def _classes_of_anchors(session: Session) -> Sequence[str]:
     """The classes of an SN-Net that learned without labels: those of its checkpoint, or of all its anchors' files."""
     model = session.model
-    if not isinstance(model, SNNet) or session.recipe.stitch.uses_labels:
+    if session.recipe.stitch.uses_labels:
         return ()
-    sources = [noted(model)] if noted(model) else [*map(noted, model.anchors)]
+    sources = [noted(model)] if noted(model) else [*map(noted, run_network(model).networks)]
     known = {tuple(map(tuple, (trained and trained.classes) or ())) for trained in sources}
     tasks = known.pop() if len(known) == 1 else ()
     return tasks[0] if len(tasks) == 1 else ()

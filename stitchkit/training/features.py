@@ -15,6 +15,7 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.anchor import Anchor, HeadSlice
 from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.networks.slices import extract
+from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_recipe import StitchRecipe
 
 _JUDGED = 5
@@ -102,9 +103,9 @@ class _Body(nn.Module):
         return self.head.run_features(self.blocks(images))
 
 
-def judged_routes(model: SNNet) -> list[int]:
+def judged_routes(space: StitchSpace) -> list[int]:
     """The `cfg_id`s of a few stitches, spread evenly over those with a joint, that are judged between epochs."""
-    cut = model.space.cut
+    cut = space.cut
     count = min(_JUDGED, len(cut))
     return [cut[(2 * number + 1) * len(cut) // (2 * count)] for number in range(count)]
 

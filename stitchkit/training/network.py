@@ -36,6 +36,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.data import check_preparation, preparation, weights_dtype
 from stitchkit.training.optim import check_optimizer
 from stitchkit.training.preserve import trainable_stitches
+from stitchkit.training.run_network import run_network
 from stitchkit.training.samplers import Sampler, check_sampler, create_sampler
 
 _logger = logging.getLogger(__name__)
@@ -80,14 +81,14 @@ def create_network(recipe: Recipe, config: StitchConfig | None, classes: Sequenc
     if settings.grad_checkpointing:
         as_timm(model).set_grad_checkpointing()
     outputs = as_timm(model).num_classes
-    judges_features = not outputs and recipe.run.eval and isinstance(model, SNNet)
+    judges_features = not outputs and recipe.run.eval and run_network(model).gives_features
     if num_classes is not None and num_classes > outputs and not judges_features:
         advice = f"omit --num-classes, or set it to at least {num_classes}"
         raise InputError(f"the dataset has {num_classes} classes, but the network has {outputs} outputs; {advice}")
     size = input_size(model, recipe)
     if size[0] != settings.channels:
         raise InputError(f"the network needs images with {size[0]} channels; set --in-chans {size[0]}")
-    if not isinstance(model, SNNet) and not fits_any_patches(model, size[1:]):
+    if config is None and not fits_any_patches(model, size[1:]):
         with suppress(InputError):  # models that cannot be anchors are not seen through
             warn_of_borders([anchor_of(model, label=str(settings.model))])
     set_data_config(model, preparation(recipe, size, as_timm(model).pretrained_cfg))
@@ -125,30 +126,30 @@ def _starts_elsewhere(recipe: Recipe) -> bool:
 def _adjust(model: nn.Module, settings: ModelRecipe) -> None:
     """Set options that timm's models have no argument for: initial classifiers, constant drop path, and batch norms."""
     wanted = (settings.head_init_scale, settings.head_init_bias) != (None, None)
-    networks = model.anchors if isinstance(model, SNNet) else [model]
-    for layer in chain.from_iterable(map(classifier_layers, networks)) if wanted else []:
+    for layer in chain.from_iterable(map(classifier_layers, run_network(model).networks)) if wanted else []:
         if settings.head_init_scale is not None:
             for parameter in layer.parameters():
                 parameter.data.mul_(settings.head_init_scale)
         if settings.head_init_bias is not None and layer.bias is not None:
             nn.init.constant_(layer.bias, settings.head_init_bias)
-    if isinstance(model, SNNet) and settings.anchor_drop_path is not None:
-        _set_drop_path(model, settings.anchor_drop_path)
+    if settings.anchor_drop_path is not None:
+        network = run_network(model)
+        _set_drop_path(dict(zip(network.anchors, network.networks, strict=False)), settings.anchor_drop_path)
     for norm in _batch_norms(model):
         norm.momentum = norm.momentum if settings.bn_momentum is None else settings.bn_momentum
         norm.eps = norm.eps if settings.bn_eps is None else settings.bn_eps
 
 
-def _set_drop_path(model: SNNet, rates: Sequence[float]) -> None:
+def _set_drop_path(anchors: Mapping[str, nn.Module], rates: Sequence[float]) -> None:
     """Give all blocks of an anchor one rate of stochastic depth; those of timm grow from block to block."""
-    if len(rates) != len(model.views):
-        raise InputError(f"--anchor-drop-path is {[*rates]}; give one rate for each of {', '.join(model.views)}")
-    for rate, (label, anchor) in zip(rates, model.views.items(), strict=True):
-        names = [name for name, _ in anchor.model.named_modules() if _DROP_PATH.fullmatch(name)]
+    if len(rates) != len(anchors):
+        raise InputError(f"--anchor-drop-path is {[*rates]}; give one rate for each of {', '.join(anchors)}")
+    for rate, (label, anchor) in zip(rates, anchors.items(), strict=True):
+        names = [name for name, _ in anchor.named_modules() if _DROP_PATH.fullmatch(name)]
         if rate and not names:
             raise InputError(f"anchor '{label}' has no drop path; set its rate in --anchor-drop-path to 0")
         for name in names:
-            anchor.model.set_submodule(name, DropPath(rate))  # where timm's rate is 0, there is none to change
+            anchor.set_submodule(name, DropPath(rate))  # where timm's rate is 0, there is none to change
 
 
 def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -157,8 +158,6 @@ def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 def input_size(model: nn.Module, recipe: Recipe) -> tuple[int, ...]:
     """Size of an input image, `(C, H, W)`."""
-    if isinstance(model, SNNet):
-        return model.input_size
     if has_view(model):
         return anchor_of(model, label="model").input_size
     channels = getattr(model, "in_chans", recipe.model.channels)  # not all of timm's models have the attribute
@@ -231,15 +230,8 @@ def sampler_of(model: SNNet, recipe: Recipe) -> Sampler:
 
 
 def _compile(model: nn.Module, backend: str, mode: str | None) -> None:
-    """Compile in place, without renaming parameters.
-
-    An SN-Net runs another route in each step, so its blocks are compiled one by one: a block is compiled once for all
-    routes.
-    """
-    parts = [model]
-    if isinstance(model, SNNet):
-        # A block of several modules, or with code around one, is assembled for each run; its modules persist.
-        parts = [part for anchor in model.views.values() for part in anchor.block_modules]
+    """Compile in place, without renaming parameters."""
+    parts = run_network(model).compiled
     # Blocks of one class share a cache of compiled code, whose default limit suits a single network.
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 8 * len(parts))

@@ -18,8 +18,8 @@ from torch import nn
 from stitchkit.engine.loop import steps_of
 from stitchkit.engine.training_state import MOST_EPOCHS
 from stitchkit.errors import InputError, one_line, unknown
-from stitchkit.model.snnet import SNNet
 from stitchkit.settings.recipe import OptimRecipe, Recipe
+from stitchkit.training.run_network import run_network
 
 _logger = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ def create_optimizer(model: nn.Module, optim: OptimRecipe, *, lr: float) -> torc
     options: dict[str, Any] = timm_optim.optimizer_kwargs(SimpleNamespace(**vars(optim) | {"lr": lr}))
     if optim.opt_betas is not None:
         options["betas"] = tuple(optim.opt_betas)  # a tuple, as the defaults are: checkpoints are compared with it
-    if isinstance(model, SNNet) and (optim.layer_decay, optim.base_lr_scale, optim.stitch_lr_scale) != (None, 1, 1):
+    scales = (optim.layer_decay, optim.base_lr_scale, optim.stitch_lr_scale)
+    if run_network(model).parts and scales != (None, 1, 1):
         options["param_group_fn"] = partial(_scaled_groups, optim=optim)
     try:
         options |= _fused(optim) | (optim.opt_kwargs or {})
@@ -74,7 +75,7 @@ def _fused(optim: OptimRecipe) -> dict[str, bool]:
     return {"fused": True} if is_adam and not is_chosen else {}
 
 
-def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
+def _scaled_groups(model: nn.Module, *, optim: OptimRecipe) -> list[dict[str, Any]]:
     """Parameter groups of an SN-Net whose parts have their own rates, by timm's `lr_scale`, with the usual decay."""
     of_anchor = timm_optim.param_groups_weight_decay
     if optim.layer_decay is not None:
@@ -82,14 +83,10 @@ def _scaled_groups(model: SNNet, *, optim: OptimRecipe) -> list[dict[str, Any]]:
             timm_optim.param_groups_layer_decay, layer_decay=optim.layer_decay, min_scale=optim.layer_decay_min_scale,
             no_opt_scale=optim.layer_decay_no_opt_scale,
         )  # fmt: skip
-    groups = []
-    new: list[nn.Module] = [model.stitch_layers, model.level_layers, model.updates]
-    for part in new:
-        groups += _times(timm_optim.param_groups_weight_decay(part, optim.weight_decay), optim.stitch_lr_scale)
-    for part in model.route_head.modules.values():
-        groups += _times(timm_optim.param_groups_weight_decay(part, optim.weight_decay), 1.0)
-    for anchor in model.anchors:
-        groups += _times(of_anchor(anchor, optim.weight_decay), optim.base_lr_scale)
+    scales, groups = {"stitch": optim.stitch_lr_scale, "head": 1.0, "anchor": optim.base_lr_scale}, []
+    for kind, part in run_network(model).parts:
+        groups_of = of_anchor if kind == "anchor" else timm_optim.param_groups_weight_decay
+        groups += _times(groups_of(part, optim.weight_decay), scales[kind])
     return groups
 
 

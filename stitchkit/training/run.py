@@ -7,12 +7,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
-
 from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.display import counted, quantity
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
-from stitchkit.measure.profile import Profiler, measure
 from stitchkit.model.anchor_sources import anchor_source
 from stitchkit.model.plan import plan_anchors
 from stitchkit.model.snnet import SNNet
@@ -26,6 +23,7 @@ from stitchkit.training.evaluation import evaluate_stitches, prepare_evaluation
 from stitchkit.training.network import check_device, check_names, sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import freeze, say_frozen
+from stitchkit.training.run_network import run_network
 from stitchkit.training.session import Session, open_session
 from stitchkit.training.task import create_teacher, has_same_classes
 from stitchkit.training.train import train
@@ -114,24 +112,23 @@ def _of_network(session: Session) -> Iterator[str]:
     model = session.model
     sizes = "x".join(map(str, session.input_size))
     params = quantity(sum(weight.numel() for weight in model.parameters()))
-    if isinstance(model, SNNet):
-        costs = Profiler(model)
-        flops = [costs.cost(cfg_id).flops for cfg_id in model.space.ids]
-        for cfg_id, label in enumerate(model.views):
-            yield f"anchor {label}: {quantity(flops[cfg_id])} FLOPs, {quantity(costs.cost(cfg_id).params)} parameters"
+    network = run_network(model)
+    costs = network.costs(session.input_size)
+    flops = [cost.flops for cost in costs]
+    for label, cfg_id in network.anchors.items():
+        yield f"anchor {label}: {quantity(flops[cfg_id])} FLOPs, {quantity(costs[cfg_id].params)} parameters"
+    what = f"{session.recipe.model.model}: {quantity(flops[0])} FLOPs"
+    if network.anchors:
         what = f"{len(flops)} stitches, {quantity(min(flops))} to {quantity(max(flops))} FLOPs"
-    else:
-        weight = next(model.parameters())
-        image = torch.zeros(1, *session.input_size, device=weight.device, dtype=weight.dtype)
-        what = f"{session.recipe.model.model}: {quantity(measure(model, image).flops)} FLOPs"
     yield f"network: {what}, {params} parameters in total, images of {sizes}"
 
 
 def _of_dense(session: Session) -> Iterator[str]:
-    model, dense = session.model, session.recipe.dense
-    if isinstance(model, SNNet) and dense.spec is not None:
+    dense = session.recipe.dense
+    if numbers := run_network(session.model).level_blocks:
+        assert dense.spec is not None, "its head has levels"
         sides = (session.input_size[1], session.input_size[2])
-        blocks = ", ".join(str(info.block) for info in model.backbone.level_infos)
+        blocks = ", ".join(map(str, numbers))
         windows = Windows.of_task(dense, sides)
         yield (
             f"{dense.task} by the {dense.spec.head} head, with levels after blocks {blocks} of the last anchor; crops "

@@ -22,7 +22,6 @@ from stitchkit.engine.settings import Autocast, EngineSettings
 from stitchkit.errors import InputError
 from stitchkit.files import write_text
 from stitchkit.measure.recalibrate import with_calibration
-from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.paths import for_file, paths_for_file
 from stitchkit.settings.files import settings_text
@@ -33,6 +32,7 @@ from stitchkit.training.data import Datasets, Loaders, create_loaders, open_data
 from stitchkit.training.dense.data import create_pair_loaders, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
+from stitchkit.training.run_network import run_network
 
 _logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> S
     model = network.create_network(built, config, learned)
     network.prepare_as_trained(model, recipe, content)
     size, timm_model = network.input_size(model, recipe), as_timm(model)
-    if not timm_model.num_classes and needs_classes and not (recipe.run.eval and isinstance(model, SNNet)):
+    if not timm_model.num_classes and needs_classes and not (recipe.run.eval and run_network(model).gives_features):
         raise InputError(
             "the network has no classifier; give --num-classes, or train without labels by --loss features"
         )

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from stitchkit.classes import check_classes
 from stitchkit.engine.task import Task
 from stitchkit.errors import InputError
-from stitchkit.model.snnet import SNNet
 from stitchkit.networks.create import create_model
 from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.timm_model import TimmModel, as_timm
@@ -24,6 +23,7 @@ from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.data import weights_dtype
 from stitchkit.training.features import FeatureLoss
+from stitchkit.training.run_network import run_network
 from stitchkit.training.samplers import Sampler
 
 _logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def create_task(
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
     if stitch.distillation_type != "none":
         teacher = create_teacher(stitch, as_timm(model), device, dtype, sides, classes)
-    for anchor in model.anchors if isinstance(model, SNNet) else [model]:
+    for anchor in run_network(model).networks:
         # Distilled networks have two classifiers: labels teach one, the teacher the other.
         set_distilled = getattr(anchor, "set_distilled_training", None)
         if teacher is not None and set_distilled is not None:

@@ -34,6 +34,7 @@ from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import sampler_of
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import UntouchedAnchors, freeze, say_frozen
+from stitchkit.training.run_network import run_network
 from stitchkit.training.samplers import Sampler
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import cut_summaries, write_fit, write_losses, write_summary
@@ -86,8 +87,8 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
         if world.is_primary:
             # Lines before the checkpoint: a resumed run drops the lines of epochs without a checkpoint.
             write_summary(folder, epoch, loss=loss, rate=trained.position.rate, columns=judged.columns)
-            if isinstance(session.model, SNNet):
-                write_losses(folder, epoch, session.model.space, stitches)
+            if stitches:
+                write_losses(folder, epoch, run_network(session.model).space, stitches)
             checkpoints.save(training_state(trainer) | more, epoch=epoch, metric=judged.metric)
         figures = {"train_loss": loss, "lr": trained.position.rate, **judged.figures}
         figures |= {f"stitch_loss/{cfg_id}": mean for cfg_id, (mean, _) in stitches.items()}
@@ -150,7 +151,7 @@ def _prepare(
     untouched = UntouchedAnchors(features.copies if features else None)
     how = create_optimisation(model, recipe, batches=len(loader), ranks=world.size)
     task: StitchTask
-    if isinstance(model, SNNet) and model.route_head.is_shared:
+    if run_network(model).level_blocks:
         task = create_dense_task(model, recipe, world.device, sampler)
     else:
         task = create_task(
@@ -165,7 +166,7 @@ def _prepare(
     validation: Validation = Accuracies(session, trainer, untouched)
     if features is not None and not recipe.stitch.uses_labels:
         validation = FeatureLosses(session, trainer, features)
-    if isinstance(model, SNNet) and model.route_head.is_shared:
+    if run_network(model).level_blocks:
         validation = DenseFigures(session, trainer)
     validation.say_what_ranks()
     start, position = 0, None
@@ -189,14 +190,13 @@ def _prepare(
 def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None) -> None:
     """Keep the network equal on all ranks, in the way that is faster according to benchmarks/gradients.py."""
     model, broadcast = session.model, not session.recipe.distributed.no_ddp_bb
-    is_stitched = isinstance(model, SNNet)
     # One route has a third of the bytes. Without labels, torch's wrapper would wait for the gradients of heads.
     if (sampler is not None and sampler.shared) or not session.recipe.stitch.uses_labels:
         trainer.reducer = GradientReducer(model, buffers=broadcast) if trainer.world.size > 1 else None
     else:
         # A step uses only the parameters of its route. If each rank draws its own, most parameters have a gradient on
         # some rank, and torch's wrapper sends them during the backward pass.
-        trainer.prepare_distributed(find_unused=is_stitched, broadcast_buffers=broadcast)
+        trainer.prepare_distributed(find_unused=len(run_network(model).space) > 1, broadcast_buffers=broadcast)
 
 
 def _fit(session: Session, model: SNNet, loader: Loader) -> None:

@@ -11,9 +11,10 @@ from torch import nn
 
 from stitchkit.engine.loop import Trainer
 from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
-from stitchkit.model.snnet import SNNet
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.training.features import FeatureLoss, held_out_loss, judged_routes
 from stitchkit.training.preserve import UntouchedAnchors, warn_of_guesses
+from stitchkit.training.run_network import run_network
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -78,20 +79,18 @@ class Accuracies(Validation):
     def before(self) -> None:
         """Keep the accuracy of each anchor."""
         model = self.session.model
-        if not isinstance(model, SNNet):
+        if not (anchors := run_network(model).anchors):
             return
-        scores = self._validate({label: (model, cfg_id) for cfg_id, label in enumerate(model.views)})
+        scores = self._validate({label: (model, cfg_id) for label, cfg_id in anchors.items()})
         accuracies = self._untouched.alone = {label: score.acc1 for label, score in scores.items()}
         _logger.info("anchors before training  acc1  %s", _shown(accuracies, ".2f"))
         if self.session.recipe.stitch.way_to_preserve != "none":
-            warn_of_guesses(accuracies, model.num_classes)
+            warn_of_guesses(accuracies, as_timm(model).num_classes)
 
     def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
         """The scores of anchors or the plain model, and how each anchor's has changed since before the training."""
         model, alone = self.session.model, self._untouched.alone
-        stitches: dict[str, int | None] = {"model": None}
-        if isinstance(model, SNNet):
-            stitches = {label: cfg_id for cfg_id, label in enumerate(model.views)}
+        stitches: Mapping[str, int | None] = run_network(model).anchors or {"model": None}
         averages = self._networks(stitches)
         networks = {
             label + end: (network, cfg_id) for end, network in averages.items() for label, cfg_id in stitches.items()
@@ -157,8 +156,7 @@ class FeatureLosses(Validation):
         self, networks: Mapping[str, nn.Module], after_batch: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
         session, losses = self.session, {}
-        assert isinstance(session.model, SNNet), "others have no stitches"
-        routes = judged_routes(session.model)
+        routes = judged_routes(run_network(session.model).space)
         for end, network in networks.items():
             batches = batches_of(session.loaders.validation, session.world, f"held out{end}", after_batch)
             losses[end] = held_out_loss(

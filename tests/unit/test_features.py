@@ -151,10 +151,10 @@ def test_targets_are_of_evaluation_mode_and_leave_no_trace():
 def test_the_loss_of_held_out_images_does_not_depend_on_their_batches():
     model = pico_snnet()
     loss, x = FeatureLoss(model, settings().stitch), pico_images(7)
-    routes = judged_routes(model)
+    routes = judged_routes(model.space)
     assert len(routes) == 5
     assert not any(model.space[cfg_id].is_anchor for cfg_id in routes)
-    assert judged_routes(family_snnet("headless levit")) != [], "also of few stitches"
+    assert judged_routes(family_snnet("headless levit").space) != [], "also of few stitches"
     model.train()
     parts = [
         held_out_loss(model, loss, routes, [(part, part) for part in x.split(count)], device=CPU) for count in (7, 3, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,14 +17,19 @@ from stitchkit.networks.layout import find_layout
 from stitchkit.networks.slices import extract
 from stitchkit.routes import Step, Stitch
 
+Walk = Callable[[Step, torch.Tensor], Any]
+"""Runs a step on the output of the one before it."""
 LOGITS, POOLED, TOKENS, DEPTH = "logits", "pooled", "tokens", "depth"
 """The names of outputs in files: the first of networks with classes, of images or pixels; the next of those without
 classes; the last of networks for depth.
 """
 
 
-class RouteHead(ABC):
-    """The end of all routes of a backbone. It is no module; the network that has it registers its `modules`.
+class RouteHead:
+    """The end of all routes of a backbone: the head of the anchor where a stitch ends.
+
+    It gives logits `[B, num_classes]`, or features `[B, C]` without classes. It is no module; the network that has it
+    registers its `modules`.
 
     Attributes:
         modules: Its modules beside those of the backbone, by their names in the network.
@@ -41,74 +45,40 @@ class RouteHead(ABC):
         self.backbone = backbone
 
     @property
-    @abstractmethod
     def outputs(self) -> int:
         """Number of outputs of an image or at a pixel; 0 for features."""
+        return self.backbone.last.num_classes
 
-    @abstractmethod
     def steps(self, stitch: Stitch) -> list[Step]:
         """The steps of a stitch with its end."""
+        return self.backbone.steps(stitch)
 
     def module_of(self, step: Step) -> nn.Module:
         """The module that runs a step."""
         return self.backbone.module_of(step)
 
-    @abstractmethod
-    def run(
-        self, walk: Callable[[Step, torch.Tensor], Any], x: torch.Tensor, stitch: Stitch, *, training: bool
-    ) -> tuple[Any, Any]:
+    def run(self, walk: Walk, x: torch.Tensor, stitch: Stitch, *, training: bool) -> tuple[Any, Any]:  # noqa: ARG002
         """The output of a stitch for images `[B, C, H, W]`, and what enters its end.
 
         Args:
-            walk: Runs a step on the output of the one before it.
             training: Give what losses need beside the output.
         """
-
-    @abstractmethod
-    def network(self, stitch: Stitch, modules: Mapping[str, nn.Module]) -> ExtractedRoute:
-        """The network of a stitch from the modules of its steps, by name."""
-
-    def extracted(self, stitch: Stitch) -> ExtractedRoute:
-        """The network of a stitch with a copy of its weights."""
-        return extract(self.network(stitch, exported(self.module_of, self.steps(stitch))))
-
-    @abstractmethod
-    def described(self, stitch: Stitch) -> dict[str, object]:
-        """What files say of the output of a stitch; shapes are those of one image."""
-
-    def profiled(self, step: Step) -> nn.Module:
-        """The module of a step as it is exported, with one tensor as its input; that of a shared head is images."""
-        return folded(self.module_of(step))
-
-
-class Classifiers(RouteHead):
-    """The head of the anchor where a stitch ends: logits `[B, num_classes]`, or features `[B, C]` without classes."""
-
-    @property
-    def outputs(self) -> int:
-        """Number of logits."""
-        return self.backbone.last.num_classes
-
-    def steps(self, stitch: Stitch) -> list[Step]:
-        """The steps of a stitch with the head of its end anchor."""
-        return self.backbone.steps(stitch)
-
-    def run(
-        self, walk: Callable[[Step, torch.Tensor], Any], x: torch.Tensor, stitch: Stitch, *, training: bool  # noqa: ARG002
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        """The output, and that of the last block."""
         *steps, head = self.steps(stitch)
         for step in steps:
             x = walk(step, x)
         return walk(head, x), x
 
-    def network(self, stitch: Stitch, modules: Mapping[str, nn.Module]) -> RouteNetwork:
-        """A network with the interface of timm's."""
+    def network(self, stitch: Stitch, modules: Mapping[str, nn.Module]) -> ExtractedRoute:
+        """The network of a stitch from the modules of its steps, by name."""
         last = modules["head"]
         return RouteNetwork.of(modules, last if isinstance(last, HeadSlice) else self.backbone.views[stitch.end].head)
 
+    def extracted(self, stitch: Stitch) -> ExtractedRoute:
+        """The network of a stitch with a copy of its weights."""
+        return extract(self.network(stitch, exported(self.module_of, self.steps(stitch))))
+
     def described(self, stitch: Stitch) -> dict[str, object]:
-        """The number of `logits`, or the width of the `pooled` feature and the shape of its `tokens` or maps."""
+        """What files say of the output of a stitch; shapes are those of one image."""
         if self.outputs:
             return {"name": LOGITS, "width": self.outputs}
         net, end = self.extracted(stitch).eval(), self.backbone.views[stitch.end]
@@ -119,6 +89,10 @@ class Classifiers(RouteHead):
         layout = find_layout(tuple(tokens.shape), end.model, end.input_size[1:])
         axes = {"layout": layout.kind, "num_prefix_tokens": layout.num_prefix_tokens} if layout else {}
         return {"name": POOLED, "width": width, TOKENS: {"shape": [*tokens.shape[1:]], **axes}}
+
+    def profiled(self, step: Step) -> nn.Module:
+        """The module of a step as it is exported, with one tensor as its input; that of a shared head is images."""
+        return folded(self.module_of(step))
 
 
 class LevelHead(RouteHead):
@@ -158,9 +132,7 @@ class LevelHead(RouteHead):
         """The module that runs a step."""
         return self.dense if step.kind == "head" else super().module_of(step)
 
-    def run(
-        self, walk: Callable[[Step, torch.Tensor], Any], x: torch.Tensor, stitch: Stitch, *, training: bool
-    ) -> tuple[torch.Tensor | list[torch.Tensor], list[Level]]:
+    def run(self, walk: Walk, x: torch.Tensor, stitch: Stitch, *, training: bool) -> tuple[Any, list[Level]]:
         """The output, in training a list of it and those of auxiliary heads; and the levels."""
         if not training:
             levels = levels_along(walk, x, self.steps(stitch)[:-1])

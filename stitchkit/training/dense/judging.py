@@ -26,10 +26,12 @@ from stitchkit.measure.scores import DenseScore, DepthScore, SegmentationScore
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.progress import progress
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.training.dense.data import Pair, PairLoader
 from stitchkit.training.dense.windows import Windows
+from stitchkit.training.run_network import run_network
 from stitchkit.training.session import Session
 from stitchkit.training.validation import Judgement, Validation
 
@@ -60,10 +62,9 @@ class DenseJudge:
     def of_session(cls, session: Session, autocast: Autocast) -> DenseJudge:
         """That of a run's networks, with as many windows at a time as it judges images."""
         model, loader = session.model, session.loaders.validation
-        assert isinstance(model, SNNet), "dense prediction needs anchors"
         assert isinstance(loader, PairLoader), "it is of a dense task"
         sides = (session.input_size[1], session.input_size[2])
-        return cls(session.recipe.dense, model.num_classes, sides, autocast, loader.batch_size)
+        return cls(session.recipe.dense, as_timm(model).num_classes, sides, autocast, loader.batch_size)
 
     @torch.no_grad()
     def sums(
@@ -217,9 +218,8 @@ class DenseFigures(Validation):
 
     def __init__(self, session: Session, trainer: Trainer):
         super().__init__(session, trainer)
-        self._judge, model = DenseJudge.of_session(session, trainer.autocast), session.model
-        assert isinstance(model, SNNet), "dense prediction needs anchors"
-        self._anchors = {label: cfg_id for cfg_id, label in enumerate(model.views)}
+        self._judge = DenseJudge.of_session(session, trainer.autocast)
+        self._anchors = run_network(session.model).anchors
 
     def before(self) -> None:
         """The head is untrained, so there is nothing to measure."""

@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.measure.dense_sums import NOT_KNOWN
-from stitchkit.model.snnet import SNNet
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import weights_dtype
@@ -134,7 +133,7 @@ class DenseTask(StitchTask):
         return {"loss": self.criterion(outputs, labels), "output": outputs[0]}
 
 
-def create_dense_task(model: SNNet, recipe: Recipe, device: torch.device, sampler: Sampler | None) -> DenseTask:
+def create_dense_task(model: nn.Module, recipe: Recipe, device: torch.device, sampler: Sampler | None) -> DenseTask:
     """The task of a recipe."""
     loss, dtype = loss_of(recipe.dense), weights_dtype(recipe)
     return DenseTask(model, loss, sampler=sampler, settings=recipe.stitch, device=device, dtype=dtype)
