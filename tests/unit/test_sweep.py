@@ -325,7 +325,7 @@ def test_the_first_rank_alone_removes_checkpoints(tmp_path, monkeypatch, is_prim
     """Another rank is done while the first may still save."""
     job = SweepJob(planned("swin-t")[5, 6, "conv3x3_with_downsample"].write(tmp_path))
     job.checkpoints.mkdir()
-    monkeypatch.setattr("stitchkit.assembly.train.run.run_job", lambda config, source: None)
+    monkeypatch.setattr("stitchkit.assembly.sweep.worker.run_job", lambda config, source: None)
     job._run(is_primary)
     assert job.checkpoints.exists() != is_primary
 
