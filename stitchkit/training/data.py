@@ -156,7 +156,8 @@ def create_loaders(
     model_config: Mapping[str, object], num_classes: int,
 ) -> Loaders:  # fmt: skip
     """Loaders over this rank's part of the splits; `input_size` and `model_config` are as for `preparation`."""
-    train, held_out = None, ()
+    train: Loader | None = None
+    held_out: list[Loader] = []
     with _by_timm():
         prepared = preparation(recipe, input_size, model_config)
         for_evaluation = _for_evaluation(recipe, prepared)
