@@ -14,7 +14,7 @@ import yaml
 from stitchkit.measure.ledger import write_rows
 from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.profile import Profiler
-from stitchkit.measure.scores import AnswerScore
+from stitchkit.measure.scores import AccuracyScore
 from stitchkit.model.snnet import SNNet
 
 _COSTS: WeakKeyDictionary[SNNet, list[dict[str, Any]]] = WeakKeyDictionary()
@@ -43,7 +43,7 @@ def write_evaluated(path: Path, right: Sequence[int], *, images: int) -> list[di
     """
     bits = np.arange(images) < np.array(right)[:, None]
     labels = np.zeros((images, 1), np.int64)
-    PerImage.of_all(range(len(right)), AnswerScore(), bits[..., None], labels).write(path.with_suffix(".hits"))
+    PerImage.of_all(range(len(right)), AccuracyScore(), bits[..., None], labels).write(path.with_suffix(".hits"))
     rows: list[dict[str, Any]] = [
         {"cfg_id": cfg_id, "flops": 100 + 20 * cfg_id, "params": 900 - 100 * cfg_id}
         | {"acc1": 100 * number / images, "knn": 50.0 + cfg_id, "images": images}

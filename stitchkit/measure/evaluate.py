@@ -2,154 +2,66 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import nn
-from torch.nn import functional as F
 
 from stitchkit.data.batches import Batch, Loader, without_padding
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World, gather_objects, sum_over_ranks
 from stitchkit.errors import InputError
-from stitchkit.files import check_regular, replacing
+from stitchkit.measure.answers import Accuracy, AnswerAgreement
+from stitchkit.measure.per_image import PerImage
+from stitchkit.measure.scores import Score
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
-from stitchkit.settings.files import unique_keys
 
 SAVE_EVERY = 5.0
 """Seconds between two saves of unfinished answers, which are the most that a killed evaluation computes again."""
 
 
-class Score(NamedTuple):
-    """Accuracies in percent, mean cross-entropy, and the number of images that count in them.
-
-    With fewer than five classes, all of them count as the top five. The figures of each class may be empty.
-    """
-
-    acc1: float
-    acc5: float
-    loss: float
-    images: int
-    class_hits: tuple[int, ...] = ()
-    class_images: tuple[int, ...] = ()
-
-    @property
-    def class_acc1(self) -> list[float | None]:
-        """Accuracy of each class; None for a class without images."""
-        pairs = zip(self.class_hits, self.class_images, strict=True)
-        return [100 * hits / images if images else None for hits, images in pairs]
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """The figures of a row in a ledger; balanced accuracy is the mean over the classes that have images."""
-        shares = [share for share in self.class_acc1 if share is not None]
-        balanced = {"balanced_acc1": sum(shares) / len(shares)} if shares else {}
-        return {"acc1": self.acc1, **balanced, "acc5": self.acc5, "loss": self.loss, "images": self.images}
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What networks answer to images: sums over the images, and each single answer.
+@dataclass(frozen=True)
+class Networks:
+    """Networks that run on the same images.
 
     Args:
-        sums: For each network the loss, top-1 hits, top-5 hits and images, then hits and images of each class,
-            `[networks, 4 + 2 * num_classes]`; in float64, a sum of millions of losses keeps its digits.
-        right: Whether the most likely class is the label, `[networks, images]`.
-        labels: `[images]`; -1 is an image that does not count.
+        module: What they belong to; its mode is restored.
+        run: Images `[B, C, H, W]` to what the score takes of each network, in the order of their `cfg_ids`.
     """
 
-    sums: torch.Tensor
-    right: torch.Tensor
-    labels: torch.Tensor
-
-    @classmethod
-    def none(cls, networks: int, num_classes: int, device: torch.device | None = None) -> Answers:
-        """Those to no image."""
-        sums = torch.zeros(networks, 4 + 2 * num_classes, dtype=torch.float64, device=device)
-        right = torch.zeros(networks, 0, dtype=torch.bool, device=device)
-        return cls(sums, right, torch.zeros(0, dtype=torch.int64, device=device))
-
-    def __add__(self, others: Answers) -> Answers:
-        """Those of the same networks to these images and to others."""
-        right = torch.cat([self.right, others.right], dim=1)
-        return Answers(self.sums + others.sums, right, torch.cat([self.labels, others.labels]))
-
-    def in_order(self, numbers: Sequence[int]) -> Answers:
-        """The same in the order of the numbers of the images."""
-        order = torch.tensor(numbers).argsort()
-        return Answers(self.sums, self.right[:, order], self.labels[order])
-
-    def of_all_ranks(self) -> Answers:
-        """Those of all ranks, on the CPU of each, in the order of the set: rank r has the images r, r + size, ..."""
-        sums = sum_over_ranks(self.sums.clone()).cpu()
-        parts = gather_objects(_packed(self))
-        right, labels = (torch.cat(tensors, dim=-1) for tensors in zip(*map(_unpacked, parts), strict=True))
-        numbers = [rank + turn * len(parts) for rank, (_, own) in enumerate(parts) for turn in range(len(own))]
-        return Answers(sums, right, labels).in_order(numbers)
-
-    @property
-    def scores(self) -> list[Score]:
-        """The score of each network."""
-        return [_score(*each) for each in self.sums.tolist()]
+    module: nn.Module
+    cfg_ids: Sequence[int]
+    run: Callable[[torch.Tensor], Iterable[Any]]
 
 
-def _packed(answers: Answers) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eight answers in a byte, `[networks, bytes]`, and the labels."""
-    return torch.from_numpy(np.packbits(answers.right.cpu().numpy(), axis=1)).contiguous(), answers.labels.cpu()
+class Unfinished:
+    """A small file with what a rank has judged so far; it is always complete or absent.
 
-
-def _unpacked(packed: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The answers `[networks, images]`, and the labels."""
-    bits, labels = packed
-    return torch.from_numpy(np.unpackbits(bits.numpy(), axis=1, count=len(labels)).astype(bool)), labels
-
-
-class PartialAnswers:
-    """A small file with a rank's answers to finished batches; it is always complete or absent.
-
-    Answers that depend on anything else than `of`, plain data, are ignored.
+    What depends on anything else than `of`, plain data, is ignored.
     """
 
     def __init__(self, path: Path, of: Mapping[str, object]):
-        self.path = path
-        self._of = json.loads(json.dumps(of))  # as it is read back, with lists for tuples
+        self.path, self._of = path, of
 
-    def restore(self, num_classes: int, networks: int) -> tuple[Answers, int] | None:
-        """The saved answers of these networks, on the CPU, and the number of batches; None if there are none."""
+    def restore(self, score: Score, cfg_ids: Sequence[int]) -> PerImage | None:
+        """What was saved of these networks; None if there is none."""
         try:
-            check_regular(self.path)
-            with safe_open(self.path, framework="pt") as file:
-                about = json.loads(file.metadata()["about"], object_pairs_hook=unique_keys)
-                sums, right, labels = (file.get_tensor(name) for name in ("sums", "right", "labels"))
-            of, done = about["of"], about["done"]
-            answers = Answers(sums, *_unpacked((right, labels)))
-            known = (labels >= 0).sum().expand(len(sums))
-            counts = torch.stack([answers.right.sum(1), known], dim=1)
-            is_whole = type(done) is int and done > 0 and sums.shape == (networks, 4 + 2 * num_classes)
-            is_whole &= right.shape[1] == -(-len(labels) // 8)  # NumPy makes up the bits of missing bytes
-            is_whole &= (sums.dtype, labels.dtype, labels.ndim) == (torch.float64, torch.int64, 1)
-            is_whole &= torch.equal(sums[:, [1, 3]], counts.double())
-        except Exception:  # a damaged file can hold anything; the evaluation then starts over
+            images = PerImage.read(self.path, of=self._of, file=score.file)
+        except InputError:  # no evaluation of the same was killed, or its file is damaged
             return None
-        return (answers, done) if of == self._of and is_whole else None
+        fits = (images.cfg_ids, images.score.about()) == (tuple(cfg_ids), score.about())
+        return images if fits and (images.seen == score.counts(images.truth)).all() else None
 
-    def save(self, answers: Answers, done: int) -> None:
-        """Save the answers to so many batches, replacing earlier ones."""
-        bits, labels = _packed(answers)
-        about = json.dumps({"of": self._of, "done": done})
-        with replacing(self.path) as draft:
-            draft.write_bytes(save({"sums": answers.sums, "right": bits, "labels": labels}, metadata={"about": about}))
+    def save(self, images: PerImage) -> None:
+        """Save what was judged, replacing what was before."""
+        images.write(self.path, of=self._of)
 
     def remove(self) -> None:
         """Remove the file of a finished evaluation."""
@@ -157,78 +69,69 @@ class PartialAnswers:
 
 
 def batches_of(
-    loader: Loader, world: World, what: str, after_batch: Callable[[], None] = lambda: None
+    loader: Loader, world: World, what: str, after_batch: Callable[[], None] = lambda: None, *, done: int = 0
 ) -> Iterator[Batch]:
-    """The batches of this rank under a progress bar, each image once over all ranks; unreadable ones are reported."""
+    """The batches of this rank under a progress bar, each image once over all ranks; unreadable ones are reported.
+
+    The first `done` images are read, not skipped: what a loader makes of an image may depend on those before.
+    """
     images = len(loader.dataset) / max(len(loader), 1)
     batches = without_padding(loader, world, after_batch)
-    yield from progress(batches, world, what, unit="batches", total=len(loader), images=images)
+    for batch in progress(batches, world, what, unit="batches", total=len(loader), images=images):
+        if done <= 0:
+            yield batch
+        done -= len(batch[1])
     report(loader.dataset)
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
-    run: Callable[[torch.Tensor], Iterable[Any]],
-    batches: Iterable[Batch],
+    networks: Networks,
+    batches: Callable[[int], Iterable[Batch]],
+    score: Accuracy | AnswerAgreement,
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    count: int = 1,
-    num_classes: int = 0,
-    partial: PartialAnswers | None = None,
-    judge: Callable[[Any, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None,
-) -> Answers:
-    """The answers of one or more networks that judge the same images, to those of this rank.
+    partial: Unfinished | None = None,
+) -> PerImage:
+    """What networks give on the images of all ranks, in the order of the set: rank r has the images r, r + size, ...
 
     Args:
-        model: The module that the networks belong to; its mode is restored.
-        run: Images `[B, C, H, W]` to the logits `[B, num_classes]` of each network.
-        batches: Of this rank, without padding: every image of the set is in exactly one batch of one rank.
-        num_classes: Number of classes that are counted separately; 0 for none.
-        partial: Saves the answers, after a batch every `SAVE_EVERY` seconds, and restores those of a killed evaluation.
-        judge: What `run` gives of a network and labels to its sums over the batch, as in `Answers`, and whether it is
-            right, `[B]`; by default from its logits.
+        batches: Those of this rank after so many images, without padding: every image of the set is in exactly one
+            batch of one rank.
+        partial: Saves what was judged, after a batch every `SAVE_EVERY` seconds, and restores that of a killed
+            evaluation.
     """
-    judge = judge or functools.partial(_sums, num_classes=num_classes)
+    cfg_ids, next_save = networks.cfg_ids, 0.0
     # They stay on the device until they are saved: reading one makes the host wait.
-    answers, done, next_save = Answers.none(count, num_classes, device), 0, 0.0
-    if restored := partial and partial.restore(num_classes, count):
-        saved, done = restored
-        answers += Answers(saved.sums.to(device), saved.right.to(device), saved.labels.to(device))
-    with evaluating(model):
-        for number, (images, labels) in enumerate(batches):
-            if number < done:  # read, not skipped: what a loader makes of an image may depend on those before
-                continue
+    totals = torch.zeros(len(cfg_ids), score.totals, dtype=torch.float64, device=device)
+    own = [torch.zeros(len(cfg_ids), 0, score.own, dtype=torch.bool, device=device)]
+    truths = [torch.zeros(0, score.truth, dtype=torch.int64, device=device)]
+
+    def so_far() -> PerImage:
+        values, truth = (torch.cat(parts, dim=-2).cpu().numpy() for parts in (own, truths))
+        return PerImage.of_all(cfg_ids, score, values, truth, totals.cpu().numpy())
+
+    if restored := partial and partial.restore(score, cfg_ids):
+        assert restored.totals is not None, "unfinished ones have totals"
+        totals += torch.from_numpy(restored.totals).to(device)
+        own.append(torch.from_numpy(np.array(restored.own)).to(device))
+        truths.append(torch.from_numpy(restored.truth).to(device))
+    with evaluating(networks.module):
+        for images, targets in batches(len(truths[-1])):
             with autocast():
-                outputs = run(images)
-            sums, right = zip(*(judge(output, labels) for output in outputs), strict=True)
-            answers += Answers(torch.stack(sums), torch.stack(right), labels)
+                outputs = networks.run(images)
+            every, rights, (truth, *_) = zip(*(score.of_batch(output, targets) for output in outputs), strict=True)
+            totals += torch.stack(every)
+            own.append(torch.stack(rights))
+            truths.append(truth)
             if partial and time.monotonic() >= next_save:
-                partial.save(answers, number + 1)
+                partial.save(so_far())
                 next_save = time.monotonic() + SAVE_EVERY
-    return answers
-
-
-def _sums(logits: torch.Tensor, labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sums of a network over a batch, as in `Answers`, and whether it is right, `[B]`."""
-    logits = logits.float()  # autocast's logits have too few digits for a mean of losses
-    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-    loss = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
-    right, known = hits[:, 0], labels >= 0
-    whole = torch.stack([loss, right.sum(), hits.sum(), known.sum()]).double()
-    if not num_classes:
-        return whole, right
-    each = torch.stack([right, known]).double()  # label -1 adds 0 hits and 0 images to class 0
-    classes = whole.new_zeros(2, num_classes).index_add_(1, labels.clamp(min=0), each)
-    return torch.cat([whole, classes.flatten()]), right
-
-
-def _score(loss: float, top1: float, top5: float, images: float, *each: float) -> Score:
-    if not images:
-        raise InputError("there is no image to evaluate on; check the validation set")
-    hits, counts = (tuple(map(int, part)) for part in (each[: len(each) // 2], each[len(each) // 2 :]))
-    return Score(100 * top1 / images, 100 * top5 / images, loss / images, int(images), hits, counts)
+    parts = gather_objects(so_far())
+    numbers = [rank + turn * len(parts) for rank, part in enumerate(parts) for turn in range(len(part.truth))]
+    whole = PerImage.joined(parts).in_order(numbers)
+    return replace(whole, totals=sum_over_ranks(totals).cpu().numpy())
 
 
 def evaluate_stitch(
@@ -238,12 +141,15 @@ def evaluate_stitch(
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    num_classes: int = 0,
-) -> Score:
-    """The score of one stitch of an SN-Net, or of a plain model if `cfg_id` is None; else as in `evaluate`."""
+    balanced: bool = True,
+) -> PerImage:
+    """The answers of one stitch of an SN-Net, or of a plain model, as number 0, if `cfg_id` is None.
+
+    The figures have balanced accuracy if they are to; else as in `evaluate`.
+    """
 
     def run(images: torch.Tensor) -> list[torch.Tensor]:
         return [model(images) if cfg_id is None else model(images, cfg_id)]
 
-    answers = evaluate(model, run, batches, device=device, autocast=autocast, num_classes=num_classes)
-    return _score(*sum_over_ranks(answers.sums)[0].tolist())
+    networks = Networks(model, [cfg_id or 0], run)
+    return evaluate(networks, lambda _: batches, Accuracy(balanced), device=device, autocast=autocast)

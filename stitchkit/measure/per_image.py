@@ -23,12 +23,13 @@ from stitchkit.files import check_regular, replacing
 from stitchkit.measure.comparison import Compared, OfNetworks, Paired, redraw
 from stitchkit.measure.formulas import Bits, Floats
 from stitchkit.measure.ledger import Ledger
-from stitchkit.measure.scores import FILES, AnswerScore, Score, score_of
+from stitchkit.measure.scores import FILES, AccuracyScore, AgreementScore, Score, by_class, score_of
+from stitchkit.settings.files import unique_keys
 
 REGENERATE = "delete it to continue without intervals; to regenerate them, also delete the ledger and rerun --eval"
 _SAYS = {"hits": "says what each network answers to each image", "sums": "has the sums of each network on each image"}
 _ARRAYS = {"hits": ("right", "seen", "labels"), "sums": ("counts", "columns", "values", "truth")}
-_FOREIGN = "it is of another format"
+_FOREIGN, _MISFIT = "it is of another format", "its numbers do not fit together"
 
 Rows: TypeAlias = Bits | csr_array
 """What a network gives on each image, `[images, score.own]`; sparse sums, as an image has about ten of 150 classes."""
@@ -43,6 +44,7 @@ class PerImage(OfNetworks):
         seen: Whether a network has judged an image that counts, `[networks, images]`.
         truth: What does not depend on a network, `[images, score.truth]`.
         names: The names of the images; empty if the data set has none.
+        totals: What is summed over batches, `[networks, score.totals]`; no file of a finished evaluation has it.
     """
 
     cfg_ids: tuple[int, ...]
@@ -51,6 +53,7 @@ class PerImage(OfNetworks):
     seen: Bits
     truth: npt.NDArray[Any]
     names: tuple[str, ...] = ()
+    totals: Floats | None = None
 
     def __post_init__(self) -> None:
         images = len(self.truth)
@@ -62,56 +65,57 @@ class PerImage(OfNetworks):
     @classmethod
     def of_all(
         cls, cfg_ids: Sequence[int], score: Score, own: npt.NDArray[Any], truth: npt.NDArray[Any],
-        names: Sequence[str] = (),
+        totals: Floats | None = None,
     ) -> PerImage:  # fmt: skip
         """Of networks that have judged all images, `own` being `[networks, images, score.own]`."""
         values = own.astype(score.dtype)
         assert np.array_equal(values, own), "numbers fit"
         rows = tuple(values) if score.dtype is np.bool_ else tuple(map(csr_array, values))
-        seen = np.tile(score.known(truth).any(axis=1), (len(cfg_ids), 1))
-        return cls(tuple(cfg_ids), score, rows, seen, truth, tuple(names))
+        seen = np.tile(score.counts(truth), (len(cfg_ids), 1))
+        return cls(tuple(cfg_ids), score, rows, seen, truth, totals=totals)
 
     @classmethod
     def joined(cls, parts: Sequence[PerImage]) -> PerImage:
-        """The same networks on the images of all parts, one part after the other."""
+        """The same networks on the images of all parts, one part after the other, without totals."""
         first = parts[0]
         assert all((part.cfg_ids, part.score) == (first.cfg_ids, first.score) for part in parts), "the same networks"
         own = tuple(map(_stacked, zip(*(part.own for part in parts), strict=True)))
         seen = np.concatenate([part.seen for part in parts], axis=1)
         truth, names = np.concatenate([part.truth for part in parts]), [name for part in parts for name in part.names]
-        return replace(first, own=own, seen=seen, truth=truth, names=tuple(names))
+        return replace(first, own=own, seen=seen, truth=truth, names=tuple(names), totals=None)
 
-    def in_order(self, numbers: Sequence[int], names: Sequence[str]) -> PerImage:
-        """The same, of images with these numbers in a set, in the order of the set, with the names of its images."""
+    def in_order(self, numbers: Sequence[int]) -> PerImage:
+        """The same, of images with these numbers in a set, in the order of the set."""
         order = np.argsort(numbers)
         own = tuple(rows[order] for rows in self.own)
-        return replace(self, own=own, seen=self.seen[:, order], truth=self.truth[order], names=tuple(names))
+        return replace(self, own=own, seen=self.seen[:, order], truth=self.truth[order])
 
     def of(self, cfg_ids: Sequence[int]) -> PerImage:
-        """Some of the networks, in this order."""
+        """Some of the networks, in this order, without totals."""
         places = self.places(cfg_ids)
         own = tuple(self.own[place] for place in places)
-        return replace(self, cfg_ids=tuple(cfg_ids), own=own, seen=self.seen[places])
+        return replace(self, cfg_ids=tuple(cfg_ids), own=own, seen=self.seen[places], totals=None)
 
-    @property
-    def counting(self) -> Bits:
-        """Whether images count, `[images]`."""
-        return np.array(self.score.known(self.truth).any(axis=1))
+    def figures(self, cfg_id: int) -> dict[str, float]:
+        """The figures of a network for its row in a ledger, and on how many images it was judged."""
+        place = self._places[cfg_id]
+        totals = None if self.totals is None else self.totals[place]
+        return self.score.row(_dense(self.own[place]), self.truth, self.seen[place], totals)
+
+    def classes(self, cfg_id: int, count: int) -> tuple[list[int], list[int]]:
+        """Of answers: the right ones of a network, and the images, of each of so many classes."""
+        place = self._places[cfg_id]
+        seen = self.seen[place]
+        return by_class(_dense(self.own[place])[seen, 0], self.truth[seen, 0], count)
 
     def sums_of(self, cfg_id: int) -> Floats:
         """The sums of a network on each image, `[images, own + truth]`; zeros for unseen images."""
         place = self._places[cfg_id]
-        own, known = _dense(self.own[place]), self.score.known(self.truth)
-        return np.hstack([own.astype(float), known * self.seen[place][:, None]])
-
-    def figures(self, cfg_id: int) -> dict[str, float]:
-        """The figures of a network for its row in a ledger, and on how many images it was judged."""
-        figures = {name: float(value) for name, value in self.score.figures(self.sums_of(cfg_id).sum(axis=0)).items()}
-        return figures | {"images": int(self.of([cfg_id]).seen.sum())}
+        return np.hstack([_dense(self.own[place]).astype(float), self.truth * self.seen[place][:, None]])
 
     def compared(self, *, samples: int = 1000, seed: int = 0) -> Compared:
         """What tells the networks apart; sums need so many bootstrap sets of the images."""
-        if isinstance(self.score, AnswerScore):
+        if isinstance(self.score, AccuracyScore | AgreementScore):
             return Paired(self.cfg_ids, self.score.metric, _answers(self), self.seen)
         sums = map(self.sums_of, self.cfg_ids)
         return redraw(self.cfg_ids, self.score, sums, self.seen, self.truth, samples=samples, seed=seed)
@@ -125,12 +129,12 @@ class PerImage(OfNetworks):
         return replace(
             kept, cfg_ids=kept.cfg_ids + other.cfg_ids, own=kept.own + other.own,
             seen=np.concatenate([kept.seen, other.seen]),
-            truth=np.where(self.counting[:, None], self.truth, other.truth),
+            truth=np.where(self.score.counts(self.truth)[:, None], self.truth, other.truth),
         )  # fmt: skip
 
     def other_images(self, other: PerImage) -> str:
         """The first difference between these images and others, in words; an image of unknown truth fits any."""
-        if other.score != self.score:
+        if (other.score.file, other.score.about()) != (self.score.file, self.score.about()):
             return f"this evaluation is of {other.score.about()}, the earlier one of {self.score.about()}"
         if len(other.truth) != len(self.truth):
             return f"this evaluation has {len(other.truth):,} images, the earlier one {len(self.truth):,}"
@@ -139,8 +143,8 @@ class PerImage(OfNetworks):
         for number, (name, before) in enumerate(zip(other.names, self.names, strict=True)):
             if name != before:
                 return f"image {number:,} of this evaluation is {name!r}, that of the earlier one {before!r}"
-        differs = self.counting & other.counting & (other.truth != self.truth).any(axis=1)
-        for number in np.flatnonzero(differs).tolist():
+        both = self.score.counts(self.truth) & self.score.counts(other.truth)
+        for number in np.flatnonzero(both & (other.truth != self.truth).any(axis=1)).tolist():
             return f"image {number:,} has {self.score.other_truth(other.truth[number], self.truth[number])}"
         return ""
 
@@ -169,26 +173,28 @@ class PerImage(OfNetworks):
     def write(self, path: Path, *, of: Mapping[str, object] | None = None) -> None:
         """Write a file, which replaces an earlier one only when it is complete.
 
-        An unfinished one says what it depends on, `of`.
+        An unfinished one has the totals, and says what it depends on, `of`.
         """
         about = {"format": f"stitchkit {self.score.file} 1", "cfg_ids": self.cfg_ids, **self.score.about()}
-        if self.score.file == "hits":
-            arrays = _bits(self)
-        else:
-            arrays, about["of"] = _sparse(self), of
+        arrays = (_bits if self.score.file == "hits" else _sparse)(self)
+        if of is not None:
+            arrays["totals"] = np.zeros((len(self.cfg_ids), 0)) if self.totals is None else self.totals
+        if of is not None or self.score.file == "sums":
+            about["of"] = of
         arrays["names"] = np.frombuffer(json.dumps(self.names).encode(), np.uint8)  # a name may be no text
         with replacing(path) as draft:  # in one entry, since safetensors writes several in any order
             draft.write_bytes(save(arrays, metadata={"about": json.dumps(about)}))
 
     @classmethod
-    def read(cls, path: str | Path, *, of: Mapping[str, object] | None = None) -> PerImage:
-        """Those in a file, if an unfinished one depends on `of`."""
-        file = "hits" if Path(path).suffix == ".hits" else "sums"
+    def read(cls, path: str | Path, *, of: Mapping[str, object] | None = None, file: str = "") -> PerImage:
+        """Those in a file; in an unfinished one of a score's `file`, if it depends on `of`."""
+        file = file or Path(path).suffix[1:]
         check_regular(Path(path))
         try:
             with safe_open(path, framework="np") as content:
-                about = json.loads(content.metadata()["about"])
+                about = json.loads(content.metadata()["about"], object_pairs_hook=unique_keys)
                 *arrays, names = (content.get_tensor(name) for name in (*_ARRAYS[file], "names"))
+                totals = None if of is None else content.get_tensor("totals")
             cfg_ids = tuple(map(int, about["cfg_ids"]))
             if about["format"] != f"stitchkit {file} 1" or len({*cfg_ids}) != len(cfg_ids):
                 raise ValueError(_FOREIGN)
@@ -196,7 +202,9 @@ class PerImage(OfNetworks):
                 raise ValueError("it is of something else")
             score = score_of(about, file)
             own, seen, truth = _from_bits(*arrays) if file == "hits" else _from_sparse(score, len(cfg_ids), *arrays)
-            return cls(cfg_ids, score, own, seen, truth, tuple(map(str, json.loads(bytes(names)))))
+            if totals is not None and (totals.shape, totals.dtype) != ((len(cfg_ids), score.totals), np.float64):
+                raise ValueError(_MISFIT)
+            return cls(cfg_ids, score, own, seen, truth, tuple(map(str, json.loads(bytes(names)))), totals)
         except Exception as error:  # a damaged file can hold anything
             raise InputError(f"'{path}', which {_SAYS[file]}, cannot be read: {error}; {REGENERATE}") from error
 
@@ -224,7 +232,7 @@ def _bits(images: PerImage) -> dict[str, npt.NDArray[Any]]:
 
 def _from_bits(*arrays: npt.NDArray[Any]) -> tuple[tuple[Rows, ...], Bits, npt.NDArray[Any]]:
     *packed, labels = arrays
-    if any(bits.shape[1] != -(-len(labels) // 8) for bits in packed):  # NumPy makes up missing bytes
+    if not packed[0].shape == packed[1].shape == (len(packed[0]), -(-len(labels) // 8)):  # NumPy makes up missing bytes
         raise ValueError(_FOREIGN)
     right, seen = (np.unpackbits(bits, axis=1, count=len(labels)).astype(bool) for bits in packed)
     return tuple((right & seen)[..., None]), seen, labels.astype(np.int64)[:, None]
@@ -249,7 +257,7 @@ def _from_sparse(
     whole = whole and networks == len(counts) and bool(counts.sum() == columns.size == values.size)
     whole = whole and bool((columns < score.own).all() and (truth >= 0).all() and (values >= 0).all())
     if not (whole and np.isfinite(values).all()):
-        raise ValueError("its numbers do not fit together")
+        raise ValueError(_MISFIT)
     ends, shape = counts.sum(axis=1).cumsum()[:-1], (len(truth), score.own)
     parts = zip(np.split(values, ends), np.split(columns, ends), counts, strict=True)
     own = (csr_array((part, places, np.r_[0, number.cumsum()]), shape) for part, places, number in parts)

@@ -2,66 +2,131 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from stitchkit.errors import InputError, unknown
-from stitchkit.measure.formulas import Floats
+from stitchkit.measure.formulas import Bits, Floats
 
+Array: TypeAlias = npt.NDArray[Any]
 _MOST_CLASSES = 255  # the class 255 of a mask is a pixel that does not count
 
 
-@dataclass(frozen=True)
-class AnswerScore:
-    """Right answers in percent: the image's label, or with the metric `agree` what its end anchor answers.
+class _Answers:
+    """Whether each answer is right; the truth of an image is its label, or -1 if it does not count."""
 
-    An image's sum is whether the answer is right, and its truth the label: -1 if it does not count, 0 with `agree`.
-    """
-
-    metric: Literal["acc1", "agree"] = "acc1"
+    metric: ClassVar[str]
     file: ClassVar[str] = "hits"
     dtype: ClassVar[type[np.generic]] = np.bool_
     own: ClassVar[int] = 1
     truth: ClassVar[int] = 1
 
-    def known(self, truth: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What all networks' sums have of the truth of images, `[images, 1]`: whether they count."""
-        return truth >= 0
+    def counts(self, truth: Array) -> Bits:
+        """Whether images count, `[images]`, by their truth."""
+        return np.array(truth[:, 0] >= 0)
 
-    def other_truth(self, truth: npt.NDArray[Any], before: npt.NDArray[Any]) -> str:
+    def other_truth(self, truth: Array, before: Array) -> str:
         """How the truth of an image differs from an earlier one, in words."""
         return f"label {truth[0]} in this evaluation, and {before[0]} in the earlier one"
 
+
+@dataclass(frozen=True)
+class AccuracyScore(_Answers):
+    """Accuracies in percent and the mean cross-entropy; the totals are the sum of losses, and the top-5 hits.
+
+    With fewer than five classes, all of them count as the top five. Balanced accuracy is the mean over the classes that
+    have images.
+    """
+
+    balanced: bool = True
+    metric: ClassVar[str] = "acc1"
+    totals: ClassVar[int] = 2
+
     def about(self) -> dict[str, object]:
         """What a file says of the score."""
-        return {} if self.metric == "acc1" else {"metric": self.metric}
+        return {}
 
-    def figures(self, sums: npt.NDArray[Any]) -> dict[str, Floats]:
-        """The metric, `[...]`, of the right answers and the images `[..., 2]`; 0 without any image."""
-        right, images = np.moveaxis(np.asarray(sums, float), -1, 0)
-        return {self.metric: 100 * right / np.maximum(images, 1)}
+    def row(self, own: Array, truth: Array, seen: Bits, totals: Floats | None) -> dict[str, float]:
+        """The figures of a network, in the order of a row in a ledger; arguments as in `PerImage`."""
+        (right, labels), images = (each[seen, 0] for each in (own, truth)), _known(seen)
+        row: dict[str, float] = {"acc1": 100 * int(right.sum()) / images}
+        if self.balanced:
+            shares = [100 * hits / count for hits, count in zip(*by_class(right, labels), strict=True) if count]
+            row["balanced_acc1"] = sum(shares) / len(shares)
+        if totals is not None:
+            loss, top5 = totals.tolist()
+            row |= {"acc5": 100 * top5 / images, "loss": loss / images}
+        return row | {"images": images}
 
 
-class _Sums:
+@dataclass(frozen=True)
+class AgreementScore(_Answers):
+    """How far answers agree with those of the end anchor, and the mean Kullback-Leibler divergence from it.
+
+    The totals are the sum of divergences, the equal answers where the anchor is sure, and the images where it is.
+    """
+
+    metric: ClassVar[str] = "agree"
+    totals: ClassVar[int] = 3
+
+    def about(self) -> dict[str, object]:
+        """What a file says of the score."""
+        return {"metric": self.metric}
+
+    def row(self, own: Array, truth: Array, seen: Bits, totals: Floats | None) -> dict[str, float]:  # noqa: ARG002
+        """The figures of a network, in the order of a row in a ledger; arguments as in `PerImage`."""
+        images = _known(seen)
+        row: dict[str, float] = {"agree": 100 * int(own[seen].sum()) / images}
+        if totals is None:
+            return row | {"images": images}
+        kl, equal, sure = totals.tolist()
+        row |= {"agree_sure": 100 * equal / sure} if sure else {}
+        return row | {"kl": kl / images, "images": images, "sure_images": int(sure)}
+
+
+def _known(seen: Bits) -> int:
+    if not seen.any():
+        raise InputError("there is no image to evaluate on; check the validation set")
+    return int(seen.sum())
+
+
+def by_class(right: Array, labels: Array, classes: int = 0) -> tuple[list[int], list[int]]:
+    """The right answers and the images of each class, of at least so many."""
+    images = np.bincount(labels, minlength=classes)
+    return np.bincount(labels[right], minlength=len(images)).tolist(), images.tolist()
+
+
+class _PixelSums(ABC):
     """A score whose images have sums of pixels; those of the truth are zeros if an image does not count."""
 
     file: ClassVar[str] = "sums"
+    totals: ClassVar[int] = 0
 
-    def known(self, truth: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """What all networks' sums have of the truth of images, `[images, truth]`: all of it."""
-        return truth
+    def counts(self, truth: Array) -> Bits:
+        """Whether images count, `[images]`, by their truth."""
+        return np.array(truth.any(axis=1))
 
     def other_truth(self, *_: object) -> str:
         """How the truth of an image differs from an earlier one, in words."""
         return "another truth than in the earlier one"
 
+    @abstractmethod
+    def figures(self, sums: Array) -> dict[str, Floats]:
+        """The figures, `[...]`, of sums `[..., own + truth]`."""
+
+    def row(self, own: Array, truth: Array, seen: Bits, _: Floats | None) -> dict[str, float]:
+        """The figures of a network, in the order of a row in a ledger; arguments as in `PerImage`."""
+        sums = np.hstack([own.astype(float), truth * seen[:, None]]).sum(axis=0)
+        return {name: float(value) for name, value in self.figures(sums).items()} | {"images": int(seen.sum())}
+
 
 @dataclass(frozen=True)
-class SegmentationScore(_Sums):
+class SegmentationScore(_PixelSums):
     """Mean IoU over the classes that occur, and pixel accuracy, in percent, over all known pixels of all images.
 
     An image's sums are its correct, predicted and true pixels, each for all classes.
@@ -90,7 +155,7 @@ class SegmentationScore(_Sums):
         """What a file says of the score."""
         return {"task": self.task, "num_classes": self.num_classes}
 
-    def figures(self, sums: npt.NDArray[Any]) -> dict[str, Floats]:
+    def figures(self, sums: Array) -> dict[str, Floats]:
         """`miou` and `pixel_acc`, `[...]`, of sums `[..., 3 * num_classes]`; 0 without any pixel."""
         correct, predicted, true = np.split(np.asarray(sums, float), 3, axis=-1)
         union = predicted + true - correct
@@ -100,7 +165,7 @@ class SegmentationScore(_Sums):
 
 
 @dataclass(frozen=True)
-class DepthScore(_Sums):
+class DepthScore(_PixelSums):
     """Relative error, RMSE in metres, and share of pixels within a factor of 1.25 of the truth, in percent.
 
     Each is the mean of the images' figures, not the figure of all pixels, so a sparsely measured image counts fully.
@@ -121,7 +186,7 @@ class DepthScore(_Sums):
         """What a file says of the score."""
         return {"task": self.task}
 
-    def figures(self, sums: npt.NDArray[Any]) -> dict[str, Floats]:
+    def figures(self, sums: Array) -> dict[str, Floats]:
         """`abs_rel`, `rmse` and `delta1`, `[...]`, of sums `[..., 4]`; 0 without any image."""
         sums = np.asarray(sums, float)
         abs_rel, rmse, near = np.moveaxis(sums[..., :3] / np.maximum(sums[..., 3:], 1), -1, 0)
@@ -134,18 +199,18 @@ DenseScore: TypeAlias = SegmentationScore | DepthScore
 An image's sums are `own` numbers of a `dtype`, which depend on the prediction, then those of its `truth`, which all
 networks share: zeros if the image does not count.
 """
-Score: TypeAlias = AnswerScore | DenseScore
+Score: TypeAlias = AccuracyScore | AgreementScore | DenseScore
 """What is kept of each image: `own` numbers of each network and those of its `truth`, in the `file` beside a ledger."""
-FILES = dict.fromkeys(("acc1", "agree"), AnswerScore.file) | dict.fromkeys(("miou", "delta1"), _Sums.file)
+FILES = dict.fromkeys(("acc1", "agree"), _Answers.file) | dict.fromkeys(("miou", "delta1"), _PixelSums.file)
 """The ending of the file that compares networks by a metric."""
 
 
 def score_of(content: Mapping[str, Any], file: str) -> Score:
     """The score that a file with this ending describes."""
-    if file == AnswerScore.file:
+    if file == _Answers.file:
         if (metric := content.get("metric", "acc1")) not in ("acc1", "agree"):
             raise ValueError("it is of another format")
-        return AnswerScore(metric)
+        return AccuracyScore() if metric == "acc1" else AgreementScore()
     if content["task"] == SegmentationScore.task:
         return SegmentationScore(int(content["num_classes"]))
     if content["task"] == DepthScore.task:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from stitchkit.data.identity import images_digest
-from stitchkit.data.labelled_images import numbered
 from stitchkit.display import command, counted
 from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
 from stitchkit.measure import ledger_origin as origins
-from stitchkit.measure.agreement import AnswerAgreement
-from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
-from stitchkit.measure.features import FeatureScore
+from stitchkit.measure.evaluate import batches_of, evaluate_stitch
 from stitchkit.measure.intervals import add_intervals, compared_beside
 from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import LEDGER, Ledger
@@ -30,16 +27,14 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.training.checkpoint import load_weights
 from stitchkit.training.dense.examples import write_examples
-from stitchkit.training.dense.judging import DenseEvaluation, DenseFigure, check_sums_beside
-from stitchkit.training.judging import Answering, Judge, check_hits_beside, remove_progress
+from stitchkit.training.dense.judging import DenseEvaluation, check_sums_beside
+from stitchkit.training.judging import Answering, Judge, check_hits_beside, classes_of, remove_progress
 from stitchkit.training.network import uncompiled
 from stitchkit.training.own_statistics import give_statistics, renewed_copy
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
 
-_Scores = Mapping[int, Score | AnswerAgreement | FeatureScore | DenseFigure]
-"""What stitches are worth, by `cfg_id`."""
 _MOVE = "choose another --experiment or move the file away"
 _UNSAID = ("acc5", "loss", "images", "sure_images")
 # Settings that choose a plain model and its weights without --resume; a ledger knows its network by the stitches.
@@ -56,16 +51,14 @@ def evaluate_stitches(session: Session) -> None:
     from_primary(world, lambda: _begin(session, origin))
     if not isinstance(model, SNNet):
         net = renewed_copy(session) if recipe.run.recalibrate_bn else model
-        batches, num_classes = batches_of(session.loaders.validation, world, "evaluation"), as_timm(model).num_classes
-        score = evaluate_stitch(
-            net, None, batches, device=world.device, autocast=session.autocast, num_classes=num_classes
-        )
-        _logger.info("%s", json.dumps({"model": recipe.model.model, **score.figures}))
-        from_primary(world, lambda: write_per_class(session.folder, _classes(session), {"acc1": score}))
+        batches = batches_of(session.loaders.validation, world, "evaluation")
+        images = evaluate_stitch(net, None, batches, device=world.device, autocast=session.autocast)
+        _logger.info("%s", json.dumps({"model": recipe.model.model, **images.figures(0)}))
+        from_primary(world, lambda: write_per_class(session.folder, classes_of(session), images, {"acc1": 0}))
         return
     norms = give_statistics(session, model, missing, ledgers, origin, keeps_anchors=freezes_anchors(content))
     numbers = count(1)
-    judged: Iterator[_Scores]
+    judged: Iterator[Mapping[int, Mapping[str, float]]]
     if model.route_head.is_shared:
         judged = DenseEvaluation(session, model, origin, ledgers).stitches(missing)
     elif model.num_classes:
@@ -74,11 +67,12 @@ def evaluate_stitches(session: Session) -> None:
         judged = Judge(session, model).stitches(missing) if missing else iter(())
     for scores in judged:
         for ledger in ledgers:
-            _record(session, ledger, scores, norms)
-        for cfg_id, worth in scores.items():
-            figures = "  ".join(f"{key} {value:.2f}" for key, value in worth.figures.items() if key not in _UNSAID)
+            for cfg_id, figures in scores.items():
+                ledger.append(cfg_id, {**figures, **norms.get(cfg_id, {})})
+        for cfg_id, figures in scores.items():
+            words = "  ".join(f"{key} {value:.2f}" for key, value in figures.items() if key not in _UNSAID)
             _logger.info(
-                "stitch %d/%d  cfg_id %d  %s  %s", next(numbers), len(missing), cfg_id, model.space[cfg_id], figures
+                "stitch %d/%d  cfg_id %d  %s  %s", next(numbers), len(missing), cfg_id, model.space[cfg_id], words
             )
 
     def finish() -> None:
@@ -154,20 +148,6 @@ def _begin(session: Session, origin: Mapping[str, object]) -> None:
     if (path := _result(session)).exists() and not isinstance(session.model, SNNet):
         _logger.info("'%s' of an earlier evaluation is replaced", path)
     origins.write_origin(path, origin)
-
-
-def _record(session: Session, ledger: Ledger, scores: _Scores, norms: Mapping[int, Mapping[str, object]]) -> None:
-    """Write scores, and what rows say of `norms`: first per class, since stitches in the ledger are complete."""
-    columns = {str(cfg_id): score for cfg_id, score in scores.items() if isinstance(score, Score)}
-    if columns:
-        write_per_class(session.folder, _classes(session), columns, keep=[str(row["cfg_id"]) for row in ledger.rows])
-    for cfg_id, score in scores.items():
-        ledger.append(cfg_id, {**score.figures, **norms.get(cfg_id, {})})
-
-
-def _classes(session: Session) -> Sequence[str]:
-    """Names of the classes, which are numbers if the data have no names."""
-    return session.classes or numbered(as_timm(session.model).num_classes)
 
 
 def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:

@@ -6,29 +6,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.batches import Batch, Loader
-from stitchkit.data.labelled_images import image_labels, image_names
+from stitchkit.data.labelled_images import image_labels, image_names, numbered
 from stitchkit.data.source import is_unlabelled
 from stitchkit.data.unlabelled import has_labels
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.display import counted
 from stitchkit.errors import InputError
-from stitchkit.measure.agreement import AnswerAgreement, compare_answers
-from stitchkit.measure.evaluate import Answers, PartialAnswers, Score, batches_of, evaluate
-from stitchkit.measure.features import Collected, FeatureScore, collect, judge_in_turns
+from stitchkit.measure.answers import Accuracy, AnswerAgreement
+from stitchkit.measure.evaluate import Networks, Unfinished, batches_of, evaluate
+from stitchkit.measure.features import Collected, collect, judge_in_turns
 from stitchkit.measure.ledger import LEDGER, Ledger
+from stitchkit.measure.per_class import write_per_class
 from stitchkit.measure.per_image import PerImage
-from stitchkit.measure.scores import AnswerScore
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
+from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import BANK_IMAGES, create_bank_loader
 from stitchkit.training.inputs import source_of
@@ -37,10 +39,6 @@ from stitchkit.training.session import Session
 _logger = logging.getLogger(__name__)
 
 _MIB = 2**20
-
-
-Scores: TypeAlias = "dict[int, Score] | dict[int, AnswerAgreement]"
-"""What stitches are worth by labels, or by the answers of their end anchors."""
 
 
 class Answering:
@@ -54,58 +52,61 @@ class Answering:
     def __init__(self, session: Session, model: SNNet, origin: Mapping[str, object], ledgers: Sequence[Ledger]):
         self._session, self._model, self._ledgers, self._origin = session, model, ledgers, origin
 
-    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[Scores]:
-        """The scores of stitches, after one pass over the images.
+    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, dict[str, float]]]:
+        """The figures of stitches, after one pass over the images.
 
-        Hits are kept before scores are given, so that what is in the ledger has them.
+        Hits and classes are kept before figures are given, so that what is in the ledger has them.
         """
         if not cfg_ids:
             return
         if isinstance(self._session.loaders.validation.dataset, IterableDataset):
             _logger.info("streamed images have no order, so stitches are not compared image by image")
-        yield self._kept(cfg_ids, self._answers(cfg_ids))
-        self._partial().remove()  # only now: the ledger has all rows
+        data, world = self._session.recipe.data, self._session.world
+        batch_size = data.validation_batch_size or data.batch_size
+        of = {**self._origin, "cfg_ids": [*cfg_ids], "world_size": world.size, "batch_size": batch_size}
+        partial = Unfinished(self._session.folder / f"{LEDGER}.part{world.rank}", of)
+        images = self._judged(cfg_ids, partial)
+        for ledger in self._ledgers:
+            self._keep(images, ledger)
+        yield {cfg_id: images.figures(cfg_id) for cfg_id in cfg_ids}
+        partial.remove()  # only now: the ledger has all rows
 
-    def _answers(self, cfg_ids: Sequence[int]) -> Answers:
-        """The answers of stitches to the images; every rank saves its own every few seconds, to resume from them."""
-        session, what = self._session, counted(len(cfg_ids), "stitch")
-        anchors, space = [*self._model.views], self._model.space
-        ends = [anchors.index(space[cfg_id].end) for cfg_id in cfg_ids] if session.by_agreement else []
-        one_pass = _one_pass(session, self._model, {*cfg_ids, *ends})
+    def _judged(self, cfg_ids: Sequence[int], partial: Unfinished) -> PerImage:
+        """What stitches answer to the images; every rank saves its own every few seconds, to resume from them."""
+        session, model = self._session, self._model
+        anchors, loader, world = [*model.views], session.loaders.validation, session.world
+        ends = [anchors.index(model.space[cfg_id].end) for cfg_id in cfg_ids] if session.by_agreement else []
+        one_pass = _one_pass(session, model, {*cfg_ids, *ends})
+        # Labels then only say which images count: those that can be read, or all where none has a label.
+        is_labelled = not isinstance(loader.dataset, CheckedImages) or has_labels(loader.dataset.dataset)
 
         def run(images: torch.Tensor) -> list[Any]:
             logits = one_pass(images)
             answers = [logits[cfg_id] for cfg_id in cfg_ids]
             return [*zip(answers, (logits[end] for end in ends), strict=True)] if ends else answers
 
-        batches = batches_of(session.loaders.validation, session.world, what)
-        if ends:  # labels only say which images count: those that can be read, or all where none has a label
-            images = session.loaders.validation.dataset
-            is_labelled = not isinstance(images, CheckedImages) or has_labels(images.dataset)
-            batches = ((x, y.clamp(max=0) if is_labelled else torch.zeros_like(y)) for x, y in batches)
-        return evaluate(
-            self._model, run, batches, device=session.world.device,
-            autocast=session.autocast, count=len(cfg_ids), num_classes=1 if ends else self._model.num_classes,
-            partial=self._partial(cfg_ids), judge=compare_answers if ends else None,
-        ).of_all_ranks()  # fmt: skip
+        def batches(done: int) -> Iterator[Batch]:
+            for images, labels in batches_of(loader, world, counted(len(cfg_ids), "stitch"), done=done):
+                known = labels.clamp(max=0) if is_labelled else torch.zeros_like(labels)
+                yield images, known if ends else labels
 
-    def _partial(self, cfg_ids: Sequence[int] = ()) -> PartialAnswers:
-        data, world = self._session.recipe.data, self._session.world
-        batch_size = data.validation_batch_size or data.batch_size
-        of = {"cfg_ids": list(cfg_ids), "world_size": world.size, "batch_size": batch_size}
-        return PartialAnswers(self._session.folder / f"{LEDGER}.part{world.rank}", {**self._origin, **of})
+        networks, score = Networks(model, cfg_ids, run), _score(session)
+        return evaluate(networks, batches, score, device=world.device, autocast=session.autocast, partial=partial)
 
-    def _kept(self, cfg_ids: Sequence[int], answers: Answers) -> Scores:
-        """The scores of stitches, whose hits are added to those beside the ledger."""
-        images = self._session.loaders.validation.dataset
-        if not isinstance(images, IterableDataset):
-            score, right = _score(self._session), answers.right.numpy()[..., None]
-            names, labels = image_names(images.dataset), answers.labels.numpy()[:, None]
-            for ledger in self._ledgers:
-                PerImage.of_all(cfg_ids, score, right, labels, names).keep(ledger)
-        if self._session.by_agreement:
-            return dict(zip(cfg_ids, (AnswerAgreement.of(*sums) for sums in answers.sums.tolist()), strict=True))
-        return dict(zip(cfg_ids, answers.scores, strict=True))
+    def _keep(self, images: PerImage, ledger: Ledger) -> None:
+        """Add what stitches answer to the files beside the ledger."""
+        session, dataset = self._session, self._session.loaders.validation.dataset
+        if not isinstance(dataset, IterableDataset):
+            replace(images, names=image_names(dataset.dataset)).keep(ledger)
+        if not session.by_agreement:
+            networks = {str(cfg_id): cfg_id for cfg_id in images.cfg_ids}
+            kept = [str(row["cfg_id"]) for row in ledger.rows]
+            write_per_class(session.folder, classes_of(session), images, networks, keep=kept)
+
+
+def classes_of(session: Session) -> Sequence[str]:
+    """Names of the classes, which are numbers if the data have no names."""
+    return session.classes or numbered(as_timm(session.model).num_classes)
 
 
 def _one_pass(session: Session, model: SNNet, cfg_ids: Collection[int]) -> OnePass:
@@ -128,13 +129,14 @@ def check_hits_beside(session: Session, ledger: Ledger) -> None:
     known = None if session.by_agreement else image_labels(images.dataset)
     labels = np.array(known or [NO_CLASS] * len(images))[:, None]
     nothing = np.zeros((0, len(images), 1), bool)
-    if difference := before.other_images(PerImage.of_all((), score, nothing, labels, image_names(images.dataset))):
+    own = replace(PerImage.of_all((), score, nothing, labels), names=image_names(images.dataset))
+    if difference := before.other_images(own):
         advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
         raise InputError(f"'{before.file(ledger.path)}' is of other images: {difference}; {advice}")
 
 
-def _score(session: Session) -> AnswerScore:
-    return AnswerScore("agree" if session.by_agreement else "acc1")
+def _score(session: Session) -> Accuracy | AnswerAgreement:
+    return AnswerAgreement() if session.by_agreement else Accuracy()
 
 
 class Judge:
@@ -156,7 +158,7 @@ class Judge:
                 raise
             _logger.warning("no labelled training images, so k-NN and linear probe are left out: %s", error)
 
-    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, FeatureScore]]:
+    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, dict[str, float]]]:
         """The scores of stitches.
 
         Features are collected in one pass over the validation images, and one over the labelled images. Then one stitch
@@ -168,7 +170,8 @@ class Judge:
         own = _one_pass(self._session, self._model, cfg_ids)
         bank = self._collect(own, self._bank) if self._bank else None
         targets = {cfg_id: judged.features.get(self._end(cfg_id)) for cfg_id in cfg_ids}
-        yield from judge_in_turns(cfg_ids, judged, targets, bank, self._session.world)
+        for scores in judge_in_turns(cfg_ids, judged, targets, bank, self._session.world):
+            yield {cfg_id: score.figures for cfg_id, score in scores.items()}
 
     def _end(self, cfg_id: int) -> int:
         return [*self._model.views].index(self._model.space[cfg_id].end)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from stitchkit.engine.loop import Trainer
-from stitchkit.measure.evaluate import Score, batches_of, evaluate_stitch
+from stitchkit.measure.evaluate import batches_of, evaluate_stitch
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.training.features import FeatureLoss, held_out_loss, judged_routes
 from stitchkit.training.preserve import UntouchedAnchors, warn_of_guesses
@@ -82,7 +82,7 @@ class Accuracies(Validation):
         if not (anchors := run_network(model).anchors):
             return
         scores = self._validate({label: (model, cfg_id) for label, cfg_id in anchors.items()})
-        accuracies = self._untouched.alone = {label: score.acc1 for label, score in scores.items()}
+        accuracies = self._untouched.alone = {label: score["acc1"] for label, score in scores.items()}
         _logger.info("anchors before training  acc1  %s", _shown(accuracies, ".2f"))
         if self.session.recipe.stitch.way_to_preserve != "none":
             warn_of_guesses(accuracies, as_timm(model).num_classes)
@@ -96,35 +96,35 @@ class Accuracies(Validation):
             label + end: (network, cfg_id) for end, network in averages.items() for label, cfg_id in stitches.items()
         }
         scores = self._validate(networks, after_batch) if due else {}
-        changes = {label: scores[label].acc1 - acc1 for label, acc1 in alone.items() if label in scores}
+        changes = {label: scores[label]["acc1"] - acc1 for label, acc1 in alone.items() if label in scores}
         columns: dict[str, float | str] = {
-            f"eval_{label}_acc1": scores[label].acc1 if label in scores else "" for label in networks
+            f"eval_{label}_acc1": scores[label]["acc1"] if label in scores else "" for label in networks
         }
         columns |= {f"eval_{label}_change": changes.get(label, "") for label in alone}
         if not scores:
             return Judgement(columns)
         figures: dict[str, float] = {}
         for label, score in scores.items():
-            figures |= {f"eval_{label}_{key}": value for key, value in score.figures.items()}
+            figures |= {f"eval_{label}_{key}": value for key, value in score.items()}
         figures |= {f"eval_{label}_change": value for label, value in changes.items()}
-        words = f"acc1  {_shown({label: score.acc1 for label, score in scores.items()}, '.2f')}"
+        words = "acc1  " + _shown({label: score["acc1"] for label, score in scores.items()}, ".2f")
         if changes:
             words += f"  change since before training  {_shown(changes, '+.2f')}"
-        losses = tuple(score.loss for score in scores.values())
+        losses = tuple(score["loss"] for score in scores.values())
         *_, ranking = averages
         key = {"top1": "acc1", "top5": "acc5", "loss": "loss"}[self.session.recipe.run.eval_metric]
-        mean = sum(getattr(scores[label + ranking], key) for label in stitches) / len(stitches)
+        mean = sum(scores[label + ranking][key] for label in stitches) / len(stitches)
         return Judgement(columns, figures, losses, -mean if key == "loss" else mean, words)
 
     def _validate(
         self, networks: Mapping[str, tuple[nn.Module, int | None]], after_batch: Callable[[], None] = lambda: None
-    ) -> dict[str, Score]:
+    ) -> dict[str, dict[str, float]]:
         session, scores = self.session, {}
         for label, (network, cfg_id) in networks.items():
             batches = batches_of(session.loaders.validation, session.world, label, after_batch)
             scores[label] = evaluate_stitch(
-                network, cfg_id, batches, device=session.world.device, autocast=self.trainer.autocast
-            )
+                network, cfg_id, batches, device=session.world.device, autocast=self.trainer.autocast, balanced=False
+            ).figures(cfg_id or 0)
         return scores
 
 

@@ -21,7 +21,7 @@ from stitchkit.cli import main
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.per_image import PerImage
-from stitchkit.measure.scores import AnswerScore
+from stitchkit.measure.scores import AccuracyScore
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.ship.description import portable
 from stitchkit.ship.export import export
@@ -475,7 +475,7 @@ def test_the_cheapest_that_cannot_be_told_from_the_best_is_exported(run, capsys)
     rows = sorted(run.rows, key=lambda row: row["acc1"])
     right = np.arange(100) < np.array([[row["acc1"]] for row in rows])  # one has an image more right than the next
     cfg_ids, labels = [row["cfg_id"] for row in rows], np.zeros((100, 1), np.int64)
-    PerImage.of_all(cfg_ids, AnswerScore(), right[..., None], labels).write(run.folder / "ledger.hits")
+    PerImage.of_all(cfg_ids, AccuracyScore(), right[..., None], labels).write(run.folder / "ledger.hits")
     assert run.export(*flags) == 0
     output = capsys.readouterr().out
     assert f"cfg_id {rows[-1]['cfg_id']} is the most accurate of 17 stitches; cfg_id {rows[-6]['cfg_id']} has" in output

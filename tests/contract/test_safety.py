@@ -27,7 +27,8 @@ from stitchkit.data.timm_readers import open_timm
 from stitchkit.engine.lock import is_held, locked
 from stitchkit.errors import InputError
 from stitchkit.files import opened, read_table
-from stitchkit.measure.evaluate import PartialAnswers
+from stitchkit.measure.answers import Accuracy
+from stitchkit.measure.evaluate import Unfinished
 from stitchkit.measure.intervals import compared_beside
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.ledger_origin import read_origin
@@ -384,7 +385,6 @@ READERS = {
     "stitchkit/files.py": test_hostile_files_that_pages_and_exports_read,
     "stitchkit/settings/files.py": test_hostile_files_of_other_commands,
     "stitchkit/assembly/train/result.py": test_hostile_files_of_a_sweep,
-    "stitchkit/measure/evaluate.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/per_image.py": test_hostile_files_beside_a_ledger,
     "stitchkit/measure/statistics_file.py": test_hostile_statistics_beside_a_ledger,
     "stitchkit/data/dense/maps.py": test_hostile_files_of_dense_prediction,
@@ -399,7 +399,7 @@ READERS = {
 
 
 def read_part(path):
-    assert PartialAnswers(path, {}).restore(3, 1) is None
+    assert Unfinished(path, {}).restore(Accuracy(), [0]) is None
     raise InputError(f"'{path}' is not a file")
 
 

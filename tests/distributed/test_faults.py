@@ -26,8 +26,8 @@ from stitchkit.engine.lock import is_held, locked
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.errors import InputError
-from stitchkit.measure import evaluate
 from stitchkit.measure.ledger import read_rows
+from stitchkit.measure.scores import AccuracyScore
 from stitchkit.networks.weights import damage
 from stitchkit.training.checkpoint import Checkpoints
 from stitchnet.data import read_image
@@ -625,10 +625,10 @@ def test_an_infinite_figure_is_not_saved_within_an_epoch(subject, trained, tmp_p
 
 @pytest.mark.parametrize("subject", mostly_full(SUBJECTS, quick=["job"]), indirect=True)
 def test_an_epoch_of_an_infinite_validation_loss_is_not_saved(subject, trained, tmp_path, monkeypatch, capsys):
-    inner = evaluate._score
+    inner = AccuracyScore.row
     assert trained("infinite", "--epochs", "1") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "_score", lambda *sums: inner(*sums)._replace(loss=torch.inf))
+        patch.setattr(AccuracyScore, "row", lambda *sums: inner(*sums) | {"loss": torch.inf})
         infinite = lambda _, measures, *__: ([torch.inf] * len(measures), [torch.inf])  # noqa: E731
         patch.setattr("stitchkit.assembly.train.testing._of_images", infinite)
         assert trained("infinite", "--resume", "auto", "--epochs", "2") == 2

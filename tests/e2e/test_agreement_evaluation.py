@@ -11,7 +11,7 @@ from PIL import Image
 from stitchkit.cli import main
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
-from stitchkit.measure.agreement import SURE, compare_answers
+from stitchkit.measure.answers import SURE, AnswerAgreement
 from stitchkit.measure.formulas import accuracy_interval
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.metric import compared
@@ -184,7 +184,8 @@ def test_a_ledger_by_labels_is_not_continued_by_agreement(images, photos, tmp_pa
 def test_an_image_that_does_not_count_adds_nothing():
     ours, theirs = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, -1, 0, 0, -1, 0])
-    sums, equal = compare_answers((ours, theirs), labels)
-    few, _ = compare_answers((ours[labels == 0], theirs[labels == 0]), labels[labels == 0])
-    assert torch.allclose(sums, few)
-    assert not equal[labels < 0].any()
+    sums = AnswerAgreement().of_batch((ours, theirs), labels)
+    few = AnswerAgreement().of_batch((ours[labels == 0], theirs[labels == 0]), labels[labels == 0])
+    assert torch.allclose(sums.totals, few.totals)
+    assert torch.equal(sums.own[labels == 0], few.own)
+    assert not sums.own[labels < 0].any()

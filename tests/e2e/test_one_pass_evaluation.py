@@ -1,12 +1,12 @@
 """`--eval` in one pass: images are read once, a killed pass resumes, some stitches can be chosen."""
 
 import csv
-import json
 import shutil
 import signal
 import time
 from shutil import copyfile
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 from safetensors import safe_open
@@ -17,9 +17,10 @@ from stitchkit.data.batches import without_padding
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import Answers, PartialAnswers, evaluate_stitch
+from stitchkit.measure.evaluate import Unfinished, evaluate_stitch
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.per_image import PerImage
+from stitchkit.measure.scores import AccuracyScore
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import create_loaders, open_datasets
 from tests.commands import refused
@@ -43,9 +44,9 @@ def rows(folder, name):
     return read_rows(folder / name / "stitches_res.txt")
 
 
-def batches_in(part):
+def images_in(part):
     with safe_open(part, framework="pt") as file:
-        return json.loads(file.metadata()["about"])["done"]
+        return len(file.get_tensor("labels"))
 
 
 def hits(folder, name):
@@ -72,9 +73,9 @@ def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(trained, images):
     )
     for row in rows(folder, "whole"):
         batches = without_padding(loaders.validation, world)
-        score = evaluate_stitch(model, row["cfg_id"], batches, device=world.device)
-        assert (row["acc1"], row["acc5"], row["images"]) == (score.acc1, score.acc5, 20)
-        assert row["loss"] == pytest.approx(score.loss, rel=1e-6)
+        score = evaluate_stitch(model, row["cfg_id"], batches, device=world.device).figures(row["cfg_id"])
+        assert (row["acc1"], row["acc5"], row["images"]) == (score["acc1"], score["acc5"], 20)
+        assert row["loss"] == pytest.approx(score["loss"], rel=1e-6)
         labels, predicted = [], []
         for batch, numbers in without_padding(loaders.validation, world):
             labels += numbers.tolist()
@@ -127,7 +128,7 @@ def test_a_killed_pass_resumes_and_ends_with_the_same_numbers(trained):
     assert main(["train", *evaluate, "single", "-b", "1"]) == 0
     part = folder / "killed/stitches_res.txt.part0"
     assert end(kill_once_there(["train", *evaluate, "killed", "-b", "1"], part)) == [-signal.SIGKILL]
-    stopped_at = batches_in(part)
+    stopped_at = images_in(part)
     assert 0 < stopped_at < 20
     assert not (folder / "killed/stitches_res.txt").exists()
     assert main(["train", *evaluate, "killed", "-b", "1"]) == 0
@@ -138,16 +139,16 @@ def test_a_killed_pass_resumes_and_ends_with_the_same_numbers(trained):
 
 
 def test_a_resumed_pass_computes_only_what_is_missing(trained, monkeypatch):
-    """Sums that stand for nine batches are believed, so images of those batches must not count again."""
+    """Sums of all images are believed, so that none of them may count again."""
     folder, evaluate = trained
     saved = []
-    save = PartialAnswers.save
-    monkeypatch.setattr(PartialAnswers, "save", lambda self, found, n: saved.append(n) or save(self, found, n))
-    monkeypatch.setattr(PartialAnswers, "remove", lambda self: None)
+    save = Unfinished.save
+    monkeypatch.setattr(Unfinished, "save", lambda self, found: saved.append(len(found.truth)) or save(self, found))
+    monkeypatch.setattr(Unfinished, "remove", lambda self: None)
     monkeypatch.setattr("stitchkit.training.evaluation.remove_progress", lambda folder: None)
     assert main(["train", *evaluate, "first"]) == 0
-    assert saved == list(range(1, 8))
-    assert batches_in(folder / "first/stitches_res.txt.part0") == 7
+    assert saved == [3, 6, 9, 12, 15, 18, 20]
+    assert images_in(folder / "first/stitches_res.txt.part0") == 20
     (folder / "second").mkdir()
     copyfile(folder / "first/stitches_res.txt.part0", folder / "second/stitches_res.txt.part0")
     saved.clear()
@@ -160,8 +161,9 @@ def test_sums_of_other_weights_are_not_taken_up(trained, tmp_path):
     folder, evaluate = trained
     whole = rows(folder, "whole")
     (tmp_path / "fresh").mkdir()
-    other = PartialAnswers(tmp_path / "fresh/stitches_res.txt.part0", {"weights_sha256": "of others"})
-    other.save(Answers.none(len(whole), 4), 5)
+    other = Unfinished(tmp_path / "fresh/stitches_res.txt.part0", {"weights_sha256": "of others"})
+    nothing, totals = np.zeros((len(whole), 5, 1), bool), np.zeros((len(whole), 2))
+    other.save(PerImage.of_all(range(len(whole)), AccuracyScore(), nothing, np.zeros((5, 1), int), totals))
     assert main(["train", *evaluate, "fresh", "--output", str(tmp_path)]) == 0
     assert rows(tmp_path, "fresh") == whole
 
@@ -236,13 +238,13 @@ def test_a_budget_that_is_too_small_says_what_is_needed(trained, monkeypatch, ca
 
 
 def _wait_after_a_save(_rank):
-    save = PartialAnswers.save
+    save = Unfinished.save
 
     def save_and_wait(*arguments):
         save(*arguments)
         time.sleep(60)
 
-    PartialAnswers.save = save_and_wait
+    Unfinished.save = save_and_wait
     stitchkit.measure.evaluate.SAVE_EVERY = 0.0
 
 
@@ -254,7 +256,7 @@ def test_ranks_that_are_killed_resume_each_where_it_stood(ranks, trained):
     command, part = ["train", *evaluate, name], folder / name / "stitches_res.txt.part0"
     killed = kill_once_there(command, part, ranks=ranks, first=_wait_after_a_save)
     assert end(killed) == [-signal.SIGKILL] * ranks
-    assert batches_in(part) == 1
+    assert images_in(part) == 3
     assert end(start(command, ranks=ranks)) == [0] * ranks
     assert not part.exists()
     assert [row["images"] for row in rows(folder, name)] == [20] * len(rows(folder, "whole"))

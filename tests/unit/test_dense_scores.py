@@ -45,7 +45,8 @@ def _noisy(masks: torch.Tensor, share: float, seed: int) -> torch.Tensor:
 
 def _of_sums(cfg_ids: Sequence[int], score: DenseScore, sums: np.ndarray, names: Sequence[str] = ()) -> PerImage:
     """Of networks' sums `[networks, images, own + truth]`."""
-    return PerImage.of_all(cfg_ids, score, sums[..., : score.own], sums[0, :, score.own :].astype(np.int32), names)
+    own, truth = sums[..., : score.own], sums[0, :, score.own :].astype(np.int32)
+    return replace(PerImage.of_all(cfg_ids, score, own, truth), names=tuple(names))
 
 
 def _sums(images: int = 40, shares: tuple[float, ...] = (0.7, 0.5, 0.49, 0.2)) -> PerImage:

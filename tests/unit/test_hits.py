@@ -10,7 +10,7 @@ import pytest
 
 from stitchkit.errors import InputError
 from stitchkit.measure.per_image import PerImage
-from stitchkit.measure.scores import AnswerScore
+from stitchkit.measure.scores import AccuracyScore
 
 
 def _hits(cfg_ids: tuple[int, ...] = (3, 0), *, images: int = 11, names: bool = True, seed: int = 0) -> PerImage:
@@ -19,7 +19,7 @@ def _hits(cfg_ids: tuple[int, ...] = (3, 0), *, images: int = 11, names: bool = 
     right = seen & (random.random(seen.shape) < 0.5)
     labels = np.arange(images)[:, None] % 3
     known = tuple(f"b/ü\n\udcff {n}.png" for n in range(images)) if names else ()
-    return PerImage(cfg_ids, AnswerScore(), tuple(right[..., None]), seen, labels, known)
+    return PerImage(cfg_ids, AccuracyScore(), tuple(right[..., None]), seen, labels, known)
 
 
 @pytest.mark.parametrize("names", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -143,13 +143,6 @@ class DenseJudge:
         return {label: whole.figures(cfg_id) for label, cfg_id in anchors.items()}
 
 
-@dataclass(frozen=True)
-class DenseFigure:
-    """What a stitch is worth: the figures of its row in a ledger."""
-
-    figures: Mapping[str, float]
-
-
 class DenseEvaluation:
     """Evaluates stitches in one pass over the images; every rank makes one.
 
@@ -165,7 +158,7 @@ class DenseEvaluation:
         self._judge = DenseJudge.of_session(session, session.autocast)
         self._origin = {**origin, "ranks": session.world.size}
 
-    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, DenseFigure]]:
+    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, dict[str, float]]]:
         """The figures of stitches, after one pass over the images.
 
         Sums are kept before figures are given, so that all in the ledger have them.
@@ -176,9 +169,9 @@ class DenseEvaluation:
         with advising_evaluation():
             sums = self._judge.over_ranks(self._of_rank(cfg_ids))
         numbers = [number for rank in range(world.size) for number in range(rank, len(sums.truth), world.size)]
-        sums = sums.in_order(numbers, self._loader.dataset.names)
+        sums = replace(sums.in_order(numbers), names=self._loader.dataset.names)
         from_primary(world, lambda: [*map(sums.keep, self._ledgers)])
-        yield {cfg_id: DenseFigure(sums.figures(cfg_id)) for cfg_id in cfg_ids}
+        yield {cfg_id: sums.figures(cfg_id) for cfg_id in cfg_ids}
         self._progress.unlink(missing_ok=True)  # only now: the ledger has all rows
 
     @property
@@ -189,7 +182,7 @@ class DenseEvaluation:
         """The sums of this rank's images; those so far are saved every few seconds."""
         of = {**self._origin, "cfg_ids": [*cfg_ids]}
         try:
-            parts = [PerImage.read(self._progress, of=of)]
+            parts = [PerImage.read(self._progress, of=of, file=self._judge.score.file)]
         except InputError:  # no evaluation of the same was killed, or its file is damaged
             parts = []
         done, saved = sum(len(part.truth) for part in parts), time.monotonic()

@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
 from stitchkit.assembly.sweep.report.tables import collect
 from stitchkit.display import count
-from stitchkit.measure.evaluate import PartialAnswers, Score
+from stitchkit.measure.evaluate import Unfinished
 from stitchkit.measure.intervals import add_intervals
 from stitchkit.measure.ledger import Ledger, read_rows, strict_json
 from stitchkit.measure.ledger_origin import read_origin
@@ -21,6 +22,7 @@ from stitchkit.measure.pareto import in_view, pareto_front, table
 from stitchkit.measure.per_class import write_per_class
 from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.profile import Cost
+from stitchkit.measure.scores import AccuracyScore
 from stitchkit.measure.statistics_file import read_statistics
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.statistics import copied_statistics, weights_digest
@@ -71,16 +73,13 @@ def _read_overlay(path: Path) -> object:
 
 
 def _continue_per_class(path: Path) -> None:
-    write_per_class(path.parent, ["a", "b"], {"1": Score(50.0, 50.0, 1.0, 2, (1, 0), (1, 1))}, keep=["0"])
-
-
-def _with_answers(text: bytes) -> bytes:
-    tensors = {"sums": torch.zeros(2, 4).double(), "right": torch.zeros(2, 1).byte(), "labels": torch.full((3,), -1)}
-    return save(tensors, metadata={"about": text.decode(errors="replace")})
+    images = PerImage.of_all([1], AccuracyScore(), np.array([[[True], [False]]]), np.array([[0], [1]]))
+    write_per_class(path.parent, ["a", "b"], images, {"1": 1}, keep=["0"])
 
 
 def _with_hits(text: bytes) -> bytes:
     tensors = {name: torch.full((2, 1), 255).byte() for name in ("right", "seen")}
+    tensors["totals"] = torch.zeros(2, 2).double()
     names = torch.tensor([*b'["a", "b", "c"]']).byte()
     return save({**tensors, "labels": torch.zeros(3).int(), "names": names}, {"about": text.decode(errors="replace")})
 
@@ -178,9 +177,9 @@ READERS = {
     "per_class.csv": Reader("per_class.csv", [Seed(b"class,images,0\na,1,50.0\nb,1,50.0\n")], _continue_per_class),
     "answers so far": Reader(
         "fuzzed.part0",
-        [Seed({"of": {"a": 1}, "done": 3}, JSON)],
-        lambda path: PartialAnswers(path, {"a": 1}).restore(0, 2),
-        _with_answers,
+        [Seed({"format": "stitchkit hits 1", "cfg_ids": [0, 3], "of": {"a": 1}}, JSON)],
+        lambda path: Unfinished(path, {"a": 1}).restore(AccuracyScore(), [0, 3]),
+        _with_hits,
     ),
     "hits": Reader(
         "fuzzed.hits", [Seed({"format": "stitchkit hits 1", "cfg_ids": [0, 3]}, JSON)], PerImage.read, _with_hits
