@@ -23,7 +23,7 @@ def test_from_scenes_to_a_file(tmp_path, monkeypatch, capsys):
     write_config(tmp_path / "configs/scenes_resnet.json", dense={"task": "segmentation", "head": "linear"})
     for words in commands(PAGE):
         assert words[0] == "stitchkit"
-        new = FLAGS if "--stitch_config" in words else []
+        new = FLAGS if "--stitch-config" in words else []
         assert main([*words[1:], *new]) == 0, words
     said = capsys.readouterr().out
     assert "the Pareto front by mean IoU has" in said
