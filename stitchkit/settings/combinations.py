@@ -70,20 +70,16 @@ _MOST_DRAWS = 1000
 
 def check(recipe: Recipe, flags: Container[str] = ()) -> Recipe:
     """Check that the settings of a recipe are compatible; `flags` are those of the command itself, not of files."""
-    if "zoom" in flags and recipe.dense.is_dense and recipe.augment.no_aug and not recipe.run.eval:
-        # In a file, it is part of a recipe, and --no-aug removes all augmentation of a recipe.
-        raise InputError("--no-aug leaves no random scales, so --zoom has no effect; omit one of the two")
     model = recipe.model
     if [model.is_stitched, bool(model.model)].count(True) != 1:
         raise InputError("give one of --stitch-config FILE, --anchors A,B, or --model NAME (a single network)")
     if not recipe.data.data_dir and not recipe.data.dataset:
         raise InputError("no data; give an image folder as DATA, or a timm data set as --dataset")
-    if recipe.run.eval and not recipe.run.resume and model.is_stitched:
-        raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
-    if recipe.run.eval and not (recipe.run.resume or model.initial_checkpoint or model.pretrained):
-        raise InputError("--eval needs weights; add --resume CHECKPOINT, --initial-checkpoint FILE or --pretrained")
+    if recipe.run.eval:
+        _check_evaluation(recipe)
+    else:
+        _check_training(recipe, flags)
     _check_network(recipe)
-    _check_features(recipe)
     _check_dense(recipe)
     _check_schedule(recipe)
     _check_batches(recipe)
@@ -112,6 +108,8 @@ def _check_network(recipe: Recipe) -> None:
     for name, value in recipe.flat().items() if model.model else ():
         if name in _OF_SNNETS and value not in _OF_SNNETS[name]:
             raise InputError(f"{flag_of(name)} requires an SN-Net; omit it for a --model")
+    if model.model and recipe.stitch.uses_features:
+        raise InputError(f"--loss {recipe.stitch.loss} requires an SN-Net, whose anchors teach; omit it for a --model")
     if model.split_bn and not (recipe.augment.resplit or recipe.augment.aug_splits):
         raise InputError("--split-bn needs batches in splits; add --resplit or --aug-splits")
     if model.is_stitched and recipe.distributed.sync_bn and recipe.stitch.sampling == "per_rank":
@@ -119,8 +117,6 @@ def _check_network(recipe: Recipe) -> None:
     way = recipe.stitch.way_to_preserve
     if way != "none" and not recipe.stitch.fulltune:
         raise InputError(f"--no-fulltune and --preserve {way} both decide what trains; omit one of the two")
-    if recipe.stitch.freezes_anchors and recipe.optim.stitch_lr_scale == 0 and not recipe.run.eval:
-        raise InputError(f"--preserve {way} with --stitch-lr-scale 0 would train nothing; omit one of the two")
     if not recipe.optim.amp and recipe.optim.amp_dtype != OptimRecipe().amp_dtype:
         # No error: the settings of a run in low precision also serve to evaluate it with --no-amp.
         _logger.warning("--amp-dtype %s has no effect without --amp", recipe.optim.amp_dtype)
@@ -130,20 +126,35 @@ def _check_network(recipe: Recipe) -> None:
         raise InputError("distillation needs a teacher; give --teacher-model or --distillation-type none")
 
 
-def _check_features(recipe: Recipe) -> None:
-    """Refuse settings that learning from features leaves without an effect."""
-    stitch, settings = recipe.stitch, recipe.flat()
-    if not stitch.uses_features:
+def _check_evaluation(recipe: Recipe) -> None:
+    """Refuse an evaluation of weights that nobody trained."""
+    if recipe.run.resume:
         return
-    if recipe.model.model:
-        raise InputError(f"--loss {stitch.loss} requires an SN-Net, whose anchors teach; omit it for a --model")
+    if recipe.model.is_stitched:
+        raise InputError("--eval needs the trained weights; add --resume CHECKPOINT")
+    if not (recipe.model.initial_checkpoint or recipe.model.pretrained):
+        raise InputError("--eval needs weights; add --resume CHECKPOINT, --initial-checkpoint FILE or --pretrained")
+
+
+def _check_training(recipe: Recipe, flags: Container[str]) -> None:
+    """Refuse settings that have no effect on a training; an evaluation reads them in the settings of its training."""
+    stitch, schedule, settings = recipe.stitch, recipe.schedule, recipe.flat()
+    if "zoom" in flags and recipe.dense.is_dense and recipe.augment.no_aug:
+        # In a file, it is part of a recipe, and --no-aug removes all augmentation of a recipe.
+        raise InputError("--no-aug leaves no random scales, so --zoom has no effect; omit one of the two")
+    if stitch.freezes_anchors and recipe.optim.stitch_lr_scale == 0:
+        way = stitch.way_to_preserve
+        raise InputError(f"--preserve {way} with --stitch-lr-scale 0 would train nothing; omit one of the two")
     idle = [name for name in _OF_LABELS if settings[name] not in (None, False, 0, "none")]
-    if idle and not stitch.uses_labels and not recipe.run.eval:
+    if idle and not stitch.uses_labels:
         undone = " ".join(filter(None, map(_OF_LABELS.__getitem__, idle)))
         raise InputError(
             f"--loss features uses no labels, so {', '.join(map(flag_of, idle))} would have no effect; omit it"
             f"{f' ({undone})' if undone else ''}, or give --loss features+task"
         )
+    if schedule.epochs <= schedule.warmup_epochs and not schedule.warmup_prefix and schedule.sched != "none":
+        why = "--epochs %d ends within the warm-up (--warmup-epochs %g); lower --warmup-epochs"
+        _logger.warning(why, schedule.epochs, schedule.warmup_epochs)
 
 
 def _check_dense(recipe: Recipe) -> None:
@@ -180,16 +191,12 @@ def _check_dense(recipe: Recipe) -> None:
 
 
 def _check_schedule(recipe: Recipe) -> None:
-    """Refuse unknown schedules, and report a training that ends before the learning rate reaches its value."""
+    """Refuse unknown schedules."""
     schedule = recipe.schedule
     if schedule.sched == "plateau":
         raise PLATEAU.error("sched plateau")
     if schedule.sched not in SCHEDULES:
         raise InputError(f"--sched: {unknown('value', schedule.sched, SCHEDULES)}")
-    never_warm = schedule.epochs <= schedule.warmup_epochs and not schedule.warmup_prefix
-    if never_warm and schedule.sched != "none" and not recipe.run.eval:
-        why = "--epochs %d ends within the warm-up (--warmup-epochs %g); lower --warmup-epochs"
-        _logger.warning(why, schedule.epochs, schedule.warmup_epochs)
 
 
 def _check_batches(recipe: Recipe) -> None:

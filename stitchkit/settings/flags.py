@@ -131,12 +131,11 @@ def resolve(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     recipe, config = gather(flags)
     if config is not None and not recipe.run.eval:
         _say_recipe(recipe, config)
-    way = recipe.stitch.way_to_preserve
-    if config is not None and config.anchor_lora_r and way != "lora" and not recipe.run.eval:
-        raise InputError(
-            f"anchor_lora_r is {config.anchor_lora_r}, but --preserve is {way}; only --preserve lora trains updates of "
-            "anchors: give it, or take anchor_lora_r out of the stitch configuration"
-        )
+        if config.anchor_lora_r and (way := recipe.stitch.way_to_preserve) != "lora":
+            raise InputError(
+                f"anchor_lora_r is {config.anchor_lora_r}, but --preserve is {way}; only --preserve lora trains "
+                "updates of anchors: give it, or take anchor_lora_r out of the stitch configuration"
+            )
     return check(recipe, flags), config
 
 
