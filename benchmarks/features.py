@@ -17,6 +17,7 @@ from stitchkit.networks.mode import unfused_attention
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import place_network
+from stitchkit.training.objective import Objective
 from stitchkit.training.optim import create_optimizer
 from stitchkit.training.preserve import freeze
 from stitchkit.training.session import engine_settings
@@ -84,7 +85,7 @@ def _steps(
     place_network(model, recipe, World(0, 1, device))
     freeze(model, recipe.stitch)
     features = FeatureLoss(model, recipe.stitch)
-    task = StitchTask(model, nn.CrossEntropyLoss(), features=features, settings=recipe.stitch, device=device)
+    task = StitchTask(model, Objective(features.term), device=device)
     optimizer = create_optimizer(model, recipe.optim, lr=1e-4)
     autocast, _ = engine_settings(recipe).precision(device)
     labels = torch.full((len(images),), -1, device=device)

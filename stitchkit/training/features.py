@@ -17,6 +17,7 @@ from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.networks.slices import extract
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_recipe import StitchRecipe
+from stitchkit.training.objective import Outputs, StepBatch, Term
 
 _JUDGED = 5
 
@@ -57,13 +58,21 @@ class FeatureLoss:
         self._images: torch.Tensor | None = None
         self._targets: dict[int, torch.Tensor] = {}
 
-    def __call__(self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int) -> torch.Tensor:
-        """The loss, a scalar, of the output of a route's last block for images `[B, C, H, W]`."""
-        error, scale = self.parts(images, feature, cfg_id)
+    def __call__(self, route: int | None, outputs: Outputs, batch: StepBatch) -> torch.Tensor:
+        """The loss of a route, a scalar."""
+        assert route is not None, "only an SN-Net has routes"
+        assert outputs.feature is not None, "the term says that it needs it"
+        error, scale = self.parts(batch.images, outputs.feature, route)
+        self.forget()
         if self._shared:  # of the whole batch, so that two ranks are one with twice the batch
             scale = sum_over_ranks(torch.stack([scale, torch.ones_like(scale)]))
             scale = scale[0] / scale[1]
         return error / scale
+
+    @property
+    def term(self) -> Term:
+        """This loss as a term of an objective."""
+        return Term(self, needs_feature=True)
 
     def parts(self, images: torch.Tensor, feature: torch.Tensor, cfg_id: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The numerator and the denominator of the loss, each a mean over the images."""

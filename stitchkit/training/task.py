@@ -1,4 +1,4 @@
-"""The task: a network, its loss, its teacher and the stitch of each step, as one module that the loop runs."""
+"""The task: a network, the stitch of each step, and its objective, as one module that the loop runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from timm.data.loader import adapt_to_chs
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.task.distillation import DistillationTeacher
 from torch import nn
-from torch.nn import functional as F
 
 from stitchkit.classes import check_classes
 from stitchkit.engine.task import Task
@@ -22,7 +21,7 @@ from stitchkit.networks.trained_with import noted
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.data import weights_dtype
-from stitchkit.training.features import FeatureLoss
+from stitchkit.training.objective import Objective, Outputs, StepBatch, Term, objective_of
 from stitchkit.training.run_network import run_network
 from stitchkit.training.samplers import Sampler
 
@@ -30,94 +29,60 @@ _logger = logging.getLogger(__name__)
 
 
 class StitchTask(Task):
-    """Classification with one stitch of an SN-Net, or with a plain model, optionally taught by a larger network.
+    """One stitch of an SN-Net, or a plain model, with the objective that it minimises.
 
     Args:
-        model: An SN-Net, or any model of images to logits.
-        criterion: Loss function of logits and labels.
+        model: An SN-Net, or any model of images.
+        objective: The loss of a route.
         sampler: Draws the stitch of a step; None trains a plain model.
-        teacher: Gives the second loss. It runs in evaluation mode without gradients and is not part of checkpoints.
-        features: Gives the loss of the final features of every route, beside or in place of the others.
-        settings: Whether labels are used, and kind, share and temperature of the teacher's loss.
-        mean: The student's mean for the normalisation of images; so is `std`. The teacher has its own.
 
-    Source: SN-Net, section 4.1 and the released recipes: half label loss, half hard distillation.
+    Source: SN-Net, algorithm 1.
     """
 
+    criterion: Objective
+
     def __init__(
-        self, model: nn.Module, criterion: nn.Module, *, sampler: Sampler | None = None,
-        teacher: DistillationTeacher | None = None, features: FeatureLoss | None = None,
-        settings: StitchRecipe | None = None, mean: Sequence[float] = (), std: Sequence[float] = (),
+        self, model: nn.Module, objective: Objective, *, sampler: Sampler | None = None,
         device: torch.device | None = None, dtype: torch.dtype = torch.float32,
     ):  # fmt: skip
-        super().__init__(model, criterion, device=device, dtype=dtype, verbose=False)
-        self.sampler, self.teacher, self.features = sampler, teacher, features
+        super().__init__(model, objective, device=device, dtype=dtype, verbose=False)
+        self.sampler, self._step = sampler, 0
         self.num_routes = max(sampler.cfg_ids) + 1 if sampler else 0
-        self.settings = settings or StitchRecipe()
-        if teacher is not None:
-            for name, value in (("mean", mean), ("std", std)):
-                buffer = torch.tensor(value, device=self.device, dtype=dtype).view(1, -1, 1, 1)
-                self.register_buffer(f"student_{name}", buffer, persistent=False)
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """The `cfg_id` that the sampler draws; none for a plain model."""
+        self._step = step
         return () if self.sampler is None else (self.sampler.draw(step, rank),)
 
-    def train(self, mode: bool = True) -> StitchTask:
-        """Set the mode; a teacher stays in evaluation mode."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, *routes: int) -> dict[str, torch.Tensor]:
+        """`loss` and `output` of one route, or of a plain model; images and labels are as in `StepBatch`."""
+        return self.learn(self.criterion, images, labels, *routes)
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
-        """`loss` and `output`, logits `[B, num_classes]`, of one stitch, or with None of a plain model.
-
-        Labels of images `[B, C, H, W]` are class numbers `[B]`, or from mixup class probabilities `[B, num_classes]`;
-        if the settings do not use them, they may be anything.
-        """
-        losses = []
-        if cfg_id is None:
-            output = self.trainable_module(images)
-        elif self.features is None:
-            output = self.trainable_module(images, cfg_id)
+    def learn(
+        self, objective: Objective, images: torch.Tensor, labels: torch.Tensor, *routes: int
+    ) -> dict[str, torch.Tensor]:
+        """`forward` with an objective."""
+        feature = None
+        if objective.needs_feature:
+            output, feature = self.trainable_module(images, *routes, with_feature=True)
         else:
-            output, feature = self.trainable_module(images, cfg_id, with_feature=True)
-            losses.append(self.features(images, feature, cfg_id))
-            self.features.forget()
-        # Distilled networks have a second classifier, for the teacher.
-        logits, taught = output if isinstance(output, tuple) else (output, output)
-        if self.settings.uses_labels:
-            losses.append(self._label_loss(images, labels, logits, taught))
-        return {"loss": sum(losses[1:], losses[0]), "output": logits}
-
-    def _label_loss(
-        self, images: torch.Tensor, labels: torch.Tensor, logits: torch.Tensor, taught: torch.Tensor
-    ) -> torch.Tensor:
-        """The loss of logits for labels, and of those for the teacher if there is one."""
-        loss: torch.Tensor = self.criterion(logits, labels)
-        if self.teacher is None:
-            return loss
-        alpha = self.settings.distillation_alpha
-        with torch.no_grad():
-            wanted = self.teacher(self.teacher.normalize_input(images, self.student_mean, self.student_std))
-        if self.settings.distillation_type == "hard":
-            return (1 - alpha) * loss + alpha * F.cross_entropy(taught, wanted.argmax(1))
-        return (1 - alpha) * loss + alpha * self._divergence(taught, wanted)
-
-    def _divergence(self, logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        # tau squared keeps the size of the gradient independent of tau (Hinton et al., section 2)
-        tau = self.settings.distillation_tau
-        logits, wanted = (F.log_softmax(x / tau, dim=1) for x in (logits, wanted))
-        return F.kl_div(logits, wanted, reduction="batchmean", log_target=True) * tau**2
+            output = self.trainable_module(images, *routes)
+        main, *others = output if isinstance(output, list | tuple) else (output,)
+        batch = StepBatch(images, labels, self._step)
+        loss = objective(routes[0] if routes else None, Outputs(main, tuple(others), feature), batch)
+        return {"loss": loss, "output": main}
 
 
 def create_task(
     model: nn.Module, recipe: Recipe, device: torch.device, *, sides: Sequence[int], mean: Sequence[float],
     std: Sequence[float], classes: Sequence[str] = (), sampler: Sampler | None = None,
-    features: FeatureLoss | None = None,
+    features: Term | None = None,
 ) -> StitchTask:  # fmt: skip
-    """The task of a recipe: `sides` are height and width of an image, the rest is as in `StitchTask`."""
+    """The task of a recipe.
+
+    `sides` are height and width of an image, `mean` and `std` those of their normalisation; `features` gives the loss
+    of the final features of every route, beside or in place of the others.
+    """
     stitch, dtype, teacher = recipe.stitch, weights_dtype(recipe), None
     if stitch.distillation_type != "none":
         teacher = create_teacher(stitch, as_timm(model), device, dtype, sides, classes)
@@ -126,10 +91,8 @@ def create_task(
         set_distilled = getattr(anchor, "set_distilled_training", None)
         if teacher is not None and set_distilled is not None:
             set_distilled(True)
-    return StitchTask(
-        model, _create_criterion(recipe), sampler=sampler, teacher=teacher,
-        features=features, settings=stitch, mean=mean, std=std, device=device, dtype=dtype,
-    )  # fmt: skip
+    objective = objective_of(_create_criterion(recipe), stitch, teacher=teacher, features=features, mean=mean, std=std)
+    return StitchTask(model, objective, sampler=sampler, device=device, dtype=dtype)
 
 
 def _create_criterion(recipe: Recipe) -> nn.Module:

@@ -156,7 +156,7 @@ def _prepare(
     else:
         task = create_task(
             model, recipe, world.device, sides=session.input_size[1:], mean=loaders.mean, std=loaders.std,
-            classes=session.classes, sampler=sampler, features=features,
+            classes=session.classes, sampler=sampler, features=None if features is None else features.term,
         )  # fmt: skip
     trainer = Trainer(
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),

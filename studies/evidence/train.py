@@ -20,6 +20,7 @@ from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.features import FeatureLoss
+from stitchkit.training.objective import objective_of
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.samplers import Sampler
 from stitchkit.training.session import engine_settings
@@ -74,11 +75,12 @@ def train(
     settings = settings or StitchRecipe()
     world, began = World(0, 1, device), time.perf_counter()
     network.to(device)
-    features = FeatureLoss(network, settings) if settings.uses_features else None  # type: ignore[arg-type]
-    task = kind(
-        network, nn.CrossEntropyLoss(label_smoothing=0.1), sampler=sampler, features=features, settings=settings,
-        teacher=_teacher(teacher, device), mean=_MEAN, std=_STD, device=device,
+    features = FeatureLoss(network, settings).term if settings.uses_features else None  # type: ignore[arg-type]
+    objective = objective_of(
+        nn.CrossEntropyLoss(label_smoothing=0.1), settings, teacher=_teacher(teacher, device), features=features,
+        mean=_MEAN, std=_STD,
     )  # fmt: skip
+    task = kind(network, objective, sampler=sampler, device=device)
     cost = step_cost(task, split, device)
     steps = -(-steps_within(budget / size.batch_size, cost, task.draw) // parts)
     recipe = make_recipe({

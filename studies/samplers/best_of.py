@@ -7,6 +7,7 @@ import torch
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
+from stitchkit.training.objective import Outputs, StepBatch
 from stitchkit.training.samplers import CostBins
 from studies.samplers.replay import SECOND, ReplayTask
 
@@ -39,14 +40,9 @@ class BestOfTask(ReplayTask):
         second = self.sampler.routes(step + SECOND, rank)
         return tuple(route for route in second if route in self.replay.anchors) or first
 
-    def forward(
-        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None, *others: int
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, *routes: int) -> dict[str, torch.Tensor]:
         """As in `ReplayTask`, for the best of some routes."""
-        if others:
-            assert cfg_id is not None, "it comes with others"
-            cfg_id = self.best((cfg_id, *others), images, labels)
-        return super().forward(images, labels, cfg_id)
+        return super().forward(images, labels, *((self.best(routes, images, labels),) if routes[1:] else routes))
 
     @torch.no_grad()
     def best(self, routes: tuple[int, ...], images: torch.Tensor, labels: torch.Tensor) -> int:
@@ -55,5 +51,6 @@ class BestOfTask(ReplayTask):
         assert isinstance(network, SNNet), "it has routes"
         with evaluating(network):
             logits = OnePass(network, routes).at_once(images)
-            losses = torch.stack([self.criterion(logits[route], labels).float() for route in routes]).tolist()
+            batch = StepBatch(images, labels)
+            losses = [self.criterion(route, Outputs(logits[route]), batch).float().item() for route in routes]
         return routes[losses.index(min(losses))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.slices import extract
+from stitchkit.settings.stitch_recipe import StitchRecipe
+from stitchkit.training.objective import Objective, Outputs, StepBatch, Term, divergence
 from stitchkit.training.task import StitchTask
 
 SECOND = 1 << 40
@@ -19,8 +22,9 @@ SECOND = 1 << 40
 class Replay(nn.Module):
     """Draws anchors more often, and teaches each by its copy from an SN-Net that is not trained yet."""
 
-    def __init__(self, model: SNNet):
+    def __init__(self, model: SNNet, settings: StitchRecipe):
         super().__init__()
+        self.settings = settings
         numbers = {label: number for number, label in enumerate(model.views)}
         # The number of the copy of each uncut anchor, by `cfg_id`.
         uncut = [cfg_id for cfg_id in model.space.ids if model.space[cfg_id].is_anchor]
@@ -41,6 +45,13 @@ class Replay(nn.Module):
         logits: torch.Tensor = self.copies[self.anchors[cfg_id]](images)
         return logits
 
+    def divergence(self, route: int | None, outputs: Outputs, batch: StepBatch) -> torch.Tensor:
+        """The divergence of an anchor from its copy, a scalar."""
+        assert route is not None, "anchors are routes"
+        # A copy in evaluation mode gives the mean of both if the network is a distilled one.
+        logits = (outputs.main + (outputs.others or (outputs.main,))[0]) / 2
+        return divergence(logits, self(batch.images, route), self.settings.distillation_tau)
+
 
 class ReplayTask(StitchTask):
     """A task that a `Replay` teaches, if it has one, in place of the teacher.
@@ -51,11 +62,15 @@ class ReplayTask(StitchTask):
     def __init__(self, *arguments: Any, replay: Replay | None = None, **options: Any):
         super().__init__(*arguments, **options)
         self.replay = replay
+        if replay is not None:
+            labels, alpha = self.criterion.terms[0], replay.settings.distillation_alpha
+            self.replayed = Objective(replace(labels, weight=1 - alpha), Term(replay.divergence, alpha))
 
     def draw(self, step: int, rank: int) -> tuple[int, ...]:
         """The route that `Replay` draws, or the sampler."""
+        drawn = super().draw(step, rank)
         if self.replay is None or self.sampler is None:
-            return super().draw(step, rank)
+            return drawn
         return (self.replay.draw(self.sampler.draw, step, rank),)
 
     def train(self, mode: bool = True) -> ReplayTask:
@@ -65,13 +80,7 @@ class ReplayTask(StitchTask):
             self.replay.eval()
         return self
 
-    def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, *routes: int) -> dict[str, torch.Tensor]:
         """As in `StitchTask`; an anchor with a copy learns from labels and from that."""
-        if self.replay is None or cfg_id not in self.replay.anchors:
-            return super().forward(images, labels, cfg_id)
-        output = self.trainable_module(images, cfg_id)
-        # A copy in evaluation mode gives the mean of both if the network is a distilled one.
-        logits, taught = output if isinstance(output, tuple) else (output, output)
-        alpha = self.settings.distillation_alpha
-        divergence = self._divergence((logits + taught) / 2, self.replay(images, cfg_id))
-        return {"loss": (1 - alpha) * self.criterion(logits, labels) + alpha * divergence, "output": logits}
+        is_replayed = self.replay is not None and routes and routes[0] in self.replay.anchors
+        return self.learn(self.replayed if is_replayed else self.criterion, images, labels, *routes)

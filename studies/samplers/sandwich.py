@@ -45,11 +45,9 @@ class SandwichTask(ReplayTask):
         """All routes of a step; they have an anchor wherever `Replay` would draw one."""
         return self.sampler.routes(step, rank)
 
-    def forward(
-        self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None, *taught: int
-    ) -> dict[str, torch.Tensor]:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor, *routes: int) -> dict[str, torch.Tensor]:
         """As in `ReplayTask`, with the losses of further routes."""
-        first = super().forward(images, labels, cfg_id)
+        first, taught = super().forward(images, labels, *routes[:1]), routes[1:]
         loss = first["loss"]
         for route in taught:
             wanted = first["output"].detach()

@@ -102,7 +102,7 @@ def step_flops(sampler: str, way: str) -> float:
     torch.manual_seed(0)
     model = stitchkit.create_snnet(config.with_updates(recipe), checkpoints=False).train()
     freeze(model, recipe.stitch)
-    with plugged_in(sampler, Replay(model) if way == "replay" else None):
+    with plugged_in(sampler, Replay(model, recipe.stitch) if way == "replay" else None):
         task = create_task(
             model, recipe, torch.device("cpu"), sides=model.input_size[1:], mean=(0.5,) * 3, std=(0.5,) * 3,
             sampler=sampler_of(model, recipe),
@@ -140,14 +140,16 @@ def train_and_judge(row: tuple[str, str, int, int]) -> str:
     if hits.exists():
         return hits.stem
     # From the configuration, whose anchors no training has changed, also when a run resumes.
-    replay = Replay(stitchkit.create_snnet(config_of(way))) if way == "replay" else None
+    config, replay = StitchConfig.load(config_of(way)), None
+    if way == "replay":
+        replay = Replay(stitchkit.create_snnet(config), make_recipe(config.recipe).stitch)
     with plugged_in(sampler, replay):
         run = stitchkit.train(
             DATA, stitch_config=str(config_of(way)), output=str(OUTPUT), experiment=hits.stem, resume="auto", seed=seed,
             sampler=sampler, preserve=preserved(way), epochs=epochs, warmup_epochs=epochs * WARM_UP, batch_size=BATCH,
             val_interval=epochs,
         )  # fmt: skip
-    config = StitchConfig.load(config_of(way)).with_updates(make_recipe({"preserve": preserved(way)}))
+    config = config.with_updates(make_recipe({"preserve": preserved(way)}))
     model = stitchkit.create_snnet(config, checkpoints=False).eval()
     stitchkit.load_checkpoint(model, run.checkpoint)
     np.save(hits, judge(model))

@@ -12,6 +12,7 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
 from stitchkit.training.features import FeatureLoss, held_out_loss, judged_routes
+from stitchkit.training.objective import Outputs, StepBatch
 from stitchkit.training.preserve import freeze, say_frozen, trainable_stitches
 from stitchkit.training.samplers import create_sampler
 from stitchkit.training.task import create_task
@@ -36,9 +37,14 @@ def task_of(model, **changes):
     sampler = create_sampler(routes, lambda cfg_id: costs.cost(cfg_id).flops, recipe.stitch, 0, anchors)
     features = FeatureLoss(model, recipe.stitch) if recipe.stitch.uses_features else None
     sizes = {"sides": model.input_size[1:], "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    task = create_task(model, recipe, CPU, **sizes, sampler=sampler, features=features)
+    task = create_task(model, recipe, CPU, **sizes, sampler=sampler, features=features and features.term)
     task.train()
     return task, features
+
+
+def loss_of(features, x, feature, cfg_id):
+    """The loss of a final feature."""
+    return features(cfg_id, Outputs(x, (), feature), StepBatch(x, LABELS))
 
 
 def end_of(model, cfg_id):
@@ -64,7 +70,7 @@ def test_the_final_feature_is_what_enters_the_head(family):
         output, feature = model(x, cfg_id, with_feature=True)
         assert torch.equal(output, model(x, cfg_id))
         assert torch.equal(output, model.module_of(model.steps(cfg_id)[-1])(feature))
-        found = loss(x, feature, cfg_id)
+        found = loss_of(loss, x, feature, cfg_id)
         assert found.item() == 0 if model.space[cfg_id].is_anchor else found.item() > 0.01
 
 
@@ -93,7 +99,7 @@ def test_cosine_compares_the_channels_of_maps():
         feature = model(x, cfg_id, with_feature=True)[1]
         other = feature + 0.1 * torch.randn_like(feature)
     assert feature.shape[1] == 32 > feature.shape[2]
-    torch.testing.assert_close(loss(x, other, cfg_id), 1 - F.cosine_similarity(other, feature, dim=1).mean())
+    torch.testing.assert_close(loss_of(loss, x, other, cfg_id), 1 - F.cosine_similarity(other, feature, dim=1).mean())
 
 
 def test_labels_are_added():
@@ -101,7 +107,7 @@ def test_labels_are_added():
     task, features = task_of(model, loss="features+task")
     x = pico_images()
     logits, feature = model(x, CUT, with_feature=True)
-    expected = features(x, feature, CUT) + F.cross_entropy(logits, LABELS)
+    expected = loss_of(features, x, feature, CUT) + F.cross_entropy(logits, LABELS)
     torch.testing.assert_close(task(x, LABELS, CUT)["loss"], expected)
 
 
@@ -163,7 +169,7 @@ def test_the_loss_of_held_out_images_does_not_depend_on_their_batches():
     assert model.training
     model.eval()
     with torch.no_grad():
-        plain = [loss(x, model(x, cfg_id, with_feature=True)[1], cfg_id).item() for cfg_id in routes]
+        plain = [loss_of(loss, x, model(x, cfg_id, with_feature=True)[1], cfg_id).item() for cfg_id in routes]
     assert parts[0] == pytest.approx(sum(plain) / 5, rel=1e-5)
 
 

@@ -22,7 +22,7 @@ LABELS = torch.tensor([0, 3])
 
 def task_of(name, *, replay=False, **settings):
     model, recipe = pico_snnet(), make_recipe({"sampler": name, "smoothing": 0.0, "flops_gap": 1e-4, **settings})
-    with plugged_in(name, Replay(model) if replay else None):
+    with plugged_in(name, Replay(model, recipe.stitch) if replay else None):
         return create_task(
             model, recipe, torch.device("cpu"), sides=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3,
             sampler=sampler_of(model, recipe),
@@ -61,7 +61,7 @@ def test_an_anchor_that_a_sandwich_teaches_learns_from_its_copy():
 
 def test_replay_draws_anchors_almost_twice_as_often():
     model = pico_snnet()
-    sampler, replay = Uniform(model.space.ids, lambda _: 0, StitchRecipe(), 3, ()), Replay(model)
+    sampler, replay = Uniform(model.space.ids, lambda _: 0, StitchRecipe(), 3, ()), Replay(model, StitchRecipe())
     steps = range(4000)
     drawn = [replay.draw(sampler.draw, step, 1) for step in steps]
     assert drawn == [replay.draw(sampler.draw, step, 1) for step in steps], "a pure function of the step"

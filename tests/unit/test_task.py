@@ -35,6 +35,17 @@ def task_of(model, **settings):
     return create_task(model, recipe, CPU, sides=(64, 64), mean=half, std=half)
 
 
+def taught(task):
+    """The loss of a task for its teacher's answers."""
+    return task.criterion.losses[1]
+
+
+def answers(task, x):
+    """What the teacher of a task says of images in the student's normalisation."""
+    loss = taught(task)
+    return loss.teacher.model(loss.teacher.normalize_input(x, loss.mean, loss.std))
+
+
 def teacher_settings(path, kind):
     return {"distillation_type": kind, "teacher_model": "resnet10t", "teacher_path": path}
 
@@ -69,22 +80,19 @@ def test_half_the_loss_is_the_teachers(kind, teacher_path):
     model = pico_snnet()
     task = task_of(model, **teacher_settings(teacher_path, kind), distillation_tau=2.0)
     x = pico_images()
-    logits, wanted = (
-        model(x, 4),
-        task.teacher.model(task.teacher.normalize_input(x, task.student_mean, task.student_std)),
-    )
+    logits, wanted = model(x, 4), answers(task, x)
     if kind == "hard":
-        taught = F.cross_entropy(logits, wanted.argmax(1))
+        of_teacher = F.cross_entropy(logits, wanted.argmax(1))
     else:
         p, q = torch.softmax(wanted / 2, 1), torch.softmax(logits / 2, 1)
-        taught = (p * (p / q).log()).sum(1).mean() * 4
-    torch.testing.assert_close(task(x, LABELS, 4)["loss"], 0.5 * F.cross_entropy(logits, LABELS) + 0.5 * taught)
+        of_teacher = (p * (p / q).log()).sum(1).mean() * 4
+    torch.testing.assert_close(task(x, LABELS, 4)["loss"], 0.5 * F.cross_entropy(logits, LABELS) + 0.5 * of_teacher)
 
 
 def test_the_teacher_sees_images_in_its_own_normalisation(teacher_path):
-    task = task_of(pico_snnet(), **teacher_settings(teacher_path, "hard"))
+    loss = taught(task_of(pico_snnet(), **teacher_settings(teacher_path, "hard")))
     # ViT's images are normalised with 0.5, the teacher's with ImageNet's figures.
-    seen = task.teacher.normalize_input(torch.zeros(1, 3, 2, 2), task.student_mean, task.student_std)
+    seen = loss.teacher.normalize_input(torch.zeros(1, 3, 2, 2), loss.mean, loss.std)
     expected = (0.5 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(seen[0, :, 0, 0], expected)
 
@@ -100,9 +108,9 @@ def test_a_teacher_that_learned_from_other_images_is_said(teacher_path, tmp_path
 def test_the_teacher_stays_in_evaluation_mode_untrained_and_unsaved(teacher_path):
     task = task_of(pico_snnet(), **teacher_settings(teacher_path, "hard")).train()
     assert task.trainable_module.training
-    assert not any(module.training for module in task.teacher.modules())
+    assert not any(module.training for module in taught(task).teacher.modules())
     task(pico_images(), LABELS, 4)["loss"].backward()
-    assert all(parameter.grad is None for parameter in task.teacher.parameters())
+    assert all(parameter.grad is None for parameter in taught(task).teacher.parameters())
     assert not any(name.startswith("teacher") for name in task.trainable_module.state_dict())
 
 
@@ -114,7 +122,7 @@ def test_a_teacher_that_cannot_be_loaded_is_named(teacher_path):
 
 
 def test_the_criterion_follows_the_recipe():
-    assert isinstance(task_of(pico_snnet()).criterion, nn.CrossEntropyLoss)
+    assert isinstance(task_of(pico_snnet()).criterion.losses[0].criterion, nn.CrossEntropyLoss)
 
 
 def test_the_teacher_is_watched_at_work(teacher_path):
@@ -124,19 +132,19 @@ def test_the_teacher_is_watched_at_work(teacher_path):
     task = create_task(pico_snnet(), recipe, CPU, sides=(16, 16), mean=half, std=half)
     task.setup_ema(decay=0.9)
     seen = []
-    task.teacher.model.fc.register_forward_hook(
+    taught(task).teacher.model.fc.register_forward_hook(
         lambda module, _, output: seen.append((torch.is_grad_enabled(), output.dtype, module.training))
     )
     task.train()
-    before = {name: value.clone() for name, value in task.teacher.state_dict().items()}
+    before = {name: value.clone() for name, value in taught(task).teacher.state_dict().items()}
     optimizer = create_optimizer(task.trainable_module, recipe.optim, lr=0.1)
     with torch.autocast("cpu", torch.bfloat16):
         task(pico_images(), LABELS, 4)["loss"].backward()
     optimizer.step()
     assert seen == [(False, torch.bfloat16, False)]
-    assert all(torch.equal(value, before[name]) for name, value in task.teacher.state_dict().items())
-    taught = {id(parameter) for parameter in task.teacher.parameters()}
-    assert not taught & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert all(torch.equal(value, before[name]) for name, value in taught(task).teacher.state_dict().items())
+    fixed = {id(parameter) for parameter in taught(task).parameters()}
+    assert not fixed & {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     state = training_state(SimpleNamespace(task=task, optimizer=optimizer, scaler=None))
     own = pico_snnet().state_dict().keys()
     assert state["state_dict"].keys() == state["state_dict_ema"].keys() == own
@@ -151,8 +159,7 @@ def test_the_teacher_follows_precision_and_channels(teacher_path, tmp_path):
     task = create_task(model, make_recipe(settings), CPU, sides=(16, 16), mean=(0.5,), std=(0.5,))
     images = pico_images()[:, :1].bfloat16()
     assert task(images, LABELS, 4)["loss"].isfinite()
-    seen = task.teacher.normalize_input(torch.zeros(1, 1, 2, 2), task.student_mean.float(), task.student_std.float())
-    assert seen.shape == (1, 1, 2, 2)
+    assert taught(task).mean.shape == (1, 1, 1, 1)
 
 
 def test_binary_cross_entropy():
@@ -165,15 +172,16 @@ def test_binary_cross_entropy():
     task = task_of(model, bce_loss=True, mixup=0.8, smoothing=0.2, bce_target_thresh=0.35)
     expected = F.binary_cross_entropy_with_logits(model(x, 1), (mixed > 0.35).float())
     torch.testing.assert_close(task(x, mixed, 1)["loss"], expected)
-    assert isinstance(task_of(model, bce_loss=True, smoothing=0.0).criterion, BinaryCrossEntropy)
+    assert isinstance(task_of(model, bce_loss=True, smoothing=0.0).criterion.losses[0].criterion, BinaryCrossEntropy)
 
 
 def test_divergence_between_splits():
     model, x = pico_snnet(), pico_images(6)
     labels = LABELS.repeat(3)
     task = task_of(model, jsd_loss=True, aug_splits=3, smoothing=0.1)
-    assert isinstance(task.criterion, JsdCrossEntropy)
-    assert task.criterion.num_splits == 3
+    (loss,) = task.criterion.losses
+    assert isinstance(loss.criterion, JsdCrossEntropy)
+    assert loss.criterion.num_splits == 3
     logits = model(x, 1)
     parts = [torch.softmax(part, 1) for part in logits.split(2)]
     mixture = torch.stack(parts).mean(0)
@@ -186,7 +194,7 @@ def test_divergence_between_splits():
 def test_a_teacher_of_other_classes_is_left_out_and_said_so(caplog):
     """The published recipes name a teacher of ImageNet; a person's own images have other classes."""
     task = task_of(pico_snnet(), distillation_type="hard", teacher_model="regnety_160.deit_in1k")
-    assert task.teacher is None
+    assert len(task.criterion.terms) == 1
     assert "teacher 'regnety_160.deit_in1k' knows 1000 classes, the data have 4: training continues" in caplog.text
 
 
@@ -194,11 +202,11 @@ def test_with_a_teacher_each_classifier_of_a_distilled_anchor_has_its_own_loss(t
     model = family_snnet("levit")
     x = pico_images(size=64)
     task = task_of(model, **teacher_settings(teacher_path, "hard")).train()
-    labels, taught = model.train()(x, 0)
-    wanted = task.teacher.model(task.teacher.normalize_input(x, task.student_mean, task.student_std)).argmax(1)
-    expected = 0.5 * F.cross_entropy(labels, LABELS) + 0.5 * F.cross_entropy(taught, wanted)
+    labels, second = model.train()(x, 0)
+    wanted = answers(task, x).argmax(1)
+    expected = 0.5 * F.cross_entropy(labels, LABELS) + 0.5 * F.cross_entropy(second, wanted)
     torch.testing.assert_close(task(x, LABELS, 0)["loss"], expected)
-    assert (labels - taught).abs().max() > 0.1
+    assert (labels - second).abs().max() > 0.1
     torch.testing.assert_close(task.eval()(x, LABELS, 0)["output"], model.eval()(x, 0))
 
 
@@ -236,5 +244,5 @@ def test_a_teacher_with_a_tag_that_does_not_exist_is_named():
 def test_a_plain_model_can_have_a_teacher(teacher_path):
     model = stitchkit.create_model("resnet10t", num_classes=4)
     task = task_of(model, **teacher_settings(teacher_path, "hard"))
-    assert task.teacher is not None
+    assert len(task.criterion.terms) == 2
     assert task(pico_images(size=64), LABELS)["loss"].isfinite()

@@ -14,6 +14,7 @@ from stitchkit.measure.dense_sums import NOT_KNOWN
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import weights_dtype
+from stitchkit.training.objective import Objective, Outputs, StepBatch, Term
 from stitchkit.training.samplers import Sampler
 from stitchkit.training.task import StitchTask
 
@@ -117,26 +118,24 @@ class SigLoss(DenseLoss):
         return mean.abs() * math.sqrt(_WEIGHT_OF_MEAN)
 
 
-class DenseTask(StitchTask):
-    """Dense prediction with one stitch of an SN-Net; arguments as in `StitchTask`, without any that teaches."""
+class MapLoss(nn.Module):
+    """A dense loss as a term of an objective: that of a head and its auxiliary heads for masks or depth maps."""
 
-    criterion: DenseLoss
+    def __init__(self, criterion: DenseLoss):
+        super().__init__()
+        self.criterion = criterion
 
-    def draw(self, step: int, rank: int) -> tuple[int, ...]:
-        """The `cfg_id` that the sampler draws; the step also says which loss its batches have."""
-        self.criterion.begin(step)
-        return super().draw(step, rank)
-
-    def forward(self, images: torch.Tensor, labels: torch.Tensor, cfg_id: int | None = None) -> dict[str, torch.Tensor]:
-        """`loss` and `output`, `[B, num_classes, h, w]`, of one stitch; labels are classes or depths, `[B, H, W]`."""
-        outputs = self.trainable_module(images, cfg_id)
-        return {"loss": self.criterion(outputs, labels), "output": outputs[0]}
+    def forward(self, _: int | None, outputs: Outputs, batch: StepBatch) -> torch.Tensor:
+        """The loss, a scalar; the step says which loss its batches have."""
+        self.criterion.begin(batch.step)
+        loss: torch.Tensor = self.criterion([outputs.main, *outputs.others], batch.labels)
+        return loss
 
 
-def create_dense_task(model: nn.Module, recipe: Recipe, device: torch.device, sampler: Sampler | None) -> DenseTask:
+def create_dense_task(model: nn.Module, recipe: Recipe, device: torch.device, sampler: Sampler | None) -> StitchTask:
     """The task of a recipe."""
-    loss, dtype = loss_of(recipe.dense), weights_dtype(recipe)
-    return DenseTask(model, loss, sampler=sampler, settings=recipe.stitch, device=device, dtype=dtype)
+    objective, dtype = Objective(Term(MapLoss(loss_of(recipe.dense)))), weights_dtype(recipe)
+    return StitchTask(model, objective, sampler=sampler, device=device, dtype=dtype)
 
 
 def loss_of(settings: DenseRecipe) -> DenseLoss:
