@@ -17,7 +17,7 @@ from stitchkit.distributed import World
 from stitchkit.networks.mode import unfused_attention
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.network import place_network
-from stitchkit.training.objective import Objective, label_term
+from stitchkit.training.objective import LabelLoss, Objective, Term
 from stitchkit.training.optim import create_optimizer
 from stitchkit.training.session import engine_settings
 from stitchkit.training.task import StitchTask
@@ -89,7 +89,7 @@ def _ours(
     settings |= {"torchcompile": "inductor"} if compiled else {}
     recipe = make_recipe(settings)
     place_network(model, recipe, World(0, 1, device))
-    task = StitchTask(model, Objective(label_term(nn.CrossEntropyLoss())), device=device)
+    task = StitchTask(model, Objective(Term(LabelLoss(nn.CrossEntropyLoss()))), device=device)
     optimizer = create_optimizer(model, recipe.optim, lr=_LR)
     autocast, _ = engine_settings(recipe).precision(device)
 

@@ -17,7 +17,7 @@ from stitchkit.networks.mode import evaluating, without_statistics
 from stitchkit.networks.slices import extract
 from stitchkit.routes import StitchSpace
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.objective import Outputs, StepBatch, Term
+from stitchkit.training.objective import RouteOutputs, StepBatch, Term
 
 _JUDGED = 5
 
@@ -58,7 +58,7 @@ class FeatureLoss:
         self._images: torch.Tensor | None = None
         self._targets: dict[int, torch.Tensor] = {}
 
-    def __call__(self, route: int | None, outputs: Outputs, batch: StepBatch) -> torch.Tensor:
+    def __call__(self, route: int | None, outputs: RouteOutputs, batch: StepBatch) -> torch.Tensor:
         """The loss of a route, a scalar."""
         assert route is not None, "only an SN-Net has routes"
         assert outputs.feature is not None, "the term says that it needs it"

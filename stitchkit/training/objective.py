@@ -26,7 +26,7 @@ class StepBatch(NamedTuple):
     step: int = 0
 
 
-class Outputs(NamedTuple):
+class RouteOutputs(NamedTuple):
     """What a network makes of images.
 
     `main` are logits `[B, num_classes]`, or outputs of a dense head `[B, num_outputs, h, w]`. `others` come from the
@@ -43,7 +43,7 @@ class Outputs(NamedTuple):
 class Term:
     """A loss, called with the `cfg_id` of a route (None for a plain model), its outputs and the batch; a scalar."""
 
-    loss: Callable[[int | None, Outputs, StepBatch], torch.Tensor]
+    loss: Callable[[int | None, RouteOutputs, StepBatch], torch.Tensor]
     weight: float = 1.0
     needs_feature: bool = False
 
@@ -62,7 +62,7 @@ class Objective(nn.Module):
         """Whether a term needs what enters the head."""
         return any(term.needs_feature for term in self.terms)
 
-    def forward(self, route: int | None, outputs: Outputs, batch: StepBatch) -> torch.Tensor:
+    def forward(self, route: int | None, outputs: RouteOutputs, batch: StepBatch) -> torch.Tensor:
         """The loss of a route, a scalar."""
         losses = [term.weight * term.loss(route, outputs, batch) for term in self.terms]
         return sum(losses[1:], losses[0])
@@ -75,15 +75,10 @@ class LabelLoss(nn.Module):
         super().__init__()
         self.criterion = criterion
 
-    def forward(self, _: int | None, outputs: Outputs, batch: StepBatch) -> torch.Tensor:
+    def forward(self, _: int | None, outputs: RouteOutputs, batch: StepBatch) -> torch.Tensor:
         """The loss, a scalar."""
         loss: torch.Tensor = self.criterion(outputs.main, batch.labels)
         return loss
-
-
-def label_term(criterion: nn.Module, weight: float = 1.0) -> Term:
-    """The loss of the main output for the labels."""
-    return Term(LabelLoss(criterion), weight)
 
 
 class TeacherLoss(nn.Module):
@@ -109,7 +104,7 @@ class TeacherLoss(nn.Module):
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def forward(self, _: int | None, outputs: Outputs, batch: StepBatch) -> torch.Tensor:
+    def forward(self, _: int | None, outputs: RouteOutputs, batch: StepBatch) -> torch.Tensor:
         """The loss, a scalar; distilled networks have a second classifier for the teacher."""
         logits = outputs.others[0] if outputs.others else outputs.main
         with torch.no_grad():
@@ -126,7 +121,7 @@ def objective_of(
     """The objective of settings: the criterion of labels, a teacher's share of it, and the `features` of anchors."""
     terms, share = list[Term](), 0.0 if teacher is None else settings.distillation_alpha
     if settings.uses_labels:
-        terms.append(label_term(criterion, 1 - share))
+        terms.append(Term(LabelLoss(criterion), 1 - share))
         if teacher is not None:
             terms.append(Term(TeacherLoss(teacher, settings, mean=mean, std=std), share))
     return Objective(*terms, *([] if features is None else [features]))

@@ -21,7 +21,7 @@ from stitchkit.networks.trained_with import noted
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.data import weights_dtype
-from stitchkit.training.objective import Objective, Outputs, StepBatch, Term, objective_of
+from stitchkit.training.objective import Objective, RouteOutputs, StepBatch, Term, objective_of
 from stitchkit.training.run_network import run_network
 from stitchkit.training.samplers import Sampler
 
@@ -69,7 +69,7 @@ class StitchTask(Task):
             output = self.trainable_module(images, *routes)
         main, *others = output if isinstance(output, list | tuple) else (output,)
         batch = StepBatch(images, labels, self._step)
-        loss = objective(routes[0] if routes else None, Outputs(main, tuple(others), feature), batch)
+        loss = objective(routes[0] if routes else None, RouteOutputs(main, tuple(others), feature), batch)
         return {"loss": loss, "output": main}
 
 

@@ -7,7 +7,7 @@ import torch
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
-from stitchkit.training.objective import Outputs, StepBatch
+from stitchkit.training.objective import RouteOutputs, StepBatch
 from stitchkit.training.samplers import CostBins
 from studies.samplers.replay import SECOND, ReplayTask
 
@@ -52,5 +52,5 @@ class BestOfTask(ReplayTask):
         with evaluating(network):
             logits = OnePass(network, routes).at_once(images)
             batch = StepBatch(images, labels)
-            losses = [self.criterion(route, Outputs(logits[route]), batch).float().item() for route in routes]
+            losses = [self.criterion(route, RouteOutputs(logits[route]), batch).float().item() for route in routes]
         return routes[losses.index(min(losses))]

@@ -12,7 +12,7 @@ from torch import nn
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.slices import extract
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.objective import Objective, Outputs, StepBatch, Term, divergence
+from stitchkit.training.objective import Objective, RouteOutputs, StepBatch, Term, divergence
 from stitchkit.training.task import StitchTask
 
 SECOND = 1 << 40
@@ -45,7 +45,7 @@ class Replay(nn.Module):
         logits: torch.Tensor = self.copies[self.anchors[cfg_id]](images)
         return logits
 
-    def divergence(self, route: int | None, outputs: Outputs, batch: StepBatch) -> torch.Tensor:
+    def divergence(self, route: int | None, outputs: RouteOutputs, batch: StepBatch) -> torch.Tensor:
         """The divergence of an anchor from its copy, a scalar."""
         assert route is not None, "anchors are routes"
         # A copy in evaluation mode gives the mean of both if the network is a distilled one.

@@ -30,7 +30,7 @@ from stitchkit.networks.mode import evaluating
 from stitchkit.networks.timm_model import classifier_of
 from stitchkit.networks.weights import load_content, read_checkpoint
 from stitchkit.settings.fields import Count, flag
-from stitchkit.training.objective import Objective, label_term
+from stitchkit.training.objective import LabelLoss, Objective, Term
 from stitchkit.training.task import StitchTask
 from stitchnet.activations import run
 from stitchnet.classifier import OutputMap
@@ -334,7 +334,7 @@ def _trainer(net: Net, pairs: LabelledPairs, seed: int, folder: Path) -> Trainer
         [one for one in net.parameters() if one.requires_grad], _LR, weight_decay=_WEIGHT_DECAY
     )
     return Trainer(
-        task=StitchTask(net, Objective(label_term(nn.CrossEntropyLoss(ignore_index=NO_CLASS))), device=device),
+        task=StitchTask(net, Objective(Term(LabelLoss(nn.CrossEntropyLoss(ignore_index=NO_CLASS)))), device=device),
         loader=DirectLoader(loader, device=device, dtype=torch.float32),
         optimizer=optimizer,
         settings=EngineSettings(seed=seed % 2**63, batch_size=_BATCH),  # numpy accepts no negative seeds, unlike torch

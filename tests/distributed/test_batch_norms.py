@@ -11,7 +11,7 @@ from stitchkit.cli import main
 from stitchkit.distributed import World
 from stitchkit.engine.epochs import distribute_batch_norms
 from stitchkit.engine.settings import EngineSettings
-from stitchkit.training.objective import Objective, label_term
+from stitchkit.training.objective import LabelLoss, Objective, Term
 from stitchkit.training.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
 from tests.support import FLAGS, mostly_full, weights
@@ -26,7 +26,7 @@ def ranks_with_their_own_statistics(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     found = {}
     for way in ("reduce", "broadcast", ""):
-        task = StitchTask(nn.Sequential(nn.BatchNorm2d(1)), Objective(label_term(nn.CrossEntropyLoss())))
+        task = StitchTask(nn.Sequential(nn.BatchNorm2d(1)), Objective(Term(LabelLoss(nn.CrossEntropyLoss()))))
         task.setup_ema(decay=0.5)
         task.get_trainable_module()[0].running_mean.fill_(rank + 1)
         task.get_trainable_module(ema=True).module[0].running_var.fill_(rank + 3)

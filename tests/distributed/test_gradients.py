@@ -15,7 +15,7 @@ from stitchkit.engine.settings import EngineSettings
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.network import place_network
-from stitchkit.training.objective import Objective, label_term
+from stitchkit.training.objective import LabelLoss, Objective, Term
 from stitchkit.training.preserve import freeze_anchors
 from stitchkit.training.task import StitchTask
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
@@ -74,7 +74,7 @@ def train_in_both_ways(rank, folder, names):
                 for tensor in [*model.parameters(), *([] if recipe.distributed.no_ddp_bb else model.buffers())]:
                     tensor += rank
             place(model, recipe, world)
-            task, reducer = StitchTask(model, Objective(label_term(nn.CrossEntropyLoss()))), None
+            task, reducer = StitchTask(model, Objective(Term(LabelLoss(nn.CrossEntropyLoss())))), None
             if ours:
                 reducer = GradientReducer(model, buffers=not recipe.distributed.no_ddp_bb)
             else:
@@ -132,7 +132,7 @@ def overflow_on_one_rank(rank, folder):
     """A rank of two whose float16 gradients overflow in the second step, on one rank only."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
     model = family_snnet("vit").train()
-    task = StitchTask(model, Objective(label_term(nn.CrossEntropyLoss())))
+    task = StitchTask(model, Objective(Term(LabelLoss(nn.CrossEntropyLoss()))))
     scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(
         task=task, loader=None, optimizer=optimizer, settings=EngineSettings(seed=0, batch_size=2, clip_grad=1.0),

@@ -9,7 +9,7 @@ from stitchkit.cli import main
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.measure.profile import Profiler
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.objective import Objective, label_term
+from stitchkit.training.objective import LabelLoss, Objective, Term
 from stitchkit.training.preserve import trainable_stitches
 from stitchkit.training.samplers import SAMPLERS, create_sampler
 from stitchkit.training.task import StitchTask
@@ -62,7 +62,7 @@ def make_task(name, way="per_rank"):
     settings = StitchRecipe(sampler=name, sampling=way, flops_gap=WIDE)
     routes, anchors = trainable_stitches(model), range(model.space.num_anchors)
     sampler = create_sampler(routes, lambda cfg_id: costs.cost(cfg_id).flops, settings, 1, anchors)
-    return StitchTask(model, Objective(label_term(nn.CrossEntropyLoss())), sampler=sampler)
+    return StitchTask(model, Objective(Term(LabelLoss(nn.CrossEntropyLoss()))), sampler=sampler)
 
 
 def one_step(task, step, rank, reducer=None):

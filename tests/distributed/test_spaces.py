@@ -14,7 +14,7 @@ from stitchkit.engine.loop import Trainer
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.training_state import restore, training_state
 from stitchkit.networks.weights import load_content
-from stitchkit.training.objective import Objective, label_term
+from stitchkit.training.objective import LabelLoss, Objective, Term
 from stitchkit.training.task import StitchTask
 from tests.distributed.forks import end, kill_once_there
 from tests.distributed.pico_task import on_disk
@@ -48,7 +48,7 @@ def train(model, *, steps, start=None):
     images = [torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(n)) for n in range(steps)]
     loader = type("Batches", (list,), {"dataset": None, "sampler": None})((x, torch.tensor([0, 3])) for x in images)
     trainer = Trainer(
-        task=Task(model.train(), Objective(label_term(torch.nn.CrossEntropyLoss()))), loader=loader, folder=Path(),
+        task=Task(model.train(), Objective(Term(LabelLoss(torch.nn.CrossEntropyLoss())))), loader=loader, folder=Path(),
         optimizer=torch.optim.AdamW(model.parameters(), lr=1e-2), world=World(0, 1, torch.device("cpu")),
         settings=EngineSettings(seed=0, batch_size=2, model_ema=True, model_ema_decay=0.5, checkpoint_interval=2),
     )  # fmt: skip

@@ -27,7 +27,7 @@ from stitchkit.distributed import World, from_primary, gather_objects, gather_ov
 from stitchkit.engine.gradients import GradientReducer
 from stitchkit.errors import InputError
 from stitchkit.measure.ledger import Ledger, read_rows
-from stitchkit.training.objective import Objective, label_term
+from stitchkit.training.objective import LabelLoss, Objective, Term
 from stitchkit.training.task import StitchTask
 from tests import archives
 from tests.distributed.ranks import in_two_processes, run_on_two_ranks
@@ -187,7 +187,7 @@ def gradients(task, routes, reducer=None):
 def one_of_two(rank, folder, ours, keys, routes):
     """A rank of two, which draws its own stitch for both batches of a step."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
-    task = StitchTask(pico_snnet(**keys).train(), Objective(label_term(torch.nn.CrossEntropyLoss())))
+    task = StitchTask(pico_snnet(**keys).train(), Objective(Term(LabelLoss(torch.nn.CrossEntropyLoss()))))
     reducer = GradientReducer(task.trainable_module) if ours else None
     if not ours:
         task.prepare_distributed(find_unused_parameters=True)
@@ -204,7 +204,9 @@ def test_law_9_ranks_with_their_own_stitches_average_their_gradients(ours, space
     keys, routes = SPACES[space]
     in_two_processes(one_of_two, str(tmp_path), ours, keys, routes)
     found = torch.load(tmp_path / "found.pt")
-    tasks = [StitchTask(pico_snnet(**keys).train(), Objective(label_term(torch.nn.CrossEntropyLoss()))) for _ in routes]
+    tasks = [
+        StitchTask(pico_snnet(**keys).train(), Objective(Term(LabelLoss(torch.nn.CrossEntropyLoss())))) for _ in routes
+    ]
     alone = [gradients(task, [cfg_id] * 2) for task, cfg_id in zip(tasks, routes, strict=True)]
     unused = 0
     for name, gradient in found.items():

@@ -12,7 +12,7 @@ from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.combinations import check
 from stitchkit.training.features import FeatureLoss, held_out_loss, judged_routes
-from stitchkit.training.objective import Outputs, StepBatch
+from stitchkit.training.objective import RouteOutputs, StepBatch
 from stitchkit.training.preserve import freeze, say_frozen, trainable_stitches
 from stitchkit.training.samplers import create_sampler
 from stitchkit.training.task import create_task
@@ -44,7 +44,7 @@ def task_of(model, **changes):
 
 def loss_of(features, x, feature, cfg_id):
     """The loss of a final feature."""
-    return features(cfg_id, Outputs(x, (), feature), StepBatch(x, LABELS))
+    return features(cfg_id, RouteOutputs(x, (), feature), StepBatch(x, LABELS))
 
 
 def end_of(model, cfg_id):

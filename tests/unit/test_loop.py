@@ -11,7 +11,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.snnet import SNNet
 from stitchkit.settings.by_name import make_recipe
-from stitchkit.training.objective import Objective, label_term
+from stitchkit.training.objective import LabelLoss, Objective, Term
 from stitchkit.training.optim import create_optimizer, create_schedule
 from stitchkit.training.samplers import create_sampler
 from stitchkit.training.session import engine_settings
@@ -49,7 +49,7 @@ def trainer(family, settings, *, scaled):
     model.set_grad_checkpointing(recipe.model.grad_checkpointing)
     costs = Profiler(model)
     sampler = create_sampler(model.space.ids, lambda cfg_id: costs.cost(cfg_id).flops, recipe.stitch, 0, ())
-    task = StitchTask(model, Objective(label_term(torch.nn.CrossEntropyLoss())), sampler=sampler)
+    task = StitchTask(model, Objective(Term(LabelLoss(torch.nn.CrossEntropyLoss()))), sampler=sampler)
     size = model.input_size[1]
     loader = [(torch.randn(4, 3, size, size), torch.tensor([0, 3, 1, 2])) for _ in range(8)]
     loader = type("Batches", (list,), {"dataset": None, "sampler": None})(loader)

@@ -14,7 +14,7 @@ from stitchkit.measure.dense_sums import NOT_KNOWN
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import weights_dtype
-from stitchkit.training.objective import Objective, Outputs, StepBatch, Term
+from stitchkit.training.objective import Objective, RouteOutputs, StepBatch, Term
 from stitchkit.training.samplers import Sampler
 from stitchkit.training.task import StitchTask
 
@@ -26,7 +26,7 @@ _WEIGHT_OF_MEAN = 0.15
 class DenseLoss(nn.Module, ABC):
     """The loss of a head's output and, at a lower weight, of its auxiliary outputs.
 
-    Outputs are resized bilinearly to the target, in float32.
+    RouteOutputs are resized bilinearly to the target, in float32.
 
     Attributes:
         auxiliary_weight: Weight of the loss of each auxiliary output.
@@ -125,7 +125,7 @@ class MapLoss(nn.Module):
         super().__init__()
         self.criterion = criterion
 
-    def forward(self, _: int | None, outputs: Outputs, batch: StepBatch) -> torch.Tensor:
+    def forward(self, _: int | None, outputs: RouteOutputs, batch: StepBatch) -> torch.Tensor:
         """The loss, a scalar; the step says which loss its batches have."""
         self.criterion.begin(batch.step)
         loss: torch.Tensor = self.criterion([outputs.main, *outputs.others], batch.labels)
