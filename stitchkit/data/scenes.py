@@ -12,8 +12,7 @@ import numpy as np
 from PIL.Image import Image, fromarray
 
 from stitchkit.data.demo import manifest_of, refuse_other, write_new_folder
-from stitchkit.data.paint import Paint, random_paint
-from stitchkit.data.solids import Solid
+from stitchkit.data.solids import Paint, Solid, random_paint
 from stitchkit.errors import InputError
 
 SCENES = "scenes.json"

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from stitchkit.errors import InputError
-from stitchkit.model.layer import StitchLayer, layouts_at
+from stitchkit.model.layer import AnchorUpdates, StitchLayer, anchor_updates, layouts_at
 from stitchkit.model.levels import LevelInfo, LevelLayers, LevelTap, grid_of
-from stitchkit.model.transforms import AnchorUpdates, anchor_updates
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Layout
 from stitchkit.routes import Joint, Step, Stitch, StitchSpace

@@ -14,10 +14,9 @@ from stitchkit.model.coverage import check_coverage, warn_of_borders
 from stitchkit.model.heads.head import MIN_DEPTH
 from stitchkit.model.heads.heads import HEADS
 from stitchkit.model.heads.route_head import LevelHead
-from stitchkit.model.layer import StitchLayer
+from stitchkit.model.layer import StitchLayer, transform_of
 from stitchkit.model.plan import plan_anchors
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.transforms import transform_of
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import given_data_config, unlike_images

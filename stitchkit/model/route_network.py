@@ -13,9 +13,8 @@ from timm.models import FeatureInfo
 from torch import nn
 
 from stitchkit.model.heads.head import DenseHead
-from stitchkit.model.layer import StitchLayer
+from stitchkit.model.layer import AdaptedBlock, StitchLayer
 from stitchkit.model.levels import Level, LevelInfo, LevelTap
-from stitchkit.model.transforms import AdaptedBlock
 from stitchkit.networks.anchor import HeadSlice
 from stitchkit.networks.slices import Slice
 from stitchkit.routes import Step

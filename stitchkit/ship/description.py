@@ -11,10 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from stitchkit.errors import InputError, one_line
 from stitchkit.model.create import dense_options
 from stitchkit.model.heads.route_head import DEPTH, LOGITS
-from stitchkit.model.layer import StitchLayer
+from stitchkit.model.layer import StitchLayer, transform_of
 from stitchkit.model.route_network import ExtractedRoute
 from stitchkit.model.snnet import SNNet
-from stitchkit.model.transforms import transform_of
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.data_config import check_data_config, given_data_config
 from stitchkit.networks.hub_weights import is_architecture

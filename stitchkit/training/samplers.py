@@ -6,6 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -29,15 +30,9 @@ _REMOVED = {
 """Samplers of earlier versions, which checkpoints and settings files may still name, and what became of them."""
 
 
+@dataclass
 class Sampler(ABC):
     """Decides which route each step trains.
-
-    Args:
-        cfg_ids: The routes that have something to train, in the order of the space.
-        cost: FLOPs of a route, measured when it is called.
-        settings: The settings of stitching.
-        seed: Random seed of the run.
-        anchors: The uncut anchors, also those that are not trained.
 
     Attributes:
         options: Names of the settings that this sampler has and some others lack.
@@ -45,12 +40,11 @@ class Sampler(ABC):
 
     options: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(
-        self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
-        anchors: Collection[int],
-    ):  # fmt: skip
-        self.cfg_ids = tuple(cfg_ids)
-        self.cost, self.settings, self.seed, self.anchors = cost, settings, seed, anchors
+    cfg_ids: Sequence[int]  # the routes that have something to train, in the order of the space
+    cost: Callable[[int], int]  # FLOPs of a route, measured when it is called
+    settings: StitchRecipe
+    seed: int  # of the run
+    anchors: Collection[int]  # the uncut ones, also those that are not trained
 
     @property
     def shared(self) -> bool:
@@ -77,6 +71,7 @@ class Uniform(Sampler):
         return self.cfg_ids[int(self.random(step, rank).integers(len(self.cfg_ids)))]
 
 
+@dataclass
 class CostBins(Sampler):
     """Draws a bin of similar costs, then a route of it: an anchor alone in its bin is trained as often as a whole bin.
 
@@ -90,14 +85,10 @@ class CostBins(Sampler):
 
     options: ClassVar[frozenset[str]] = frozenset({"flops_gap", "flops_sampling_k"})
 
-    def __init__(
-        self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
-        anchors: Collection[int],
-    ):  # fmt: skip
-        super().__init__(cfg_ids, cost, settings, seed, anchors)
-        self.costs = costs = {cfg_id: cost(cfg_id) for cfg_id in cfg_ids}
-        fixed, slope = settings.flops_gap, settings.flops_sampling_k
-        gap = gap_between([*map(cost, anchors)]) if fixed is None else (lambda _: fixed * _GIGA)
+    def __post_init__(self) -> None:
+        self.costs = costs = {cfg_id: self.cost(cfg_id) for cfg_id in self.cfg_ids}
+        fixed, slope = self.settings.flops_gap, self.settings.flops_sampling_k
+        gap = gap_between([*map(self.cost, self.anchors)]) if fixed is None else (lambda _: fixed * _GIGA)
         self.bins = cost_bins(costs, gap)
         weights = np.full(len(self.bins), 1 / len(self.bins))
         if slope is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from stitchkit.measure.pareto import pareto_front
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
-from stitchkit.settings.stitch_recipe import StitchRecipe
 from stitchkit.training.samplers import CostBins
 
 _logger = logging.getLogger(__name__)
@@ -29,11 +28,8 @@ _DISAGREE = 0.1
 class FocusedBins(CostBins):
     """Draws as `cost_bins`, from the routes that are left; an empty bin gives its share to the others."""
 
-    def __init__(
-        self, cfg_ids: Sequence[int], cost: Callable[[int], int], settings: StitchRecipe, seed: int,
-        anchors: Collection[int],
-    ):  # fmt: skip
-        super().__init__(cfg_ids, cost, settings, seed, anchors)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._all = self.bins, self.shares
 
     def drop(self, routes: Collection[int]) -> None:

@@ -10,10 +10,9 @@ import torch
 
 import stitchkit
 from stitchkit.measure.profile import FlopCountAnalysis, Profiler, measure
-from stitchkit.model.layer import StitchLayer
+from stitchkit.model.layer import StitchLayer, transform_of
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.solve import fit_stitching_layers
-from stitchkit.model.transforms import transform_of
 from stitchkit.networks.create import create_anchor
 from stitchkit.networks.families import VIEWS, anchor_of
 from stitchkit.routes import Proportional, SlidingWindow, StitchSpace, TwoWay

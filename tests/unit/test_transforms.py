@@ -6,9 +6,8 @@ import pytest
 import torch
 
 import stitchkit
-from stitchkit.model.layer import StitchLayer
+from stitchkit.model.layer import LowRank, StitchLayer, transform_of
 from stitchkit.model.solve import fit_stitching_layers
-from stitchkit.model.transforms import LowRank, transform_of
 from stitchkit.networks.layout import Layout
 from tests.support import pico_config, pico_images
 
