@@ -45,22 +45,19 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
     config = config if plan is None else plan.config.with_updates(recipe)
     check_names(recipe, config)
     check_labels(recipe)
-    run = recipe.run
-    # An evaluation and a training write different files, so they may run at the same time.
-    lock = recipe.folder / (".eval.lock" if run.eval else TRAIN_LOCK)
-    entry = joined(run.device) if run.dry_run else entered(lock, run.device, flag="--output")
+    run, kind = recipe.run, EvalRun() if recipe.run.eval else TrainRun()
+    entry = joined(run.device) if run.dry_run else entered(recipe.folder / kind.lock, run.device, flag="--output")
     with more_than_cores(), warnings.catch_warnings(), entry as world:
         # Of DistributedDataParallel, about 1x1 convolutions behind a permutation, as ConvNeXt's: a copy more, no error.
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         check_device(recipe, world)
         files = Checkpoints(recipe.folder, keep=run.checkpoint_hist)
-        checkpoint, restarted = find_resume(run.resume, files, world, only="evaluate" if run.eval else "")
+        checkpoint, restarted = find_resume(run.resume, files, world, only=kind.needs_checkpoint_to)
         recipe = replace(recipe, run=replace(run, resume=checkpoint))
         if restarted:  # these flags were meant for the first start of the run
             first = replace(recipe.schedule, start_epoch=None)
             recipe = replace(recipe, run=replace(recipe.run, no_resume_opt=False), schedule=first)
-        if not run.eval:
-            check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
+        kind.check_folder(files, recipe)
         if run.dry_run:  # published weights would be downloaded
             recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
         for line in [] if plan is None else plan.lines:
@@ -69,12 +66,62 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
         if plan is not None and world.is_primary and not run.dry_run:
             _show_network(session)
         if run.dry_run:
-            _show_plan(session)
-        elif run.eval:
-            evaluate_stitches(session)
+            _show_plan(session, kind.plan(session))
         else:
-            with launched(recipe.folder, world):
-                train(session, files)
+            kind.execute(session, files)
+
+
+class TrainRun:
+    """A run that trains.
+
+    Attributes:
+        lock: The file that keeps a second run of the kind away; the two kinds write different files.
+        needs_checkpoint_to: What the run cannot do without a checkpoint; empty if it can do all.
+    """
+
+    lock, needs_checkpoint_to = TRAIN_LOCK, ""
+
+    def check_folder(self, files: Checkpoints, recipe: Recipe) -> None:
+        """Refuse to overwrite another run."""
+        check_unused(files, None if recipe.run.no_resume_opt else recipe.run.resume, flag="--experiment")
+
+    def plan(self, session: Session) -> Iterator[str]:
+        """What the run would do, in lines, after checkpoint and teacher have been checked to fit."""
+        recipe, stitch = session.recipe, session.recipe.stitch
+        if recipe.run.resume:
+            load_run(session)
+        if stitch.distillation_type != "none":
+            if stitch.teacher_path is None:  # published weights may have to be downloaded
+                has_same_classes(stitch, as_timm(session.model).num_classes)
+            else:
+                create_teacher(
+                    stitch, as_timm(session.model), session.world.device, weights_dtype(recipe), session.input_size[1:],
+                    session.classes,
+                )  # fmt: skip
+        return _of_training(session)
+
+    def execute(self, session: Session, files: Checkpoints) -> None:
+        """Train."""
+        with launched(session.folder, session.world):
+            train(session, files)
+
+
+class EvalRun:
+    """A run that evaluates; it has what a `TrainRun` has."""
+
+    lock, needs_checkpoint_to = ".eval.lock", "evaluate"
+
+    def check_folder(self, _: Checkpoints, __: Recipe) -> None:
+        """Let any folder pass: results of earlier evaluations are compared with the weights and the data."""
+
+    def plan(self, session: Session) -> Iterator[str]:
+        """Nothing to say, after checkpoint and earlier results have been checked to fit."""
+        prepare_evaluation(session)
+        return iter(())
+
+    def execute(self, session: Session, _: Checkpoints) -> None:
+        """Evaluate every stitch, or the plain model."""
+        evaluate_stitches(session)
 
 
 def _show_network(session: Session) -> None:
@@ -84,26 +131,13 @@ def _show_network(session: Session) -> None:
             _logger.info("%s", line)
 
 
-def _show_plan(session: Session) -> None:
-    """Log the plan of a run, after its checkpoint, teacher and earlier results have been found to fit."""
-    recipe, stitch = session.recipe, session.recipe.stitch
-    if recipe.run.eval:
-        prepare_evaluation(session)
-    elif recipe.run.resume:
-        load_run(session)
-    if not recipe.run.eval and stitch.distillation_type != "none":
-        if stitch.teacher_path is None:  # published weights may have to be downloaded
-            has_same_classes(stitch, as_timm(session.model).num_classes)
-        else:
-            create_teacher(
-                stitch, as_timm(session.model), session.world.device, weights_dtype(recipe), session.input_size[1:],
-                session.classes,
-            )  # fmt: skip
+def _show_plan(session: Session, lines: Iterator[str]) -> None:
+    """Log the plan of a run, whose last lines depend on its kind."""
     _show_network(session)
     splits = {"training": session.loaders.train, "validation": session.loaders.validation}
     counts = ", ".join(f"{len(loader.dataset)} {name} images" for name, loader in splits.items() if loader is not None)
     classes = f", {len(session.classes)} classes" if session.classes else ""
-    for line in [f"data: {counts}{classes}", *_of_dense(session), *_of_training(session)]:
+    for line in [f"data: {counts}{classes}", *_of_dense(session), *lines]:
         _logger.info("%s", line)
     _logger.info("this was a dry run: nothing was computed, written or downloaded; folder: %s", session.folder)
 
@@ -139,8 +173,6 @@ def _of_dense(session: Session) -> Iterator[str]:
 
 def _of_training(session: Session) -> Iterator[str]:
     recipe, ranks = session.recipe, session.world.size
-    if recipe.run.eval:
-        return
     assert session.loaders.train is not None, "training opens the training split"
     if isinstance(session.model, SNNet):
         freeze(session.model, recipe.stitch)

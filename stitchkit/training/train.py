@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from stitchkit.data.batches import Loader, some_images
@@ -58,7 +59,8 @@ _OF_ONE_START = ("resume", "no_resume_opt", "start_epoch", "wandb_resume_id")
 def train(session: Session, checkpoints: Checkpoints) -> None:
     """Train from the start, or from `--resume`, to the last epoch."""
     recipe, world, folder = session.recipe, session.world, session.folder
-    trainer, epochs, position, untouched, validation = _prepare(session, checkpoints)
+    ready = _prepare(session, checkpoints)
+    trainer, epochs = ready.trainer, ready.epochs
     if recipe.run.resume and not recipe.run.no_resume_opt:
         _say_changes(session, Path(recipe.run.resume))
 
@@ -72,7 +74,7 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
 
     from_primary(world, tidy)
     tracking = open_tracking(session, epochs.start)
-    more = header(session) | untouched.state()
+    more = header(session) | ready.untouched.state()
 
     def save_within(epoch: int, _: Position, state: Mapping[str, object]) -> Path:
         return checkpoints.save_within({**state, **more}, epoch=epoch)
@@ -80,7 +82,7 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
     def finish(trained: TrainedEpoch) -> None:
         epoch, loss, stitches = trained.number, trained.loss, trained.position.route_losses
         is_due = epoch + 1 == epochs.stop or (epoch + 1) % recipe.run.val_interval == 0
-        judged = validation.judge(trained.after_batch, due=is_due)
+        judged = ready.validation.judge(trained.after_batch, due=is_due)
         if judged.words:
             _logger.info("epoch %d/%d  %s", epoch + 1, epochs.stop, judged.words)
         check_finite(trainer, epoch, judged.losses)
@@ -95,7 +97,7 @@ def train(session: Session, checkpoints: Checkpoints) -> None:
         tracking.log(figures, epoch=epoch)
 
     with advising(checkpoints, clip="--clip-grad", amp=trainer.settings.amp):
-        train_epochs(trainer, epochs, position, save=save_within, finish=finish)
+        train_epochs(trainer, epochs, ready.position, save=save_within, finish=finish)
     tracking.finish()
     _say_next(session, checkpoints, nothing_left=not epochs)
 
@@ -127,12 +129,18 @@ def open_tracking(session: Session, start: int) -> Tracking:
     return Tracking(session.folder, session.world, session.recipe.flat(), options=options, board=board)
 
 
-def _prepare(
-    session: Session, checkpoints: Checkpoints
-) -> tuple[Trainer, range, Position | None, UntouchedAnchors, Validation]:
-    """The trainer, the epochs to train, where in the first of them to resume, the anchors before the training, and
-    what is judged between epochs.
-    """
+@dataclass(frozen=True)
+class _Ready:
+    """A training that is ready to begin, or to go on."""
+
+    trainer: Trainer
+    epochs: range
+    position: Position | None  # within the first epoch
+    untouched: UntouchedAnchors
+    validation: Validation
+
+
+def _prepare(session: Session, checkpoints: Checkpoints) -> _Ready:
     recipe, model, world, loaders = session.recipe, session.model, session.world, session.loaders
     loader, resume, content = loaders.train, recipe.run.resume or "", None
     assert loader is not None, "training opens the training split"
@@ -184,7 +192,7 @@ def _prepare(
         "%s of %s, %s, learning rate %.3g, into %s", counted(how.epochs, "epoch"),
         counted(how.updates_per_epoch, "step"), recipe.optim.opt, how.rate, session.folder,
     )  # fmt: skip
-    return trainer, range(start, how.epochs), position, untouched, validation
+    return _Ready(trainer, range(start, how.epochs), position, untouched, validation)
 
 
 def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None) -> None:
