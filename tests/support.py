@@ -21,7 +21,7 @@ import yaml
 from PIL import Image
 
 import stitchkit
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import plan_gaps
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.data.demo import write_digits
@@ -326,8 +326,8 @@ def write_sweep(folder: Path, images: Path, **changes: Any) -> Path:
 
 def sweep_jobs(sweep: Path, output: Path, **changes: object) -> list[SweepJob]:
     """The jobs of a sweep, whose folders are written as the command writes them."""
-    config = GapSweep.load(sweep, **changes)
-    return write_folders(plan_gaps(config).jobs, output, config.seeds)
+    config = plan_gaps(sweep, **changes)
+    return write_folders(config.jobs, output, config.seeds)
 
 
 def skip_uncut_job(sweep: Path, output: Path) -> None:

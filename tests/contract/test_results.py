@@ -6,7 +6,8 @@ from itertools import product
 
 import pytest
 
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep
+from stitchkit.assembly.parts.spec import PartSpec
+from stitchkit.assembly.sweep.kinds.gaps import find_shapes
 from stitchkit.cli import main
 from stitchkit.measure.intervals import add_intervals, compared_beside
 from stitchkit.measure.ledger import Ledger, read_rows
@@ -14,6 +15,7 @@ from stitchkit.measure.pareto import is_anchor, pareto_front
 from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
+from stitchkit.settings.files import read_settings_file
 from stitchkit.settings.stitch_config import StitchConfig
 from tests.support import ROOT, mostly_full
 
@@ -91,9 +93,9 @@ def test_the_digits_sweep_is_of_the_shipped_configuration_and_holds_what_its_pag
     assert f"({uncut['source']:.1f} % alone)" in page
     assert f"({uncut['destination']:.1f} % alone)" in page
     assert f"recover up to {max(bridged):.1f} %" in page
-    config = GapSweep.load(ROOT / "configs/across-scales/digits.yml")
-    assert len(bridged) == len(config.gaps) * len(config.stitchers) == 20
-    assert {row["epoch"] for row in last.values() if not row["uncut"]} == {str(config.job["train_config"]["epochs"])}
+    config = read_settings_file(ROOT / "configs/across-scales/digits.yml")
+    assert len(bridged) == len(config["gaps"]) * len(config["stitchers"]) == 20
+    assert {row["epoch"] for row in last.values() if not row["uncut"]} == {str(config["train_config"]["epochs"])}
 
 
 def test_adapters_of_the_digits_sweep_differ_in_how_they_down_sample_only_where_the_source_is_larger():
@@ -105,11 +107,16 @@ def test_adapters_of_the_digits_sweep_differ_in_how_they_down_sample_only_where_
     def curve(gap, adapter):
         return [found[gap, adapter, epoch] for epoch in epochs[1:]]
 
-    config = GapSweep.load(ROOT / "configs/across-scales/digits.yml")
+    config = read_settings_file(ROOT / "configs/across-scales/digits.yml")
+    source, destination = (
+        find_shapes([PartSpec.parse(piece, key) for piece in config[key]], (32, 32))
+        for key in ("src_stages", "dest_stages")
+    )
     pairs = [("linear_no_downsample", "downsample_then_linear"), ("downsample_then_3x3conv", "conv3x3_with_downsample")]
-    for gap, (one, other) in product(config.gaps, pairs):
-        given, taken = config.source[gap.first - 1].gives, config.destination[gap.last + 1].takes
-        assert (curve(str(gap), one) == curve(str(gap), other)) == (given.grid == taken.grid)
+    for gap, (one, other) in product(config["gaps"], pairs):
+        first, last = gap["blocks_to_drop"]
+        name, before, after = f"{first},{last}", source[first - 1].gives, destination[last + 1].takes
+        assert (curve(name, one) == curve(name, other)) == (before.grid == after.grid)
     resized, strided = (curve("1,1", adapter)[-1] for adapter in pairs[1])
     assert (
         f"{resized:.1f} %, one with a stride {strided:.1f} %" in (ROOT / "results/digits_sweep/README.md").read_text()

@@ -9,7 +9,7 @@ from submitit.core.utils import DelayedSubmission
 
 from stitchkit.assembly.sweep import cluster
 from stitchkit.assembly.sweep.cluster import create_cluster
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import plan_gaps
 from stitchkit.assembly.sweep.launch import write_folders
 from stitchkit.assembly.sweep.settings import Resources
 from stitchkit.cli import main
@@ -36,7 +36,7 @@ def sweep(images, tmp_path):
 @pytest.fixture(scope="module")
 def jobs(images, tmp_path_factory):
     """The plan of the sweep."""
-    return plan_gaps(GapSweep.load(write_sweep(tmp_path_factory.mktemp("sweep"), images))).jobs
+    return plan_gaps(write_sweep(tmp_path_factory.mktemp("sweep"), images)).jobs
 
 
 @pytest.fixture
@@ -89,8 +89,8 @@ def test_the_file_says_what_each_job_gets_and_flags_say_otherwise(sweep, slurm, 
         "modules": ["cuda/12.4", "python/3.11"],
     }
     sweep.write_text(yaml.safe_dump(content))
-    config = GapSweep.load(sweep)
-    assert "slurm" not in config.job
+    config = plan_gaps(sweep)
+    assert "slurm" not in config.jobs[0].config
     script = create_cluster(
         "slurm", folder=tmp_path, resources=config.resources, partition="small", setup=["source venv/bin/activate"]
     ).script(3)
@@ -130,7 +130,7 @@ def test_nothing_in_a_file_reaches_the_shell_of_a_node(sweep, key, value):
     content = yaml.safe_load(sweep.read_text())
     sweep.write_text(yaml.safe_dump({**content, "slurm": {key: value}}))
     with pytest.raises(InputError, match=rf"slurm\.{key}.*only letters, digits and \. \+ , - / may be in it"):
-        GapSweep.load(sweep)
+        plan_gaps(sweep)
     with pytest.raises(InputError, match="may be in it"):
         Resources(**{key: value})
 

@@ -12,7 +12,7 @@ import yaml
 
 from stitchkit.assembly.sweep import launch as launching
 from stitchkit.assembly.sweep.cluster import LocalPool, create_cluster
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import plan_gaps
 from stitchkit.assembly.sweep.launch import launch, run_sweep, write_folders
 from stitchkit.assembly.sweep.worker import SweepJob
 from stitchkit.errors import InputError, Stopped
@@ -49,7 +49,7 @@ def sweep(tmp_path_factory):
 @pytest.fixture(scope="module")
 def jobs(sweep):
     """The plan of the sweep."""
-    return plan_gaps(GapSweep.load(sweep)).jobs
+    return plan_gaps(sweep).jobs
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_a_sweep_says_when_each_job_ended_and_how_long_the_rest_takes(folders, s
     monkeypatch.setattr(launching, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     monkeypatch.setattr(launching, "check_inputs", lambda *_, **__: None)
     folders[1].result.touch()
-    out, plan = tmp_path / "out", plan_gaps(GapSweep.load(sweep))
+    out, plan = tmp_path / "out", plan_gaps(sweep)
     once = {"only": None, "retry_failed": False}
     launch(plan, out, FakeCluster({}), **once)
     lines = [

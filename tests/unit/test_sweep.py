@@ -1,6 +1,7 @@
 """Sweeps: their configuration, plan and folders."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -10,7 +11,7 @@ from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.parts.spec import PartSpec
 from stitchkit.assembly.sweep.config import load_sweep
 from stitchkit.assembly.sweep.kinds import gaps
-from stitchkit.assembly.sweep.kinds.gaps import DEFAULT_GAPS, Gap, GapSweep, find_shapes, plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import DEFAULT_GAPS, Gap, find_shapes, plan_gaps
 from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS
 from stitchkit.assembly.sweep.plan import choose, table
 from stitchkit.assembly.sweep.worker import SweepJob
@@ -43,7 +44,7 @@ def networks_run_dry_once():
 
 @cache
 def planned(stem):
-    jobs = plan_gaps(GapSweep.load(ROOT / f"configs/across-scales/{stem}.yml")).jobs
+    jobs = plan_gaps(ROOT / f"configs/across-scales/{stem}.yml").jobs
     return {(job.metadata["first_deleted_block"], job.metadata["last_deleted_block"], job.metadata["adapter"]): job
             for job in jobs if job.metadata["adapter"]}  # fmt: skip
 
@@ -125,31 +126,23 @@ def test_finetune_keeps_the_pieces_that_down_sample_and_trains_all():
 
 
 def test_the_uncut_networks_are_tested_too():
-    jobs = [
-        job
-        for job in plan_gaps(GapSweep.load(ROOT / "configs/across-scales/resnet-50-swin-t.yml")).jobs
-        if job.metadata["uncut"]
-    ]
+    jobs = [job for job in plan_gaps(ROOT / "configs/across-scales/resnet-50-swin-t.yml").jobs if job.metadata["uncut"]]
     assert [job.name for job in jobs] == [f"test-resnet-50-swin-t-uncut-{name}" for name in ("source", "destination")]
     assert all(len(job.config["assembly"]) == 8 for job in jobs)
     assert all(JobConfig.parse(job.config).test_only for job in jobs)
-    [alone] = [
-        job for job in plan_gaps(GapSweep.load(ROOT / "configs/across-scales/swin-t.yml")).jobs if job.metadata["uncut"]
-    ]
+    [alone] = [job for job in plan_gaps(ROOT / "configs/across-scales/swin-t.yml").jobs if job.metadata["uncut"]]
     assert alone.name == "test-swin-t-uncut-source"
 
 
 def test_an_uncut_network_gets_images_as_its_weights_were_trained_with():
     """The publication normalises all images as ImageNet's; ViTs of timm's augreg weights were trained otherwise."""
     path = ROOT / "configs/across-scales/resnet-50-vit-s.yml"
-    source, destination = (JobConfig.parse(job.config) for job in plan_gaps(GapSweep.load(path)).jobs[:2])
+    source, destination = (JobConfig.parse(job.config) for job in plan_gaps(path).jobs[:2])
     assert source.train_config.data_preprocessing["mean"] == [0.485, 0.456, 0.406]
     assert destination.train_config.data_preprocessing["mean"] == [0.5, 0.5, 0.5]
-    given = GapSweep.load(path, data_preprocessing={"mean": [0, 0, 0], "std": [1, 1, 1]})
+    given = plan_gaps(path, data_preprocessing={"mean": [0, 0, 0], "std": [1, 1, 1]})
     assert all(
-        job.config["train_config"]["data_preprocessing"]["mean"] == [0, 0, 0]
-        for job in plan_gaps(given).jobs
-        if job.config
+        job.config["train_config"]["data_preprocessing"]["mean"] == [0, 0, 0] for job in given.jobs if job.config
     )
 
 
@@ -205,15 +198,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert capsys.readouterr().out.endswith(f"45 combinations left out; 1 done already in '{tmp_path / 'out'}'\n")
 
 
-def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
-    declared = GapSweep.load(write_sweep(tmp_path, tmp_path))
-    pieces = [next(iter(piece.values())) for piece in SWEEP["stages"]]
+def test_shapes_that_are_not_declared_are_found_by_a_dry_run():
+    declared = [PartSpec.parse(piece, f"stages[{number}]") for number, piece in enumerate(SWEEP["stages"])]
     bare = [
-        {"Subnet": {**values, "out_format": "vector" if values is pieces[-1] else "bert", "in_format": kind}}
-        for values, kind in zip(pieces, ["img", "bert", "bert", "bert"], strict=True)
+        replace(piece, arguments={**piece.arguments, "in_format": taken, "out_format": given})
+        for piece, taken, given in zip(declared, ["img", *["bert"] * 3], [*["bert"] * 3, "vector"], strict=True)
     ]
-    found = GapSweep.load(write_sweep(tmp_path, tmp_path, stages=bare))
-    assert [(each.takes, each.gives) for each in found.source] == [(each.takes, each.gives) for each in declared.source]
+    shapes = [(piece.takes, piece.gives) for piece in find_shapes(declared, (16, 16))]
+    assert [(piece.takes, piece.gives) for piece in find_shapes(bare, (16, 16))] == shapes
 
 
 @pytest.mark.parametrize(
@@ -250,7 +242,7 @@ def test_shapes_that_are_not_declared_are_found_by_a_dry_run(tmp_path):
 def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, message):
     path = write_sweep(tmp_path, tmp_path, **changes)
     with pytest.raises(InputError) as error:
-        GapSweep.load(path)
+        plan_gaps(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -259,7 +251,7 @@ def test_a_wrong_configuration_ends_with_its_file_and_place(tmp_path, changes, m
 def test_settings_that_are_none_are_an_error_with_flags_too(tmp_path):
     path = write_sweep(tmp_path, tmp_path, train_config=[1])
     with pytest.raises(InputError, match=r"line \d+: train_config is \[1\]; it must be settings by name"):
-        GapSweep.load(path, epochs=1)
+        plan_gaps(path, epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -281,7 +273,7 @@ def test_what_pieces_declare_is_compared_with_what_they_do(tmp_path, piece, chan
     content["stages"][piece]["Subnet"].update(changes)
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError) as error:
-        GapSweep.load(path)
+        plan_gaps(path)
     assert f"'{path}', line " in str(error.value)
     assert f": {message}" in str(error.value)
 
@@ -294,18 +286,18 @@ def test_what_both_networks_declare_is_compared_with_what_they_do(tmp_path):
     del content["stages"]
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(InputError, match=r"line \d+: dest_stages\[2\]\.Sbnet: unknown key 'Sbnet'"):
-        GapSweep.load(path)
+        plan_gaps(path)
 
 
 def test_flags_take_the_place_of_the_files_settings(tmp_path):
-    config = GapSweep.load(write_sweep(tmp_path, tmp_path), seed=7, epochs=1, data_path="data")
+    config = plan_gaps(write_sweep(tmp_path, tmp_path), seed=7, epochs=1, data_path="data")
     assert config.seeds == (7,)
-    assert config.job["train_config"]["epochs"] == 1
-    assert config.job["data_path"] == "data"
+    assert {job.config["train_config"]["epochs"] for job in config.jobs} == {1}
+    assert {job.config["data_path"] for job in config.jobs} == {"data"}
 
 
 def test_the_digits_sweep_can_be_planned():
-    jobs = plan_gaps(GapSweep.load(ROOT / "configs/across-scales/digits.yml")).jobs
+    jobs = plan_gaps(ROOT / "configs/across-scales/digits.yml").jobs
     assert all(job.applies for job in jobs)
     assert "does not apply" not in table(choose(jobs, []))
     assert DEFAULT_STITCHERS
@@ -314,7 +306,7 @@ def test_the_digits_sweep_can_be_planned():
 
 def test_the_published_scripts_can_read_the_metadata_of_a_sweep():
     """They make an index of all values, which needs the same keys in every job, and no value that is none."""
-    first, *others = [job.metadata for job in plan_gaps(GapSweep.load(ROOT / "configs/across-scales/digits.yml")).jobs]
+    first, *others = [job.metadata for job in plan_gaps(ROOT / "configs/across-scales/digits.yml").jobs]
     assert {"arch", "first_deleted_block", "last_deleted_block", "num_downsamples", "adapter"} < first.keys()
     for about in others:
         assert {key: type(value) for key, value in about.items()} == {key: type(value) for key, value in first.items()}
@@ -339,7 +331,7 @@ def test_the_first_reason_of_a_failure_stays(tmp_path):
 
 
 def test_only_some_jobs_of_a_plan(tmp_path):
-    jobs = plan_gaps(GapSweep.load(write_sweep(tmp_path, tmp_path))).jobs
+    jobs = plan_gaps(write_sweep(tmp_path, tmp_path)).jobs
     assert [*choose(jobs, [])] == [1, 2, 3]
     assert [*choose(jobs, ["3", "1"])] == [1, 3]
     assert [*choose(jobs, ["2-9"])] == [2, 3]

@@ -10,7 +10,7 @@ import yaml
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.sweep import launch as inputs
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.kinds.gaps import GapSweep, plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import plan_gaps
 from stitchkit.assembly.sweep.launch import check_inputs, launch
 from stitchkit.assembly.train.run import run_job
 from stitchkit.cli import main
@@ -30,7 +30,7 @@ def command(sweep, tmp_path, *flags):
 
 
 def jobs_of(sweep, **changes):
-    return plan_gaps(GapSweep.load(sweep, **changes)).jobs
+    return plan_gaps(sweep, **changes).jobs
 
 
 def change(sweep, **train):

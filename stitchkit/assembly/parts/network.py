@@ -66,11 +66,12 @@ def _wanted(num_classes: int | Sequence[Wanted]) -> tuple[Wanted, ...]:
 
 
 class TracedPart(NamedTuple):
-    """A part, its description in the file, and its output in words."""
+    """A part, its description in the file, and the tensors at its two ends."""
 
     part: Part
     spec: PartSpec
-    output: str
+    takes: PassingTensor
+    gives: PassingTensor
 
 
 class _Placed(InputError):
@@ -148,22 +149,22 @@ class _Builder:
             raise _Placed(f"{spec.place}: {unknown('part', spec.name, PARTS)}")
         kind, arguments = PARTS[spec.name], spec.arguments
         with _at(spec):
-            in_format, out_format = _declared(spec, "in_format"), _declared(spec, "out_format")
+            in_format, out_format = declared(spec, "in_format"), declared(spec, "out_format")
             class_token = class_token_of(arguments.get("reformat_options"), class_token)
             if kind in (Assembly, ParallelPart):
-                entry, flow = enter(flow, in_format, (), class_token)
+                entry, taken = enter(flow, in_format, (), class_token)
                 make = self._assembly if kind is Assembly else self._parallel
-                part, flow = make(spec, flow, class_token)
+                part, flow = make(spec, taken, class_token)
             else:
                 part = kind(**self._arguments(spec, in_format or kind.in_format, flow, class_token))
-                entry, flow = enter(flow, _narrowed(in_format, part), part.takes, class_token)
-                flow, changes_input = run(part, flow)
+                entry, taken = enter(flow, _narrowed(in_format, part), part.takes, class_token)
+                flow, changes_input = run(part, taken)
                 if changes_input:  # parallel parts and losses on inner outputs may still read the input
                     entry = partial(_copied, entry)
             flow = leave(flow, out_format or part.out_format)
         if (frozen := arguments.get("frozen")) and not self.spec.unfrozen:
             part.freeze(statistics=frozen == "statistics")
-        self.traced.append(TracedPart(part, spec, str(flow)))
+        self.traced.append(TracedPart(part, spec, taken, flow))
         return entry, part, flow
 
     def _arguments(
@@ -191,15 +192,15 @@ class _Builder:
         return self._chain(_inside(spec), last, flow, class_token)
 
     def _parallel(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
-        agg, declared = spec.arguments.get("agg") or "none", _declared(spec, "out_format")
+        agg, out_format = spec.arguments.get("agg") or "none", declared(spec, "out_format")
         inside = _inside(spec)
         builders = self._branches(len(inside)) if agg == "none" else [self] * len(inside)
         built = (builder._part(part, flow, class_token) for builder, part in zip(builders, inside, strict=True))
         entries, parts, outputs = zip(*built, strict=True)
-        common = None if agg == "none" else _common_format(declared, outputs, agg)
+        common = None if agg == "none" else _common_format(out_format, outputs, agg)
         exits, left = zip(*(enter(gives, common, (), class_token) for gives in outputs), strict=True)
         layout = Layout("vector") if common is None else common.bare
-        value = [gives.value for gives in left] if common is None else combined(left, agg, layout, declared)
+        value = [gives.value for gives in left] if common is None else combined(left, agg, layout, out_format)
         return ParallelPart(parts, entries, exits, agg, layout), PassingTensor(value, layout)
 
 
@@ -246,15 +247,16 @@ def _check_output(value: object, end: nn.Module, wanted: Wanted) -> None:
         )
 
 
-def _declared(spec: PartSpec, name: str) -> Layout | None:
-    return None if (value := spec.arguments.get(name)) is None else Layout.parse(value)
+def declared(spec: PartSpec, key: str) -> Layout | None:
+    """The layout that the file declares for the input or the output of a part, if it does."""
+    return None if (value := spec.arguments.get(key)) is None else Layout.parse(value)
 
 
-def _narrowed(declared: Layout | None, part: Part) -> Layout | None:
+def _narrowed(in_format: Layout | None, part: Part) -> Layout | None:
     """The input format of a part: as the file declares, with the part's own channels."""
-    if declared is None or part.in_format is None or declared.channels is not None:
-        return declared or part.in_format
-    return replace(declared, channels=part.in_format.channels)
+    if in_format is None or part.in_format is None or in_format.channels is not None:
+        return in_format or part.in_format
+    return replace(in_format, channels=part.in_format.channels)
 
 
 def _channels(flow: PassingTensor, wanted: Layout | None, takes: Sequence[str], class_token: str) -> int:
@@ -268,17 +270,17 @@ def _inside(spec: PartSpec) -> list[PartSpec]:
     return [PartSpec.parse(value, f"{where}[{number}]") for number, value in enumerate(spec.arguments["parts"])]
 
 
-def _common_format(declared: Layout | None, outputs: Sequence[PassingTensor], agg: str) -> Layout:
+def _common_format(out_format: Layout | None, outputs: Sequence[PassingTensor], agg: str) -> Layout:
     """The format of all outputs of parallel parts before they are combined."""
-    target = declared or outputs[0].full_format
+    target = out_format or outputs[0].full_format
     if target is None:
         raise InputError(f"the format of its output {outputs[0]} is not known; declare the out_format")
-    resized = declared is not None and agg != "concat_sequence"
+    resized = out_format is not None and agg != "concat_sequence"
     return replace(target, channels=None, positions=target.positions if resized else None)
 
 
 def combined(
-    outputs: Sequence[PassingTensor], agg: str, layout: Layout, declared: Layout | None = None
+    outputs: Sequence[PassingTensor], agg: str, layout: Layout, out_format: Layout | None = None
 ) -> torch.Tensor:
     """The output of parallel parts, once their outputs fit together and have the declared channels and size."""
     formats = [layout.sized(output.tensor) for output in outputs]
@@ -290,7 +292,7 @@ def combined(
     if agg == "concat_sequence" and layout.name != "token":
         raise InputError(f"concat_sequence joins sequences, not {layout.name}; declare out_format: [token, [C, L]]")
     value = combine([output.tensor for output in outputs], agg, layout)
-    actual, wanted = layout.sized(value), declared or layout
+    actual, wanted = layout.sized(value), out_format or layout
     if wanted.channels not in (None, actual.channels) or wanted.positions not in (None, actual.positions):
-        raise InputError(f"{each}, together {actual}, but out_format is {declared}; correct one of them")
+        raise InputError(f"{each}, together {actual}, but out_format is {out_format}; correct one of them")
     return value

@@ -12,7 +12,7 @@ from pydantic.json_schema import JsonSchemaValue
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import WRITTEN, override
-from stitchkit.assembly.sweep.kinds.gaps import GapFile, GapSweep, plan_gaps
+from stitchkit.assembly.sweep.kinds.gaps import GapFile, plan_gaps
 from stitchkit.assembly.sweep.kinds.search import plan_search
 from stitchkit.assembly.sweep.plan import DatasetsFile, PlannedJob, Sweep, plan_datasets
 from stitchkit.assembly.sweep.settings import CrossFile, SearchFile
@@ -34,7 +34,7 @@ def load_sweep(path: str | Path, **changes: object) -> Sweep:
             raise InputError("--seeds has no effect on heads by encoders, which are only tested; omit it")
         return plan_cross(path, **changes)
     if kind == "gaps":
-        return plan_gaps(GapSweep.load(path, **changes))
+        return plan_gaps(path, **changes)
     return plan_datasets(path, **changes)
 
 

@@ -279,7 +279,7 @@ def _table(network: Assembly, traced: list[TracedPart], size: tuple[int, int, in
             first, last = (", ".join(end) if isinstance(end, list) else end for end in named)
             cut = f" {first or 'x'} to {last or 'the end'}" if any(named) else ""
             kind = f"{each.spec.name} {arguments.get('model_name', '')}".strip() + cut
-            rows.append((name, kind, each.output, *_cost(name, part, flops)))
+            rows.append((name, kind, str(each.gives), *_cost(name, part, flops)))
     return aligned([*rows, ("", "", "total", *_cost("", network, flops))], left={0, 1, 2})
 
 

@@ -18,12 +18,12 @@ from pydantic.dataclasses import dataclass
 
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import SWEEP_KEYS, override, read_job, refuse_misplaced
-from stitchkit.assembly.parts.network import check_network
+from stitchkit.assembly.parts.network import check_network, declared
 from stitchkit.assembly.parts.registry import COMMON, PARTS, WrittenPart
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec
 from stitchkit.assembly.sweep.kinds.stitchers import DEFAULT_STITCHERS, FINETUNE, STITCHERS, DoesNotApply
 from stitchkit.assembly.sweep.plan import JobSweepFile, PlannedJob, Sweep, all_seeds
-from stitchkit.assembly.sweep.settings import Different, Resources
+from stitchkit.assembly.sweep.settings import Different
 from stitchkit.assembly.train.job import check_training
 from stitchkit.display import quantity
 from stitchkit.errors import InputError, prefixed, unknown
@@ -49,34 +49,25 @@ def find_shapes(parts: Sequence[PartSpec], image_size: tuple[int, int]) -> tuple
     bare = (first, *(without_sizes(part, "in_format", "out_format") for part in parts[1:]))
     size = (3, *image_size)
     # On the meta device nothing is computed: twelve published sweeps are planned in seconds, without weights.
-    network, _ = check_network(NetworkSpec(bare), num_classes=1, input_size=size, replaced=True)
-    network.eval()
-    x, layout = torch.empty(2, *size, device="meta"), Layout("NCHW")
-    slices = []
-    with torch.no_grad():
-        for part, enter, module in zip(parts, network.entries, network.parts, strict=True):
-            x = enter(x)
-            takes = _shape(x, part, "in_format", _declared(part, "in_format") or layout)
-            x = module(x)
-            layout = Layout("vector")
-            if part is not parts[-1]:
-                declared = _declared(part, "out_format")
-                if declared is None:
-                    raise InputError(f"{part.place} has no out_format, which a sweep needs; declare img, token or bert")
-                layout = _shape(x, part, "out_format", declared)
-            slices.append(SweepSlice(part.name, part.arguments, part.place, takes=takes, gives=layout))
+    network, traced = check_network(NetworkSpec(bare), num_classes=1, input_size=size, replaced=True)
+    by_part = {id(each.part): each for each in traced}
+    layout, slices = Layout("NCHW"), []
+    for part, module in zip(parts, network.parts, strict=True):
+        ends = by_part[id(module)]
+        takes = _shape(ends.takes.tensor, part, "in_format", declared(part, "in_format") or layout)
+        layout = Layout("vector")
+        if part is not parts[-1]:
+            if (out_format := declared(part, "out_format")) is None:
+                raise InputError(f"{part.place} has no out_format, which a sweep needs; declare img, token or bert")
+            layout = _shape(ends.gives.tensor, part, "out_format", out_format)
+        slices.append(SweepSlice(part.name, part.arguments, part.place, takes=takes, gives=layout))
     return tuple(slices)
 
 
 def without_sizes(part: PartSpec, *keys: str) -> PartSpec:
     """A slice whose formats under these keys are declared by name only, without sizes."""
-    names = {key: layout.name for key in keys if (layout := _declared(part, key))}
+    names = {key: layout.name for key in keys if (layout := declared(part, key))}
     return replace(part, arguments={**part.arguments, **names})
-
-
-def _declared(part: PartSpec, key: str) -> Layout | None:
-    with prefixed(f"{part.place}.{part.name}.{key}: "):
-        return None if (value := part.arguments.get(key)) is None else Layout.parse(value)
 
 
 def _shape(x: torch.Tensor, part: PartSpec, key: str, layout: Layout) -> Layout:
@@ -154,82 +145,75 @@ DEFAULT_GAPS = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
-class GapSweep:
-    """A sweep over gaps: two networks in slices, the gaps between them and the stitchers to try.
+class _Networks:
+    """The two networks of a sweep in slices, and what all its jobs share.
 
     Args:
         source: Slices of the network with the first blocks: a stem, the rest of its stage, then alternately a
             down-sampling slice and the rest of its stage.
     """
 
-    name: str  # the stem of its file, which begins the names of its jobs' folders
+    sweep: str  # the stem of its file, which begins the names of its jobs' folders
     source: tuple[SweepSlice, ...]
     destination: tuple[SweepSlice, ...]  # slices of the network with the last blocks, in the same order
-    gaps: tuple[Gap, ...]
-    stitchers: tuple[str, ...]
     job: Mapping[str, Any]  # all other keys of the file, for every job
-    seeds: tuple[int | None, ...]
-    resources: Resources
-
-    @classmethod
-    def load(cls, path: str | Path, **changes: object) -> GapSweep:
-        """The sweep in a file, with `changes` to the settings of its jobs, as in `JobConfig.load`."""
-        content = read_job(path, changes)
-        with naming(path):
-            # Missing and null mean the same, as for all keys whose default is None.
-            keys = [key for key in ("stages", "src_stages", "dest_stages") if content.get(key) is not None]
-            if keys not in (["stages"], ["src_stages", "dest_stages"]):
-                raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
-            refuse_misplaced(content)
-            file = parse(GapFile, content)
-            if wrong := next((key for key in ("model", "assembly") if key in content), None):
-                raise InputError(f"{wrong}: a sweep has slices in place of a network; remove it")
-            networks = [
-                [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(getattr(file, key))]
-                for key in keys
-            ]
-            job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
-            # The settings of all jobs are checked now, with a network in place of theirs, which are not known yet.
-            whole = JobConfig.parse({"assembly": [{part.name: part.arguments} for part in networks[0]], **job})
-            check_training(whole)
-            image_size = whole.train_config.resolved_tasks[0].data_preprocessing.size
-            cut = [find_shapes(parts, image_size) for parts in networks]
-            gaps, stitchers = file.gaps or DEFAULT_GAPS, file.stitchers or DEFAULT_STITCHERS
-            return cls(Path(path).stem, cut[0], cut[-1], gaps, stitchers, job, all_seeds(file, job), file.slurm)
-
-    def __post_init__(self) -> None:
-        for number, stitcher in enumerate(self.stitchers):
-            if stitcher not in (FINETUNE, *STITCHERS):
-                raise InputError(f"stitchers[{number}]: {unknown('stitcher', stitcher, (FINETUNE, *STITCHERS))}")
-        # After the source's slices up to `first` come the destination's behind `last`; neither side may be empty.
-        last = len(self.source) - 1, len(self.destination) - 1
-        for number, gap in enumerate(self.gaps):
-            if gap.first > last[0] or gap.last >= last[1]:
-                raise InputError(
-                    f"gaps[{number}]: [{gap}] leaves no slice of a network; the source has slices 0 to {last[0]}, the "
-                    f"destination 0 to {last[1]}"
-                )
 
 
 UNCUT = ("source", "destination")
 """The two networks of a sweep, which it also evaluates uncut, as a reference."""
 
 
-def plan_gaps(config: GapSweep) -> Sweep:
+def plan_gaps(path: str | Path, **changes: object) -> Sweep:
     """The uncut networks, and every gap with every stitcher, in the order of the file."""
-    stitched = [_planned(config, gap, stitcher) for gap in config.gaps for stitcher in config.stitchers]
-    return Sweep([*_uncut(config), *stitched], config.seeds, config.resources)
+    content = read_job(path, changes)
+    with naming(path):
+        # Missing and null mean the same, as for all keys whose default is None.
+        keys = [key for key in ("stages", "src_stages", "dest_stages") if content.get(key) is not None]
+        if keys not in (["stages"], ["src_stages", "dest_stages"]):
+            raise InputError("a sweep has either stages, or src_stages and dest_stages; set one of the two")
+        refuse_misplaced(content)
+        file = parse(GapFile, content)
+        if wrong := next((key for key in ("model", "assembly") if key in content), None):
+            raise InputError(f"{wrong}: a sweep has slices in place of a network; remove it")
+        slices = [
+            [PartSpec.parse(part, f"{key}[{number}]") for number, part in enumerate(getattr(file, key))] for key in keys
+        ]
+        job = {key: value for key, value in content.items() if key not in SWEEP_KEYS}
+        # The settings of all jobs are checked now, with a network in place of theirs, which are not known yet.
+        whole = JobConfig.parse({"assembly": [{part.name: part.arguments} for part in slices[0]], **job})
+        check_training(whole)
+        image_size = whole.train_config.resolved_tasks[0].data_preprocessing.size
+        cut = [find_shapes(parts, image_size) for parts in slices]
+        networks = _Networks(Path(path).stem, cut[0], cut[-1], job)
+        gaps, stitchers = file.gaps or DEFAULT_GAPS, file.stitchers or DEFAULT_STITCHERS
+        _check(networks, gaps, stitchers)
+    stitched = [_planned(networks, gap, stitcher) for gap in gaps for stitcher in stitchers]
+    return Sweep([*_uncut(networks), *stitched], all_seeds(file, job), file.slurm)
 
 
-def _planned(config: GapSweep, gap: Gap, stitcher: str) -> PlannedJob:
-    name = f"train-{config.name}-gap-{gap}-adapter-{stitcher}"
-    metadata = _metadata(config, gap, stitcher)
+def _check(networks: _Networks, gaps: Sequence[Gap], stitchers: Sequence[str]) -> None:
+    for number, stitcher in enumerate(stitchers):
+        if stitcher not in (FINETUNE, *STITCHERS):
+            raise InputError(f"stitchers[{number}]: {unknown('stitcher', stitcher, (FINETUNE, *STITCHERS))}")
+    # After the source's slices up to `first` come the destination's behind `last`; neither side may be empty.
+    last = len(networks.source) - 1, len(networks.destination) - 1
+    for number, gap in enumerate(gaps):
+        if gap.first > last[0] or gap.last >= last[1]:
+            raise InputError(
+                f"gaps[{number}]: [{gap}] leaves no slice of a network; the source has slices 0 to {last[0]}, the "
+                f"destination 0 to {last[1]}"
+            )
+
+
+def _planned(networks: _Networks, gap: Gap, stitcher: str) -> PlannedJob:
+    name = f"train-{networks.sweep}-gap-{gap}-adapter-{stitcher}"
+    metadata = _metadata(networks, gap, stitcher)
     columns = {"gap": f"{gap}", "down": f"{gap.num_downsamples}", "stitcher": stitcher}
-    before, after = config.source[: gap.first], config.destination[gap.last + 1 :]
+    before, after = networks.source[: gap.first], networks.destination[gap.last + 1 :]
     try:
         if stitcher == FINETUNE:
-            kept = _assembly(_finetuned(config, gap), frozen=False)
-            return PlannedJob(name, metadata, {"assembly": kept, **config.job}, columns, "everything trains")
+            kept = _assembly(_finetuned(networks, gap), frozen=False)
+            return PlannedJob(name, metadata, {"assembly": kept, **networks.job}, columns, "everything trains")
         adapter = STITCHERS[stitcher].parts(before[-1].gives, after[0].takes, gap.num_downsamples)
     except DoesNotApply as reason:
         return PlannedJob(name, metadata, {}, columns, str(reason))
@@ -238,22 +222,22 @@ def _planned(config: GapSweep, gap: Gap, stitcher: str) -> PlannedJob:
     rest = [without_sizes(part, *loosened) for part in after]
     assembly = _assembly(before, frozen=True) + _assembly(adapter, frozen=False) + _assembly(rest, frozen=True)
     columns |= {"adapter params": quantity(sum(map(_num_params, adapter)))}
-    return PlannedJob(name, metadata, {"assembly": assembly, **config.job}, columns)
+    return PlannedJob(name, metadata, {"assembly": assembly, **networks.job}, columns)
 
 
-def _metadata(config: GapSweep, gap: Gap | None = None, stitcher: str = "", uncut: str = "") -> dict[str, object]:
+def _metadata(networks: _Networks, gap: Gap | None = None, stitcher: str = "", uncut: str = "") -> dict[str, object]:
     """The facts about a job; the published scripts need the same keys in all of them, and no value that is none."""
     first, last, num_downsamples = (-1, -1, 0) if gap is None else (gap.first, gap.last, gap.num_downsamples)
     return {
-        "arch": config.name, "first_deleted_block": first, "last_deleted_block": last,
+        "arch": networks.sweep, "first_deleted_block": first, "last_deleted_block": last,
         "num_downsamples": num_downsamples, "adapter": stitcher, "uncut": uncut,
     }  # fmt: skip
 
 
-def _finetuned(config: GapSweep, gap: Gap) -> list[SweepSlice]:
+def _finetuned(networks: _Networks, gap: Gap) -> list[SweepSlice]:
     """The rest of the networks and the down-sampling slices inside the gap."""
-    kept = list(config.source[: gap.first])
-    for number, part in enumerate(config.destination):
+    kept = list(networks.source[: gap.first])
+    for number, part in enumerate(networks.destination):
         # Slices alternate between down-sampling and the rest of a stage, so those with even numbers down-sample.
         if number > gap.last or (number >= gap.first and number % 2 == 0):
             before = kept[-1].gives
@@ -263,24 +247,24 @@ def _finetuned(config: GapSweep, gap: Gap) -> list[SweepSlice]:
     return kept
 
 
-def _uncut(config: GapSweep) -> list[PlannedJob]:
+def _uncut(networks: _Networks) -> list[PlannedJob]:
     """Jobs that test the two networks uncut: one if they are the same, none if their weights are random."""
-    if not config.job.get("pretrained", True):  # random networks only guess
+    if not networks.job.get("pretrained", True):  # random networks only guess
         return []
     jobs = []
-    for name in UNCUT[:1] if config.source == config.destination else UNCUT:
-        network = config.source if name == "source" else config.destination
+    for name in UNCUT[:1] if networks.source == networks.destination else UNCUT:
+        network = networks.source if name == "source" else networks.destination
         # In a stitched network only the source sees images, so the destination's own normalisation shows only here.
-        settings = override(config.job, {"test_only": True, **_own_normalisation(config, network[0])})
+        settings = override(networks.job, {"test_only": True, **_own_normalisation(networks, network[0])})
         content = {"assembly": _assembly(network, frozen=True), **settings}
-        metadata, columns = _metadata(config, uncut=name), {"gap": "-", "down": "-", "stitcher": f"uncut {name}"}
-        jobs.append(PlannedJob(f"test-{config.name}-uncut-{name}", metadata, content, columns))
+        metadata, columns = _metadata(networks, uncut=name), {"gap": "-", "down": "-", "stitcher": f"uncut {name}"}
+        jobs.append(PlannedJob(f"test-{networks.sweep}-uncut-{name}", metadata, content, columns))
     return jobs
 
 
-def _own_normalisation(config: GapSweep, stem: PartSpec) -> dict[str, object]:
+def _own_normalisation(networks: _Networks, stem: PartSpec) -> dict[str, object]:
     """Settings that normalise a network's images as timm documents, unless the file says how."""
-    images = config.job["train_config"].get("data_preprocessing") or {}
+    images = networks.job["train_config"].get("data_preprocessing") or {}
     known = timm.get_pretrained_cfg(str(stem.arguments.get("model_name")), allow_unregistered=True)
     if stem.arguments.get("backend", "timm") != "timm" or known is None or "mean" in images or "std" in images:
         return {}
