@@ -21,7 +21,7 @@ from stitchkit.assembly.config.job_settings import (
     without_removed,
 )
 from stitchkit.assembly.parts.registry import WrittenPart
-from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted
+from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted, all_parts
 from stitchkit.engine.checkpoint_schema import in_short
 from stitchkit.errors import InputError
 from stitchkit.settings.files import naming
@@ -115,7 +115,8 @@ class JobConfig(JobSettings):
     @property
     def files(self) -> list[str]:
         """All files of weights that it names."""
-        return [*self._files_of_all, *_files_of((self.model, self.assembly, self.head))]
+        paths = (part.arguments.get("ckp_path") for part in all_parts(self.network))
+        return [*self._files_of_all, *(str(path) for path in paths if path)]
 
     @property
     def starts_from(self) -> list[str]:
@@ -155,14 +156,6 @@ def differences(old: object, new: object, place: str = "") -> Iterator[tuple[str
     # A checkpoint may contain values that no settings file can, such as tensors; those differ by their types.
     elif (type(old) is not type(new) and not all(isinstance(each, int | float) for each in (old, new))) or old != new:
         yield place, old, new
-
-
-def _files_of(part: object) -> Iterator[str]:
-    if isinstance(part, Mapping):
-        yield from [str(part["ckp_path"])] if part.get("ckp_path") else []
-    inner = part.values() if isinstance(part, Mapping) else part if isinstance(part, list | tuple) else ()
-    for value in inner:
-        yield from _files_of(value)
 
 
 def in_words(value: object) -> str:

@@ -187,15 +187,13 @@ class _Builder:
         shape = spec.arguments.get("input_shape")
         if shape is not None and list(shape) != list(flow.tensor.shape[1:]):
             raise InputError(f"input_shape is {shape}, but it gets {flow}; change it, or the size of the images")
-        head = spec.arguments.get("head")
-        last = None if head is None else PartSpec.parse(head, f"{spec.place}.{spec.name}.head")
-        return self._chain(_inside(spec), last, flow, class_token)
+        return self._chain(spec.parts, spec.head, flow, class_token)
 
     def _parallel(self, spec: PartSpec, flow: PassingTensor, class_token: str) -> tuple[Part, PassingTensor]:
         agg, out_format = spec.arguments.get("agg") or "none", declared(spec, "out_format")
-        inside = _inside(spec)
-        builders = self._branches(len(inside)) if agg == "none" else [self] * len(inside)
-        built = (builder._part(part, flow, class_token) for builder, part in zip(builders, inside, strict=True))
+        inner = spec.parts
+        builders = self._branches(len(inner)) if agg == "none" else [self] * len(inner)
+        built = (builder._part(part, flow, class_token) for builder, part in zip(builders, inner, strict=True))
         entries, parts, outputs = zip(*built, strict=True)
         common = None if agg == "none" else _common_format(out_format, outputs, agg)
         exits, left = zip(*(enter(gives, common, (), class_token) for gives in outputs), strict=True)
@@ -263,11 +261,6 @@ def _channels(flow: PassingTensor, wanted: Layout | None, takes: Sequence[str], 
     _, arriving = enter(flow, wanted, takes, class_token)
     layout = arriving.full_format
     return arriving.tensor.shape[-1] if layout is None else layout.width  # a sequence, with a class token or without
-
-
-def _inside(spec: PartSpec) -> list[PartSpec]:
-    where = f"{spec.place}.{spec.name}.parts"
-    return [PartSpec.parse(value, f"{where}[{number}]") for number, value in enumerate(spec.arguments["parts"])]
 
 
 def _common_format(out_format: Layout | None, outputs: Sequence[PassingTensor], agg: str) -> Layout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +39,18 @@ class PartSpec:
         [(name, arguments)] = value.items() if isinstance(value, Mapping) else [(str(value), None)]
         return cls(name, dict(arguments or {}), place)
 
+    @property
+    def parts(self) -> tuple[PartSpec, ...]:
+        """The parts inside it, without a head."""
+        inner, where = self.arguments.get("parts", ()), f"{self.place}.{self.name}.parts"
+        return tuple(PartSpec.parse(value, f"{where}[{number}]") for number, value in enumerate(inner))
+
+    @property
+    def head(self) -> PartSpec | None:
+        """The head of an assembly."""
+        head = self.arguments.get("head")
+        return None if head is None else PartSpec.parse(head, f"{self.place}.{self.name}.head")
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -52,3 +64,10 @@ class NetworkSpec:
     head: PartSpec | None = None  # built for the output of the parts; None if the last part returns logits
     reformat_options: ReformatOptions = field(default_factory=dict)
     unfrozen: bool = False  # train all parts, even frozen ones
+
+
+def all_parts(spec: NetworkSpec | PartSpec) -> Iterator[PartSpec]:
+    """The parts of a network, or of a part, at any depth: each before those inside it, and heads last."""
+    for part in spec.parts if spec.head is None else (*spec.parts, spec.head):
+        yield part
+        yield from all_parts(part)

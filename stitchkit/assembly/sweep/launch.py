@@ -23,10 +23,9 @@ from stitchkit.assembly.parts.network import own_arguments
 from stitchkit.assembly.parts.part import Part
 from stitchkit.assembly.parts.pretrained import Pretrained
 from stitchkit.assembly.parts.registry import PARTS
-from stitchkit.assembly.parts.spec import PartSpec
+from stitchkit.assembly.parts.spec import all_parts
 from stitchkit.assembly.sweep.cluster import LocalPool, Slurm, create_cluster, states
 from stitchkit.assembly.sweep.config import load_sweep
-from stitchkit.assembly.sweep.kinds.search import HyperSearch
 from stitchkit.assembly.sweep.plan import PlannedJob, Sweep, choose, table
 from stitchkit.assembly.sweep.report.tables import sweep_report
 from stitchkit.assembly.sweep.settings import Place
@@ -66,12 +65,11 @@ def launch(
     failures = []
     if isinstance(cluster, Slurm):
         cluster.check()
-    rounds = sweep.rounds(folder, cluster.limit) if isinstance(sweep, HyperSearch) else [sweep.jobs]
     import submitit  # noqa: F401  # importing it configures logging, which closes the handlers that there are
 
     # The log is collected for `begin_log`: a sweep that is refused leaves its folder alone.
     with collected(World(0, 1, torch.device("cpu"))):
-        for jobs in rounds:
+        for jobs in sweep.rounds(folder, cluster.limit):
             planned = [job for job in jobs if job.applies and (only is None or job.name in only)]
             runs = write_folders(planned, folder, sweep.seeds)
             begin_log(folder)
@@ -244,22 +242,13 @@ def check_inputs(jobs: Iterable[PlannedJob], *, on_nodes: bool) -> None:
 
 def _pretrained_parts(config: JobConfig) -> Iterator[Callable[[], Part]]:
     """What builds each part of a job that reads weights."""
-    network = config.network
-    for spec in network.parts if network.head is None else (*network.parts, network.head):
-        for part in _with_inner(spec):
-            if issubclass(kind := PARTS[part.name], Pretrained):
-                own = own_arguments(part, pretrained=config.pretrained, replaced=config.replaces_weights)
-                if own.get("ckp_path") is None:  # all slices of a model are of the same download
-                    own = {key: value for key, value in own.items() if key not in _SLICE}
-                if own.get("pretrained", True) or own.get("ckp_path"):
-                    yield partial(kind, **own)
-
-
-def _with_inner(spec: PartSpec) -> Iterator[PartSpec]:
-    yield spec
-    for value in (*spec.arguments.get("parts", ()), spec.arguments.get("head")):
-        if value is not None:
-            yield from _with_inner(PartSpec.parse(value, spec.place))
+    for part in all_parts(config.network):
+        if issubclass(kind := PARTS[part.name], Pretrained):
+            own = own_arguments(part, pretrained=config.pretrained, replaced=config.replaces_weights)
+            if own.get("ckp_path") is None:  # all slices of a model are of the same download
+                own = {key: value for key, value in own.items() if key not in _SLICE}
+            if own.get("pretrained", True) or own.get("ckp_path"):
+                yield partial(kind, **own)
 
 
 def run(flags: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -88,6 +88,10 @@ class Sweep:
         names = [job.name for job in self.jobs]
         if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
             raise InputError(f"two jobs would have the folder '{twice}'; remove one, or rename its data set")
+
+    def rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:  # noqa: ARG002
+        """The jobs to run one group after another, in the folder of the sweep: all together."""
+        yield self.jobs
 
 
 def choose(jobs: Sequence[PlannedJob], only: Sequence[str]) -> dict[int, PlannedJob]:

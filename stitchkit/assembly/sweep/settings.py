@@ -93,19 +93,6 @@ Different = AfterValidator(_check_different)
 Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), Different]
 
 
-@dataclass(frozen=True)
-class Repeats(Settings):
-    """How often a sweep runs its jobs, by flags of `stitchkit sweep`.
-
-    Args:
-        seeds: Seeds of replicates.
-        run_cap: Number of trials of a search.
-    """
-
-    seeds: Seeds | None = None
-    run_cap: Count | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class CrossFile(Settings):
     """A sweep of heads by encoders: the fine-tuned jobs, and settings of their tests in place of their own.
@@ -227,6 +214,10 @@ class SearchFile(Settings):
     slurm: Resources = Field(default_factory=Resources)
 
 
+_LEAST_SEARCH = {"method": "random", "metric": {"name": "Accuracy"}, "parameters": {"lr": {"value": 1}}}
+"""A search in checks of flags, which its file could have too: `seeds`, also of other sweeps, and `run_cap`."""
+
+
 def check_folder(folder: str | Path) -> Path:
     """The folder of a sweep, which must exist."""
     if not Path(folder).is_dir():
@@ -240,7 +231,7 @@ def check_sweep(flags: argparse.Namespace) -> None:
     if flags.report is None:
         read_place({field.name: settings[field.name] for field in fields(Place) if field.name in settings})
         check_flags(settings)
-        check_own(Repeats, {}, settings)
+        check_own(SearchFile, _LEAST_SEARCH, settings)
     else:  # the sweep may still run
         known = ("output", "cluster", "report", "format")
         if unused := [key for key, value in settings.items() if value and key not in known]:

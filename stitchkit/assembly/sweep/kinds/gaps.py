@@ -145,7 +145,7 @@ DEFAULT_GAPS = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Networks:
+class _SlicedNetworks:
     """The two networks of a sweep in slices, and what all its jobs share.
 
     Args:
@@ -184,14 +184,14 @@ def plan_gaps(path: str | Path, **changes: object) -> Sweep:
         check_training(whole)
         image_size = whole.train_config.resolved_tasks[0].data_preprocessing.size
         cut = [find_shapes(parts, image_size) for parts in slices]
-        networks = _Networks(Path(path).stem, cut[0], cut[-1], job)
+        networks = _SlicedNetworks(Path(path).stem, cut[0], cut[-1], job)
         gaps, stitchers = file.gaps or DEFAULT_GAPS, file.stitchers or DEFAULT_STITCHERS
         _check(networks, gaps, stitchers)
     stitched = [_planned(networks, gap, stitcher) for gap in gaps for stitcher in stitchers]
     return Sweep([*_uncut(networks), *stitched], all_seeds(file, job), file.slurm)
 
 
-def _check(networks: _Networks, gaps: Sequence[Gap], stitchers: Sequence[str]) -> None:
+def _check(networks: _SlicedNetworks, gaps: Sequence[Gap], stitchers: Sequence[str]) -> None:
     for number, stitcher in enumerate(stitchers):
         if stitcher not in (FINETUNE, *STITCHERS):
             raise InputError(f"stitchers[{number}]: {unknown('stitcher', stitcher, (FINETUNE, *STITCHERS))}")
@@ -205,7 +205,7 @@ def _check(networks: _Networks, gaps: Sequence[Gap], stitchers: Sequence[str]) -
             )
 
 
-def _planned(networks: _Networks, gap: Gap, stitcher: str) -> PlannedJob:
+def _planned(networks: _SlicedNetworks, gap: Gap, stitcher: str) -> PlannedJob:
     name = f"train-{networks.sweep}-gap-{gap}-adapter-{stitcher}"
     metadata = _metadata(networks, gap, stitcher)
     columns = {"gap": f"{gap}", "down": f"{gap.num_downsamples}", "stitcher": stitcher}
@@ -225,7 +225,9 @@ def _planned(networks: _Networks, gap: Gap, stitcher: str) -> PlannedJob:
     return PlannedJob(name, metadata, {"assembly": assembly, **networks.job}, columns)
 
 
-def _metadata(networks: _Networks, gap: Gap | None = None, stitcher: str = "", uncut: str = "") -> dict[str, object]:
+def _metadata(
+    networks: _SlicedNetworks, gap: Gap | None = None, stitcher: str = "", uncut: str = ""
+) -> dict[str, object]:
     """The facts about a job; the published scripts need the same keys in all of them, and no value that is none."""
     first, last, num_downsamples = (-1, -1, 0) if gap is None else (gap.first, gap.last, gap.num_downsamples)
     return {
@@ -234,7 +236,7 @@ def _metadata(networks: _Networks, gap: Gap | None = None, stitcher: str = "", u
     }  # fmt: skip
 
 
-def _finetuned(networks: _Networks, gap: Gap) -> list[SweepSlice]:
+def _finetuned(networks: _SlicedNetworks, gap: Gap) -> list[SweepSlice]:
     """The rest of the networks and the down-sampling slices inside the gap."""
     kept = list(networks.source[: gap.first])
     for number, part in enumerate(networks.destination):
@@ -247,7 +249,7 @@ def _finetuned(networks: _Networks, gap: Gap) -> list[SweepSlice]:
     return kept
 
 
-def _uncut(networks: _Networks) -> list[PlannedJob]:
+def _uncut(networks: _SlicedNetworks) -> list[PlannedJob]:
     """Jobs that test the two networks uncut: one if they are the same, none if their weights are random."""
     if not networks.job.get("pretrained", True):  # random networks only guess
         return []
@@ -262,7 +264,7 @@ def _uncut(networks: _Networks) -> list[PlannedJob]:
     return jobs
 
 
-def _own_normalisation(networks: _Networks, stem: PartSpec) -> dict[str, object]:
+def _own_normalisation(networks: _SlicedNetworks, stem: PartSpec) -> dict[str, object]:
     """Settings that normalise a network's images as timm documents, unless the file says how."""
     images = networks.job["train_config"].get("data_preprocessing") or {}
     known = timm.get_pretrained_cfg(str(stem.arguments.get("model_name")), allow_unregistered=True)

@@ -108,21 +108,18 @@ class HyperSearch(Sweep):
         if self.file.method == "bayes" and at_once is None:
             _logger.info("bayes runs one trial at a time; --jobs N runs N")
         with locked(own_folder(folder) / f".{self.path.stem}.lock"):
-            yield from self._rounds(folder, at_once)
-
-    def _rounds(self, folder: Path, at_once: int | None) -> Iterator[Sequence[PlannedJob]]:
-        study = self._study(folder)
-        unfinished, failed = self._tell(study, folder)
-        while True:
-            count = (at_once or 1) - len(unfinished) if self.file.method == "bayes" else self._num_trials
-            waiting = sorted([*unfinished, *failed, *self._ask(study, count)], key=lambda trial: trial.number)
-            if not waiting:
-                break
-            yield self._checked(waiting)
-            unfinished, failed = self._tell(study, folder)[0], []
-            if unfinished:  # submitted, or interrupted: the command continues when it is repeated
-                break
-        self._report(study, folder)
+            study = self._study(folder)
+            unfinished, failed = self._tell(study, folder)
+            while True:
+                count = (at_once or 1) - len(unfinished) if self.file.method == "bayes" else self._num_trials
+                waiting = sorted([*unfinished, *failed, *self._ask(study, count)], key=lambda trial: trial.number)
+                if not waiting:
+                    break
+                yield self._checked(waiting)
+                unfinished, failed = self._tell(study, folder)[0], []
+                if unfinished:  # submitted, or interrupted: the command continues when it is repeated
+                    break
+            self._report(study, folder)
 
     @property
     def _num_trials(self) -> int:

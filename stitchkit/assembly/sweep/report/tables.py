@@ -13,7 +13,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from stitchkit.assembly.sweep.cluster import states
-from stitchkit.assembly.sweep.report.draw import draw, draw_cross, draw_jobs, spread, summarise
+from stitchkit.assembly.sweep.report.draw import FIGURES, draw, draw_cross, draw_jobs, spread, summarise
 from stitchkit.assembly.sweep.settings import check_folder
 from stitchkit.assembly.sweep.worker import SweepJob, counts
 from stitchkit.assembly.train.result import IMAGES, read_figures, read_metadata
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-_TESTED = re.compile(r"^Overall/.+/Test (Accuracy|mIoU|delta1)$")
-_DENSE = {"test_miou": "/Test mIoU$", "test_delta1": "/Test delta1$"}
+# The names of figures, as in results.
+_TESTED = re.compile(rf"^Overall/.+/({'|'.join(FIGURES.values())})$", re.IGNORECASE)
 _Number = Annotated[int, Field(strict=True, ge=-1, lt=2**63)]
 _Value = (
     str | Annotated[int, Field(strict=True, ge=-(2**63), lt=2**63)] | float | bool | date | list[Any] | dict[Any, Any]
@@ -161,10 +161,11 @@ def _rows(job: SweepJob, about: dict[str, object]) -> pd.DataFrame:
         "job": job.path.name,
         "seed": pd.NA if job.seed is None else job.seed,
         "gap": f"{about['first_deleted_block']},{about['last_deleted_block']}" if about.get("adapter") else "",
-        # A picture has one value per job, so several data sets are averaged.
-        "test_accuracy": 100 * raw.filter(regex="/Test Accuracy$").mean(axis=1),
-        **{key: 100 * each.mean(axis=1) for key, name in _DENSE.items() if len((each := raw.filter(regex=name)).T)},
     }
+    for key, name in FIGURES.items():
+        tested = raw.filter(regex=f"(?i)/{name}$")
+        if key == "test_accuracy" or len(tested.columns):
+            own[key] = 100 * tested.mean(axis=1)  # a picture has one value per job, so several data sets are averaged
     plain = {
         key: value
         for key, value in about.items()
