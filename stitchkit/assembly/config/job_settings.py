@@ -111,22 +111,13 @@ class JobSettings(Settings):
     id: StrictStr | None = None
 
 
-@dataclass(frozen=True)
-class _OptimizerFlags(Settings):
-    """The arguments of optimizers that are flags too."""
-
-    lr: NonNegative | None = None
-    weight_decay: NonNegative | None = None
-    momentum: NonNegative | None = None
-
-
 def check_flags(flags: Mapping[str, object]) -> None:
     """Refuse values of flags, by key, that no file could have either; errors name the flag."""
     least = {**STAND_IN, "epochs": 0}
     check_own(JobSettings, {"train_config": least}, flags)
     check_own(TrainConfig, least, flags)
     check_own(Preprocessing, {}, flags)
-    check_own(_OptimizerFlags, {}, flags)
+    parse(dict[str, NonNegative], {key: flags[key] for key in OPTIMIZER_FLAGS if key in flags}, name=flag_of)
 
 
 def check_own(kind: type[Settings], required: Mapping[str, object], flags: Mapping[str, object]) -> None:

@@ -62,7 +62,17 @@ class Part(nn.Module):
         return super().train(mode and not self.always_evaluates)
 
 
-class ClassifierHead(Part):
+class OfMaps(Part):
+    """A part whose input is a map `[B, in_channels, H, W]`."""
+
+    in_format: Layout | None = Layout("NCHW")
+
+    def __init__(self, in_channels: int):
+        super().__init__()
+        self.in_format = Layout("NCHW", in_channels)
+
+
+class ClassifierHead(OfMaps):
     """Pooling and a linear classifier.
 
     Args:
@@ -72,13 +82,11 @@ class ClassifierHead(Part):
     """
 
     inferred = ("num_classes", "in_channels")
-    in_format = Layout("NCHW")
     out_format = Layout("vector")
 
     def __init__(self, *, num_classes: Classes, in_channels: Width, pooled_size: Side | tuple[Side, Side] = (1, 1)):
-        super().__init__()
+        super().__init__(in_channels)
         height, width = (pooled_size, pooled_size) if isinstance(pooled_size, int) else pooled_size
-        self.in_format = Layout("NCHW", in_channels)
         self.pool = nn.AdaptiveAvgPool2d((height, width))
         self.linear = nn.Linear(in_channels * height * width, num_classes)
 
@@ -88,7 +96,7 @@ class ClassifierHead(Part):
         return logits
 
 
-class BaseBlock(Part):
+class BaseBlock(OfMaps):
     """The stem of a ResNet: a 7x7 convolution of stride 2, batch norm, ReLU and max-pooling.
 
     Args:
@@ -97,11 +105,9 @@ class BaseBlock(Part):
     """
 
     inferred = ("in_channels",)
-    in_format = Layout("NCHW")
 
     def __init__(self, *, channels: Width, in_channels: Width):
-        super().__init__()
-        self.in_format = Layout("NCHW", in_channels)
+        super().__init__(in_channels)
         self.conv = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
@@ -209,7 +215,7 @@ def combine(outputs: list[torch.Tensor], agg: str, layout: Layout) -> torch.Tens
     return torch.cat(outputs, dim=1 if agg == "concat_sequence" else layout.channel_dim)
 
 
-class SegmentationHead(Part):
+class SegmentationHead(OfMaps):
     """A linear classifier of each position: a 1x1 convolution.
 
     Args:
@@ -218,11 +224,10 @@ class SegmentationHead(Part):
     """
 
     inferred = ("num_classes", "in_channels")
-    in_format = out_format = Layout("NCHW")
+    out_format = Layout("NCHW")
 
     def __init__(self, *, num_classes: Classes, in_channels: Width):
-        super().__init__()
-        self.in_format = Layout("NCHW", in_channels)
+        super().__init__(in_channels)
         self.conv = nn.Conv2d(in_channels, num_classes, kernel_size=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -231,7 +236,7 @@ class SegmentationHead(Part):
         return x
 
 
-class DepthHead(Part):
+class DepthHead(OfMaps):
     """A depth at each position: a 1x1 convolution, a ReLU, and the smallest depth.
 
     Args:
@@ -241,11 +246,10 @@ class DepthHead(Part):
     """
 
     inferred = ("in_channels",)
-    in_format = out_format = Layout("NCHW")
+    out_format = Layout("NCHW")
 
     def __init__(self, *, in_channels: Width):
-        super().__init__()
-        self.in_format = Layout("NCHW", in_channels)
+        super().__init__(in_channels)
         self.conv = nn.Conv2d(in_channels, 1, kernel_size=1)
         assert self.conv.bias is not None
         nn.init.ones_(self.conv.bias)  # a ReLU that begins with zeros everywhere never learns
