@@ -74,3 +74,8 @@ def flag(default: Any, help: str, *, length: int | None = None, strict: bool | N
     """
     strict = None if isinstance(default, str) else strict  # text needs no strictness: nothing else converts to it
     return Field(default=default, description=help, min_length=length, max_length=length, strict=strict)
+
+
+def entry(default: Any, about: str) -> Any:
+    """An entry of a file with its default, `...` if it must be there, and its description in the JSON Schema."""
+    return Field(default=default, description=about)

@@ -24,6 +24,7 @@ from stitchkit.assembly.parts.registry import WrittenPart
 from stitchkit.assembly.parts.spec import NetworkSpec, PartSpec, Wanted, all_parts
 from stitchkit.engine.checkpoint_schema import in_short
 from stitchkit.errors import InputError
+from stitchkit.settings.fields import entry
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import join, json_schema, parse
 
@@ -36,17 +37,13 @@ _MAY_DIFFER = (
 
 @dataclass(frozen=True)
 class JobConfig(JobSettings):
-    """A stitching job: a network and its training.
+    """A stitching job: a network and its training."""
 
-    Args:
-        model: The network, as one part.
-        assembly: The network, as a list of parts.
-        head: The part that follows an assembly.
-    """
-
-    model: WrittenPart | None = None
-    assembly: tuple[WrittenPart, ...] | None = Field(default=None, min_length=1)
-    head: WrittenPart | None = None
+    model: WrittenPart | None = entry(None, "The network, as one part.")
+    assembly: tuple[WrittenPart, ...] | None = Field(
+        default=None, min_length=1, description="The network, as a list of parts."
+    )
+    head: WrittenPart | None = entry(None, "The part that follows an assembly.")
 
     @classmethod
     def load(cls, path: str | Path, **changes: object) -> JobConfig:

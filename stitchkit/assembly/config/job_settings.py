@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from stitchkit.assembly.config.settings import Metric, Preprocessing, TaskConfig, TrainConfig
 from stitchkit.assembly.parts.spec import ReformatOptions
 from stitchkit.errors import InputError
-from stitchkit.settings.fields import Count, Natural, NonNegative, Workers
+from stitchkit.settings.fields import Count, Natural, NonNegative, Workers, entry
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.kinds import FILE_KINDS, SWEEPS
 from stitchkit.settings.schema import LocalPath, Settings, flag_of, join, parse
@@ -52,63 +52,44 @@ _INNER = {"optimizer_args": OPTIMIZER_FLAGS, "data_preprocessing": ("image_size"
 
 @dataclass(frozen=True)
 class JobSettings(Settings):
-    """A stitching job without its parts, which `JobConfig` adds: their schemas are made from classes that need torch.
+    """A stitching job without its parts, which `JobConfig` adds: making their schemas needs torch."""
 
-    Args:
-        train_config: Settings of the training.
-        reformat_options: `class_token`: the replacement for a missing one, `zeros`, `ones` or `avg`.
-        unfrozen: Train all parts.
-        pretrained: Download pretrained weights; false starts from random ones where no file is named.
-        workers: Loader processes of each rank, at most one per core.
-        data_path: Folder of the data sets.
-        print_freq: Steps between log lines.
-        save_checkpoints: Save a checkpoint after each epoch.
-        checkpoint_interval: Steps between checkpoints within an epoch; with 0, only on a signal.
-        eval_checkpoints: Test after each epoch.
-        checkpoint_initial_model: Test the network before the first epoch, and save it if checkpoints are saved.
-        test_only: Test without training.
-        deterministic: Use only deterministic algorithms.
-        load_from: File of weights to start from; or one for the `head`, and one for the `encoder` before it.
-        resume_from: Checkpoint to resume from; `auto` is the newest good one in the job's folder.
-        strict_load: Weights must have all names and no others.
-        start_epoch: Number of epochs to treat as already done.
-        save_dir: Folder of the job.
-        metrics_output: File of the results; by default `result.pkl` in the job's folder.
-        device: `cpu`, `cuda` or `cuda:N`; N alone is `cuda:N`.
-        verbose: Detail of the log; from 2 on, every step has a line, whatever `print_freq` says.
-        metrics: Figures of merit.
-        project: Project in Weights & Biases; without one, nothing is logged there.
-        entity: Weights & Biases account or team.
-        group: Weights & Biases run group.
-        id: ID of the Weights & Biases run to resume.
-    """
-
-    train_config: TrainConfig
-    reformat_options: ReformatOptions = Field(default_factory=dict)
-    unfrozen: StrictBool = False
-    pretrained: StrictBool = True
-    workers: Workers = 4
-    data_path: LocalPath | None = None
-    print_freq: Count = 10
-    save_checkpoints: StrictBool = False
-    checkpoint_interval: Natural = 0
-    eval_checkpoints: StrictBool = True
-    checkpoint_initial_model: StrictBool = False
-    test_only: StrictBool = False
-    deterministic: StrictBool = False
-    load_from: LocalPath | dict[Literal["encoder", "head"], LocalPath] | None = None
-    resume_from: LocalPath | None = None
-    strict_load: StrictBool = True
-    start_epoch: Natural = 0
-    save_dir: LocalPath | None = None
-    metrics_output: LocalPath | None = None
-    device: Device | None = None
-    verbose: Natural = 0
-    metrics: tuple[Metric, ...] = (Metric(),)
-    project: StrictStr | None = None
-    entity: StrictStr | None = None
-    group: StrictStr | None = None
-    id: StrictStr | None = None
+    train_config: TrainConfig = entry(..., "Settings of the training and its data.")
+    reformat_options: ReformatOptions = Field(
+        default_factory=dict, description="`class_token`: the replacement for a missing one, `zeros`, `ones` or `avg`."
+    )
+    unfrozen: StrictBool = entry(False, "Train all parts.")
+    pretrained: StrictBool = entry(
+        True, "Download pretrained weights; false starts from random ones where no file is named."
+    )
+    workers: Workers = entry(4, "Loader processes of each rank, at most one per core.")
+    data_path: LocalPath | None = entry(None, "Folder of the data sets.")
+    print_freq: Count = entry(10, "Steps between log lines.")
+    save_checkpoints: StrictBool = entry(False, "Save a checkpoint after each epoch.")
+    checkpoint_interval: Natural = entry(0, "Steps between checkpoints within an epoch; with 0, only on a signal.")
+    eval_checkpoints: StrictBool = entry(True, "Test after each epoch.")
+    checkpoint_initial_model: StrictBool = entry(
+        False, "Test the network before the first epoch, and save it if checkpoints are saved."
+    )
+    test_only: StrictBool = entry(False, "Test without training.")
+    deterministic: StrictBool = entry(False, "Use only deterministic algorithms.")
+    load_from: LocalPath | dict[Literal["encoder", "head"], LocalPath] | None = entry(
+        None, "File of weights to start from; or one for the `head`, and one for the `encoder` before it."
+    )
+    resume_from: LocalPath | None = entry(
+        None, "Checkpoint to resume from; `auto` is the newest good one in the job's folder."
+    )
+    strict_load: StrictBool = entry(True, "Weights must have all names and no others.")
+    start_epoch: Natural = entry(0, "Number of epochs to treat as already done.")
+    save_dir: LocalPath | None = entry(None, "Folder of the job.")
+    metrics_output: LocalPath | None = entry(None, "File of the results; by default `result.pkl` in the job's folder.")
+    device: Device | None = entry(None, "`cpu`, `cuda` or `cuda:N`; N alone is `cuda:N`.")
+    verbose: Natural = entry(0, "Detail of the log; from 2 on, every step has a line, whatever `print_freq` says.")
+    metrics: tuple[Metric, ...] = entry((Metric(),), "Figures of merit.")
+    project: StrictStr | None = entry(None, "Project in Weights & Biases; without one, nothing is logged there.")
+    entity: StrictStr | None = entry(None, "Weights & Biases account or team.")
+    group: StrictStr | None = entry(None, "Weights & Biases run group.")
+    id: StrictStr | None = entry(None, "ID of the Weights & Biases run to resume.")
 
 
 def check_flags(flags: Mapping[str, object]) -> None:
@@ -117,7 +98,8 @@ def check_flags(flags: Mapping[str, object]) -> None:
     check_own(JobSettings, {"train_config": least}, flags)
     check_own(TrainConfig, least, flags)
     check_own(Preprocessing, {}, flags)
-    parse(dict[str, NonNegative], {key: flags[key] for key in OPTIMIZER_FLAGS if key in flags}, name=flag_of)
+    finite = dict[str, Annotated[NonNegative, Field(allow_inf_nan=False)]]
+    parse(finite, {key: flags[key] for key in OPTIMIZER_FLAGS if key in flags}, name=flag_of)
 
 
 def check_own(kind: type[Settings], required: Mapping[str, object], flags: Mapping[str, object]) -> None:

@@ -23,6 +23,7 @@ from stitchkit.settings.fields import (
     Seed,
     Share,
     Side,
+    entry,
     is_colour,
 )
 from stitchkit.settings.schema import Arguments, DatasetName, LocalPath, Settings, as_written, parse
@@ -105,45 +106,33 @@ class Preprocessing(Settings):
 
 @dataclass(frozen=True)
 class AuxLoss(Settings):
-    """An auxiliary loss, of the output of a submodule.
+    """An auxiliary loss, of the output of a submodule."""
 
-    Args:
-        output: Path of the submodule in the network.
-        loss_fn: Function of `torch.nn.functional`.
-        loss_fn_args: Its further arguments.
-        weight: Its weight; the main loss has 1.
-    """
-
-    output: StrictStr
-    loss_fn: StrictStr = "cross_entropy"
-    loss_fn_args: Arguments = Field(default_factory=dict)
-    weight: NonNegative = 1.0
+    output: StrictStr = entry(..., "Path of the submodule in the network.")
+    loss_fn: StrictStr = entry("cross_entropy", "Function of `torch.nn.functional`.")
+    loss_fn_args: Arguments = Field(default_factory=dict, description="Its further arguments.")
+    weight: NonNegative = entry(1.0, "Its weight; the main loss has 1.")
 
 
 @dataclass(frozen=True)
 class TopK(Settings):
-    """Arguments of `topk_accuracy`.
+    """Arguments of `topk_accuracy`."""
 
-    Args:
-        topk: The k highest logits that count, or several values of k.
-    """
-
-    topk: Count | tuple[Count, ...] = 1
+    topk: Count | tuple[Count, ...] = entry(1, "The k highest logits that count, or several values of k.")
 
 
 @dataclass(frozen=True)
 class Metric(Settings):
-    """A figure of merit.
+    """A figure of merit."""
 
-    Args:
-        metric_fn: `accuracy`, `topk_accuracy`, or a function of `torch.nn.functional` such as `cross_entropy`.
-        metric_fn_args: Arguments of the function; for `topk_accuracy`, `topk` is a number or a list of them.
-        output: Path of the submodule whose output is evaluated; by default the network.
-    """
-
-    metric_fn: StrictStr = "accuracy"
-    metric_fn_args: Arguments = Field(default_factory=dict)
-    output: StrictStr | None = None
+    metric_fn: StrictStr = entry(
+        "accuracy", "`accuracy`, `topk_accuracy`, or a function of `torch.nn.functional` such as `cross_entropy`."
+    )
+    metric_fn_args: Arguments = Field(
+        default_factory=dict,
+        description="Arguments of the function; for `topk_accuracy`, `topk` is a number or a list of them.",
+    )
+    output: StrictStr | None = entry(None, "Path of the submodule whose output is evaluated; by default the network.")
 
     def __post_init__(self) -> None:
         if self.metric_fn == "accuracy" and self.metric_fn_args:
@@ -160,37 +149,32 @@ class Metric(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SharedByTasks(Settings):
-    """Settings of a task, by default those of `train_config`.
+    """Settings of a task, by default those of `train_config`."""
 
-    Args:
-        task: What the network predicts: the class of an image, or at each pixel a class (`segmentation`) or a `depth`.
-        val_split: The split for tests; by default `validation` or its other names (docs/datasets.md).
-        num_classes: Number of classes of a data set that does not name them, such as a streamed one.
-        train_num_samples: Number of training images of a streamed data set that does not state it.
-        val_num_samples: Likewise, number of test images.
-        batch_size: Images per step and rank.
-        loss_fn: Function of `torch.nn.functional`.
-        loss_fn_args: Its further arguments.
-        aux_losses: Further losses; the loss of the task is the weighted mean.
-        max_depth: With `task: depth`, the largest depth in metres that counts.
-        max_batches: Number of random batches of the data used for training and for tests.
-        sampler: Training draws each image once an epoch, which is the only way; saved settings have it.
-        data_augmentation: As in `Preprocessing`, if that has none.
-    """
-
-    task: Literal["classification", "segmentation", "depth"] = "classification"
-    val_split: LocalPath | None = None
-    num_classes: Annotated[Classes, Field(ge=1)] | None = None
-    train_num_samples: Amount | None = None
-    val_num_samples: Amount | None = None
-    batch_size: Batch = 32
-    loss_fn: StrictStr = "cross_entropy"
-    loss_fn_args: Arguments = Field(default_factory=dict)
-    aux_losses: tuple[AuxLoss, ...] = ()
-    max_depth: AtLeastMillionth = 10.0
-    max_batches: Count | None = None
-    sampler: Literal["shuffle"] = "shuffle"
-    data_augmentation: Augmentation = None
+    task: Literal["classification", "segmentation", "depth"] = entry(
+        "classification",
+        "What the network predicts: the class of an image, or at each pixel a class (`segmentation`) or a `depth`.",
+    )
+    val_split: LocalPath | None = entry(
+        None, "The split for tests; by default `validation` or its other names (docs/datasets.md)."
+    )
+    num_classes: Annotated[Classes, Field(ge=1)] | None = entry(
+        None, "Number of classes of a data set that does not name them, such as a streamed one."
+    )
+    train_num_samples: Amount | None = entry(
+        None, "Number of training images of a streamed data set that does not state it."
+    )
+    val_num_samples: Amount | None = entry(None, "Likewise, number of test images.")
+    batch_size: Batch = entry(32, "Images per step and rank.")
+    loss_fn: StrictStr = entry("cross_entropy", "Function of `torch.nn.functional`.")
+    loss_fn_args: Arguments = Field(default_factory=dict, description="Its further arguments.")
+    aux_losses: tuple[AuxLoss, ...] = entry((), "Further losses; the loss of the task is the weighted mean.")
+    max_depth: AtLeastMillionth = entry(10.0, "With `task: depth`, the largest depth in metres that counts.")
+    max_batches: Count | None = entry(None, "Number of random batches of the data used for training and for tests.")
+    sampler: Literal["shuffle"] = entry(
+        "shuffle", "Training draws each image once an epoch, which is the only way; saved settings have it."
+    )
+    data_augmentation: Augmentation = entry(None, "As in `Preprocessing`, if that has none.")
 
 
 _OF_CLASSES: dict[str, object] = {"loss_fn": "cross_entropy", "loss_fn_args": {}}
@@ -212,17 +196,13 @@ def is_used(key: str, task: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig(SharedByTasks):
-    """A data set and its loss. Settings that are not given are those of `train_config`.
+    """A data set and its loss. Settings that are not given are those of `train_config`."""
 
-    Args:
-        dataset: Name or folder of the data set.
-        data_preprocessing: Preparation of images.
-        metrics: Figures of merit; by default those of the job, of a dense task all of its kind.
-    """
-
-    dataset: DatasetName
-    data_preprocessing: Preprocessing = Field(default_factory=Preprocessing)
-    metrics: tuple[Metric, ...] | None = None
+    dataset: DatasetName = entry(..., "Name or folder of the data set.")
+    data_preprocessing: Preprocessing = Field(default_factory=Preprocessing, description="Preparation of images.")
+    metrics: tuple[Metric, ...] | None = entry(
+        None, "Figures of merit; by default those of the job, of a dense task all of its kind."
+    )
 
     @property
     def augmentation(self) -> Augmentation:
@@ -271,45 +251,34 @@ class TaskConfig(SharedByTasks):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(SharedByTasks):
-    """Settings of the training.
+    """Settings of the training."""
 
-    Args:
-        epochs: Number of epochs.
-        dataset: Name or folder of the data set.
-        tasks: Several data sets instead; the network has an output for each, or one for all.
-        seed: Seed of weights, order and augmentation.
-        max_steps: Number of steps at the most.
-        optimizer: Class of `torch.optim`.
-        optimizer_args: Its arguments.
-        lr_scheduler: Class of `torch.optim.lr_scheduler`; by default the rate is constant.
-        lr_scheduler_args: Its arguments; `cadence` is epochs or steps, `schedulers` its parts.
-        max_grad_norm: Limit of the norm of gradients; 0 for no limit.
-        grad_accum_steps: Batches per step, whose gradients add up.
-        amp: Mix precisions.
-        amp_dtype: The low precision; CPUs always use bfloat16.
-        model_ema: Keep a moving average of the weights, which is tested too.
-        model_ema_decay: Its decay.
-        data_preprocessing: Preparation of images.
-    """
-
-    epochs: Natural
-    dataset: DatasetName | None = None
+    epochs: Natural = entry(..., "Number of epochs.")
+    dataset: DatasetName | None = entry(None, "Name or folder of the data set.")
     # Plain data, checked: what a task does not set is that of the training, not the default.
-    tasks: tuple[Annotated[dict[str, object], as_written(TaskConfig)], ...] = ()
-    seed: Seed = 1
-    max_steps: Count | None = None
-    optimizer: StrictStr = "Adam"
-    optimizer_args: Arguments = Field(default_factory=dict)
-    lr_scheduler: StrictStr | None = None
-    lr_scheduler_args: Arguments = Field(default_factory=dict)
-    max_grad_norm: NonNegative = 0.0
-    grad_accum_steps: Count = 1
-    amp: StrictBool = False
-    amp_dtype: Literal["float16", "bfloat16"] = "float16"
-    model_ema: StrictBool = False
-    model_ema_decay: Share = 0.9998
+    tasks: tuple[Annotated[dict[str, object], as_written(TaskConfig)], ...] = entry(
+        (), "Several data sets instead; the network has an output for each, or one for all."
+    )
+    seed: Seed = entry(1, "Seed of weights, order and augmentation.")
+    max_steps: Count | None = entry(None, "Number of steps at the most.")
+    optimizer: StrictStr = entry("Adam", "Class of `torch.optim`.")
+    optimizer_args: Arguments = Field(default_factory=dict, description="Its arguments.")
+    lr_scheduler: StrictStr | None = entry(
+        None, "Class of `torch.optim.lr_scheduler`; by default the rate is constant."
+    )
+    lr_scheduler_args: Arguments = Field(
+        default_factory=dict, description="Its arguments; `cadence` is epochs or steps, `schedulers` its parts."
+    )
+    max_grad_norm: NonNegative = entry(0.0, "Limit of the norm of gradients; 0 for no limit.")
+    grad_accum_steps: Count = entry(1, "Batches per step, whose gradients add up.")
+    amp: StrictBool = entry(False, "Mix precisions.")
+    amp_dtype: Literal["float16", "bfloat16"] = entry("float16", "The low precision; CPUs always use bfloat16.")
+    model_ema: StrictBool = entry(False, "Keep a moving average of the weights, which is tested too.")
+    model_ema_decay: Share = entry(0.9998, "Its decay.")
     # Likewise: a task's own value replaces all of it.
-    data_preprocessing: Annotated[dict[str, object], as_written(Preprocessing)] = Field(default_factory=dict)
+    data_preprocessing: Annotated[dict[str, object], as_written(Preprocessing)] = Field(
+        default_factory=dict, description="Preparation of images."
+    )
 
     def __post_init__(self) -> None:
         if (self.dataset is None) == (not self.tasks):

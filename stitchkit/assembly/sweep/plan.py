@@ -16,27 +16,23 @@ from pydantic.dataclasses import dataclass as schema
 from stitchkit.assembly.config.job import JobConfig
 from stitchkit.assembly.config.job_settings import STAND_IN, SWEEP_KEYS, override, read_job, refuse_misplaced
 from stitchkit.assembly.parts.network import check_network
-from stitchkit.assembly.sweep.settings import Resources, Seeds
+from stitchkit.assembly.sweep.settings import ON_SLURM, Resources, Seeds
 from stitchkit.assembly.train.job import check_training
 from stitchkit.assembly.train.result import update_metadata
 from stitchkit.display import aligned
 from stitchkit.errors import InputError
 from stitchkit.files import own_folder, write_text
+from stitchkit.settings.fields import entry
 from stitchkit.settings.files import naming, settings_text
 from stitchkit.settings.schema import DatasetName, parse
 
 
 @schema(frozen=True)
 class JobSweepFile(JobConfig):
-    """The file of a sweep whose jobs have settings in common.
+    """The file of a sweep whose jobs have settings in common."""
 
-    Args:
-        seeds: Seeds of replicates; every job runs once with each.
-        slurm: The resources of each job with `--cluster slurm`, unless flags say otherwise.
-    """
-
-    seeds: Seeds | None = None
-    slurm: Resources = Field(default_factory=Resources)
+    seeds: Seeds | None = entry(None, "Seeds of replicates; every job runs once with each.")
+    slurm: Resources = ON_SLURM
 
 
 def all_seeds(file: JobSweepFile, job: Mapping[str, Any]) -> tuple[int | None, ...]:
@@ -126,13 +122,15 @@ def table(jobs: Mapping[int, PlannedJob]) -> str:
 
 @schema(frozen=True)
 class DatasetsFile(JobSweepFile):
-    """A sweep over data sets: the settings of its jobs, and the data sets.
+    """A sweep over data sets: the settings of its jobs, and the data sets."""
 
-    Args:
-        datasets: Names or folders of data sets, in place of `train_config.dataset`; without them, there is one job.
-    """
-
-    datasets: tuple[DatasetName, ...] | None = Field(default=None, min_length=1)
+    datasets: tuple[DatasetName, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Names or folders of data sets, in place of `train_config.dataset`; without them, there is one job."
+        ),
+    )
 
 
 def plan_datasets(path: str | Path, **changes: object) -> Sweep:

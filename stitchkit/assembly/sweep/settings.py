@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic.dataclasses import dataclass
@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from stitchkit.assembly.config.job_settings import check_flags, check_own
 from stitchkit.assembly.config.settings import Metric, rule
 from stitchkit.errors import InputError
-from stitchkit.settings.fields import Copies, Count, Number, Seed, Times, Whole, Workers
+from stitchkit.settings.fields import Copies, Count, Number, Seed, Times, Whole, Workers, entry
 from stitchkit.settings.schema import LocalPath, Settings, flag_of, parse
 
 if TYPE_CHECKING:
@@ -30,44 +30,37 @@ _Name = Annotated[StrictStr, rule(_is_plain, "it is {}; only letters, digits and
 
 @dataclass(frozen=True)
 class Resources(Settings):
-    """Resources that Slurm gives to each job of a sweep.
+    """Resources that Slurm gives to each job of a sweep."""
 
-    Args:
-        partition: Slurm's partition.
-        gpus: GPUs of a job, each with its own process.
-        cpus: CPUs of each process.
-        mem_gb: Memory in gigabytes of 1024 MB.
-        hours: Time limit in hours; a job is then requeued and resumes.
-        modules: Environment modules, which `module load` loads before the job starts.
-    """
+    partition: _Name | None = entry(None, "Slurm's partition.")
+    gpus: Copies = entry(1, "GPUs of a job, each with its own process.")
+    cpus: Times | None = entry(None, "CPUs of each process.")
+    mem_gb: Annotated[float, Field(strict=True, ge=0.1, le=1e6)] | None = entry(None, "Memory in gigabytes of 1024 MB.")
+    hours: Annotated[float, Field(strict=True, ge=0.1, le=1e5)] = entry(
+        24.0, "Time limit in hours; a job is then requeued and resumes."
+    )
+    modules: tuple[_Name, ...] = entry((), "Environment modules, which `module load` loads before the job starts.")
 
-    partition: _Name | None = None
-    gpus: Copies = 1
-    cpus: Times | None = None
-    mem_gb: Annotated[float, Field(strict=True, ge=0.1, le=1e6)] | None = None
-    hours: float = Field(default=24.0, strict=True, ge=0.1, le=1e5)
-    modules: tuple[_Name, ...] = ()
+
+ON_SLURM: Any = Field(
+    default_factory=Resources,
+    description="The resources of each job with `--cluster slurm`, unless flags say otherwise.",
+)
+"""The entry of a sweep's file with the resources of its jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place(Resources):
-    """The place where the jobs of a sweep run, by the flags of `stitchkit sweep`.
+    """The place where the jobs of a sweep run, by the flags of `stitchkit sweep`."""
 
-    Args:
-        cluster: This machine, or Slurm.
-        jobs: Number of jobs at a time; with Slurm, by default as many as there is room for.
-        detach: Submit the jobs to Slurm, without waiting for any.
-        setup: Shell commands before a job of Slurm starts.
-        sbatch: Further options for sbatch, `KEY=VALUE`.
-        poll: Seconds between two questions to Slurm's controller, which answers all users of a cluster.
-    """
-
-    cluster: Literal["local", "slurm"] = "local"
-    jobs: Count | None = None
-    detach: StrictBool = False
-    setup: tuple[StrictStr, ...] = ()
-    sbatch: tuple[StrictStr, ...] = ()
-    poll: float = Field(default=30.0, strict=True, ge=30, le=86_400)
+    cluster: Literal["local", "slurm"] = entry("local", "This machine, or Slurm.")
+    jobs: Count | None = entry(None, "Number of jobs at a time; with Slurm, by default as many as there is room for.")
+    detach: StrictBool = entry(False, "Submit the jobs to Slurm, without waiting for any.")
+    setup: tuple[StrictStr, ...] = entry((), "Shell commands before a job of Slurm starts.")
+    sbatch: tuple[StrictStr, ...] = entry((), "Further options for sbatch, `KEY=VALUE`.")
+    poll: Annotated[float, Field(strict=True, ge=30, le=86_400)] = entry(
+        30.0, "Seconds between two questions to Slurm's controller, which answers all users of a cluster."
+    )
 
 
 def read_place(flags: Mapping[str, object], resources: Resources | None = None) -> Place:
@@ -95,29 +88,19 @@ Seeds = Annotated[tuple[Seed, ...], Field(min_length=1, max_length=1000), Differ
 
 @dataclass(frozen=True, kw_only=True)
 class CrossFile(Settings):
-    """A sweep of heads by encoders: the fine-tuned jobs, and settings of their tests in place of their own.
+    """A sweep of heads by encoders: the fine-tuned jobs, and settings of their tests in place of their own."""
 
-    Args:
-        ft_configs: The settings files of the jobs, each beside its checkpoint.
-        seed: Seed of the images that `max_batches` chooses.
-        data_path: Folder of the data sets.
-        max_batches: Number of random batches of the data used for tests.
-        metrics: Figures of merit.
-        device: `cpu`, `cuda` or `cuda:N`.
-        workers: Loader processes of each rank, at most one per core.
-        deterministic: Use only deterministic algorithms.
-        slurm: The resources of each job with `--cluster slurm`, unless flags say otherwise.
-    """
-
-    ft_configs: tuple[LocalPath, ...] = Field(min_length=1)
-    seed: Seed | None = None
-    data_path: LocalPath | None = None
-    max_batches: Count | None = None
-    metrics: tuple[Metric, ...] | None = None
-    device: StrictStr | None = None
-    workers: Workers | None = None
-    deterministic: StrictBool | None = None
-    slurm: Resources = Field(default_factory=Resources)
+    ft_configs: tuple[LocalPath, ...] = Field(
+        min_length=1, description="The settings files of the jobs, each beside its checkpoint."
+    )
+    seed: Seed | None = entry(None, "Seed of the images that `max_batches` chooses.")
+    data_path: LocalPath | None = entry(None, "Folder of the data sets.")
+    max_batches: Count | None = entry(None, "Number of random batches of the data used for tests.")
+    metrics: tuple[Metric, ...] | None = entry(None, "Figures of merit.")
+    device: StrictStr | None = entry(None, "`cpu`, `cuda` or `cuda:N`.")
+    workers: Workers | None = entry(None, "Loader processes of each rank, at most one per core.")
+    deterministic: StrictBool | None = entry(None, "Use only deterministic algorithms.")
+    slurm: Resources = ON_SLURM
 
 
 Value = StrictInt | StrictFloat | StrictStr | StrictBool
@@ -125,36 +108,29 @@ Value = StrictInt | StrictFloat | StrictStr | StrictBool
 
 @dataclass(frozen=True)
 class Goal(Settings):
-    """What a search improves.
+    """What a search improves."""
 
-    Args:
-        name: The end of a column's name in the results, such as `Test Accuracy`, with or without `Avg` before it. The
-            search improves the mean of all such columns in the last epoch, over all seeds.
-        goal: Whether it should be high or low.
-    """
-
-    name: StrictStr
-    goal: Literal["maximize", "minimize"] = "minimize"
+    name: StrictStr = entry(
+        ...,
+        "The end of a column's name in the results, such as `Test Accuracy`, with or without `Avg` before it. "
+        "The search improves the mean of all such columns in the last epoch, over all seeds.",
+    )
+    goal: Literal["maximize", "minimize"] = entry("minimize", "Whether it should be high or low.")
 
 
 @dataclass(frozen=True)
 class Range(Settings):
-    """The values of a hyper-parameter.
+    """The values of a hyper-parameter."""
 
-    Args:
-        value: A single value.
-        values: A list of values.
-        min: The lowest value.
-        max: The highest value.
-        distribution: How values between `min` and `max` are drawn: evenly (`uniform`, `int_uniform`), or evenly on a
-            logarithmic scale (`log_uniform_values`).
-    """
-
-    value: Value | None = None
-    values: tuple[Value, ...] | None = Field(default=None, min_length=1)
-    min: Whole | Number | None = None
-    max: Whole | Number | None = None
-    distribution: Literal["constant", "categorical", "int_uniform", "uniform", "log_uniform_values"] | None = None
+    value: Value | None = entry(None, "A single value.")
+    values: tuple[Value, ...] | None = Field(default=None, min_length=1, description="A list of values.")
+    min: Whole | Number | None = entry(None, "The lowest value.")
+    max: Whole | Number | None = entry(None, "The highest value.")
+    distribution: Literal["constant", "categorical", "int_uniform", "uniform", "log_uniform_values"] | None = entry(
+        None,
+        "How values between `min` and `max` are drawn: evenly (`uniform`, `int_uniform`), or evenly on a "
+        "logarithmic scale (`log_uniform_values`).",
+    )
 
     def __post_init__(self) -> None:
         keys = [key for key in ("value", "values", "min", "max") if getattr(self, key) is not None]
@@ -186,32 +162,24 @@ class Range(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFile(Settings):
-    """A search: the job, and the hyper-parameters to try, as in a sweep of Weights & Biases.
+    """A search: the job, and the hyper-parameters to try, as in a sweep of Weights & Biases."""
 
-    Args:
-        job: The file of the job, or of a sweep over data sets, beside this one.
-        program: The published program, which has no effect.
-        command: Its command, whose `--config` names the job if `job` does not.
-        method: `bayes` learns from the results so far, by optuna's tree of Parzen estimators; `random` draws; `grid`
-            tries all.
-        metric: What to improve.
-        parameters: The values of each key of `train_config`, or of its `optimizer_args`.
-        run_cap: Number of trials; by default 10, or all of a grid.
-        seeds: Seeds of replicates; every job of every trial runs once with each.
-        name: Name of the search in Weights & Biases, which has no effect.
-        slurm: The resources of each job with `--cluster slurm`, unless flags say otherwise.
-    """
-
-    method: Literal["bayes", "random", "grid"]
-    metric: Goal
-    parameters: dict[str, Range] = Field(min_length=1)
-    job: LocalPath | None = None
-    program: StrictStr | None = None
-    command: tuple[StrictStr, ...] = ()
-    run_cap: Count | None = None
-    seeds: Seeds | None = None
-    name: StrictStr | None = None
-    slurm: Resources = Field(default_factory=Resources)
+    method: Literal["bayes", "random", "grid"] = entry(
+        ...,
+        "`bayes` learns from the results so far, by optuna's tree of Parzen estimators; `random` draws; "
+        "`grid` tries all.",
+    )
+    metric: Goal = entry(..., "What to improve.")
+    parameters: dict[str, Range] = Field(
+        min_length=1, description="The values of each key of `train_config`, or of its `optimizer_args`."
+    )
+    job: LocalPath | None = entry(None, "The file of the job, or of a sweep over data sets, beside this one.")
+    program: StrictStr | None = entry(None, "The published program, which has no effect.")
+    command: tuple[StrictStr, ...] = entry((), "Its command, whose `--config` names the job if `job` does not.")
+    run_cap: Count | None = entry(None, "Number of trials; by default 10, or all of a grid.")
+    seeds: Seeds | None = entry(None, "Seeds of replicates; every job of every trial runs once with each.")
+    name: StrictStr | None = entry(None, "Name of the search in Weights & Biases, which has no effect.")
+    slurm: Resources = ON_SLURM
 
 
 _LEAST_SEARCH = {"method": "random", "metric": {"name": "Accuracy"}, "parameters": {"lr": {"value": 1}}}
