@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Mapping
 from math import isqrt, prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -13,8 +13,10 @@ from stitchkit.errors import InputError
 from stitchkit.model.layer import StitchLayer, layouts_at
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.layout import Layout
-from stitchkit.routes import Joint, Step
+from stitchkit.routes import Joint
 from stitchkit.routes.levels import Levels
+
+_Step = TypeVar("_Step")
 
 
 class Level(NamedTuple):
@@ -66,14 +68,15 @@ class LevelTap(nn.Module):
         return Level(features.reshape(*features.shape[:2], *self._grid), None if prefix is None else prefix.mT)
 
 
-def levels_along(walk: Callable[[Step, torch.Tensor], Any], x: torch.Tensor, steps: Iterable[Step]) -> list[Level]:
+def levels_along(walk: Callable[[_Step, torch.Tensor], Any], x: torch.Tensor, steps: Iterable[_Step]) -> list[Level]:
     """The levels of images `[B, C, H, W]`, from the first to the last, if `walk` runs a step on its input."""
     levels = []
     for step in steps:
-        if step.kind == "level":
-            levels.append(walk(step, x))
+        output = walk(step, x)
+        if isinstance(output, Level):
+            levels.append(output)
         else:
-            x = walk(step, x)
+            x = output
     return levels
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from stitchkit.model.heads.head import DenseHead
 from stitchkit.model.layer import AdaptedBlock, StitchLayer
-from stitchkit.model.levels import Level, LevelInfo, LevelTap
+from stitchkit.model.levels import LevelInfo, LevelTap, levels_along
 from stitchkit.networks.anchor import HeadSlice
 from stitchkit.networks.slices import Slice
 from stitchkit.routes import Step
@@ -112,7 +112,7 @@ class RouteFeatures(_Route):
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The features of images `[B, C, H, W]` at each level, maps `[B, C, H, W]`."""
-        return [level.map for level in _levels_of(self, x)]
+        return [level.map for level in levels_along(nn.Module.__call__, x, self)]
 
 
 class DenseRoute(_Route):
@@ -134,23 +134,12 @@ class DenseRoute(_Route):
         They have the resolution of the head; resize them bilinearly to the images.
         """
         *steps, head = self
-        output: torch.Tensor = head(_levels_of(steps, x))
+        output: torch.Tensor = head(levels_along(nn.Module.__call__, x, steps))
         return output
 
 
 ExtractedRoute = RouteNetwork | DenseRoute
 """The network of a whole route, whatever its head."""
-
-
-def _levels_of(steps: Iterable[nn.Module], x: torch.Tensor) -> list[Level]:
-    """What the taps among some steps take."""
-    taken = []
-    for step in steps:
-        if isinstance(step, LevelTap):
-            taken.append(step(x))
-        else:
-            x = step(x)
-    return taken
 
 
 def _named(module: nn.Module) -> nn.Module:
