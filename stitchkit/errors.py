@@ -29,6 +29,10 @@ class InputError(ValueError):
         return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 4]} ..."
 
 
+class NotFinite(InputError):
+    """A loss, or the weights or outputs of a network, that are not finite."""
+
+
 class Stopped(Exception):
     """A run was stopped by the signal of this number, and `saved` its state, in words; the status is 128 more."""
 

@@ -13,8 +13,7 @@ import torch
 from timm.data import ImageNetInfo
 
 from stitchkit.classes import in_order
-from stitchkit.engine.epoch_state import NotFinite
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, NotFinite, unknown
 from stitchkit.settings.files import read_settings_file
 
 _NEIGHBOURS = 5

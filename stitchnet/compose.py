@@ -25,8 +25,7 @@ from typing_extensions import TypedDict
 from stitchkit.data.open_dataset import agreed_classes
 from stitchkit.display import aligned, counted, quantity
 from stitchkit.distributed import choose_device
-from stitchkit.engine.epoch_state import NotFinite
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, NotFinite
 from stitchkit.files import own_folder, write_text
 from stitchkit.measure.ledger import Row, write_rows
 from stitchkit.measure.pareto import is_anchor

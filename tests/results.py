@@ -9,8 +9,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
+from torch import nn
 
+from stitchkit.data.batches import Batch
+from stitchkit.measure.answers import Accuracy
+from stitchkit.measure.evaluate import Networks, evaluate
 from stitchkit.measure.ledger import write_rows
 from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.profile import Profiler
@@ -19,6 +24,16 @@ from stitchkit.model.snnet import SNNet
 
 _COSTS: WeakKeyDictionary[SNNet, list[dict[str, Any]]] = WeakKeyDictionary()
 """What the stitches of a network cost, which takes longest to find out."""
+
+
+def answers_of(model: nn.Module, cfg_id: int | None, batches: Iterable[Batch]) -> PerImage:
+    """What one stitch answers, or a plain model, as number 0, if `cfg_id` is None."""
+
+    def run(images: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+        return [(0, model(images)) if cfg_id is None else (cfg_id, model(images, cfg_id))]
+
+    networks = Networks(model, [cfg_id or 0], run)
+    return evaluate(networks, lambda _: batches, Accuracy(), device=torch.device("cpu"))
 
 
 def pareto_like(model: SNNet, **changes: object) -> list[dict[str, Any]]:

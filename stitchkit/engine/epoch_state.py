@@ -13,12 +13,7 @@ import torch
 
 from stitchkit.distributed import gather_over_ranks
 from stitchkit.engine import checkpoint_schema as rules
-from stitchkit.errors import InputError
-
-
-class NotFinite(InputError):
-    """A loss, or the weights or outputs of a network, that are not finite."""
-
+from stitchkit.errors import InputError, NotFinite
 
 RandomStates = Mapping[str, Any]
 """States of Python, NumPy, torch and the GPU, as plain data and tensors for a checkpoint."""

@@ -15,11 +15,11 @@ from torch import nn
 
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import gather_over_ranks
-from stitchkit.engine.epoch_state import NotFinite, Position
+from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.signals import StopSignals
 from stitchkit.engine.training_state import gather_within, training_state
-from stitchkit.errors import Stopped
+from stitchkit.errors import NotFinite, Stopped
 
 SaveWithin = Callable[[int, Position, Mapping[str, object]], Path]
 """Writes the state within an epoch, given the epoch's number, the position and the state, and returns the file."""

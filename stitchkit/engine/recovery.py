@@ -14,10 +14,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from stitchkit.data.loader_processes import explained
 from stitchkit.distributed import World, from_primary, init_world, ranks_together
 from stitchkit.engine.checkpoint_files import CheckpointFiles
-from stitchkit.engine.epoch_state import NotFinite
 from stitchkit.engine.lock import locked, made
 from stitchkit.engine.run_log import collected
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, NotFinite
 from stitchkit.files import write_text
 from stitchkit.networks.weights import read_checkpoint
 from stitchkit.restarts import restarts

@@ -1,13 +1,14 @@
-"""Scores of answers: a network's logits against labels, or against those of its end anchor."""
+"""Scores as they judge batches; of answers: logits against labels, or against those of the end anchor."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from abc import abstractmethod
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from stitchkit.measure.scores import AccuracyScore, AgreementScore
+from stitchkit.measure.scores import AccuracyScore, AgreementScore, Score
 
 SURE = 0.5
 """The least probability of a sure answer."""
@@ -24,7 +25,15 @@ class Sums(NamedTuple):
     truth: torch.Tensor
 
 
-class Accuracy(AccuracyScore):
+class BatchScore(Score):
+    """A score that judges what networks give for batches."""
+
+    @abstractmethod
+    def of_batch(self, output: Any, targets: Any) -> Sums:
+        """What a network's output for a batch is worth by the targets."""
+
+
+class Accuracy(AccuracyScore, BatchScore):
     """Judges logits by labels."""
 
     def of_batch(self, output: torch.Tensor, targets: torch.Tensor) -> Sums:
@@ -35,7 +44,7 @@ class Accuracy(AccuracyScore):
         return Sums(torch.stack([loss, hits.sum()]).double(), hits[:, :1], targets[:, None])
 
 
-class AnswerAgreement(AgreementScore):
+class AnswerAgreement(AgreementScore, BatchScore):
     """Judges logits by those of the end anchor; an answer is right if it is the anchor's."""
 
     def of_batch(self, output: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> Sums:

@@ -1,16 +1,72 @@
-"""From predictions to the sums of each image for `measure.scores`."""
+"""Scores of predictions for pixels, and the sums of each image for them."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 
+from stitchkit.display import counted
 from stitchkit.errors import InputError
+from stitchkit.measure.answers import BatchScore, Sums
+from stitchkit.measure.scores import DepthScore, SegmentationScore
 
 NOT_KNOWN = 255
 """The class of a pixel in a mask whose class is not known, and which does not count."""
 MIN_DEPTH = 1e-3
 """Metres; where the truth is not above it, a sensor saw nothing."""
 _NEAR = 1.25
+
+Targets = Sequence[torch.Tensor]
+"""The truth `[H, W]` of each image of a batch."""
+
+
+class MapScore(BatchScore):
+    """Judges maps, one image after the other, since outputs for all pixels are large."""
+
+    def of_batch(self, output: Callable[[Targets], Iterator[torch.Tensor]], targets: Targets) -> Sums:
+        """What maps are worth; `output` gives those of all images, `[K, H, W]`, at the sizes of their targets."""
+        every = [self.of_image(each, target) for each, target in zip(output(targets), targets, strict=True)]
+        own, truth = torch.cat(every).tensor_split([self.own], dim=1)
+        return Sums(own.new_zeros(0, dtype=torch.float64), own, truth.int())
+
+    @abstractmethod
+    def of_image(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The sums of an image, `[1, own + truth]`."""
+
+
+class ClassMaps(SegmentationScore, MapScore):
+    """Judges class logits of pixels by masks."""
+
+    def of_image(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The sums of an image, `[1, 3 * num_classes]`."""
+        return segmentation_sums(output[None], target[None], self.num_classes)
+
+    def nothing(self, images: int) -> str:
+        """Why so many images give no figures, in words."""
+        lacking = f"a known class, one other than {NOT_KNOWN}; check the masks of the validation set"
+        return f"no pixel of {counted(images, 'image')} has {lacking}" if images else super().nothing(images)
+
+
+@dataclass(frozen=True)
+class DepthMaps(DepthScore, MapScore):
+    """Judges depths `[1, H, W]` by true ones up to `max_depth`, in metres."""
+
+    max_depth: float = 10.0
+
+    def of_image(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """The sums of an image, `[1, 4]`."""
+        return depth_sums(output, target[None], self.max_depth)
+
+    def nothing(self, images: int) -> str:
+        """Why so many images give no figures, in words."""
+        lacking = (
+            f"a depth from {MIN_DEPTH:g} to {self.max_depth:g} m; check the unit of the depth maps, millimetres in a "
+            "PNG and metres in an .npy file, and --max-depth (max_depth)"
+        )
+        return f"no pixel of {counted(images, 'image')} has {lacking}" if images else super().nothing(images)
 
 
 @torch.no_grad()

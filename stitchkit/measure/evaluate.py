@@ -1,4 +1,4 @@
-"""What networks answer to a validation set, and their accuracy and loss on it, each image counted exactly once."""
+"""What networks give on a validation set, and what a score makes of it, each image counted exactly once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from stitchkit.data.batches import Batch, Loader, without_padding
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World, gather_objects, sum_over_ranks
 from stitchkit.errors import InputError
-from stitchkit.measure.answers import Accuracy, AnswerAgreement
+from stitchkit.measure.answers import BatchScore, Sums
 from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.scores import Score
 from stitchkit.networks.mode import evaluating
 from stitchkit.progress import progress
 
 SAVE_EVERY = 5.0
-"""Seconds between two saves of unfinished answers, which are the most that a killed evaluation computes again."""
+"""Seconds between two saves of unfinished results, which are the most that a killed evaluation computes again."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ class Networks:
 
     Args:
         module: What they belong to; its mode is restored.
-        run: Images `[B, C, H, W]` to what the score takes of each network, in the order of their `cfg_ids`.
+        run: Images, `[B, C, H, W]` or a list of some of any sizes, to the `cfg_id` of each network and what the score
+            takes of it, in any order.
     """
 
     module: nn.Module
     cfg_ids: Sequence[int]
-    run: Callable[[torch.Tensor], Iterable[Any]]
+    run: Callable[[Any], Iterable[tuple[int, Any]]]
 
 
 class Unfinished:
@@ -57,7 +58,7 @@ class Unfinished:
         except InputError:  # no evaluation of the same was killed, or its file is damaged
             return None
         fits = (images.cfg_ids, images.score.about()) == (tuple(cfg_ids), score.about())
-        return images if fits and (images.seen == score.counts(images.truth)).all() else None
+        return replace(images, score=score) if fits and (images.seen == score.counts(images.truth)).all() else None
 
     def save(self, images: PerImage) -> None:
         """Save what was judged, replacing what was before."""
@@ -87,69 +88,50 @@ def batches_of(
 @torch.no_grad()
 def evaluate(
     networks: Networks,
-    batches: Callable[[int], Iterable[Batch]],
-    score: Accuracy | AnswerAgreement,
+    batches: Callable[[int], Iterable[tuple[Any, Any]]],
+    score: BatchScore,
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    partial: Unfinished | None = None,
+    unfinished: Unfinished | None = None,
 ) -> PerImage:
     """What networks give on the images of all ranks, in the order of the set: rank r has the images r, r + size, ...
 
     Args:
-        batches: Those of this rank after so many images, without padding: every image of the set is in exactly one
-            batch of one rank.
-        partial: Saves what was judged, after a batch every `SAVE_EVERY` seconds, and restores that of a killed
+        batches: Images and targets of this rank after so many images, without padding: every image of the set is in
+            exactly one batch of one rank.
+        unfinished: Saves what was judged, after a batch every `SAVE_EVERY` seconds, and restores that of a killed
             evaluation.
     """
     cfg_ids, next_save = networks.cfg_ids, 0.0
-    # They stay on the device until they are saved: reading one makes the host wait.
     totals = torch.zeros(len(cfg_ids), score.totals, dtype=torch.float64, device=device)
-    own = [torch.zeros(len(cfg_ids), 0, score.own, dtype=torch.bool, device=device)]
-    truths = [torch.zeros(0, score.truth, dtype=torch.int64, device=device)]
+    none = np.zeros((len(cfg_ids), 0, score.own)), np.zeros((0, score.truth), np.int64)
+    so_far = (unfinished and unfinished.restore(score, cfg_ids)) or PerImage.of_all(cfg_ids, score, *none)
+    if so_far.totals is not None:
+        totals += torch.from_numpy(so_far.totals).to(device)
+    judged: list[list[Sums]] = []  # they stay on the device until they are saved: reading one makes the host wait
 
-    def so_far() -> PerImage:
-        values, truth = (torch.cat(parts, dim=-2).cpu().numpy() for parts in (own, truths))
-        return PerImage.of_all(cfg_ids, score, values, truth, totals.cpu().numpy())
+    def joined() -> PerImage:
+        parts = [so_far]
+        for batch in judged:
+            own = torch.stack([sums.own for sums in batch]).cpu().numpy()
+            parts.append(PerImage.of_all(cfg_ids, score, own, batch[0].truth.cpu().numpy()))
+        judged.clear()
+        return replace(PerImage.joined(parts), totals=totals.cpu().numpy())
 
-    if restored := partial and partial.restore(score, cfg_ids):
-        assert restored.totals is not None, "unfinished ones have totals"
-        totals += torch.from_numpy(restored.totals).to(device)
-        own.append(torch.from_numpy(np.array(restored.own)).to(device))
-        truths.append(torch.from_numpy(restored.truth).to(device))
     with evaluating(networks.module):
-        for images, targets in batches(len(truths[-1])):
-            with autocast():
-                outputs = networks.run(images)
-            every, rights, (truth, *_) = zip(*(score.of_batch(output, targets) for output in outputs), strict=True)
-            totals += torch.stack(every)
-            own.append(torch.stack(rights))
-            truths.append(truth)
-            if partial and time.monotonic() >= next_save:
-                partial.save(so_far())
+        for images, targets in batches(len(so_far.truth)):
+            with autocast():  # one network after the other: what they give may be too large to keep together
+                each = {cfg_id: score.of_batch(output, targets) for cfg_id, output in networks.run(images)}
+            judged.append([each[cfg_id] for cfg_id in cfg_ids])
+            totals += torch.stack([sums.totals for sums in judged[-1]])
+            if unfinished and time.monotonic() >= next_save:
+                so_far = joined()
+                unfinished.save(so_far)
                 next_save = time.monotonic() + SAVE_EVERY
-    parts = gather_objects(so_far())
+    parts = gather_objects(joined())
     numbers = [rank + turn * len(parts) for rank, part in enumerate(parts) for turn in range(len(part.truth))]
     whole = PerImage.joined(parts).in_order(numbers)
+    if not score.counts(whole.truth).any():
+        raise InputError(score.nothing(len(whole.truth)))
     return replace(whole, totals=sum_over_ranks(totals).cpu().numpy())
-
-
-def evaluate_stitch(
-    model: nn.Module,
-    cfg_id: int | None,
-    batches: Iterable[Batch],
-    *,
-    device: torch.device,
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    balanced: bool = True,
-) -> PerImage:
-    """The answers of one stitch of an SN-Net, or of a plain model, as number 0, if `cfg_id` is None.
-
-    The figures have balanced accuracy if they are to; else as in `evaluate`.
-    """
-
-    def run(images: torch.Tensor) -> list[torch.Tensor]:
-        return [model(images) if cfg_id is None else model(images, cfg_id)]
-
-    networks = Networks(model, [cfg_id or 0], run)
-    return evaluate(networks, lambda _: batches, Accuracy(balanced), device=device, autocast=autocast)

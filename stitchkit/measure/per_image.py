@@ -23,7 +23,7 @@ from stitchkit.files import check_regular, replacing
 from stitchkit.measure.comparison import Compared, OfNetworks, Paired, redraw
 from stitchkit.measure.formulas import Bits, Floats
 from stitchkit.measure.ledger import Ledger
-from stitchkit.measure.scores import FILES, AccuracyScore, AgreementScore, Score, by_class, score_of
+from stitchkit.measure.scores import FILES, DenseScore, Score, by_class, score_of
 from stitchkit.settings.files import unique_keys
 
 REGENERATE = "delete it to continue without intervals; to regenerate them, also delete the ledger and rerun --eval"
@@ -115,10 +115,10 @@ class PerImage(OfNetworks):
 
     def compared(self, *, samples: int = 1000, seed: int = 0) -> Compared:
         """What tells the networks apart; sums need so many bootstrap sets of the images."""
-        if isinstance(self.score, AccuracyScore | AgreementScore):
-            return Paired(self.cfg_ids, self.score.metric, _answers(self), self.seen)
-        sums = map(self.sums_of, self.cfg_ids)
-        return redraw(self.cfg_ids, self.score, sums, self.seen, self.truth, samples=samples, seed=seed)
+        if isinstance(self.score, DenseScore):
+            sums = map(self.sums_of, self.cfg_ids)
+            return redraw(self.cfg_ids, self.score, sums, self.seen, self.truth, samples=samples, seed=seed)
+        return Paired(self.cfg_ids, self.score.metric, _answers(self), self.seen)
 
     def with_more(self, other: PerImage) -> PerImage:
         """These and further networks on the same images; the other's results replace those of the same network."""

@@ -17,10 +17,55 @@ Array: TypeAlias = npt.NDArray[Any]
 _MOST_CLASSES = 255  # the class 255 of a mask is a pixel that does not count
 
 
-class _Answers:
-    """Whether each answer is right; the truth of an image is its label, or -1 if it does not count."""
+class Score(ABC):
+    """What is kept of each image, and the figures of it.
+
+    Attributes:
+        metric: The figure that compares networks.
+        file: The ending of the file beside a ledger.
+        dtype: Of the numbers that depend on the network.
+        totals: How many numbers are summed over batches.
+    """
 
     metric: ClassVar[str]
+    file: ClassVar[str]
+    dtype: ClassVar[type[np.generic]]
+    totals: ClassVar[int] = 0
+
+    @property
+    @abstractmethod
+    def own(self) -> int:
+        """How many numbers of an image depend on the network."""
+
+    @property
+    @abstractmethod
+    def truth(self) -> int:
+        """How many numbers of an image all networks share."""
+
+    @abstractmethod
+    def about(self) -> dict[str, object]:
+        """What a file says of the score."""
+
+    @abstractmethod
+    def counts(self, truth: Array) -> Bits:
+        """Whether images count, `[images]`, by their truth."""
+
+    @abstractmethod
+    def other_truth(self, truth: Array, before: Array) -> str:
+        """How the truth of an image differs from an earlier one, in words."""
+
+    @abstractmethod
+    def row(self, own: Array, truth: Array, seen: Bits, totals: Floats | None) -> dict[str, float]:
+        """The figures of a network, in the order of a row in a ledger; arguments as in `PerImage`."""
+
+    def nothing(self, images: int) -> str:  # noqa: ARG002
+        """Why so many images give no figures, in words."""
+        return "there is no image to evaluate on; check the validation set"
+
+
+class _Answers(Score):
+    """Whether each answer is right; the truth of an image is its label, or -1 if it does not count."""
+
     file: ClassVar[str] = "hits"
     dtype: ClassVar[type[np.generic]] = np.bool_
     own: ClassVar[int] = 1
@@ -43,7 +88,6 @@ class AccuracyScore(_Answers):
     have images.
     """
 
-    balanced: bool = True
     metric: ClassVar[str] = "acc1"
     totals: ClassVar[int] = 2
 
@@ -53,11 +97,9 @@ class AccuracyScore(_Answers):
 
     def row(self, own: Array, truth: Array, seen: Bits, totals: Floats | None) -> dict[str, float]:
         """The figures of a network, in the order of a row in a ledger; arguments as in `PerImage`."""
-        (right, labels), images = (each[seen, 0] for each in (own, truth)), _known(seen)
-        row: dict[str, float] = {"acc1": 100 * int(right.sum()) / images}
-        if self.balanced:
-            shares = [100 * hits / count for hits, count in zip(*by_class(right, labels), strict=True) if count]
-            row["balanced_acc1"] = sum(shares) / len(shares)
+        (right, labels), images = (each[seen, 0] for each in (own, truth)), int(seen.sum())
+        shares = [100 * hits / count for hits, count in zip(*by_class(right, labels), strict=True) if count]
+        row = {"acc1": 100 * int(right.sum()) / images, "balanced_acc1": sum(shares) / len(shares)}
         if totals is not None:
             loss, top5 = totals.tolist()
             row |= {"acc5": 100 * top5 / images, "loss": loss / images}
@@ -80,7 +122,7 @@ class AgreementScore(_Answers):
 
     def row(self, own: Array, truth: Array, seen: Bits, totals: Floats | None) -> dict[str, float]:  # noqa: ARG002
         """The figures of a network, in the order of a row in a ledger; arguments as in `PerImage`."""
-        images = _known(seen)
+        images = int(seen.sum())
         row: dict[str, float] = {"agree": 100 * int(own[seen].sum()) / images}
         if totals is None:
             return row | {"images": images}
@@ -89,23 +131,19 @@ class AgreementScore(_Answers):
         return row | {"kl": kl / images, "images": images, "sure_images": int(sure)}
 
 
-def _known(seen: Bits) -> int:
-    if not seen.any():
-        raise InputError("there is no image to evaluate on; check the validation set")
-    return int(seen.sum())
-
-
 def by_class(right: Array, labels: Array, classes: int = 0) -> tuple[list[int], list[int]]:
     """The right answers and the images of each class, of at least so many."""
     images = np.bincount(labels, minlength=classes)
     return np.bincount(labels[right], minlength=len(images)).tolist(), images.tolist()
 
 
-class _PixelSums(ABC):
-    """A score whose images have sums of pixels; those of the truth are zeros if an image does not count."""
+class DenseScore(Score):
+    """A score whose figures are those of sums over images; those of the truth are zeros if an image does not count.
+
+    An image's sums are `own` numbers, which depend on the prediction, then those of its `truth`.
+    """
 
     file: ClassVar[str] = "sums"
-    totals: ClassVar[int] = 0
 
     def counts(self, truth: Array) -> Bits:
         """Whether images count, `[images]`, by their truth."""
@@ -126,7 +164,7 @@ class _PixelSums(ABC):
 
 
 @dataclass(frozen=True)
-class SegmentationScore(_PixelSums):
+class SegmentationScore(DenseScore):
     """Mean IoU over the classes that occur, and pixel accuracy, in percent, over all known pixels of all images.
 
     An image's sums are its correct, predicted and true pixels, each for all classes.
@@ -165,7 +203,7 @@ class SegmentationScore(_PixelSums):
 
 
 @dataclass(frozen=True)
-class DepthScore(_PixelSums):
+class DepthScore(DenseScore):
     """Relative error, RMSE in metres, and share of pixels within a factor of 1.25 of the truth, in percent.
 
     Each is the mean of the images' figures, not the figure of all pixels, so a sparsely measured image counts fully.
@@ -193,15 +231,7 @@ class DepthScore(_PixelSums):
         return {"abs_rel": abs_rel, "rmse": rmse, "delta1": 100 * near}
 
 
-DenseScore: TypeAlias = SegmentationScore | DepthScore
-"""The sums over a task's images, their `figures` and the `metric` that compares networks.
-
-An image's sums are `own` numbers of a `dtype`, which depend on the prediction, then those of its `truth`, which all
-networks share: zeros if the image does not count.
-"""
-Score: TypeAlias = AccuracyScore | AgreementScore | DenseScore
-"""What is kept of each image: `own` numbers of each network and those of its `truth`, in the `file` beside a ledger."""
-FILES = dict.fromkeys(("acc1", "agree"), _Answers.file) | dict.fromkeys(("miou", "delta1"), _PixelSums.file)
+FILES = dict.fromkeys(("acc1", "agree"), _Answers.file) | dict.fromkeys(("miou", "delta1"), DenseScore.file)
 """The ending of the file that compares networks by a metric."""
 
 

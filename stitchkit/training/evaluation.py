@@ -15,22 +15,21 @@ from stitchkit.distributed import from_primary
 from stitchkit.engine.run_log import begin_log
 from stitchkit.errors import InputError
 from stitchkit.measure import ledger_origin as origins
-from stitchkit.measure.evaluate import batches_of, evaluate_stitch
 from stitchkit.measure.intervals import add_intervals, compared_beside
 from stitchkit.measure.latency import add_latencies
 from stitchkit.measure.ledger import LEDGER, Ledger
 from stitchkit.measure.metric import metric_of
-from stitchkit.measure.per_class import PER_CLASS, write_per_class
+from stitchkit.measure.per_class import PER_CLASS
 from stitchkit.measure.profile import Profiler
 from stitchkit.measure.recalibrate import freezes_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.training.checkpoint import load_weights
 from stitchkit.training.dense.examples import write_examples
-from stitchkit.training.dense.judging import DenseEvaluation, check_sums_beside
-from stitchkit.training.judging import Answering, Judge, check_hits_beside, classes_of, remove_progress
+from stitchkit.training.judging import Judge, JudgedAnswers, judge_stitches, judged_of, remove_progress
 from stitchkit.training.network import uncompiled
 from stitchkit.training.own_statistics import give_statistics, renewed_copy
+from stitchkit.training.run_network import run_network
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)
@@ -51,18 +50,16 @@ def evaluate_stitches(session: Session) -> None:
     from_primary(world, lambda: _begin(session, origin))
     if not isinstance(model, SNNet):
         net = renewed_copy(session) if recipe.run.recalibrate_bn else model
-        batches = batches_of(session.loaders.validation, world, "evaluation")
-        images = evaluate_stitch(net, None, batches, device=world.device, autocast=session.autocast)
+        judged_by = JudgedAnswers(session)
+        images = judged_by.evaluate(judged_by.networks(net, {0: "the model"}, run_network(net).each([0])), "evaluation")
         _logger.info("%s", json.dumps({"model": recipe.model.model, **images.figures(0)}))
-        from_primary(world, lambda: write_per_class(session.folder, classes_of(session), images, {"acc1": 0}))
+        from_primary(world, lambda: judged_by.keep_classes(images, {"acc1": 0}))
         return
     norms = give_statistics(session, model, missing, ledgers, origin, keeps_anchors=freezes_anchors(content))
     numbers = count(1)
     judged: Iterator[Mapping[int, Mapping[str, float]]]
-    if model.route_head.is_shared:
-        judged = DenseEvaluation(session, model, origin, ledgers).stitches(missing)
-    elif model.num_classes:
-        judged = Answering(session, model, origin, ledgers).stitches(missing)
+    if model.num_classes:
+        judged = judge_stitches(session, model, missing, origin, ledgers) if missing else iter(())
     else:
         judged = Judge(session, model).stitches(missing) if missing else iter(())
     for scores in judged:
@@ -122,10 +119,7 @@ def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, obje
         ledgers.append(Ledger(_result(session), model.space, uncompiled(model)(Profiler(model).cost)))
         if ledgers[0].rows:
             before = _check_origin(ledgers[0].path, origin)
-            if model.route_head.is_shared:
-                check_sums_beside(session, ledgers[0])
-            else:
-                check_hits_beside(session, ledgers[0])
+            judged_of(session).check_beside(ledgers[0])
             if before[origins.IMAGES] != origin[origins.IMAGES]:  # only now: hits say which image is another
                 raise InputError(
                     f"result file '{ledgers[0].path}' was measured on other images: the validation images have changed "

@@ -1,17 +1,19 @@
-"""`--eval`: which images each stitch classifies correctly, or as its end anchor does; of networks without classes, the
-agreement of features, k-NN and a linear probe.
-"""
+"""What a run judges on its validation images: answers, predictions for pixels, or features."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.batches import Batch, Loader
@@ -20,19 +22,27 @@ from stitchkit.data.source import is_unlabelled
 from stitchkit.data.unlabelled import has_labels
 from stitchkit.data.unreadable import NO_CLASS, CheckedImages
 from stitchkit.display import counted
-from stitchkit.errors import InputError
-from stitchkit.measure.answers import Accuracy, AnswerAgreement
+from stitchkit.distributed import World, from_primary
+from stitchkit.engine.recovery import advising_evaluation
+from stitchkit.engine.settings import Autocast
+from stitchkit.errors import InputError, NotFinite
+from stitchkit.measure.answers import Accuracy, AnswerAgreement, BatchScore
+from stitchkit.measure.dense_sums import ClassMaps, DepthMaps
 from stitchkit.measure.evaluate import Networks, Unfinished, batches_of, evaluate
 from stitchkit.measure.features import Collected, collect, judge_in_turns
-from stitchkit.measure.ledger import LEDGER, Ledger
+from stitchkit.measure.ledger import LEDGER, Ledger, Row
 from stitchkit.measure.per_class import write_per_class
 from stitchkit.measure.per_image import PerImage
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.timm_model import as_timm
+from stitchkit.progress import progress
+from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import BANK_IMAGES, create_bank_loader
+from stitchkit.training.dense.data import PairLoader
+from stitchkit.training.dense.windows import Merged, Run, Windows
 from stitchkit.training.inputs import source_of
 from stitchkit.training.session import Session
 
@@ -41,102 +51,228 @@ _logger = logging.getLogger(__name__)
 _MIB = 2**20
 
 
-class Answering:
-    """Evaluates stitches of an SN-Net by their logits; every rank makes one, for the same stitches.
+class Judged(ABC):
+    """What networks are judged by: a score, and the images of the validation split."""
+
+    def __init__(self, score: BatchScore, world: World, autocast: Autocast):
+        self.score, self.world, self.autocast = score, world, autocast
+
+    @abstractmethod
+    def batches(self, what: str, after_batch: Callable[[], None], done: int) -> Iterator[tuple[Any, Any]]:
+        """Images and targets of this rank after so many images; `after_batch` runs equally often on all ranks."""
+
+    @abstractmethod
+    def networks(self, module: nn.Module, names: Mapping[int, str], run: Run) -> Networks:
+        """Networks in a module that `run` runs, by `cfg_id` what messages call them."""
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...] | None:
+        """The names of the images; None if they have no order, so that networks are not compared image by image."""
+
+    @property
+    @abstractmethod
+    def known(self) -> npt.NDArray[Any]:
+        """What is known of the truth without reading images."""
+
+    def evaluate(
+        self, networks: Networks, what: str, after_batch: Callable[[], None] = lambda: None, *,
+        unfinished: Unfinished | None = None,
+    ) -> PerImage:  # fmt: skip
+        """What networks give on the images of all ranks; `what` names the progress."""
+        batches = partial(self.batches, what, after_batch)
+        device, autocast = self.world.device, self.autocast
+        return evaluate(networks, batches, self.score, device=device, autocast=autocast, unfinished=unfinished)
+
+    def stitches(self, model: SNNet, cfg_ids: Sequence[int], memory: int | None) -> Networks:
+        """Stitches of an SN-Net, which run in one pass."""
+        names = {cfg_id: f"the network with cfg_id {cfg_id}" for cfg_id in cfg_ids}
+        return self.networks(model, names, OnePass(model, sorted(cfg_ids), memory=memory).outputs)
+
+    def keep(self, images: PerImage, ledger: Ledger) -> None:
+        """Add what networks gave to the files beside a ledger."""
+        if self.names is not None:
+            replace(images, names=self.names).keep(ledger)
+
+    def check_beside(self, ledger: Ledger) -> None:
+        """Refuse, before hours of evaluation, a file beside a ledger that is damaged or of other images."""
+        before = PerImage.of_rows(ledger, self.score.metric)
+        if before is None or self.names is None:
+            return
+        nothing = np.zeros((0, len(self.known), self.score.own))
+        own = replace(PerImage.of_all((), self.score, nothing, self.known), names=self.names)
+        if difference := before.other_images(own):
+            advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
+            raise InputError(f"'{before.file(ledger.path)}' is of other images: {difference}; {advice}")
+
+
+class JudgedAnswers(Judged):
+    """Logits, by the labels of images."""
+
+    def __init__(self, session: Session, score: BatchScore | None = None):
+        self.loader, self._session = session.loaders.validation, session
+        super().__init__(score or Accuracy(), session.world, session.autocast)
+
+    def batches(self, what: str, after_batch: Callable[[], None], done: int) -> Iterator[Batch]:
+        """Images `[B, C, H, W]` and labels `[B]`."""
+        return batches_of(self.loader, self.world, what, after_batch, done=done)
+
+    def networks(self, module: nn.Module, names: Mapping[int, str], run: Run) -> Networks:
+        """Networks whose logits for whole images `run` gives."""
+        return Networks(module, [*names], lambda images: run([images]))
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """The names of the images; a stream has none."""
+        images = self.loader.dataset
+        return None if isinstance(images, IterableDataset) else image_names(images.dataset)
+
+    @property
+    def known(self) -> npt.NDArray[Any]:
+        """The labels, as far as the data set knows them."""
+        return np.array(image_labels(self.loader.dataset.dataset) or [NO_CLASS] * len(self.loader.dataset))[:, None]
+
+    def keep(self, images: PerImage, ledger: Ledger) -> None:
+        """Also the accuracy of each class."""
+        super().keep(images, ledger)
+        self.keep_classes(images, {str(cfg_id): cfg_id for cfg_id in images.cfg_ids}, ledger.rows)
+
+    def keep_classes(self, images: PerImage, networks: Mapping[str, int], rows: Sequence[Row] = ()) -> None:
+        """Write the accuracies of classes of networks, by column, and keep those of networks with rows in a ledger."""
+        classes = self._session.classes or numbered(as_timm(self._session.model).num_classes)
+        write_per_class(self._session.folder, classes, images, networks, keep=[str(row["cfg_id"]) for row in rows])
+
+
+class JudgedAgreement(JudgedAnswers):
+    """Logits of stitches, by those of their end anchors; labels only say which images count."""
+
+    def __init__(self, session: Session):
+        super().__init__(session, AnswerAgreement())
+
+    def batches(self, what: str, after_batch: Callable[[], None], done: int) -> Iterator[Batch]:
+        """Images, with label 0 if they can be read, or all of them where none has a label; else -1."""
+        dataset = self.loader.dataset
+        is_labelled = not isinstance(dataset, CheckedImages) or has_labels(dataset.dataset)
+        for images, labels in super().batches(what, after_batch, done):
+            yield images, labels.clamp(max=0) if is_labelled else torch.zeros_like(labels)
+
+    def stitches(self, model: SNNet, cfg_ids: Sequence[int], memory: int | None) -> Networks:
+        """Stitches with their end anchors."""
+        ends = {cfg_id: end_of(model, cfg_id) for cfg_id in cfg_ids}
+        one_pass = OnePass(model, sorted({*ends, *ends.values()}), memory=memory)
+
+        def run(images: torch.Tensor) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+            logits = one_pass(images)
+            return ((cfg_id, (logits[cfg_id], logits[end])) for cfg_id, end in ends.items())
+
+        return Networks(model, cfg_ids, run)
+
+    @property
+    def known(self) -> npt.NDArray[Any]:
+        """Nothing: labels do not count."""
+        return np.full((len(self.loader.dataset), 1), NO_CLASS)
+
+    def keep_classes(self, *_: object) -> None:
+        """Nothing, as classes have no labels."""
+
+
+class JudgedMaps(Judged):
+    """Predictions for pixels, by masks or depth maps, in as many windows at a time as a batch has images.
+
+    Args:
+        num_classes: Number of classes; for depth, any number.
+        sides: Height and width of the networks' images.
+    """
+
+    def __init__(
+        self, loader: PairLoader, settings: DenseRecipe, num_classes: int, sides: tuple[int, int], world: World,
+        autocast: Autocast,
+    ):  # fmt: skip
+        score = DepthMaps(settings.max_depth) if settings.task == "depth" else ClassMaps(num_classes)
+        super().__init__(score, world, autocast)
+        self.loader, self.windows = loader, Windows.of_task(settings, sides)
+
+    def batches(self, what: str, after_batch: Callable[[], None], done: int) -> Iterator[tuple[Any, Any]]:
+        """Images `[C, H, W]` and targets `[H, W]`, each at its own size."""
+        batches = self.loader.batches(done, after_batch)
+        for pairs in progress(batches, self.world, what, unit="batches", total=len(self.loader)):
+            images, targets = zip(*pairs, strict=True)
+            yield images, targets
+
+    def networks(self, module: nn.Module, names: Mapping[int, str], run: Run) -> Networks:
+        """Networks whose outputs for windows `run` gives; their outputs for images are checked as they are merged."""
+
+        def checked(name: str, merged: Merged, targets: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+            for output in merged(targets):
+                if not output.isfinite().all():  # the class of NaN would be 0
+                    raise NotFinite(f"the outputs of {name} are not finite")
+                yield output
+
+        def outputs(images: Sequence[torch.Tensor]) -> Iterator[tuple[int, Merged]]:
+            for cfg_id, merged in self.windows.outputs(run, images, self.loader.batch_size):
+                yield cfg_id, partial(checked, names[cfg_id], merged)
+
+        return Networks(module, [*names], outputs)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the images."""
+        return self.loader.dataset.names
+
+    @property
+    def known(self) -> npt.NDArray[Any]:
+        """Nothing: maps are not read."""
+        return np.zeros((len(self.loader.dataset), self.score.truth), np.int64)
+
+
+def judged_of(session: Session) -> Judged:
+    """What the networks of a run with classes, or with predictions for pixels, are judged by."""
+    loader = session.loaders.validation
+    if not isinstance(loader, PairLoader):
+        return JudgedAgreement(session) if session.by_agreement else JudgedAnswers(session)
+    sides, outputs = (session.input_size[1], session.input_size[2]), as_timm(session.model).num_classes
+    return JudgedMaps(loader, session.recipe.dense, outputs, sides, session.world, session.autocast)
+
+
+def judge_stitches(
+    session: Session, model: SNNet, cfg_ids: Sequence[int], origin: Mapping[str, object], ledgers: Sequence[Ledger]
+) -> Iterator[dict[int, dict[str, float]]]:
+    """The figures of stitches, after one pass over the images.
+
+    What they gave for images is kept before figures are given, so that what is in the ledger has it.
 
     Args:
         origin: All that the figures depend on.
-        ledgers: The ledger on the primary rank, which keeps the hits beside it; none on the others.
+        ledgers: The ledger on the primary rank, which has files beside it; none on the others.
     """
-
-    def __init__(self, session: Session, model: SNNet, origin: Mapping[str, object], ledgers: Sequence[Ledger]):
-        self._session, self._model, self._ledgers, self._origin = session, model, ledgers, origin
-
-    def stitches(self, cfg_ids: Sequence[int]) -> Iterator[dict[int, dict[str, float]]]:
-        """The figures of stitches, after one pass over the images.
-
-        Hits and classes are kept before figures are given, so that what is in the ledger has them.
-        """
-        if not cfg_ids:
-            return
-        if isinstance(self._session.loaders.validation.dataset, IterableDataset):
-            _logger.info("streamed images have no order, so stitches are not compared image by image")
-        data, world = self._session.recipe.data, self._session.world
-        batch_size = data.validation_batch_size or data.batch_size
-        of = {**self._origin, "cfg_ids": [*cfg_ids], "world_size": world.size, "batch_size": batch_size}
-        partial = Unfinished(self._session.folder / f"{LEDGER}.part{world.rank}", of)
-        images = self._judged(cfg_ids, partial)
-        for ledger in self._ledgers:
-            self._keep(images, ledger)
-        yield {cfg_id: images.figures(cfg_id) for cfg_id in cfg_ids}
-        partial.remove()  # only now: the ledger has all rows
-
-    def _judged(self, cfg_ids: Sequence[int], partial: Unfinished) -> PerImage:
-        """What stitches answer to the images; every rank saves its own every few seconds, to resume from them."""
-        session, model = self._session, self._model
-        anchors, loader, world = [*model.views], session.loaders.validation, session.world
-        ends = [anchors.index(model.space[cfg_id].end) for cfg_id in cfg_ids] if session.by_agreement else []
-        one_pass = _one_pass(session, model, {*cfg_ids, *ends})
-        # Labels then only say which images count: those that can be read, or all where none has a label.
-        is_labelled = not isinstance(loader.dataset, CheckedImages) or has_labels(loader.dataset.dataset)
-
-        def run(images: torch.Tensor) -> list[Any]:
-            logits = one_pass(images)
-            answers = [logits[cfg_id] for cfg_id in cfg_ids]
-            return [*zip(answers, (logits[end] for end in ends), strict=True)] if ends else answers
-
-        def batches(done: int) -> Iterator[Batch]:
-            for images, labels in batches_of(loader, world, counted(len(cfg_ids), "stitch"), done=done):
-                known = labels.clamp(max=0) if is_labelled else torch.zeros_like(labels)
-                yield images, known if ends else labels
-
-        networks, score = Networks(model, cfg_ids, run), _score(session)
-        return evaluate(networks, batches, score, device=world.device, autocast=session.autocast, partial=partial)
-
-    def _keep(self, images: PerImage, ledger: Ledger) -> None:
-        """Add what stitches answer to the files beside the ledger."""
-        session, dataset = self._session, self._session.loaders.validation.dataset
-        if not isinstance(dataset, IterableDataset):
-            replace(images, names=image_names(dataset.dataset)).keep(ledger)
-        if not session.by_agreement:
-            networks = {str(cfg_id): cfg_id for cfg_id in images.cfg_ids}
-            kept = [str(row["cfg_id"]) for row in ledger.rows]
-            write_per_class(session.folder, classes_of(session), images, networks, keep=kept)
+    judged, world, data = judged_of(session), session.world, session.recipe.data
+    if judged.names is None:
+        _logger.info("streamed images have no order, so stitches are not compared image by image")
+    batch_size = data.validation_batch_size or data.batch_size
+    of = {**origin, "cfg_ids": [*cfg_ids], "world_size": world.size, "batch_size": batch_size}
+    unfinished = Unfinished(session.folder / f"{LEDGER}.part{world.rank}", of)
+    networks = judged.stitches(model, cfg_ids, memory_of(session))
+    with advising_evaluation():
+        images = judged.evaluate(networks, counted(len(cfg_ids), "stitch"), unfinished=unfinished)
+    from_primary(world, lambda: [*map(partial(judged.keep, images), ledgers)])
+    yield {cfg_id: images.figures(cfg_id) for cfg_id in cfg_ids}
+    unfinished.remove()  # only now: the ledger has all rows
 
 
-def classes_of(session: Session) -> Sequence[str]:
-    """Names of the classes, which are numbers if the data have no names."""
-    return session.classes or numbered(as_timm(session.model).num_classes)
+def end_of(model: SNNet, cfg_id: int) -> int:
+    """The `cfg_id` of the anchor that a stitch ends in."""
+    return [*model.views].index(model.space[cfg_id].end)
 
 
-def _one_pass(session: Session, model: SNNet, cfg_ids: Collection[int]) -> OnePass:
-    memory = session.recipe.run.eval_memory
-    return OnePass(model, sorted(cfg_ids), memory=memory and memory * _MIB)
+def memory_of(session: Session) -> int | None:
+    """Bytes for the activations of one pass, if the run limits them."""
+    return (memory := session.recipe.run.eval_memory) and memory * _MIB
 
 
 def remove_progress(folder: Path) -> None:
     """Remove what a finished evaluation does not need: also that of a killed one, which may have had more ranks."""
     for path in folder.glob(f"{LEDGER}.part*"):
         path.unlink(missing_ok=True)
-
-
-def check_hits_beside(session: Session, ledger: Ledger) -> None:
-    """Refuse, before hours of evaluation, hits that are damaged or of other images than those of the run."""
-    images, score = session.loaders.validation.dataset, _score(session)
-    before = PerImage.of_rows(ledger, score.metric)
-    if before is None or isinstance(images, IterableDataset):
-        return
-    known = None if session.by_agreement else image_labels(images.dataset)
-    labels = np.array(known or [NO_CLASS] * len(images))[:, None]
-    nothing = np.zeros((0, len(images), 1), bool)
-    own = replace(PerImage.of_all((), score, nothing, labels), names=image_names(images.dataset))
-    if difference := before.other_images(own):
-        advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
-        raise InputError(f"'{before.file(ledger.path)}' is of other images: {difference}; {advice}")
-
-
-def _score(session: Session) -> Accuracy | AnswerAgreement:
-    return AnswerAgreement() if session.by_agreement else Accuracy()
 
 
 class Judge:
@@ -165,16 +301,19 @@ class Judge:
         after the other is judged.
         """
         self._say_bytes(cfg_ids)
-        every = _one_pass(self._session, self._model, {*cfg_ids, *map(self._end, cfg_ids)})
+        every = self._one_pass({*cfg_ids, *map(self._end, cfg_ids)})
         judged = self._collect(every, self._session.loaders.validation)
-        own = _one_pass(self._session, self._model, cfg_ids)
+        own = self._one_pass(cfg_ids)
         bank = self._collect(own, self._bank) if self._bank else None
         targets = {cfg_id: judged.features.get(self._end(cfg_id)) for cfg_id in cfg_ids}
         for scores in judge_in_turns(cfg_ids, judged, targets, bank, self._session.world):
             yield {cfg_id: score.figures for cfg_id, score in scores.items()}
 
     def _end(self, cfg_id: int) -> int:
-        return [*self._model.views].index(self._model.space[cfg_id].end)
+        return end_of(self._model, cfg_id)
+
+    def _one_pass(self, cfg_ids: Collection[int]) -> OnePass:
+        return OnePass(self._model, sorted(cfg_ids), memory=memory_of(self._session))
 
     def _collect(self, run: OnePass, loader: Loader) -> Collected[int]:
         session, is_bank = self._session, loader is self._bank

@@ -23,10 +23,10 @@ from stitchkit.measure.ledger import Ledger
 from stitchkit.measure.statistics_file import Kept, check_statistics, read_statistics, statistics_file, write_statistics
 from stitchkit.model.snnet import SNNet
 from stitchkit.model.statistics import holding
+from stitchkit.networks.mode import evaluating
 from stitchkit.settings.recipe import Recipe
 from stitchkit.training.data import Loaders
 from stitchkit.training.dense.data import Pair, PairLoader
-from stitchkit.training.dense.judging import DenseJudge, Outputs
 from stitchkit.training.dense.task import loss_of
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.session import Session
@@ -144,17 +144,19 @@ def _dense_penalties(
 ) -> norms.Penalties:
     """The mean loss over images of stitches with each of their statistics."""
     losses, loss, total = defaultdict[tuple[int, str], float](float), loss_of(recipe.dense), 0
-    judge = DenseJudge(recipe.dense, model.num_classes, model.input_size[1:], autocast, norms.PORTION)
+    windows = Windows.of_task(recipe.dense, model.input_size[1:])
     keys = [(cfg_id, kind) for cfg_id, kinds in tried.items() for kind in kinds]
 
-    def run(portions: Sequence[torch.Tensor]) -> Outputs:
+    def run(portions: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
         for number, (cfg_id, kind) in enumerate(keys):
             with holding(model, tried[cfg_id][kind]):
                 yield number, torch.cat([model(part, cfg_id) for part in portions])
 
     for pairs in batches:
         total += len(pairs)
-        for number, outputs in judge.outputs(model, run, pairs):
-            for output, (_, target) in zip(outputs, pairs, strict=True):
-                losses[keys[number]] += loss([output[None]], target[None]).item()
+        images, targets = zip(*pairs, strict=True)
+        with evaluating(model), autocast():
+            for number, merged in windows.outputs(run, images, norms.PORTION):
+                for output, target in zip(merged(targets), targets, strict=True):
+                    losses[keys[number]] += loss([output[None]], target[None]).item()
     return {key: value / total for key, value in losses.items()}

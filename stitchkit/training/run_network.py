@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ class RunNetwork:
     """What a run asks of its network; a plain model is a space of one route."""
 
     space: StitchSpace
+    forward: Callable[[torch.Tensor, int], torch.Tensor]  # the output of a route, by its `cfg_id`, for images
     costs: Callable[[Sequence[int]], list[Cost]]  # of each route, for images of a size `(C, H, W)`
     networks: Sequence[nn.Module]  # the models of timm in it
     compiled: Sequence[nn.Module]  # the modules that are compiled
@@ -26,16 +27,21 @@ class RunNetwork:
     level_blocks: Sequence[int] = ()  # whose outputs a dense head takes
     gives_features: bool = False  # whether an evaluation can judge it without classes
 
+    def each(self, cfg_ids: Sequence[int]) -> Callable[[Sequence[torch.Tensor]], Iterator[tuple[int, torch.Tensor]]]:
+        """Runs routes one after the other on images in portions `[b, C, H, W]`."""
+        return lambda portions: ((cfg_id, torch.cat([self.forward(x, cfg_id) for x in portions])) for cfg_id in cfg_ids)
+
 
 def run_network(model: nn.Module) -> RunNetwork:
     """What a run asks of this network."""
     if not isinstance(model, SNNet):
         space = StitchSpace({0: Stitch((Segment("model", 0, 1),))}, {}, 1)  # made directly: there is no anchor
-        return RunNetwork(space, lambda size: [_cost(model, size)], [model], [model], {})
+        return RunNetwork(space, lambda x, _: model(x), lambda size: [_cost(model, size)], [model], [model], {})
     new = (model.stitch_layers, model.level_layers, model.updates)
     infos = model.backbone.level_infos if model.route_head.is_shared else []
     return RunNetwork(
         model.space,
+        model,
         lambda _: [*map(Profiler(model).cost, model.space.ids)],
         networks=[*model.anchors],
         # Each step runs another route, so that a block is compiled once for all. A block of several modules, or with

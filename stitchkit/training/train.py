@@ -29,7 +29,6 @@ from stitchkit.progress import progress
 from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.files import read_settings_file
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
-from stitchkit.training.dense.judging import DenseFigures
 from stitchkit.training.dense.task import create_dense_task
 from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import sampler_of
@@ -40,7 +39,7 @@ from stitchkit.training.samplers import Sampler
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import cut_summaries, write_fit, write_losses, write_summary
 from stitchkit.training.task import StitchTask, create_task
-from stitchkit.training.validation import Accuracies, FeatureLosses, Validation
+from stitchkit.training.validation import Anchors, FeatureLosses, Validation
 
 _logger = logging.getLogger(__name__)
 
@@ -171,11 +170,11 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> _Ready:
         world=world, folder=session.folder,
     )  # fmt: skip
     _distribute(trainer, session, sampler)
-    validation: Validation = Accuracies(session, trainer, untouched)
+    validation: Validation
     if features is not None and not recipe.stitch.uses_labels:
         validation = FeatureLosses(session, trainer, features)
-    if run_network(model).level_blocks:
-        validation = DenseFigures(session, trainer)
+    else:
+        validation = Anchors(session, trainer, untouched)
     validation.say_what_ranks()
     start, position = 0, None
     if content is not None and not recipe.run.no_resume_opt:

@@ -1,4 +1,4 @@
-"""What is judged between the epochs of a training: the anchors by their accuracy, or stitches by their features."""
+"""What is judged between the epochs of a training: the anchors, or stitches by their features."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from stitchkit.engine.loop import Trainer
-from stitchkit.measure.evaluate import batches_of, evaluate_stitch
+from stitchkit.measure.evaluate import batches_of
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.training.features import FeatureLoss, held_out_loss, judged_routes
+from stitchkit.training.judging import judged_of
 from stitchkit.training.preserve import UntouchedAnchors, warn_of_guesses
 from stitchkit.training.run_network import run_network
 from stitchkit.training.session import Session
@@ -69,63 +70,57 @@ class Validation(ABC):
         return networks
 
 
-class Accuracies(Validation):
-    """Judges anchors, or a plain model, by labels."""
+class Anchors(Validation):
+    """Judges anchors, or a plain model, as an evaluation does."""
 
     def __init__(self, session: Session, trainer: Trainer, untouched: UntouchedAnchors):
         super().__init__(session, trainer)
-        self._untouched = untouched
+        self._untouched, self._judged = untouched, judged_of(session)
+        self._routes = run_network(session.model).anchors or {"model": 0}
 
     def before(self) -> None:
         """Keep the accuracy of each anchor."""
-        model = self.session.model
-        if not (anchors := run_network(model).anchors):
+        network = run_network(self.session.model)
+        if not network.anchors or network.level_blocks:  # a shared head is untrained, so there is nothing to measure
             return
-        scores = self._validate({label: (model, cfg_id) for label, cfg_id in anchors.items()})
+        scores = self._figures(self.session.model, "")
         accuracies = self._untouched.alone = {label: score["acc1"] for label, score in scores.items()}
         _logger.info("anchors before training  acc1  %s", _shown(accuracies, ".2f"))
         if self.session.recipe.stitch.way_to_preserve != "none":
-            warn_of_guesses(accuracies, as_timm(model).num_classes)
+            warn_of_guesses(accuracies, as_timm(self.session.model).num_classes)
 
     def judge(self, after_batch: Callable[[], None], *, due: bool) -> Judgement:
-        """The scores of anchors or the plain model, and how each anchor's has changed since before the training."""
-        model, alone = self.session.model, self._untouched.alone
-        stitches: Mapping[str, int | None] = run_network(model).anchors or {"model": None}
-        averages = self._networks(stitches)
-        networks = {
-            label + end: (network, cfg_id) for end, network in averages.items() for label, cfg_id in stitches.items()
-        }
-        scores = self._validate(networks, after_batch) if due else {}
-        changes = {label: scores[label]["acc1"] - acc1 for label, acc1 in alone.items() if label in scores}
-        columns: dict[str, float | str] = {
-            f"eval_{label}_acc1": scores[label]["acc1"] if label in scores else "" for label in networks
-        }
-        columns |= {f"eval_{label}_change": changes.get(label, "") for label in alone}
-        if not scores:
+        """The figures of anchors or the plain model, and how much each accuracy changed since before the training."""
+        metric, alone, networks = self._judged.score.metric, self._untouched.alone, self._networks(self._routes)
+        names = [f"eval_{label}{end}_{metric}" for end in networks for label in self._routes]
+        columns: dict[str, float | str] = dict.fromkeys([*names, *(f"eval_{label}_change" for label in alone)], "")
+        if not due:
             return Judgement(columns)
-        figures: dict[str, float] = {}
-        for label, score in scores.items():
-            figures |= {f"eval_{label}_{key}": value for key, value in score.items()}
-        figures |= {f"eval_{label}_change": value for label, value in changes.items()}
-        words = "acc1  " + _shown({label: score["acc1"] for label, score in scores.items()}, ".2f")
+        scores: dict[str, dict[str, float]] = {}
+        for end, network in networks.items():
+            scores |= self._figures(network, end, after_batch)
+        compared = {label: score[metric] for label, score in scores.items()}
+        changes = {label: compared[label] - acc1 for label, acc1 in alone.items() if label in compared}
+        changed = {f"eval_{label}_change": value for label, value in changes.items()}
+        columns |= {f"eval_{label}_{metric}": value for label, value in compared.items()} | changed
+        figures = {f"eval_{label}_{key}": value for label, score in scores.items() for key, value in score.items()}
+        words = f"{metric}  {_shown(compared, '.2f')}"
         if changes:
             words += f"  change since before training  {_shown(changes, '+.2f')}"
-        losses = tuple(score["loss"] for score in scores.values())
-        *_, ranking = averages
-        key = {"top1": "acc1", "top5": "acc5", "loss": "loss"}[self.session.recipe.run.eval_metric]
-        mean = sum(scores[label + ranking][key] for label in stitches) / len(stitches)
-        return Judgement(columns, figures, losses, -mean if key == "loss" else mean, words)
+        losses = tuple(score["loss"] for score in scores.values() if "loss" in score)
+        *_, ranking = networks
+        key = {"top1": metric, "top5": "acc5", "loss": "loss"}[self.session.recipe.run.eval_metric]
+        mean = sum(scores[label + ranking][key] for label in self._routes) / len(self._routes)
+        return Judgement(columns, {**figures, **changed}, losses, -mean if key == "loss" else mean, words)
 
-    def _validate(
-        self, networks: Mapping[str, tuple[nn.Module, int | None]], after_batch: Callable[[], None] = lambda: None
+    def _figures(
+        self, network: nn.Module, end: str, after_batch: Callable[[], None] = lambda: None
     ) -> dict[str, dict[str, float]]:
-        session, scores = self.session, {}
-        for label, (network, cfg_id) in networks.items():
-            batches = batches_of(session.loaders.validation, session.world, label, after_batch)
-            scores[label] = evaluate_stitch(
-                network, cfg_id, batches, device=session.world.device, autocast=self.trainer.autocast, balanced=False
-            ).figures(cfg_id or 0)
-        return scores
+        """The figures of the anchors of a network, by their labels with an end."""
+        names = {cfg_id: f"anchor '{label}'" for label, cfg_id in self._routes.items()}
+        networks = self._judged.networks(network, names, run_network(network).each([*names]))
+        images = self._judged.evaluate(networks, f"validation{end}", after_batch)
+        return {label + end: images.figures(cfg_id) for label, cfg_id in self._routes.items()}
 
 
 class FeatureLosses(Validation):

@@ -19,13 +19,13 @@ from stitchkit.data.unreadable import NO_CLASS
 from stitchkit.distributed import World
 from stitchkit.engine.checkpoint_files import CheckpointFiles
 from stitchkit.engine.checkpoint_schema import anything, check, fields, table, text, whole
-from stitchkit.engine.epoch_state import NotFinite, Position
+from stitchkit.engine.epoch_state import Position
 from stitchkit.engine.epochs import TrainedEpoch, check_finite, train_epochs
 from stitchkit.engine.loop import Trainer
 from stitchkit.engine.recovery import newest_checkpoint
 from stitchkit.engine.settings import EngineSettings
 from stitchkit.engine.training_state import restore, training_state
-from stitchkit.errors import InputError, unknown
+from stitchkit.errors import InputError, NotFinite, unknown
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.timm_model import classifier_of
 from stitchkit.networks.weights import load_content, read_checkpoint

@@ -503,7 +503,7 @@ WRITES = {
     "stitchkit/data/demo.py image.save": "into a fresh folder",
     "stitchkit/data/demo.py ?.write_text": "into a fresh folder",
     "stitchkit/ship/predict_maps.py ?.save": "into a fresh folder",
-    "stitchkit/measure/evaluate.py partial.save": "our own",
+    "stitchkit/measure/evaluate.py unfinished.save": "our own",
     "stitchkit/training/train.py checkpoints.save": "our own",
     "stitchkit/engine/tracking.py SummaryWriter": "into a folder that is not a link; names contain the time",
     "stitchkit/engine/tracking.py wandb.init": "into a folder that is not a link; names contain the time",

@@ -234,11 +234,10 @@ def test_law_8_an_evaluation_resumes_where_it_was_killed(judged, scenes, monkeyp
             raise KeyboardInterrupt
         return sized(self, image)
 
-    from stitchkit.training.dense import judging as module
     from stitchkit.training.dense.windows import Windows
 
     sized = Windows._sized
-    monkeypatch.setattr(module, "SAVE_EVERY", 0)
+    monkeypatch.setattr("stitchkit.measure.evaluate.SAVE_EVERY", 0)
     monkeypatch.setattr(Windows, "_sized", watched)
     assert main([*evaluation(scenes, folder, way), "--experiment", "killed"]) != 0
     assert (folder / "killed/stitches_res.txt.part0").exists()

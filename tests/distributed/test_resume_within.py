@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 
-import stitchkit.measure.evaluate as evaluate
 from stitchkit.assembly.train import testing
 from stitchkit.cli import main
 from stitchkit.engine.loop import Trainer
+from stitchkit.training import judging
 from tests.distributed.forks import end, start
 from tests.distributed.subjects import SUBJECTS
 from tests.support import mostly_full
@@ -141,7 +141,7 @@ def test_a_signal_in_a_validation_stops_it(subject, trained, unbroken, tmp_path,
 
     means = testing._of_images
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "evaluate", partial(stopped, evaluate.evaluate))
+        patch.setattr(judging, "evaluate", partial(stopped, judging.evaluate))
         patch.setattr(testing, "_of_images", lambda *arguments: stopped(means, *arguments))
         assert trained("validation") == 130
     assert subject.content(tmp_path / "validation")["within"]["ranks"][0]["position"]["done"] == 8

@@ -12,11 +12,10 @@ from stitchkit.data.scenes import write_scenes
 from stitchkit.distributed import init_world
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.recalibrate import renew
-from stitchkit.model.onepass import OnePass
 from stitchkit.model.statistics import batch_norms
 from stitchkit.settings.flags import resolve
 from stitchkit.training.checkpoint import load_weights
-from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.judging import judged_of
 from stitchkit.training.session import open_session
 from tests.support import FAMILIES, FLAGS, pico_anchor, write_config
 
@@ -87,11 +86,10 @@ def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(tr
     assert batch_norms(net)
     images = session.loaders.train.dataset
     renew(net, [torch.stack([images[number][0] for number in range(TRAIN)])])
-    judge = DenseJudge(recipe.dense, session.model.num_classes, (SIDE, SIDE), session.autocast, 2)
-    batches = session.loaders.validation.batches()
     session.model.statistics = {row["cfg_id"]: _statistics_of(session.model, row["cfg_id"], net)}
-    sums = judge.sums(session.model, OnePass(session.model, [row["cfg_id"]]).outputs, [row["cfg_id"]], batches)
-    found = judge.over_ranks(sums).figures(row["cfg_id"])
+    judged = judged_of(session)
+    networks = judged.stitches(session.model, [row["cfg_id"]], None)
+    found = judged.evaluate(networks, "").figures(row["cfg_id"])
     assert {key: row[key] for key in found} == pytest.approx(found, abs=0.01)
 
 

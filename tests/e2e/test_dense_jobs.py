@@ -197,7 +197,7 @@ def test_law_7_windows_of_a_job_run_in_portions(data):
         sizes, opened.test.batch_size = [], portion
         head.register_forward_pre_hook(lambda _, given, sizes=sizes: sizes.append(len(given[0])))
         run = (head, lambda x: {None: head(x)}, lambda: None)
-        figures += _of_pixels(opened, {(None, "RMSE"): "rmse"}, nullcontext, *run)[0]
+        figures += _of_pixels(opened, {(None, "RMSE"): "rmse"}, CPU, nullcontext, *run)[0]
         assert max(sizes) == min(portion, 9 * len(opened.test.own))
     assert figures[0] == pytest.approx(figures[1])
 

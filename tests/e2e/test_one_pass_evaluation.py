@@ -17,7 +17,7 @@ from stitchkit.data.batches import without_padding
 from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import init_world
 from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import Unfinished, evaluate_stitch
+from stitchkit.measure.evaluate import Unfinished
 from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.scores import AccuracyScore
@@ -25,6 +25,7 @@ from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import create_loaders, open_datasets
 from tests.commands import refused
 from tests.distributed.forks import end, kill_once_there, start
+from tests.results import answers_of
 from tests.support import FLAGS, mostly_full, pico_config, pico_snnet, write_config
 
 
@@ -73,7 +74,7 @@ def test_law_7_the_ledger_is_that_of_one_pass_a_stitch(trained, images):
     )
     for row in rows(folder, "whole"):
         batches = without_padding(loaders.validation, world)
-        score = evaluate_stitch(model, row["cfg_id"], batches, device=world.device).figures(row["cfg_id"])
+        score = answers_of(model, row["cfg_id"], batches).figures(row["cfg_id"])
         assert (row["acc1"], row["acc5"], row["images"]) == (score["acc1"], score["acc5"], 20)
         assert row["loss"] == pytest.approx(score["loss"], rel=1e-6)
         labels, predicted = [], []

@@ -1,20 +1,41 @@
 """Windows: what is cut is put together again, and what cannot be judged is refused."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 
 import stitchkit
-from stitchkit.engine.epoch_state import NotFinite
+from stitchkit.distributed import World
 from stitchkit.engine.recovery import advising_evaluation
-from stitchkit.errors import InputError
+from stitchkit.errors import InputError, NotFinite
 from stitchkit.model.onepass import OnePass
 from stitchkit.settings.dense_recipe import DenseRecipe
-from stitchkit.training.dense.judging import DenseJudge
 from stitchkit.training.dense.windows import Windows
+from stitchkit.training.judging import JudgedMaps
 from tests.support import pico_config
 
-SIZE = (8, 12)
+SIZE, CPU = (8, 12), World(0, 1, torch.device("cpu"))
+
+
+def judged(recipe, networks, run, pairs, *, module=None, sides=SIZE, portion=4, num_classes=2):
+    """What networks, by their names in messages, give for images and targets."""
+    maps = JudgedMaps(
+        _Loader(pairs, portion), recipe, num_classes, sides, World(0, 1, torch.device("cpu")), nullcontext
+    )
+    return maps.evaluate(maps.networks(module or torch.nn.Identity(), networks, run), "")
+
+
+class _Loader(list):
+    """One batch."""
+
+    def __init__(self, pairs, batch_size):
+        super().__init__([pairs])
+        self.batch_size = batch_size
+
+    def batches(self, *_):
+        return self
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 12), (21, 33), (5, 40), (30, 7), (1, 1)])
@@ -51,26 +72,24 @@ def test_images_of_low_precision_are_resized_in_float32(dtype):
 
 def test_a_stride_that_leaves_gaps_is_refused():
     with pytest.raises(InputError, match=r"--window-stride 9 would leave gaps between windows of 8 x 12 .* at most 8"):
-        DenseJudge(DenseRecipe(task="depth", window_stride=9), 0, SIZE, torch.no_grad, 4)
+        Windows.of_task(DenseRecipe(task="depth", window_stride=9), SIZE)
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_outputs_that_are_not_finite_are_no_figures(task, value):
     """The class of NaN would be 0, which is often right."""
-    judge = DenseJudge(DenseRecipe(task=task), 2, SIZE, torch.no_grad, 4)
+    recipe = DenseRecipe(task=task)
     batch = [(torch.zeros(3, *SIZE), torch.ones(SIZE, dtype=torch.int64 if task == "segmentation" else torch.float32))]
 
     def run(portions):
         yield 5, torch.full((sum(map(len, portions)), 2 if task == "segmentation" else 1, *SIZE), value)
 
-    with pytest.raises(NotFinite, match=r"^the outputs of the network with cfg_id 5 are not finite$"):
-        [*judge.sums(torch.nn.Identity(), run, [5], [batch])]
     with pytest.raises(NotFinite, match=r"^the outputs of anchor 'a' are not finite$"):
-        [*judge.sums(torch.nn.Identity(), run, [5], [batch], names={5: "anchor 'a'"})]
-    advised = pytest.raises(InputError, match="5 are not finite; the weights may have diverged, so evaluate")
+        judged(recipe, {5: "anchor 'a'"}, run, batch)
+    advised = pytest.raises(InputError, match="'a' are not finite; the weights may have diverged, so evaluate")
     with advised, advising_evaluation():
-        [*judge.sums(torch.nn.Identity(), run, [5], [batch])]
+        judged(recipe, {5: "anchor 'a'"}, run, batch)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +105,6 @@ def test_outputs_that_are_not_finite_are_no_figures(task, value):
 )
 def test_images_without_any_known_pixel_are_refused(task, value, words):
     """Their figures would be 0, or without errors. A few among others do not count."""
-    judge = DenseJudge(DenseRecipe(task=task, max_depth=0.5), 2, SIZE, torch.no_grad, 4)
     kind = torch.int64 if task == "segmentation" else torch.float32
     unknown, known = (torch.full(SIZE, each, dtype=kind) for each in (value, 0.25 if task == "depth" else 1))
 
@@ -95,7 +113,7 @@ def test_images_without_any_known_pixel_are_refused(task, value, words):
 
     def figures(*targets):
         batch = [(torch.zeros(3, *SIZE), target) for target in targets]
-        return judge.over_ranks(judge.sums(torch.nn.Identity(), run, [5], [batch])).figures(5)
+        return judged(DenseRecipe(task=task, max_depth=0.5), {5: "a"}, run, batch).figures(5)
 
     assert figures(unknown, known)["images"] == 1
     with pytest.raises(InputError, match=words):
@@ -122,8 +140,8 @@ def test_law_7_only_a_portion_of_the_windows_runs_at_a_time(task):
         found = {}
         for portion in (3, 1000):
             sizes.clear()
-            judge = DenseJudge(DenseRecipe(task=task), 4, (16, 16), torch.no_grad, portion)
-            sums = judge.over_ranks(judge.sums(model, run, wanted, [batch]))
+            how = {"module": model, "sides": (16, 16), "portion": portion, "num_classes": 4}
+            sums = judged(DenseRecipe(task=task), dict.fromkeys(wanted, "one"), run, batch, **how)
             found[portion] = [sums.figures(cfg_id) for cfg_id in wanted]
             assert (max(sizes) <= 3) == (portion == 3)
         for one, other in zip(*found.values(), strict=True):

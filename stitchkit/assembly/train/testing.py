@@ -29,7 +29,7 @@ from stitchkit.errors import InputError
 from stitchkit.measure.evaluate import batches_of
 from stitchkit.networks.mode import evaluating
 from stitchkit.training.dense.data import PairLoader
-from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.judging import JudgedMaps
 
 _logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Evaluator:
         metrics, where = metrics_of(self._job.config, number)
         if data.config.is_dense:
             figures = dense_figures(data.config.task, metrics, where)
-            return [*figures], partial(_of_pixels, data, figures, self._autocast)
+            return [*figures], partial(_of_pixels, data, figures, self._job.world, self._autocast)
         measures = create_all_measures(metrics, where)
         return [*measures], partial(_of_images, data, measures, self._job.world)
 
@@ -137,11 +137,11 @@ def _of_images(
 
 
 def _of_pixels(
-    data: TaskData, figures: Mapping[Column, str], autocast: Autocast, network: nn.Module, run: _Run,
+    data: TaskData, figures: Mapping[Column, str], world: World, autocast: Autocast, network: nn.Module, run: _Run,
     after_batch: Callable[[], None],
 ) -> _Tested:  # fmt: skip
     """A test on the images of a dense task, each at its own size, in windows of the size of the network's input."""
-    task, loader = data.config, data.test
+    task, loader, classes = data.config, data.test, len(data.classes)
     assert isinstance(loader, PairLoader), "it is of a dense task"
     outputs = [*dict.fromkeys(output for output, _ in figures)]
 
@@ -153,9 +153,7 @@ def _of_pixels(
         number: f"{'the network' if output is None else repr(output)} for '{task.name}'"
         for number, output in enumerate(outputs)
     }
-    size = task.data_preprocessing.size
-    judge = DenseJudge(dense_recipe(task), len(data.classes), size, autocast, loader.batch_size)
-    batches = loader.batches(after_batch=after_batch)
-    sums = judge.over_ranks(judge.sums(network, run_all, [*names], batches, names))
-    values = [(name, sums.figures(outputs.index(output))[name]) for (output, _), name in figures.items()]
+    judged = JudgedMaps(loader, dense_recipe(task), classes, task.data_preprocessing.size, world, autocast)
+    images = judged.evaluate(judged.networks(network, names, run_all), task.name, after_batch)
+    values = [(name, images.figures(outputs.index(output))[name]) for (output, _), name in figures.items()]
     return [value / 100 if name in _IN_PERCENT else value for name, value in values], []

@@ -21,8 +21,9 @@ from stitchkit.measure.metric import in_sentence, metric_of
 from stitchkit.measure.pareto import pareto_front
 from stitchkit.model.onepass import OnePass
 from stitchkit.model.snnet import SNNet
+from stitchkit.networks.mode import evaluating
 from stitchkit.training.dense.data import Pair, PairLoader
-from stitchkit.training.dense.judging import DenseJudge
+from stitchkit.training.dense.windows import Windows
 from stitchkit.training.session import Session
 
 if TYPE_CHECKING:
@@ -82,16 +83,17 @@ def examples(session: Session, model: SNNet, cfg_ids: Sequence[int]) -> list[Exa
     loader = session.loaders.validation
     assert isinstance(loader, PairLoader), "it is of a dense task"
     pairs, device = loader.dataset, session.world.device
-    judge, run = DenseJudge.of_session(session, session.autocast), OnePass(model, cfg_ids).outputs
+    windows = Windows.of_task(session.recipe.dense, (session.input_size[1], session.input_size[2]))
+    run, task = OnePass(model, cfg_ids).outputs, session.recipe.dense.task
     numbers = np.linspace(0, len(pairs) - 1, min(_MOST_IMAGES, len(pairs))).round().astype(int)
     shown = []
     for number in numbers.tolist():
         image, target = (part.to(device) for part in pairs[number])
         image = image.to(loader.dtype)
         # One at a time, since outputs for all pixels are large.
-        outputs = judge.outputs(model, run, [(image, target)])
-        task = session.recipe.dense.task
-        maps = {cfg_id: predicted_map(output, task) for cfg_id, (output,) in outputs}
+        with torch.no_grad(), evaluating(model), session.autocast():
+            outputs = windows.outputs(run, [image], loader.batch_size)
+            maps = {cfg_id: predicted_map(next(merged([target])), task) for cfg_id, merged in outputs}
         shown.append(_example(session, (image, target), [maps[cfg_id] for cfg_id in cfg_ids]))
     return shown
 

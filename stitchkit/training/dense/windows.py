@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional as F
 
 from stitchkit.errors import InputError
 from stitchkit.settings.dense_recipe import DenseRecipe
+
+Run = Callable[[Sequence[torch.Tensor]], Iterable[tuple[int, torch.Tensor]]]
+"""Runs networks, in any order, on images in portions `[b, C, H, W]`, one after the other: each one's `cfg_id` and its
+outputs for all of them.
+"""
+Merged = Callable[[Sequence[torch.Tensor]], Iterator[torch.Tensor]]
+"""Outputs `[K, H, W]` for images, each at the size of its target `[H, W]`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,15 @@ class Windows:
             places.append(corners)
             sides.append((int(sized.shape[1]), int(sized.shape[2])))
         return Cut(torch.stack(windows), places, sides, self.size)
+
+    def outputs(self, run: Run, images: Sequence[torch.Tensor], most: int) -> Iterator[tuple[int, Merged]]:
+        """The `cfg_id` of each network and its outputs for images, from windows that run `most` at a time.
+
+        Take the outputs of one before those of the next.
+        """
+        cut = self.cut(images)
+        for cfg_id, outputs in run(cut.portions(most)):
+            yield cfg_id, partial(cut.merged, outputs)
 
     def _sized(self, image: torch.Tensor) -> torch.Tensor:
         if self.keeps_scale:
