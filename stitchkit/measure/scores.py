@@ -24,13 +24,16 @@ class Score(ABC):
         metric: The figure that compares networks.
         file: The ending of the file beside a ledger.
         dtype: Of the numbers that depend on the network.
-        totals: How many numbers are summed over batches.
     """
 
     metric: ClassVar[str]
     file: ClassVar[str]
     dtype: ClassVar[type[np.generic]]
-    totals: ClassVar[int] = 0
+
+    @property
+    def totals(self) -> int:
+        """How many numbers are summed over batches."""
+        return 0
 
     @property
     @abstractmethod
@@ -63,7 +66,7 @@ class Score(ABC):
         return "there is no image to evaluate on; check the validation set"
 
 
-class _Answers(Score):
+class AnswerScore(Score):
     """Whether each answer is right; the truth of an image is its label, or -1 if it does not count."""
 
     file: ClassVar[str] = "hits"
@@ -81,7 +84,7 @@ class _Answers(Score):
 
 
 @dataclass(frozen=True)
-class AccuracyScore(_Answers):
+class AccuracyScore(AnswerScore):
     """Accuracies in percent and the mean cross-entropy; the totals are the sum of losses, and the top-5 hits.
 
     With fewer than five classes, all of them count as the top five. Balanced accuracy is the mean over the classes that
@@ -107,7 +110,7 @@ class AccuracyScore(_Answers):
 
 
 @dataclass(frozen=True)
-class AgreementScore(_Answers):
+class AgreementScore(AnswerScore):
     """How far answers agree with those of the end anchor, and the mean Kullback-Leibler divergence from it.
 
     The totals are the sum of divergences, the equal answers where the anchor is sure, and the images where it is.
@@ -231,13 +234,13 @@ class DepthScore(DenseScore):
         return {"abs_rel": abs_rel, "rmse": rmse, "delta1": 100 * near}
 
 
-FILES = dict.fromkeys(("acc1", "agree"), _Answers.file) | dict.fromkeys(("miou", "delta1"), DenseScore.file)
+FILES = dict.fromkeys(("acc1", "agree"), AnswerScore.file) | dict.fromkeys(("miou", "delta1"), DenseScore.file)
 """The ending of the file that compares networks by a metric."""
 
 
 def score_of(content: Mapping[str, Any], file: str) -> Score:
     """The score that a file with this ending describes."""
-    if file == _Answers.file:
+    if file == AnswerScore.file:
         if (metric := content.get("metric", "acc1")) not in ("acc1", "agree"):
             raise ValueError("it is of another format")
         return AccuracyScore() if metric == "acc1" else AgreementScore()

@@ -23,11 +23,12 @@ from stitchkit.assembly.train.metrics import (
     tested_column,
 )
 from stitchkit.assembly.train.task import Captured, output_of
-from stitchkit.distributed import World, sum_over_ranks
+from stitchkit.distributed import World
 from stitchkit.engine.settings import Autocast
-from stitchkit.errors import InputError
-from stitchkit.measure.evaluate import batches_of
-from stitchkit.networks.mode import evaluating
+from stitchkit.measure.answers import BatchScore, Sums
+from stitchkit.measure.evaluate import Networks, batches_of, evaluate
+from stitchkit.measure.formulas import Bits, Floats
+from stitchkit.measure.scores import AnswerScore, Array
 from stitchkit.training.dense.data import PairLoader
 from stitchkit.training.judging import JudgedMaps
 
@@ -110,7 +111,37 @@ class Evaluator:
         return {name: output_of(value, number) for name, value in taken.items()}
 
 
-@torch.no_grad()
+class MeanScore(AnswerScore, BatchScore):
+    """Means of measures over the images with a label, each of an output of a network by its name."""
+
+    def __init__(self, measures: Sequence[tuple[str | None, Measure]]):
+        self._measures = measures
+
+    @property
+    def totals(self) -> int:
+        """One of each measure."""
+        return len(self._measures)
+
+    def of_batch(self, output: Mapping[str | None, torch.Tensor], targets: torch.Tensor) -> Sums:
+        """The sums of the measures for labels `[B]`, of which -1 is an image that does not count."""
+        known = targets >= 0
+        sums = torch.zeros(self.totals, dtype=torch.float64, device=targets.device)
+        if known.any():
+            # autocast's outputs have too few digits for a mean of losses
+            each = [measure(output[name][known].float(), targets[known]) for name, measure in self._measures]
+            sums = torch.stack([figure.double() for figure in each])
+        return Sums(sums, known[:, None], targets[:, None])
+
+    def about(self) -> dict[str, object]:
+        """Nothing, as there is no file."""
+        return {}
+
+    def row(self, own: Array, truth: Array, seen: Bits, totals: Floats | None) -> dict[str, float]:  # noqa: ARG002
+        """The mean of each measure, by its number."""
+        assert totals is not None, "it was evaluated"
+        return {str(number): total / int(seen.sum()) for number, total in enumerate(totals.tolist())}
+
+
 def _of_images(
     data: TaskData, measures: Mapping[Column, Measure], world: World, network: nn.Module, run: _Run,
     after_batch: Callable[[], None],
@@ -119,20 +150,11 @@ def _of_images(
     outputs = dict.fromkeys(output for output, _ in measures)
     # First the loss of each output, which shows whether the network is finite.
     losses: dict[str | None, Measure] = dict.fromkeys(outputs, partial(F.cross_entropy, reduction="sum"))
-    every = [*losses.items(), *((output, measure) for (output, _), measure in measures.items())]
-    sums = torch.zeros(len(every) + 1, dtype=torch.float64, device=world.device)
-    with evaluating(network):
-        for images, labels in batches_of(data.test, world, data.config.name, after_batch):
-            values = run(images)
-            known = labels >= 0  # others are of images that cannot be read
-            if len(labels[known]):
-                # autocast's outputs have too few digits for a mean of losses
-                each = [measure(values[name][known].float(), labels[known]) for name, measure in every]
-                sums += torch.stack([*(figure.double() for figure in each), known.sum().double()])
-    *totals, count = sum_over_ranks(sums).tolist()
-    if not count:
-        raise InputError("there is no image to evaluate on; check the validation set")
-    means = [total / count for total in totals]
+    score = MeanScore([*losses.items(), *((output, measure) for (output, _), measure in measures.items())])
+    networks = Networks(network, [0], lambda images: [(0, run(images))])
+    loader, name = data.test, data.config.name
+    images = evaluate(networks, lambda _: batches_of(loader, world, name, after_batch), score, device=world.device)
+    means = [*images.figures(0).values()]
     return means[len(losses) :], means[: len(losses)]
 
 
