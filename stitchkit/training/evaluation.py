@@ -1,13 +1,12 @@
-"""`--eval`: evaluate every stitch of trained weights into the ledger."""
+"""`--eval`: evaluate every stitch of trained weights into the ledger, or a plain model."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from stitchkit.data.identity import images_digest
 from stitchkit.display import command, counted
@@ -40,108 +39,129 @@ _UNSAID = ("acc5", "loss", "images", "sure_images")
 _OF_A_MODEL = ("model", "model_kwargs", "pretrained_path", "initial_checkpoint")
 
 
-def evaluate_stitches(session: Session) -> None:
-    """Evaluate every stitch that the ledger lacks, or the plain model.
+class Evaluation:
+    """Of a plain model: its figures go into the log, and the accuracy of each class into a table.
 
-    Stitches are evaluated in one pass over the images. Results of other weights or data are left as they are.
+    Making it loads the weights, and checks what is wanted against the results so far; nothing is written. Every rank
+    makes one.
+
+    Attributes:
+        origin: All that the figures depend on.
     """
-    recipe, model, world = session.recipe, session.model, session.world
-    content, origin, missing, ledgers = prepare_evaluation(session)
-    from_primary(world, lambda: _begin(session, origin))
-    if not isinstance(model, SNNet):
-        net = renewed_copy(session) if recipe.run.recalibrate_bn else model
-        judged_by = JudgedAnswers(session)
-        images = judged_by.evaluate(judged_by.networks(net, {0: "the model"}, run_network(net).each([0])), "evaluation")
-        _logger.info("%s", json.dumps({"model": recipe.model.model, **images.figures(0)}))
-        from_primary(world, lambda: judged_by.keep_classes(images, {"acc1": 0}))
-        return
-    norms = give_statistics(session, model, missing, ledgers, origin, keeps_anchors=freezes_anchors(content))
-    numbers = count(1)
-    judged: Iterator[Mapping[int, Mapping[str, float]]]
-    if model.num_classes:
-        judged = judge_stitches(session, model, missing, origin, ledgers) if missing else iter(())
-    else:
-        judged = Judge(session, model).stitches(missing) if missing else iter(())
-    for scores in judged:
-        for ledger in ledgers:
-            for cfg_id, figures in scores.items():
-                ledger.append(cfg_id, {**figures, **norms.get(cfg_id, {})})
-        for cfg_id, figures in scores.items():
-            words = "  ".join(f"{key} {value:.2f}" for key, value in figures.items() if key not in _UNSAID)
-            _logger.info(
-                "stitch %d/%d  cfg_id %d  %s  %s", next(numbers), len(missing), cfg_id, model.space[cfg_id], words
-            )
 
-    def finish() -> None:
-        for ledger in ledgers:
-            remove_progress(session.folder)
-            add_intervals(ledger.rows, compared_beside(ledger.path, metric_of(ledger.rows)))
-            ledger.rewrite()
-            if (batch_size := recipe.run.latency) and ledger.rows:  # all of them: separate runs are not comparable
-                _logger.info("measuring the latency of each stitch in turns, for a minute or at least seven rounds")
-                with uncompiled(model):
-                    summary = add_latencies(ledger.rows, model, batch_size=batch_size)
-                ledger.rewrite()
-                _logger.info("%s", summary)
-            front = command("stitchkit", "pareto", ledger.path)
-            _logger.info("%s has %s; the front: %s", ledger.path, counted(len(ledger.rows), "stitch"), front)
+    file = PER_CLASS
 
-    if model.route_head.is_shared:
-        uncompiled(model)(write_examples)(session, model, ledgers)
-    from_primary(world, finish)  # the other ranks wait, since their callers read the ledger next
+    def __init__(self, session: Session):
+        recipe, self.session, self.path = session.recipe, session, session.folder / self.file
+        loads = bool(recipe.run.resume)
+        self.content, digest = load_weights(session, ema=recipe.optim.model_ema) if loads else ({}, "")
+        if recipe.run.bank_images and as_timm(session.model).num_classes:
+            raise InputError("--bank-images requires networks without classes; omit it, or add --num-classes 0")
+        self.origin = origins.origin_of(recipe, digest) | self._own_origin()
+        images = session.loaders.validation.dataset
+        self.origin[origins.IMAGES] = from_primary(session.world, lambda: images_digest(images))
+
+    def _own_origin(self) -> dict[str, object]:
+        """What the figures depend on beside the weights, data and settings of all evaluations."""
+        return {key: self.session.recipe.flat()[key] for key in _OF_A_MODEL}
+
+    def run(self) -> None:
+        """Evaluate, and write the results; every rank calls this."""
+        from_primary(self.session.world, self._begin)
+        if self.path.exists():
+            _logger.info("'%s' of an earlier evaluation is replaced", self.path)
+        session, judged = self.session, JudgedAnswers(self.session)
+        net = renewed_copy(session) if session.recipe.run.recalibrate_bn else session.model
+        images = judged.evaluate(judged.networks(net, {0: "the model"}, run_network(net).each([0])), "evaluation")
+        _logger.info("%s", json.dumps({"model": session.recipe.model.model, **images.figures(0)}))
+        from_primary(session.world, lambda: judged.keep_classes(images, {"acc1": 0}))
+
+    def _begin(self) -> None:
+        """Begin the log of an evaluation, and save its settings and what its figures depend on."""
+        self.session.save_settings("eval_args.yaml")
+        begin_log(self.session.folder)
+        weights = self.session.recipe.run.resume or "the initial weights; --resume chooses a checkpoint"
+        _logger.info("evaluating %s", weights)
+        origins.write_origin(self.path, self.origin)
 
 
-def prepare_evaluation(session: Session) -> tuple[dict[str, Any], dict[str, object], list[int], list[Ledger]]:
-    """Load the weights, and check what is wanted against the results so far; nothing is written.
+class StitchEvaluation(Evaluation):
+    """Of an SN-Net: every stitch that the ledger lacks, in one pass over the images.
 
-    Returns:
-        The content of the checkpoint, empty without one; all that the figures depend on; the stitches to evaluate, none
-        for a plain model; and the ledger of an SN-Net on the primary rank, since other machines may not see the file.
+    Results of other weights or data are left as they are.
     """
-    recipe, model, ledgers = session.recipe, session.model, list[Ledger]()
-    content, digest = load_weights(session, ema=recipe.optim.model_ema) if recipe.run.resume else ({}, "")
-    if recipe.run.bank_images and as_timm(model).num_classes:
-        raise InputError("--bank-images requires networks without classes; omit it, or add --num-classes 0")
-    origin, wanted = origins.origin_of(recipe, digest), list[int]()
-    if isinstance(model, SNNet):
-        if not model.num_classes:
-            origin |= origins.of_the_bank(recipe)
-        origin["by_agreement"] = session.by_agreement
-        chosen = recipe.run.eval_stitches
+
+    file = LEDGER
+
+    def __init__(self, session: Session, model: SNNet):
+        self._model, self._ledgers = model, list[Ledger]()  # on the primary rank: others may not see the file
+        super().__init__(session)
+        chosen = session.recipe.run.eval_stitches
         wanted = [*model.space.ids] if chosen is None else model.space.select(chosen)
-    else:
-        origin |= {key: recipe.flat()[key] for key in _OF_A_MODEL}
-    origin[origins.IMAGES] = from_primary(session.world, lambda: images_digest(session.loaders.validation.dataset))
+        self._missing = from_primary(session.world, lambda: self._find_missing(wanted))
 
-    def find_missing() -> list[int]:
-        if not isinstance(model, SNNet):
-            return []
-        ledgers.append(Ledger(_result(session), model.space, uncompiled(model)(Profiler(model).cost)))
-        if ledgers[0].rows:
-            before = _check_origin(ledgers[0].path, origin)
-            judged_of(session).check_beside(ledgers[0])
-            if before[origins.IMAGES] != origin[origins.IMAGES]:  # only now: hits say which image is another
+    def _own_origin(self) -> dict[str, object]:
+        bank = {} if self._model.num_classes else origins.of_the_bank(self.session.recipe)
+        return {**bank, "by_agreement": self.session.by_agreement}
+
+    def _find_missing(self, wanted: Sequence[int]) -> list[int]:
+        ledger = Ledger(self.path, self._model.space, uncompiled(self._model)(Profiler(self._model).cost))
+        self._ledgers.append(ledger)
+        if ledger.rows:
+            before = _check_origin(self.path, self.origin)
+            judged_of(self.session).check_beside(ledger)
+            if before[origins.IMAGES] != self.origin[origins.IMAGES]:  # only now: hits say which image is another
                 raise InputError(
-                    f"result file '{ledgers[0].path}' was measured on other images: the validation images have changed "
+                    f"result file '{self.path}' was measured on other images: the validation images have changed "
                     f"since, in names, labels, sizes or content; {_MOVE}"
                 )
-        return [cfg_id for cfg_id in wanted if cfg_id in ledgers[0].missing]
+        return [cfg_id for cfg_id in wanted if cfg_id in ledger.missing]
 
-    return content, origin, from_primary(session.world, find_missing), ledgers
+    def run(self) -> None:
+        """Evaluate, and write the results; every rank calls this."""
+        session, model, missing, ledgers = self.session, self._model, self._missing, self._ledgers
+        from_primary(session.world, self._begin)
+        keeps_anchors = freezes_anchors(self.content)
+        norms = give_statistics(session, model, missing, ledgers, self.origin, keeps_anchors=keeps_anchors)
+        numbers = count(1)
+        for scores in self._judged() if missing else ():
+            for ledger in ledgers:
+                for cfg_id, figures in scores.items():
+                    ledger.append(cfg_id, {**figures, **norms.get(cfg_id, {})})
+            for cfg_id, figures in scores.items():
+                words = "  ".join(f"{key} {value:.2f}" for key, value in figures.items() if key not in _UNSAID)
+                _logger.info(
+                    "stitch %d/%d  cfg_id %d  %s  %s", next(numbers), len(missing), cfg_id, model.space[cfg_id], words
+                )
+        if model.route_head.is_shared:
+            uncompiled(model)(write_examples)(session, model, ledgers)
+        # The other ranks wait, since their callers read the ledger next.
+        from_primary(session.world, lambda: [*map(self._finish, ledgers)])
+
+    def _judged(self) -> Iterator[Mapping[int, Mapping[str, float]]]:
+        if self._model.num_classes:
+            return judge_stitches(self.session, self._model, self._missing, self.origin, self._ledgers)
+        return Judge(self.session, self._model).stitches(self._missing)
+
+    def _finish(self, ledger: Ledger) -> None:
+        remove_progress(self.session.folder)
+        add_intervals(ledger.rows, compared_beside(ledger.path, metric_of(ledger.rows)))
+        ledger.rewrite()
+        batch_size = self.session.recipe.run.latency
+        if batch_size and ledger.rows:  # all of them: separate runs are not comparable
+            _logger.info("measuring the latency of each stitch in turns, for a minute or at least seven rounds")
+            with uncompiled(self._model):
+                summary = add_latencies(ledger.rows, self._model, batch_size=batch_size)
+            ledger.rewrite()
+            _logger.info("%s", summary)
+        front = command("stitchkit", "pareto", ledger.path)
+        _logger.info("%s has %s; the front: %s", ledger.path, counted(len(ledger.rows), "stitch"), front)
 
 
-def _result(session: Session) -> Path:
-    return session.folder / (LEDGER if isinstance(session.model, SNNet) else PER_CLASS)
-
-
-def _begin(session: Session, origin: Mapping[str, object]) -> None:
-    """Begin the log of an evaluation, and save its settings and what its figures depend on."""
-    session.save_settings("eval_args.yaml")
-    begin_log(session.folder)
-    _logger.info("evaluating %s", session.recipe.run.resume or "the initial weights; --resume chooses a checkpoint")
-    if (path := _result(session)).exists() and not isinstance(session.model, SNNet):
-        _logger.info("'%s' of an earlier evaluation is replaced", path)
-    origins.write_origin(path, origin)
+def evaluation_of(session: Session) -> Evaluation:
+    """The evaluation of a run's network."""
+    model = session.model
+    return StitchEvaluation(session, model) if isinstance(model, SNNet) else Evaluation(session)
 
 
 def _check_origin(path: Path, origin: Mapping[str, object]) -> dict[str, object]:

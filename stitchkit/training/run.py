@@ -19,7 +19,7 @@ from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.checkpoint import Checkpoints, load_run
 from stitchkit.training.data import check_labels, weights_dtype
 from stitchkit.training.dense.windows import Windows
-from stitchkit.training.evaluation import evaluate_stitches, prepare_evaluation
+from stitchkit.training.evaluation import evaluation_of
 from stitchkit.training.network import check_device, check_names, sampler_of, uncompiled
 from stitchkit.training.optim import create_optimisation
 from stitchkit.training.preserve import freeze, say_frozen
@@ -116,12 +116,12 @@ class EvalRun:
 
     def plan(self, session: Session) -> Iterator[str]:
         """Nothing to say, after checkpoint and earlier results have been checked to fit."""
-        prepare_evaluation(session)
+        evaluation_of(session)
         return iter(())
 
     def execute(self, session: Session, _: Checkpoints) -> None:
         """Evaluate every stitch, or the plain model."""
-        evaluate_stitches(session)
+        evaluation_of(session).run()
 
 
 def _show_network(session: Session) -> None:
