@@ -15,8 +15,7 @@ from typing import Any
 
 import stitchkit
 from benchmarks.frame import DEVICES, PRECISIONS
-from stitchkit.data.demo import write_demo_glyphs
-from stitchkit.data.demo_glyphs import GLYPHS
+from stitchkit.data.demo import GLYPHS, write_demo_glyphs
 
 _IMAGES = 50 * len(GLYPHS)
 """Training images."""

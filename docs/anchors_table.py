@@ -35,7 +35,7 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.networks.anchor import Anchor
 from stitchkit.networks.create import create_model, create_torchvision
 from stitchkit.networks.families import anchor_of, has_view
-from stitchkit.settings.short_names import TORCHVISION, torchvision_names
+from stitchkit.settings.names import TORCHVISION, torchvision_names
 
 PAGE = Path(__file__).parent / "anchors.md"
 HEAD = (

@@ -23,7 +23,7 @@ from stitchkit.display import quantity
 from stitchkit.measure.profile import Profiler
 from stitchkit.model.create import create_snnet
 from stitchkit.model.snnet import SNNet
-from stitchkit.settings.short_names import CONFIGS, short_names
+from stitchkit.settings.names import CONFIGS, short_names
 from stitchkit.settings.stitch_config import StitchConfig, ZooFacts
 from stitchkit.settings.zoo import facts_of, zoo
 

@@ -17,20 +17,19 @@ _logger = logging.getLogger(__name__)
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Names of class folders in the order of their numbers: timm's natural order, so that timm's weights fit."""
+
+    def natural(name: str) -> list[str | Decimal]:
+        # Not int, which refuses thousands of digits.
+        return [Decimal(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name.lower()))]
+
     # Names that are equal in natural order, such as 1 and 01, or A and a, are in plain order: timm sorts a set, whose
     # order differs from process to process, so two ranks would number these classes differently.
-    return sorted(names, key=lambda name: (_natural(name), name))
+    return sorted(names, key=lambda name: (natural(name), name))
 
 
 def same_text(name: str) -> str:
     """A class name in NFC: macOS writes letters with accents as two characters (NFD), other systems as one."""
     return unicodedata.normalize("NFC", name)
-
-
-def _natural(name: str) -> list[str | Decimal]:
-    """Text and numbers in turn, as in `timm.utils.misc.natural_key`."""
-    # Not int, which refuses thousands of digits.
-    return [Decimal(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
 def trained_classes(content: Mapping[str, object]) -> list[list[str]]:

@@ -21,7 +21,7 @@ from stitchkit.networks.timm_model import TimmModel
 from stitchkit.networks.trained_with import noted
 from stitchkit.networks.weights import load_checkpoint
 from stitchkit.paths import check_file
-from stitchkit.settings.short_names import torchvision_names
+from stitchkit.settings.names import torchvision_names
 from stitchkit.settings.stitch_config import AnchorSpec
 from stitchnet.data import crop_pct
 from stitchnet.settings import PUBLISHED

@@ -159,7 +159,8 @@ class Decoding:
         turned = before if is_tiff else orientation(image)
         if self.exif and turned != UPRIGHT:
             image, change = image if is_tiff else ImageOps.exif_transpose(image), change | Change.TURNED
-        if _is_deep(image):
+        # Pillow's mode ignores the sign of 8 bits.
+        if image.mode.startswith(_DEEP) or (image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED):
             image, change = _to_8_bits(image), change | Change.SCALED
         if image.has_transparency_data and ImageMode.getmode(self.mode).bands[-1] not in ("A", "a"):
             image = image.convert("RGBA")
@@ -194,11 +195,6 @@ def _has_frames(image: Image.Image) -> bool:
     with suppress(Exception):  # an image whose file is closed
         return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     return False
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """Whether the values of an image are not 0 to 255; Pillow's mode ignores the sign of 8 bits."""
-    return image.mode.startswith(_DEEP) or (image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED)
 
 
 def _tag(image: Image.Image, number: int) -> Any:

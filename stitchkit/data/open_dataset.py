@@ -11,7 +11,7 @@ from pathlib import Path
 from torch.utils.data import IterableDataset
 
 from stitchkit.data.class_map import read_class_map
-from stitchkit.data.digits import read_digits
+from stitchkit.data.demo import read_digits
 from stitchkit.data.folders import FolderReader, find_split, open_images
 from stitchkit.data.labelled_images import Images, LabelledImages, StreamedImages, class_names
 from stitchkit.data.source import (

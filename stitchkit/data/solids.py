@@ -47,10 +47,6 @@ class Solid(NamedTuple):
         return np.array([[cosine, 0, -sine], [0, 1, 0], [sine, 0, cosine]])
 
 
-def _nearer(first: Meeting, second: Meeting) -> Meeting:
-    return np.minimum(first[0], second[0]), np.where(first[0] <= second[0], first[1], second[1])
-
-
 def _round(weights: tuple[float, float, float], middle: float, size: float) -> _Shape:
     """The quadric where `weights` times the squares of (x, y - middle, z) add up to `size`."""
     weight, shift = np.array(weights)[:, None], np.array([[0], [middle], [0]])
@@ -122,7 +118,8 @@ def _in_star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _cylinder(starts: np.ndarray, rays: np.ndarray) -> Meeting:
-    return _nearer(_MANTLE(starts, rays), _LID(starts, rays))
+    (mantle, outwards), (lid, upwards) = _MANTLE(starts, rays), _LID(starts, rays)
+    return np.minimum(mantle, lid), np.where(mantle <= lid, outwards, upwards)
 
 
 _MANTLE, _LID = _round((1, 0, 1), 0, 1), _flat(_in_disc, axis=1, level=1)

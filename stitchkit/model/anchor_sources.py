@@ -18,7 +18,7 @@ from stitchkit.networks.families import anchor_of
 from stitchkit.networks.hub_weights import published_config
 from stitchkit.networks.trained_with import TrainedWith
 from stitchkit.networks.weights import read_checkpoint
-from stitchkit.settings.anchor_text import AnchorText, read_anchor
+from stitchkit.settings.names import AnchorText, read_anchor
 from stitchkit.settings.schema import ModelArguments, parse
 from stitchkit.settings.stitch_config import AnchorSpec
 

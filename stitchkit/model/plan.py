@@ -22,7 +22,7 @@ from stitchkit.networks.meta import without_values
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
 from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
-from stitchkit.settings.anchor_text import RECIPE
+from stitchkit.settings.names import RECIPE
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 
 Rule = SlidingWindow | Proportional

@@ -29,7 +29,9 @@ class _Route(nn.Sequential):
     """The description of the file that it was loaded from."""
 
     def __init__(self, steps: Mapping[str, nn.Module]):
-        super().__init__(OrderedDict((name, _named(module)) for name, module in steps.items()))
+        super().__init__()
+        for name, module in steps.items():  # in saved files, stems are `stem.part`
+            self.add_module(name, nn.Sequential(OrderedDict(part=module)) if isinstance(module, Slice) else module)
 
 
 class RouteNetwork(_Route):
@@ -140,11 +142,6 @@ class DenseRoute(_Route):
 
 ExtractedRoute = RouteNetwork | DenseRoute
 """The network of a whole route, whatever its head."""
-
-
-def _named(module: nn.Module) -> nn.Module:
-    """A module with its names in extracted networks; in saved files, stems are `stem.part`."""
-    return nn.Sequential(OrderedDict(part=module)) if isinstance(module, Slice) else module
 
 
 def exported(module_of: Callable[[Step], nn.Module], steps: Iterable[Step]) -> dict[str, nn.Module]:

@@ -33,8 +33,8 @@ from stitchkit.networks.meta import without_values
 from stitchkit.networks.timm_model import TimmModel, as_timm, classifier_layers, classifier_of, resize_classifier
 from stitchkit.networks.trained_with import take_over
 from stitchkit.networks.weights import load_content, own_names, read_checkpoint, weights_of
+from stitchkit.settings.names import TORCHVISION, has_weights, torchvision_names
 from stitchkit.settings.schema import ModelArguments, parse
-from stitchkit.settings.short_names import TORCHVISION, has_weights, torchvision_names
 from stitchkit.settings.stitch_config import AnchorSpec
 
 _logger = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from torch import nn
 from stitchkit.errors import InputError, one_line, prefixed, unknown
 from stitchkit.networks.meta import without_values
 from stitchkit.settings.files import read_settings_file
-from stitchkit.settings.schema import ModelArguments, image_size, parse
-from stitchkit.settings.short_names import (
+from stitchkit.settings.names import (
     TORCHVISION,
     cached_folder,
     has_weights,
@@ -27,6 +26,7 @@ from stitchkit.settings.short_names import (
     torchvision_names,
     unknown_name,
 )
+from stitchkit.settings.schema import ModelArguments, image_size, parse
 
 _ADAPTED = ("num_classes", "img_size", "in_chans", "patch_size", "window_size")
 """Arguments that timm adapts published weights to; those named `drop*` change no weight."""

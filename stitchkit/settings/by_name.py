@@ -12,9 +12,9 @@ from stitchkit.errors import InputError, unknown
 from stitchkit.paths import from_file
 from stitchkit.settings.files import naming, read_settings_file
 from stitchkit.settings.kinds import kind_of
+from stitchkit.settings.names import hub_fault
 from stitchkit.settings.recipe import COMMAND_ONLY, GROUPS, Recipe
 from stitchkit.settings.schema import flag_of, json_schema, parse
-from stitchkit.settings.short_names import hub_fault
 from stitchkit.settings.timm_flags import REFUSALS, REMOVED_VALUES
 
 SETTINGS = {name: group for group, kind in GROUPS.items() for name in kind.__pydantic_fields__}

@@ -11,12 +11,11 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 from stitchkit.errors import InputError
 from stitchkit.parser import ANCHORS_FLAG, DATA_FLAGS, with_default
-from stitchkit.settings.anchor_text import RECIPE, read_anchor
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
 from stitchkit.settings.combinations import ALTERNATIVES, check
+from stitchkit.settings.names import RECIPE, config_file, hub_fault, read_anchor
 from stitchkit.settings.recipe import GROUPS, Recipe
 from stitchkit.settings.schema import Settings, flag_of
-from stitchkit.settings.short_names import config_file, hub_fault
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.timm_flags import REFUSALS
 

@@ -16,14 +16,13 @@ from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace, Tw
 from stitchkit.routes.rules import Rule, Shape, check_stages
 from stitchkit.routes.two_way import Directions
 from stitchkit.settings import published
-from stitchkit.settings.anchor_text import AnchorText
 from stitchkit.settings.by_name import SETTINGS, checked_of_file, recipe_schema
 from stitchkit.settings.dense_recipe import DenseRecipe, DenseSpec
 from stitchkit.settings.fields import MOST_RANK, Amount, Classes, Count, Natural, Side, Times
 from stitchkit.settings.files import naming, read_settings_file
+from stitchkit.settings.names import AnchorText, config_file, hub_fault
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.schema import LocalPath, ModelArguments, Settings, flag_of, json_schema, parse
-from stitchkit.settings.short_names import config_file, hub_fault
 from stitchkit.settings.timm_flags import REFUSALS
 
 _RANK = 64

@@ -8,7 +8,7 @@ from itertools import takewhile
 
 from stitchkit.display import aligned, counted, quantity
 from stitchkit.errors import InputError, unknown
-from stitchkit.settings.short_names import short_names
+from stitchkit.settings.names import short_names
 from stitchkit.settings.stitch_config import StitchConfig, ZooFacts
 
 HEAD = ("name", "anchors", "stitches", "FLOPs", "classes", "image", "licence")

@@ -94,7 +94,13 @@ def open_predictor(path: str) -> Predictor | MapPredictor:
 
     data_config = described(_data_config, "how to prepare images")
     if is_dense(about):
-        return MapPredictor(network, data_config, described(_dense_recipe, "what it predicts for each pixel"))
+        return MapPredictor(
+            network,
+            data_config,
+            described(
+                lambda about: DenseRecipe(task=DenseSpec(**about["dense"]).task), "what it predicts for each pixel"
+            ),
+        )
     return Predictor(network, data_config, (trained_classes(about) or [[]])[0])
 
 
@@ -103,11 +109,6 @@ def _data_config(about: About) -> DataConfig:
     check_data_config(given_data_config(config), config["input_size"][0])
     Transform(config)
     return config
-
-
-def _dense_recipe(about: About) -> DenseRecipe:
-    """The task of a file, and the settings of an evaluation that no flag changes."""
-    return DenseRecipe(task=DenseSpec(**about["dense"]).task)
 
 
 class Files(Dataset[tuple[int, torch.Tensor, int, str]]):

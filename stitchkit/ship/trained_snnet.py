@@ -140,7 +140,8 @@ def open_trained(
     trained.say_unlike(model.pretrained_cfg)
     nearby = [recipe.folder / LEDGER, Path(path).with_name(LEDGER)]
     if (portions := recipe.run.recalibrate_bn) is not None:
-        nearby = [file for file in nearby if _portions_of(file) == portions]
+        known = [(file, read_origin(file, advice="remove it")) for file in nearby if origin_file(file).is_file()]
+        nearby = [file for file, origin in known if origin["recalibrate_bn"] == portions]
     for file in nearby if ledger is None else [ledger]:
         if not model.statistics:
             load_statistics(model, file)
@@ -156,11 +157,6 @@ def trained_of(flags: argparse.Namespace, *, cfg_id: int | None = None) -> Train
         origin = read_origin(ledger, advice="remove it")
         settings = {"recalibrate_bn": origin["recalibrate_bn"], **settings}
     return open_trained(settings, cfg_id=cfg_id, ledger=ledger)
-
-
-def _portions_of(ledger: Path) -> object:
-    """The `--recalibrate-bn` of a ledger; None without one, or if statistics competed."""
-    return read_origin(ledger, advice="remove it")["recalibrate_bn"] if origin_file(ledger).is_file() else None
 
 
 def check_origin(ledger: str | Path, trained: Trained, *, otherwise: str) -> None:

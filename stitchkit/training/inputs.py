@@ -10,8 +10,8 @@ from stitchkit.data.source import Source, check_folder, check_no_pairs, check_pa
 from stitchkit.errors import prefixed
 from stitchkit.paths import check_file
 from stitchkit.restarts import restarts
-from stitchkit.settings.anchor_text import read_anchor
 from stitchkit.settings.flags import resolve
+from stitchkit.settings.names import read_anchor
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 

@@ -67,13 +67,15 @@ class Judged(ABC):
 
     @property
     @abstractmethod
-    def names(self) -> tuple[str, ...] | None:
-        """The names of the images; None if they have no order, so that networks are not compared image by image."""
+    def images(self) -> PerImage | None:
+        """What is known of the images without reading them, and of no network.
 
-    @property
-    @abstractmethod
-    def known(self) -> npt.NDArray[Any]:
-        """What is known of the truth without reading images."""
+        None if they have no order, so that networks are not compared image by image.
+        """
+
+    def _images(self, names: Sequence[str], truth: npt.NDArray[Any]) -> PerImage:
+        nothing = PerImage.of_all((), self.score, np.zeros((0, len(truth), self.score.own)), truth)
+        return replace(nothing, names=tuple(names))
 
     def evaluate(
         self, networks: Networks, what: str, after_batch: Callable[[], None] = lambda: None, *,
@@ -91,17 +93,13 @@ class Judged(ABC):
 
     def keep(self, images: PerImage, ledger: Ledger) -> None:
         """Add what networks gave to the files beside a ledger."""
-        if self.names is not None:
-            replace(images, names=self.names).keep(ledger)
+        if (known := self.images) is not None:
+            replace(images, names=known.names).keep(ledger)
 
     def check_beside(self, ledger: Ledger) -> None:
         """Refuse, before hours of evaluation, a file beside a ledger that is damaged or of other images."""
-        before = PerImage.of_rows(ledger, self.score.metric)
-        if before is None or self.names is None:
-            return
-        nothing = np.zeros((0, len(self.known), self.score.own))
-        own = replace(PerImage.of_all((), self.score, nothing, self.known), names=self.names)
-        if difference := before.other_images(own):
+        before, known = PerImage.of_rows(ledger, self.score.metric), self.images
+        if before and known and (difference := before.other_images(known)):
             advice = f"choose another --experiment or move the ledger '{ledger.path}' away"
             raise InputError(f"'{before.file(ledger.path)}' is of other images: {difference}; {advice}")
 
@@ -122,15 +120,13 @@ class JudgedAnswers(Judged):
         return Networks(module, [*names], lambda images: run([images]))
 
     @property
-    def names(self) -> tuple[str, ...] | None:
-        """The names of the images; a stream has none."""
-        images = self.loader.dataset
-        return None if isinstance(images, IterableDataset) else image_names(images.dataset)
-
-    @property
-    def known(self) -> npt.NDArray[Any]:
-        """The labels, as far as the data set knows them."""
-        return np.array(image_labels(self.loader.dataset.dataset) or [NO_CLASS] * len(self.loader.dataset))[:, None]
+    def images(self) -> PerImage | None:
+        """Their names, and labels as far as the data set knows them and they count; None of a stream."""
+        dataset = self.loader.dataset
+        if isinstance(dataset, IterableDataset):
+            return None
+        known = None if self._session.by_agreement else image_labels(dataset.dataset)
+        return self._images(image_names(dataset.dataset), np.array(known or [NO_CLASS] * len(dataset))[:, None])
 
     def keep(self, images: PerImage, ledger: Ledger) -> None:
         """Also the accuracy of each class."""
@@ -166,11 +162,6 @@ class JudgedAgreement(JudgedAnswers):
             return ((cfg_id, (logits[cfg_id], logits[end])) for cfg_id, end in ends.items())
 
         return Networks(model, cfg_ids, run)
-
-    @property
-    def known(self) -> npt.NDArray[Any]:
-        """Nothing: labels do not count."""
-        return np.full((len(self.loader.dataset), 1), NO_CLASS)
 
     def keep_classes(self, *_: object) -> None:
         """Nothing, as classes have no labels."""
@@ -215,14 +206,10 @@ class JudgedMaps(Judged):
         return Networks(module, [*names], outputs)
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the images."""
-        return self.loader.dataset.names
-
-    @property
-    def known(self) -> npt.NDArray[Any]:
-        """Nothing: maps are not read."""
-        return np.zeros((len(self.loader.dataset), self.score.truth), np.int64)
+    def images(self) -> PerImage:
+        """Their names; maps are not read."""
+        names = self.loader.dataset.names
+        return self._images(names, np.zeros((len(names), self.score.truth), np.int64))
 
 
 def judged_of(session: Session) -> Judged:
@@ -246,7 +233,7 @@ def judge_stitches(
         ledgers: The ledger on the primary rank, which has files beside it; none on the others.
     """
     judged, world, data = judged_of(session), session.world, session.recipe.data
-    if judged.names is None:
+    if judged.images is None:
         _logger.info("streamed images have no order, so stitches are not compared image by image")
     batch_size = data.validation_batch_size or data.batch_size
     of = {**origin, "cfg_ids": [*cfg_ids], "world_size": world.size, "batch_size": batch_size}

@@ -57,11 +57,6 @@ class Objective(nn.Module):
         # Their tensors move with the task.
         self.losses = nn.ModuleList(term.loss for term in terms if isinstance(term.loss, nn.Module))
 
-    @property
-    def needs_feature(self) -> bool:
-        """Whether a term needs what enters the head."""
-        return any(term.needs_feature for term in self.terms)
-
     def forward(self, route: int | None, outputs: RouteOutputs, batch: StepBatch) -> torch.Tensor:
         """The loss of a route, a scalar."""
         losses = [term.weight * term.loss(route, outputs, batch) for term in self.terms]

@@ -86,12 +86,9 @@ def _scaled_groups(model: nn.Module, *, optim: OptimRecipe) -> list[dict[str, An
     scales, groups = {"stitch": optim.stitch_lr_scale, "head": 1.0, "anchor": optim.base_lr_scale}, []
     for kind, part in run_network(model).parts:
         groups_of = of_anchor if kind == "anchor" else timm_optim.param_groups_weight_decay
-        groups += _times(groups_of(part, optim.weight_decay), scales[kind])
+        scaled = groups_of(part, optim.weight_decay)
+        groups += [group | {"lr_scale": scales[kind] * group.get("lr_scale", 1.0)} for group in scaled]
     return groups
-
-
-def _times(groups: list[dict[str, Any]], scale: float) -> list[dict[str, Any]]:
-    return [group | {"lr_scale": scale * group.get("lr_scale", 1.0)} for group in groups]
 
 
 class Optimisation(NamedTuple):

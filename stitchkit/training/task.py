@@ -63,7 +63,7 @@ class StitchTask(Task):
     ) -> dict[str, torch.Tensor]:
         """`forward` with an objective."""
         feature = None
-        if objective.needs_feature:
+        if any(term.needs_feature for term in objective.terms):
             output, feature = self.trainable_module(images, *routes, with_feature=True)
         else:
             output = self.trainable_module(images, *routes)

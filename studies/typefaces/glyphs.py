@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stitchkit.data.demo_glyphs import SCALE, moved
+from stitchkit.data.demo import SCALE, moved
 from studies.typefaces.fonts import CHARACTERS, Typeface, open_font
 
 _CELLS = 3

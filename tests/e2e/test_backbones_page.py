@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from stitchkit.cli import main
-from stitchkit.data.demo_glyphs import read_demo_glyphs
+from stitchkit.data.demo import read_demo_glyphs
 from stitchkit.measure.ledger import read_rows
 from tests.pages import commands
 from tests.support import ROOT

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from stitchkit.measure.ledger import read_rows
-from stitchkit.settings.short_names import short_names
+from stitchkit.settings.names import short_names
 from tests.support import ROOT, write_images
 
 pytestmark = pytest.mark.full  # it builds a wheel

@@ -12,7 +12,7 @@ from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import anchor_source
 from stitchkit.model.plan import choose_rule, plan_anchors
 from stitchkit.routes import Proportional, SlidingWindow
-from stitchkit.settings.anchor_text import read_anchor
+from stitchkit.settings.names import read_anchor
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
 from tests.support import FAMILIES, mostly_full, pico_anchor, pico_images
 

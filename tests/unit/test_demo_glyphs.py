@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from stitchkit.cli import main
-from stitchkit.data import demo_glyphs
-from stitchkit.data.demo_glyphs import GLYPHS, name_of, read_demo_glyphs
+from stitchkit.data import demo
+from stitchkit.data.demo import GLYPHS, name_of, read_demo_glyphs
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source, is_unlabelled
 
@@ -18,8 +18,8 @@ FEW = {"train": 5, "validation": 2, "unlabelled": 10}
 @pytest.fixture
 def few(monkeypatch):
     """Each image has a seed of its own, so that a tenth of them show what all are."""
-    assert demo_glyphs._COUNTS == PER_GLYPH
-    monkeypatch.setattr(demo_glyphs, "_COUNTS", FEW)
+    assert demo._COUNTS == PER_GLYPH
+    monkeypatch.setattr(demo, "_COUNTS", FEW)
 
 
 def test_names_differ_on_every_file_system():
@@ -30,8 +30,8 @@ def test_names_differ_on_every_file_system():
 
 def test_every_font_has_every_glyph():
     """A font without one would draw its box for unknown characters, the same for all."""
-    for font in demo_glyphs._FONTS:
-        drawn = [bytes(demo_glyphs._font(font, 60).getmask(glyph)) for glyph in GLYPHS]
+    for font in demo._FONTS:
+        drawn = [bytes(demo._font(font, 60).getmask(glyph)) for glyph in GLYPHS]
         assert len(set(drawn)) == len(GLYPHS), font
 
 

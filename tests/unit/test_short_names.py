@@ -7,7 +7,7 @@ import pytest
 import stitchkit
 from stitchkit.errors import InputError
 from stitchkit.settings.flags import resolve
-from stitchkit.settings.short_names import config_file, short_names
+from stitchkit.settings.names import config_file, short_names
 from stitchkit.settings.stitch_config import StitchConfig
 from tests.support import ROOT, pico_config, write_config
 

@@ -22,8 +22,8 @@ from stitchkit.networks.timm_model import classifier_of
 from stitchkit.networks.trained_with import note, noted
 from stitchkit.networks.weights import read_checkpoint, weights_of
 from stitchkit.settings.fields import Classes
+from stitchkit.settings.names import ModelName, hub_fault
 from stitchkit.settings.schema import LocalPath
-from stitchkit.settings.short_names import ModelName, hub_fault
 
 # A job whose file has `model` wraps it here, but not in the published system; a plain model's file has neither wrapper.
 _ROOTS = ("", "parts.0.", "parts.0.net.")

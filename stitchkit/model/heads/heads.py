@@ -33,7 +33,7 @@ class LinearHead(DenseHead):
         """Outputs `[B, num_outputs, H, W]` at the size of the first level."""
         maps = [level.map for level in levels]
         if not self.is_plain:
-            maps = [_resized_to(maps[0], x) for x in maps]
+            maps = [F.interpolate(x, size=maps[0].shape[-2:], mode="bilinear") for x in maps]
         y: torch.Tensor = self.output(self.norm(torch.cat(maps, 1)))
         return y
 
@@ -89,11 +89,6 @@ class SetrHead(DenseHead):
     def auxiliary(self, levels: Sequence[Level]) -> list[torch.Tensor]:
         """Outputs `[B, num_outputs, 16H, 16W]` of each other level."""
         return [self.finished(head(level.map)) for head, level in zip(self.others, levels[:-1], strict=True)]
-
-
-def _resized_to(target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """A map at the height and width of another one."""
-    return F.interpolate(x, size=target.shape[-2:], mode="bilinear")
 
 
 HEADS: dict[str, type[DenseHead]] = {"linear": LinearHead, "setr": SetrHead, "dpt": DptHead}
