@@ -130,7 +130,7 @@ def open_tracking(session: Session, start: int) -> Tracking:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A training that is ready to begin, or to go on."""
+    """A training that is ready to begin, or to resume."""
 
     trainer: Trainer
     epochs: range

@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
     recipe, stitches = resolve({**flags, **given, "warmup_epochs": 0.0, "log_interval": 5, "pretrained": False})
     world = init_world("cpu")
     session = open_session(recipe, stitches, world)
-    trainer, *_ = _prepare(session, Checkpoints(tmp_path, keep=1))
+    trainer = _prepare(session, Checkpoints(tmp_path, keep=1)).trainer
 
     def use(found):
         monkeypatch.setattr(checkpoint_files, "read_hashed", lambda _: (found, "digest"))
