@@ -129,7 +129,10 @@ def evaluate(
                 so_far = joined()
                 unfinished.save(so_far)
                 next_save = time.monotonic() + SAVE_EVERY
-    parts = gather_objects(joined())
+    whole = joined()
+    # Without the score: it may hold functions and tensors of a job, which are the same on every rank.
+    arrays = gather_objects({name: getattr(whole, name) for name in ("cfg_ids", "own", "seen", "truth")})
+    parts = [replace(whole, **of_rank) for of_rank in arrays]
     numbers = [rank + turn * len(parts) for rank, part in enumerate(parts) for turn in range(len(part.truth))]
     whole = PerImage.joined(parts).in_order(numbers)
     if not score.counts(whole.truth).any():

@@ -78,7 +78,7 @@ class PerImage(OfNetworks):
     def joined(cls, parts: Sequence[PerImage]) -> PerImage:
         """The same networks on the images of all parts, one part after the other, without totals."""
         first = parts[0]
-        assert all(part.cfg_ids == first.cfg_ids for part in parts), "the same networks"
+        assert all((part.cfg_ids, part.score) == (first.cfg_ids, first.score) for part in parts), "the same networks"
         own = tuple(map(_stacked, zip(*(part.own for part in parts), strict=True)))
         seen = np.concatenate([part.seen for part in parts], axis=1)
         truth, names = np.concatenate([part.truth for part in parts]), [name for part in parts for name in part.names]

@@ -22,8 +22,8 @@ from stitchkit.networks.meta import without_values
 from stitchkit.networks.mode import evaluating, unfused_attention
 from stitchkit.routes import Joint, Proportional, SlidingWindow, StitchSpace
 from stitchkit.routes.rules import Shape, blocks_of, stages_to_stitch
-from stitchkit.settings.names import RECIPE
 from stitchkit.settings.stitch_config import AnchorSpec, StitchConfig
+from stitchkit.settings.stitch_recipe import RECIPE
 
 Rule = SlidingWindow | Proportional
 WINDOW, PROPORTIONAL = SlidingWindow(), Proportional()

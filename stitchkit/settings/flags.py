@@ -13,10 +13,11 @@ from stitchkit.errors import InputError
 from stitchkit.parser import ANCHORS_FLAG, DATA_FLAGS, with_default
 from stitchkit.settings.by_name import checked, make_recipe, read_settings
 from stitchkit.settings.combinations import ALTERNATIVES, check
-from stitchkit.settings.names import RECIPE, config_file, hub_fault, read_anchor
+from stitchkit.settings.names import config_file, hub_fault, read_anchor
 from stitchkit.settings.recipe import GROUPS, Recipe
 from stitchkit.settings.schema import Settings, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.settings.stitch_recipe import RECIPE
 from stitchkit.settings.timm_flags import REFUSALS
 
 _logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ of a model, and its weights where they are wanted.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -115,11 +114,6 @@ ModelName = Annotated[StrictStr, checked_by(hub_fault)]
 """The name of a model in a file."""
 
 
-RECIPE: Mapping[str, object] = {
-    "opt": "adamw", "weight_decay": 0.05, "lr_base": 5e-5, "lr_base_size": 512, "lr_base_scale": "linear",
-    "warmup_lr": 1e-7, "min_lr": 1e-6, "epochs": 50,
-}  # fmt: skip
-"""The published optimisation of plain ViTs; timm's defaults are for training from scratch."""
 _SUFFIXES = (".pth", ".pt", ".tar", ".safetensors", ".bin")
 """Of checkpoints; no tag of timm ends like them."""
 _OF_RUNS = ("last", "previous", "model_best", "checkpoint-")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
 from stitchkit.settings.fields import AtLeastBillionth, AtLeastThousandth, Batch, Share, flag
 from stitchkit.settings.schema import LocalPath, Settings
+
+RECIPE: Mapping[str, object] = {
+    "opt": "adamw", "weight_decay": 0.05, "lr_base": 5e-5, "lr_base_size": 512, "lr_base_scale": "linear",
+    "warmup_lr": 1e-7, "min_lr": 1e-6, "epochs": 50,
+}  # fmt: skip
+"""The published optimisation of plain ViTs; timm's defaults are for training from scratch."""
 
 
 @dataclass(frozen=True)

@@ -94,13 +94,8 @@ def open_predictor(path: str) -> Predictor | MapPredictor:
 
     data_config = described(_data_config, "how to prepare images")
     if is_dense(about):
-        return MapPredictor(
-            network,
-            data_config,
-            described(
-                lambda about: DenseRecipe(task=DenseSpec(**about["dense"]).task), "what it predicts for each pixel"
-            ),
-        )
+        spec = described(lambda about: DenseSpec(**about["dense"]), "what it predicts for each pixel")
+        return MapPredictor(network, data_config, DenseRecipe(task=spec.task))  # no flag changes how it is evaluated
     return Predictor(network, data_config, (trained_classes(about) or [[]])[0])
 
 

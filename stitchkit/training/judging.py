@@ -164,7 +164,7 @@ class JudgedAgreement(JudgedAnswers):
         return Networks(model, cfg_ids, run)
 
     def keep_classes(self, *_: object) -> None:
-        """Nothing, as classes have no labels."""
+        """Write none: without labels, no class has an accuracy."""
 
 
 class JudgedMaps(Judged):

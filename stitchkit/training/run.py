@@ -76,7 +76,7 @@ class TrainRun:
 
     Attributes:
         lock: The file that keeps a second run of the kind away; the two kinds write different files.
-        needs_checkpoint_to: What the run cannot do without a checkpoint; empty if it can do all.
+        needs_checkpoint_to: The verb of a kind that needs a checkpoint, for messages; empty if it can begin without.
     """
 
     lock, needs_checkpoint_to = TRAIN_LOCK, ""
@@ -112,10 +112,10 @@ class EvalRun:
     lock, needs_checkpoint_to = ".eval.lock", "evaluate"
 
     def check_folder(self, _: Checkpoints, __: Recipe) -> None:
-        """Let any folder pass: results of earlier evaluations are compared with the weights and the data."""
+        """Accept any folder: earlier results in it are later compared with the weights and the data."""
 
     def plan(self, session: Session) -> Iterator[str]:
-        """Nothing to say, after checkpoint and earlier results have been checked to fit."""
+        """No further lines; checkpoint and earlier results have been checked to fit."""
         evaluation_of(session)
         return iter(())
 

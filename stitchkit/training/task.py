@@ -61,7 +61,7 @@ class StitchTask(Task):
     def learn(
         self, objective: Objective, images: torch.Tensor, labels: torch.Tensor, *routes: int
     ) -> dict[str, torch.Tensor]:
-        """`forward` with an objective."""
+        """`forward` with an objective of its own, for tasks that choose one by the route."""
         feature = None
         if any(term.needs_feature for term in objective.terms):
             output, feature = self.trainable_module(images, *routes, with_feature=True)

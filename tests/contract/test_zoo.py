@@ -10,8 +10,9 @@ import timm
 
 from docs.zoo_table import HEAD, PAGE, licence, measure, table, write_facts
 from stitchkit.cli import main
-from stitchkit.settings.names import RECIPE, short_names
+from stitchkit.settings.names import short_names
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.settings.stitch_recipe import RECIPE
 from stitchkit.settings.zoo import facts_of, in_braces, zoo
 from tests.commands import refused
 

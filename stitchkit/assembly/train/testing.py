@@ -123,7 +123,7 @@ class MeanScore(AnswerScore, BatchScore):
         return len(self._measures)
 
     def of_batch(self, output: Mapping[str | None, torch.Tensor], targets: torch.Tensor) -> Sums:
-        """The sums of the measures for labels `[B]`, of which -1 is an image that does not count."""
+        """The sums of the measures for labels `[B]`; label -1 is an image that does not count."""
         known = targets >= 0
         sums = torch.zeros(self.totals, dtype=torch.float64, device=targets.device)
         if known.any():
@@ -133,7 +133,7 @@ class MeanScore(AnswerScore, BatchScore):
         return Sums(sums, known[:, None], targets[:, None])
 
     def about(self) -> dict[str, object]:
-        """Nothing, as there is no file."""
+        """No file has this score."""
         return {}
 
     def row(self, own: Array, truth: Array, seen: Bits, totals: Floats | None) -> dict[str, float]:  # noqa: ARG002

@@ -26,7 +26,7 @@ _WEIGHT_OF_MEAN = 0.15
 class DenseLoss(nn.Module, ABC):
     """The loss of a head's output and, at a lower weight, of its auxiliary outputs.
 
-    RouteOutputs are resized bilinearly to the target, in float32.
+    Outputs are resized bilinearly to the target, in float32.
 
     Attributes:
         auxiliary_weight: Weight of the loss of each auxiliary output.
