@@ -105,7 +105,8 @@ def test_answers_of_ranks_come_together_in_the_order_of_the_images(size, monkeyp
         return evaluate(networks, lambda _: batches, Accuracy(), device=CPU)
 
     parts = [answers(rank, size) for rank in range(size)]
-    monkeypatch.setattr("stitchkit.measure.evaluate.gather_objects", lambda _: parts)  # what each rank gives
+    sent_by_all = lambda sent: [{name: getattr(part, name) for name in sent} for part in parts]  # noqa: E731
+    monkeypatch.setattr("stitchkit.measure.evaluate.gather_objects", sent_by_all)
     monkeypatch.setattr(
         "stitchkit.measure.evaluate.sum_over_ranks", lambda _: torch.tensor(sum(part.totals for part in parts))
     )
