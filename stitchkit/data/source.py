@@ -11,6 +11,7 @@ from typing import NamedTuple
 from stitchkit.data.split_rule import is_split, names_of
 from stitchkit.errors import InputError
 from stitchkit.paths import asked
+from stitchkit.settings.tasks import DENSE
 
 
 class MissingData(InputError):
@@ -23,8 +24,6 @@ TIMM = {
 """Prefixes of timm's data set strings, and the packages that read them."""
 FOLDERS = ("torch/image_folder", "torch/folder")
 """timm's strings for image folders."""
-PAIR_FOLDERS = {"segmentation": "masks", "depth": "depths"}
-"""The tasks of dense prediction, and the folder that each has beside `images/`."""
 
 
 class VisionSet(NamedTuple):
@@ -145,7 +144,7 @@ def check_no_pairs(root: Path, *splits: str) -> None:
     names = dict.fromkeys([*splits, *names_of("train"), *names_of("validation")])
     around = () if any(is_split(root / name) for name in names) else (root,)
     for folder_of_split in (*around, *(root / name for name in names)):
-        targets = {task: folder for task, folder in PAIR_FOLDERS.items() if (folder_of_split / folder).is_dir()}
+        targets = {task: of.folder for task, of in DENSE.items() if (folder_of_split / of.folder).is_dir()}
         if targets and (folder_of_split / "images").is_dir():
             within = f"'{root}'" if folder_of_split == root else f"'{root}': {folder_of_split.name}/"
             beside = " and ".join(f"{folder}/" for folder in targets.values())
@@ -165,8 +164,7 @@ def check_pair_folder(root: Path, split: str, task: str) -> None:
 
 def expected_pairs(split: str, task: str) -> str:
     """What a folder for dense prediction must have, in words."""
-    folder = PAIR_FOLDERS[task]
-    published = "nyu_train.txt and nyu_test.txt" if task == "depth" else "the folders of ADE20K or of COCO-Stuff"
+    folder, published = DENSE[task].folder, DENSE[task].published
     return f"it needs {split}/images/ and {split}/{folder}/, or images/{split}/ and {folder}/{split}/, or {published}"
 
 

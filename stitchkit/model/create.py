@@ -11,7 +11,6 @@ from typing import Any
 from stitchkit.errors import InputError
 from stitchkit.model.anchor_sources import AnchorSource, anchor_source, make_anchor
 from stitchkit.model.coverage import check_coverage, warn_of_borders
-from stitchkit.model.heads.head import MIN_DEPTH
 from stitchkit.model.heads.heads import HEADS
 from stitchkit.model.heads.route_head import LevelHead
 from stitchkit.model.layer import StitchLayer, transform_of
@@ -141,9 +140,9 @@ def _assemble(
     if dense is None:
         return SNNet(*parts(**options), **of_network)
     classes = options.pop("num_classes", None)
-    outputs = classes if dense.task == "segmentation" else 1
+    outputs = dense.facts.outputs or classes
     if not outputs:
-        raise InputError("segmentation needs the number of classes; give num_classes")
+        raise InputError(f"{dense.task} needs the number of classes; give num_classes")
     if of_network["levels"] is not None:
         raise InputError("levels are given twice, for the network and for its head; give those of 'dense'")
     anchors, space = parts(**options, num_classes=0)
@@ -155,8 +154,7 @@ def dense_options(dense: DenseSpec, num_outputs: int, anchors: Sequence[Anchor])
     assert dense.head is not None, "each task has a default"
     for anchor in anchors:
         check_coverage(anchor)
-    min_depth = MIN_DEPTH if dense.task == "depth" else None
-    make = partial(HEADS[dense.head], num_outputs=num_outputs, min_depth=min_depth)
+    make = partial(HEADS[dense.head], num_outputs=num_outputs, min_depth=dense.facts.least)
     levels = default_blocks(anchors[-1].depths) if dense.levels is None else dense.levels
     return {"head": partial(LevelHead, make=make), "levels": levels}
 

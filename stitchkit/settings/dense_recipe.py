@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
 from stitchkit.settings.fields import AtLeastMillionth, Factor, Natural, Side, flag
 from stitchkit.settings.schema import Settings
-
-Task = Literal["segmentation", "depth"]
-"""The tasks of dense prediction."""
-HeadName = Literal["linear", "setr", "dpt"]
-"""The heads of dense prediction, as `stitchkit.model.heads` has them."""
-HEAD_OF: dict[Task, HeadName] = {"segmentation": "setr", "depth": "dpt"}
-"""The head of each task unless another one is chosen, as published."""
+from stitchkit.settings.tasks import DENSE, DenseFacts, DenseName, HeadName, TaskName
 
 
 @dataclass(frozen=True)
@@ -29,13 +22,18 @@ class DenseSpec(Settings):
             last block of each stage, or of each quarter of one stage.
     """
 
-    task: Task
+    task: DenseName
     head: HeadName | None = None
     levels: tuple[Natural, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.head is None:
-            object.__setattr__(self, "head", HEAD_OF[self.task])
+            object.__setattr__(self, "head", DENSE[self.task].head)
+
+    @property
+    def facts(self) -> DenseFacts:
+        """What shapes and messages depend on."""
+        return DENSE[self.task]
 
     @property
     def settings(self) -> dict[str, object]:
@@ -47,7 +45,7 @@ class DenseSpec(Settings):
 class DenseRecipe(Settings):
     """Dense prediction: a class or a depth for each pixel of an image."""
 
-    task: Literal["classification", "segmentation", "depth"] = flag(
+    task: TaskName = flag(
         "classification", "what networks predict: the class of an image or, for an SN-Net, of each pixel, or its depth"
     )
     head: HeadName | None = flag(

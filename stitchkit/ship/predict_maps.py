@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from stitchkit.data.decoding import Change, Decoding
 from stitchkit.data.dense.maps import read_upright
@@ -20,10 +19,8 @@ from stitchkit.errors import InputError
 from stitchkit.files import filling
 from stitchkit.progress import progress
 from stitchkit.ship.predictors import Files, MapPredictor, report_changes, report_unreadable
-from stitchkit.training.dense.examples import class_colours, predicted_map
+from stitchkit.tasks.table import TASKS
 from stitchkit.training.dense.windows import Windows
-
-_MILLIMETRES = 65_535  # the largest number in a PNG of 16 bits; 0 is an unknown depth
 
 
 def _read(path: str, decoding: Decoding, transform: PairTransform) -> tuple[torch.Tensor, Change]:
@@ -75,16 +72,7 @@ def predict_maps(
                 raise InputError(f"the outputs for '{paths[number]}' are not finite; the weights may have diverged")
             map_file = unfinished / places[number]
             map_file.parent.mkdir(parents=True, exist_ok=True)
-            _picture(merged, predictor.dense.task).save(map_file)
+            TASKS[predictor.dense.task].picture(merged).save(map_file)
     report_unreadable(unreadable, len(paths))
     report_changes(changes, decoding)
     return len(unreadable)
-
-
-def _picture(output: torch.Tensor, task: str) -> Image.Image:
-    values = predicted_map(output, task)
-    if task == "depth":
-        return Image.fromarray((1000 * values).round().clip(1, _MILLIMETRES).astype(np.uint16))
-    image = Image.fromarray(values.astype(np.uint8))
-    image.putpalette((255 * class_colours(len(output))).round().astype(np.uint8).tobytes())
-    return image

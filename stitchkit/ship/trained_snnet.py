@@ -39,6 +39,7 @@ from stitchkit.settings.flags import gather
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.schema import flag_of
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.settings.tasks import DENSE
 from stitchkit.ship.description import FORMAT, portable
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
@@ -284,6 +285,6 @@ def _sample_windows(trained: Trained, number: int, split: str) -> tuple[torch.Te
     pairs = open_split(recipe, split, num_classes=recipe.model.num_classes or 0)
     pairs.decoding = Decoding.of(config)
     pairs.transform = evaluation_transform(recipe.dense.task, mean=config["mean"], std=config["std"])
-    windows = Windows((sides[0], sides[1]), max(sides), keeps_scale=recipe.dense.task == "depth")
+    windows = Windows((sides[0], sides[1]), max(sides), keeps_scale=DENSE[recipe.dense.task].keeps_scale)
     images = [windows.cut([pairs[index][0]]).windows[0] for index in spread(len(pairs), number)]
     return torch.stack(images), f"images from the {split} split of '{recipe.data.data_dir or recipe.data.dataset}'"

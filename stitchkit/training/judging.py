@@ -27,7 +27,6 @@ from stitchkit.engine.recovery import advising_evaluation
 from stitchkit.engine.settings import Autocast
 from stitchkit.errors import InputError, NotFinite
 from stitchkit.measure.answers import Accuracy, AnswerAgreement, BatchScore
-from stitchkit.measure.dense_sums import ClassMaps, DepthMaps
 from stitchkit.measure.evaluate import Networks, Unfinished, batches_of, evaluate
 from stitchkit.measure.features import Collected, collect, judge_in_turns
 from stitchkit.measure.ledger import LEDGER, Ledger, Row
@@ -40,6 +39,7 @@ from stitchkit.networks.timm_model import as_timm
 from stitchkit.progress import progress
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.recipe import Recipe
+from stitchkit.tasks.table import TASKS
 from stitchkit.training.data import BANK_IMAGES, create_bank_loader
 from stitchkit.training.dense.data import PairLoader
 from stitchkit.training.dense.windows import Merged, Run, Windows
@@ -179,8 +179,7 @@ class JudgedMaps(Judged):
         self, loader: PairLoader, settings: DenseRecipe, num_classes: int, sides: tuple[int, int], world: World,
         autocast: Autocast,
     ):  # fmt: skip
-        score = DepthMaps(settings.max_depth) if settings.task == "depth" else ClassMaps(num_classes)
-        super().__init__(score, world, autocast)
+        super().__init__(TASKS[settings.task].score(settings, num_classes), world, autocast)
         self.loader, self.windows = loader, Windows.of_task(settings, sides)
 
     def batches(self, what: str, after_batch: Callable[[], None], done: int) -> Iterator[tuple[Any, Any]]:

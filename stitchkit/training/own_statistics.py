@@ -25,9 +25,9 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.model.statistics import holding
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.recipe import Recipe
+from stitchkit.tasks.table import TASKS
 from stitchkit.training.data import Loaders
 from stitchkit.training.dense.data import Pair, PairLoader
-from stitchkit.training.dense.task import loss_of
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.session import Session
 
@@ -143,7 +143,7 @@ def _dense_penalties(
     model: SNNet, tried: norms.Candidates, batches: Iterable[Sequence[Pair]], recipe: Recipe, autocast: Autocast
 ) -> norms.Penalties:
     """The mean loss over images of stitches with each of their statistics."""
-    losses, loss, total = defaultdict[tuple[int, str], float](float), loss_of(recipe.dense), 0
+    losses, loss, total = defaultdict[tuple[int, str], float](float), TASKS[recipe.dense.task].loss(recipe.dense), 0
     windows = Windows.of_task(recipe.dense, model.input_size[1:])
     keys = [(cfg_id, kind) for cfg_id, kinds in tried.items() for kind in kinds]
 

@@ -140,8 +140,7 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, conte
         if pairs is not None:
             from_primary(world, pairs.check_headers)
             from_primary(world, pairs.check_values)
-    count = judged.num_classes if recipe.dense.task == "segmentation" else None
-    recipe = replace(recipe, model=replace(recipe.model, num_classes=count))
+    recipe = replace(recipe, model=replace(recipe.model, num_classes=judged.num_classes or None))
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     model = network.create_network(recipe, config, judged.classes or None)
     network.prepare_as_trained(model, recipe, content)

@@ -39,6 +39,7 @@ FLOORS = {
     "stitchkit/model": 4,
     "stitchkit/data": 4,
     "stitchkit/measure": 5,
+    "stitchkit/tasks": 6,
     "stitchkit/choose": 6,
     "stitchkit/engine": 6,
     "stitchkit/training": 7,

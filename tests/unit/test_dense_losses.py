@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from stitchkit.training.dense.task import SegmentationLoss, SigLoss
+from stitchkit.tasks.depth import SigLoss
+from stitchkit.tasks.segmentation import SegmentationLoss
 from tests.resizing import bilinear
 
 B, K, H, W = 4, 5, 9, 14

@@ -14,13 +14,14 @@ import torch
 
 from stitchkit.cli import main
 from stitchkit.errors import InputError
-from stitchkit.measure.dense_sums import depth_sums, segmentation_sums
 from stitchkit.measure.intervals import add_intervals, compared_beside
 from stitchkit.measure.ledger import read_rows, write_rows
 from stitchkit.measure.metric import metric_of
 from stitchkit.measure.pareto import pareto_front, plot
 from stitchkit.measure.per_image import PerImage
 from stitchkit.measure.scores import DenseScore, DepthScore, SegmentationScore
+from stitchkit.tasks.depth import depth_sums
+from stitchkit.tasks.segmentation import segmentation_sums
 from tests.commands import refused
 
 CLASSES = 4

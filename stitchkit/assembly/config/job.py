@@ -27,6 +27,7 @@ from stitchkit.errors import InputError
 from stitchkit.settings.fields import entry
 from stitchkit.settings.files import naming
 from stitchkit.settings.schema import join, json_schema, parse
+from stitchkit.settings.tasks import DENSE
 
 # Settings that two starts of one job may change, because results do not depend on them.
 _MAY_DIFFER = (
@@ -102,7 +103,7 @@ class JobConfig(JobSettings):
         tasks = self.train_config.resolved_tasks
         counts = num_classes or [1] * len(tasks)
         pairs = zip(counts, tasks, strict=True)
-        return tuple(Wanted(count, task.is_dense, is_depth=task.task == "depth") for count, task in pairs)
+        return tuple(Wanted(count, DENSE.get(task.task)) for count, task in pairs)
 
     @property
     def replaces_weights(self) -> bool:

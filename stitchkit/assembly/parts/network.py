@@ -119,7 +119,7 @@ class _Builder:
         for value, end, branch in zip(outputs, ends, self._branches(len(outputs)), strict=True):
             for wanted in branch.wanted:
                 _check_output(value, end, wanted)
-                if not self.checking and not wanted.is_dense and value.shape[1] > wanted.channels:
+                if not self.checking and not wanted.dense and value.shape[1] > wanted.channels:
                     _logger.warning(
                         "the network has %d logits, but the data have %d classes, so the extra logits are never "
                         "correct; this is fine only for a pretrained classifier of these classes; otherwise end with a "
@@ -228,20 +228,20 @@ def _end(part: nn.Module) -> nn.Module:
 
 
 def _check_output(value: object, end: nn.Module, wanted: Wanted) -> None:
-    if not isinstance(value, torch.Tensor) or value.ndim != (4 if wanted.is_dense else 2):
+    ndim, advice = 2, "a vector of logits; add `head: {ClassifierHead: {}}`"
+    has, unit, head = "has", "logit", "ClassifierHead"
+    if wanted.dense:
+        ndim, advice = 4, "a map; end with a SegmentationHead or a DepthHead"
+        has, unit, head = "outputs", "channel", "SegmentationHead"
+    if not isinstance(value, torch.Tensor) or value.ndim != ndim:
         shape = list(value.shape[1:]) if isinstance(value, torch.Tensor) else type(value).__name__
-        advice = "a vector of logits; add `head: {ClassifierHead: {}}`"
-        dense = "a map; end with a SegmentationHead or a DepthHead"
-        raise InputError(f"the last part returns {shape}, not {dense if wanted.is_dense else advice}")
-    if wanted.is_depth and isinstance(end, SegmentationHead):
+        raise InputError(f"the last part returns {shape}, not {advice}")
+    if wanted.dense and wanted.dense.least is not None and isinstance(end, SegmentationHead):
         raise InputError("depths are positive, and the logits of a SegmentationHead are not; end with a DepthHead")
-    if value.shape[1] < wanted.channels:
-        heads = "SegmentationHead" if wanted.is_dense else "ClassifierHead"
-        count = value.shape[1]
-        has = f"outputs {counted(count, 'channel')}" if wanted.is_dense else f"has {counted(count, 'logit')}"
+    if (count := value.shape[1]) < wanted.channels:
         raise InputError(
-            f"the network {has}, but the data have {counted(wanted.channels, 'class')}; end it with a {heads}, or use "
-            "the data that its last part was trained for"
+            f"the network {has} {counted(count, unit)}, but the data have {counted(wanted.channels, 'class')}; end it "
+            f"with a {head}, or use the data that its last part was trained for"
         )
 
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.errors import unknown
-from stitchkit.model.heads.head import MIN_DEPTH
 from stitchkit.networks.layout import NAMES, Layout
 from stitchkit.settings.fields import Classes, Side, Width
+from stitchkit.settings.tasks import MIN_DEPTH
 
 
 def _declared(value: str | list[object]) -> str | list[object]:

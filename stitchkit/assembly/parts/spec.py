@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from stitchkit.settings.tasks import DenseFacts
+
 ReformatOptions = dict[Literal["class_token"], Literal["zeros", "ones", "avg", "zeroes", "mean"]]
 """`class_token`: the replacement for a missing one; `zeroes` is `zeros`, and `mean` is `avg`."""
 
@@ -20,8 +22,7 @@ class Wanted(NamedTuple):
     """The output that a task needs of a network."""
 
     channels: int  # how many values it has, one for each class, and one for depth
-    is_dense: bool = False  # whether it has them at each position
-    is_depth: bool = False  # whether they are depths, which are positive
+    dense: DenseFacts | None = None  # the task, if it has them at each position
 
 
 @dataclass(frozen=True)

@@ -73,8 +73,7 @@ def open_task(config: JobConfig, number: int, world: World) -> TaskData:
         loader = _loader(pairs, config, task, world, training=True)
         tested: Any = _some(judged, config.train_config.seed, task)
         workers = min(config.workers, usable_cores())
-        names = ("depth",) if pairs.task == "depth" else pairs.classes or numbered(pairs.num_classes)
-        return TaskData(task, names, loader, PairLoader(tested, task.batch_size, workers, world))
+        return TaskData(task, pairs.outputs, loader, PairLoader(tested, task.batch_size, workers, world))
     options = (("batch_size", task.batch_size), ("seed", config.train_config.seed))
     source = Source(task.dataset, _root(config), options=options)
     with prefixed(f"{where}.dataset: "):
@@ -102,8 +101,7 @@ def open_task_pairs(task: TaskConfig, root: Path | None, *, download: bool = Fal
     """The images of a dense task with their masks or depth maps, to train and to test."""
     is_hub = task.dataset.lower().startswith("hfds/")
     source = task.dataset if is_hub else Path(root or "", task.dataset).expanduser()
-    count = (task.num_classes or 0) if task.task == "segmentation" else 0
-    train = open_pairs(source, "train", task.task, num_classes=count, download=download)
+    train = open_pairs(source, "train", task.task, num_classes=task.num_classes or 0, download=download)
     split = task.val_split or "validation"
     test = open_pairs(source, split, task.task, num_classes=train.num_classes, download=download)
     how, is_augmented = task.data_preprocessing, bool(task.augmentation)

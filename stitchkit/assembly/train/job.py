@@ -37,7 +37,8 @@ from stitchkit.errors import InputError, one_line
 from stitchkit.measure.profile import measure
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.files import naming
-from stitchkit.training.dense.task import loss_of
+from stitchkit.settings.tasks import DENSE
+from stitchkit.tasks.table import TASKS
 
 _logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def _metadata(network: nn.Module, image: torch.Tensor, data: list[TaskData], wor
 def _task(config: JobConfig, network: nn.Module, data: list[TaskData], world: World) -> JobTask:
     train, losses = config.train_config, []
     for task, where in zip(data, train.places, strict=True):
-        dense = loss_of(dense_recipe(task.config)) if task.config.is_dense else None
+        dense = TASKS[task.config.task].loss(dense_recipe(task.config)) if task.config.is_dense else None
         main = dense or create_loss(task.config.loss_fn, task.config.loss_fn_args, where, world.device)
         further = []
         for number, aux in enumerate(task.config.aux_losses):
@@ -161,7 +162,7 @@ def _trainer(
 ) -> Trainer:
     train = config.train_config
     parameters = trained_parameters(task.network)
-    expected = [Expected(each.config.name, each.config.task, len(each.classes)) for each in data]
+    expected = [Expected(each.config.name, DENSE.get(each.config.task), len(each.classes)) for each in data]
     unused = rehearse(task, size, expected)
     optimizer = create_optimizer(train, parameters)
     loader, settings = TrainingLoader([each.train for each in data]), engine_settings(config)
@@ -250,7 +251,8 @@ def job_plan(config: JobConfig, source: Path) -> str:
     lines = [_table(network, traced, size), ""]
     for task in data:
         batches = f"batches of {task.config.batch_size} images: {len(task.train)} to train, {len(task.test)} to test"
-        what = "depth" if task.config.task == "depth" else f"{len(task.classes)} classes"
+        facts = DENSE.get(task.config.task)
+        what = task.config.task if facts and not facts.has_classes else f"{len(task.classes)} classes"
         lines.append(f"data: {task.config.dataset}, {what}, {batches}")
     files = dict.fromkeys(path for path in config.files if path != AUTO and not Path(path).is_file())
     lines += [f"missing: {fault}" for fault in opened if isinstance(fault, str)]

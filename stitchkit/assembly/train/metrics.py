@@ -14,6 +14,7 @@ from stitchkit.assembly.config.settings import Metric
 from stitchkit.assembly.train.optim import named
 from stitchkit.assembly.train.result import FIRST_COLUMNS
 from stitchkit.errors import InputError, one_line, unknown
+from stitchkit.settings.tasks import DENSE
 
 Measure: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Outputs `[B, num_classes]` and labels `[B]` to the sum of a figure over the images."""
@@ -26,13 +27,6 @@ _OF_VECTORS = (
 )  # fmt: skip
 """Functions that take a label as a vector with a 1 at its class; those that want -1 elsewhere would mean nothing."""
 
-
-DENSE_FIGURES: dict[str, dict[str, str]] = {
-    "segmentation": {"miou": "mIoU", "pixel_acc": "Pixel Accuracy"},
-    "depth": {"abs_rel": "AbsRel", "rmse": "RMSE", "delta1": "delta1"},
-}
-"""The metrics of dense tasks, as `stitchkit.measure.scores` has them, and their names in results."""
-
 Column: TypeAlias = tuple[str | None, str]
 """An output of the network, None for its own, and the name of a figure: together a column of the result."""
 
@@ -43,7 +37,7 @@ def metrics_of(config: JobConfig, number: int) -> tuple[tuple[Metric, ...], str]
     if task.metrics is not None:
         return task.metrics, f"{train.places[number]}.metrics"
     if task.is_dense and config.metrics:
-        return tuple(Metric(metric_fn=name) for name in DENSE_FIGURES[task.task]), "metrics"
+        return tuple(Metric(metric_fn=name) for name in DENSE[task.task].figures), "metrics"
     return config.metrics, "metrics"
 
 
@@ -58,7 +52,7 @@ def dense_figures(task: str, metrics: Sequence[Metric], where: str = "metrics") 
     """The metrics of a dense task by their columns."""
     figures: dict[Column, str] = {}
     for number, metric in enumerate(metrics):
-        own, known = f"{where}[{number}]", DENSE_FIGURES[task]
+        own, known = f"{where}[{number}]", DENSE[task].figures
         if metric.metric_fn not in known:
             raise InputError(f"{own}.metric_fn: {unknown(f'metric of {task}', metric.metric_fn, known)}")
         if metric.metric_fn_args:
@@ -89,7 +83,7 @@ def create_measures(metric: Metric, where: str) -> dict[str, Measure]:
         return {"Accuracy": partial(_hits, k=1)}
     if metric.metric_fn == "topk_accuracy":
         return {f"Top-{k} Accuracy": partial(_hits, k=k) for k in metric.ranks}
-    if task := next((task for task, figures in DENSE_FIGURES.items() if metric.metric_fn in figures), None):
+    if task := next((task for task, facts in DENSE.items() if metric.metric_fn in facts.figures), None):
         raise InputError(
             f"{where}.metric_fn is {metric.metric_fn}, a figure of {task}; list it in the metrics of a task of this "
             f"kind, train_config.tasks[N].metrics"

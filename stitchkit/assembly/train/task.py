@@ -17,7 +17,8 @@ from stitchkit.engine.task import Task
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.networks.mode import evaluating
 from stitchkit.networks.slices import snapshot
-from stitchkit.training.dense.task import DenseLoss
+from stitchkit.settings.tasks import DenseFacts
+from stitchkit.tasks.task import DenseLoss
 
 Labels = tuple[torch.Tensor, ...]
 """Labels `[B]` of each task, or masks or depth maps `[B, H, W]`; the tasks' images follow one another in the batch."""
@@ -200,26 +201,28 @@ def scale_losses(task: JobTask, batches: Iterable[tuple[torch.Tensor, Labels]]) 
 
 
 class Expected(NamedTuple):
-    """What the data of a task need: its name in results, its kind, and its number of classes, which is 1 for depth."""
+    """What the data of a task need: its name in results, what kind it is if dense, and its number of classes or 1."""
 
     name: str
-    kind: str
+    dense: DenseFacts | None
     num_classes: int
 
     def blank(self, sides: tuple[int, int], device: torch.device) -> torch.Tensor:
         """Labels of two images."""
-        if self.kind == "depth":
+        if self.dense and not self.dense.has_classes:
             return torch.ones(2, *sides, device=device)
-        return torch.zeros(2, *(() if self.kind == "classification" else sides), dtype=torch.long, device=device)
+        return torch.zeros(2, *(sides if self.dense else ()), dtype=torch.long, device=device)
 
     def check(self, output: torch.Tensor) -> None:
         """Refuse what the check of the network, which knows shapes only and asks for enough channels, lets pass."""
-        is_depth, shape = self.kind == "depth", list(output.shape[1:])
-        if self.kind != "classification" and shape[0] != self.num_classes:
-            has = f"data set '{self.name}' has {self.num_classes} classes; end it with a SegmentationHead"
-            needs = f"'{self.name}' needs one depth at each position; end it with a DepthHead"
-            raise InputError(f"the network returns {shape} per image, but {needs if is_depth else has}")
-        if is_depth and (least := output.min().item()) < 0:  # the loss takes their logarithm
+        if self.dense is None:
+            return
+        shape = list(output.shape[1:])
+        if shape[0] != self.num_classes:
+            needs = self.dense.needs.format(name=self.name, classes=self.num_classes)
+            raise InputError(f"the network returns {shape} per image, but {needs}")
+        # The loss takes the logarithm of depths.
+        if self.dense.least is not None and (least := output.min().item()) < 0:
             raise InputError(
                 f"the network returns depths down to {least:.3g} m, but '{self.name}' needs positive ones; end it with "
                 "a DepthHead"

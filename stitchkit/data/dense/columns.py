@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from stitchkit.data.dense.layouts import NOUNS
 from stitchkit.data.dense.maps import Content
 from stitchkit.data.open_dataset import open_dataset
 from stitchkit.data.source import Source
 from stitchkit.display import listed
 from stitchkit.errors import InputError, unknown
 from stitchkit.paths import check_local
-
-_COLUMNS = {"segmentation": ("mask", "annotation", "label", "segmentation"), "depth": ("depth_map", "depth")}
-"""The usual names of the columns of a task."""
+from stitchkit.settings.tasks import DENSE
 
 
 class PairRows:
@@ -37,7 +34,7 @@ class PairRows:
             table = table.cast_column(key, datasets.Image(decode=False))  # our own readers decode
         self._images = table.select_columns([self._input_key])
         self._targets = table.select_columns([self._target_key])
-        self._noun = NOUNS[task]
+        self._noun = DENSE[task].noun
         self.split = split
         self.names = tuple(map(str, range(len(table))))
 
@@ -65,11 +62,11 @@ def _images_of(table: Any) -> str:
 
 
 def _target_column(table: Any, task: str) -> str:
-    column = next((name for name in _COLUMNS[task] if name in table.column_names), None)
+    column = next((name for name in DENSE[task].columns if name in table.column_names), None)
     if column is None:
         raise InputError(
-            f"the data set has none of the columns {', '.join(_COLUMNS[task])}; name the one of the {NOUNS[task]}s "
-            f"with --target-key (columns with images: {_images_of(table)})"
+            f"the data set has none of the columns {', '.join(DENSE[task].columns)}; name the one of the "
+            f"{DENSE[task].noun}s with --target-key (columns with images: {_images_of(table)})"
         )
     return column
 

@@ -17,14 +17,12 @@ from pathlib import Path
 
 from stitchkit.data.dense.maps import MOST_CLASSES, Content
 from stitchkit.data.folders import image_files
-from stitchkit.data.source import PAIR_FOLDERS, check_pair_folder, expected_pairs
+from stitchkit.data.source import check_pair_folder, expected_pairs
 from stitchkit.data.split_rule import names_of
 from stitchkit.display import counted, listed
 from stitchkit.errors import InputError
+from stitchkit.settings.tasks import DENSE
 
-NOUNS = {"segmentation": "mask", "depth": "depth map"}
-"""The tasks, and what each needs for an image."""
-_SUFFIXES = {"segmentation": frozenset({".png"}), "depth": frozenset({".png", ".npy"})}
 _RELEASES = {"2014": True, "2017": False}  # COCO-Stuff's years, and whether 0 is ignored
 _LARGEST_TEXT = 100_000_000
 
@@ -59,19 +57,19 @@ def find_pairs(root: Path, split: str, task: str) -> PairFiles:
         if (files := layout(root, split, task)) is not None:
             return files
     raise InputError(
-        f"data folder '{root}' has no split '{split}' of images and {NOUNS[task]}s; {expected_pairs(split, task)}"
+        f"data folder '{root}' has no split '{split}' of images and {DENSE[task].noun}s; {expected_pairs(split, task)}"
     )
 
 
 def _paired(root: Path, split: str, task: str) -> PairFiles | None:
-    folder = PAIR_FOLDERS[task]
+    folder = DENSE[task].folder
     for name in names_of(split):
         for images, targets in (
             (root / name / "images", root / name / folder),
             (root / "images" / name, root / folder / name),
         ):
             if images.is_dir() and targets.is_dir():
-                classes = read_classes(root) if task == "segmentation" else ()
+                classes = read_classes(root) if DENSE[task].has_classes else ()
                 pairs, notes = _matched(images, targets, task)
                 files = _files(name, images, pairs, notes=notes, classes=classes, num_classes=len(classes))
                 return replace(files, named_in=str(root / "classes.txt")) if classes else files
@@ -122,16 +120,16 @@ def _files(
 def _matched(images: Path, targets: Path, task: str, ending: str = "") -> tuple[dict[str, str], str]:
     """The target of each image in a folder, by path, and what is not used, in words."""
     pictures, notes = _by_name(images)
-    maps, _ = _by_name(targets, _SUFFIXES[task], ending)
+    maps, _ = _by_name(targets, DENSE[task].suffixes, ending)
     missing = [os.path.relpath(path, images) for name, path in pictures.items() if name not in maps]
     if missing:
-        wanted = " or ".join(f"NAME{ending}{suffix}" for suffix in sorted(_SUFFIXES[task], reverse=True))
+        wanted = " or ".join(f"NAME{ending}{suffix}" for suffix in sorted(DENSE[task].suffixes, reverse=True))
         raise InputError(
-            f"{len(missing)} of {counted(len(pictures), 'image')} in '{images}' have no {NOUNS[task]} in '{targets}': "
-            f"{listed(missing)}; an image NAME.jpg needs {wanted} there"
+            f"{len(missing)} of {counted(len(pictures), 'image')} in '{images}' have no {DENSE[task].noun} in "
+            f"'{targets}': {listed(missing)}; an image NAME.jpg needs {wanted} there"
         )
     if alone := len(maps.keys() - pictures.keys()):
-        notes += f"; {counted(alone, NOUNS[task])} without an image ignored"
+        notes += f"; {counted(alone, DENSE[task].noun)} without an image ignored"
     return {path: maps[name] for name, path in pictures.items()}, notes
 
 
@@ -197,13 +195,15 @@ def _nyu(root: Path, split: str, task: str) -> PairFiles | None:
     rows = [_row(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
     kept = [(image, depth) for image, depth in rows if depth != "None"]
     if not kept:
-        raise InputError(f"'{path}' lists no image with a {NOUNS[task]}; each line needs both")
+        raise InputError(f"'{path}' lists no image with a {DENSE[task].noun}; each line needs both")
     files = [(os.path.join(root, image), os.path.join(root, depth)) for image, depth in kept]
     if missing := [file for pair in files for file in pair if not os.path.isfile(file)]:
         fault = f"{counted(len(missing), 'file')} in '{path}' do not exist: {listed(missing)}"
         raise InputError(f"{fault}; check that its paths begin at '{root}'")
     notes = (
-        f"; {counted(len(rows) - len(kept), 'line')} without a {NOUNS[task]} ignored" if len(kept) < len(rows) else ""
+        f"; {counted(len(rows) - len(kept), 'line')} without a {DENSE[task].noun} ignored"
+        if len(kept) < len(rows)
+        else ""
     )
     images, depths = zip(*files, strict=True)
     return PairFiles(path.stem.removeprefix("nyu_"), tuple(image for image, _ in kept), images, depths, notes=notes)

@@ -16,9 +16,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from stitchkit.data.decoding import BACK, UPRIGHT, Change, Decoding, check_image, limited, orientation
 from stitchkit.display import counted
 from stitchkit.errors import InputError, one_line
+from stitchkit.settings.tasks import NOT_KNOWN
 
-IGNORED = 255
-"""The class number of pixels that neither train nor count."""
 MOST_CLASSES = 255
 NOT_UPRIGHT = "is turned by its EXIF orientation, and its map is not; save it upright, or add --no-exif"
 UNKNOWN_DEPTH = 0.0
@@ -122,13 +121,13 @@ def read_mask(name: str, content: Content) -> NDArray[np.integer]:
 def number_classes(
     numbers: NDArray[np.integer], num_classes: int, *, name: str, skips_zero: bool = False
 ) -> NDArray[np.uint8]:
-    """Class numbers from 0, and `IGNORED`, as `[H, W]`; with `skips_zero`, the file numbers from 1 and 0 is ignored."""
+    """Class numbers from 0, and `NOT_KNOWN`, `[H, W]`; with `skips_zero`, the file numbers from 1 and 0 is ignored."""
     check_classes(numbers, num_classes, name=name, skips_zero=skips_zero)
-    ignored = numbers == IGNORED
+    ignored = numbers == NOT_KNOWN
     if skips_zero:
         ignored |= numbers == 0
     classes = (numbers - int(skips_zero)).astype(np.uint8)
-    classes[ignored] = IGNORED
+    classes[ignored] = NOT_KNOWN
     return classes
 
 
@@ -138,13 +137,13 @@ def check_classes(numbers: NDArray[np.integer], num_classes: int, *, name: str, 
     if largest >= first + num_classes:
         raise InputError(
             f"mask '{name}' has the class number {largest}; the data set has {counted(num_classes, 'class')}, numbered "
-            f"from {first}, and {IGNORED} is ignored; correct the mask, or the number of classes"
+            f"from {first}, and {NOT_KNOWN} is ignored; correct the mask, or the number of classes"
         )
 
 
 def largest_class(numbers: NDArray[np.integer]) -> int:
     """The largest class number in a mask; -1 if all of it is ignored."""
-    kept = numbers[numbers != IGNORED]
+    kept = numbers[numbers != NOT_KNOWN]
     return int(kept.max()) if kept.size else -1
 
 

@@ -16,9 +16,8 @@ from torch.utils.data import Dataset
 
 from stitchkit.data.decoding import UPRIGHT, Decoding
 from stitchkit.data.dense.columns import PairRows, open_rows
-from stitchkit.data.dense.layouts import NOUNS, PairFiles, find_pairs
+from stitchkit.data.dense.layouts import PairFiles, find_pairs
 from stitchkit.data.dense.maps import (
-    IGNORED,
     MOST_CLASSES,
     NOT_UPRIGHT,
     Content,
@@ -26,15 +25,16 @@ from stitchkit.data.dense.maps import (
     header_of,
     largest_class,
     number_classes,
-    read_depth,
     read_image,
     read_mask,
 )
-from stitchkit.data.labelled_images import Changes
+from stitchkit.data.dense.targets import TARGETS
+from stitchkit.data.labelled_images import Changes, numbered
 from stitchkit.data.split_rule import names_of
 from stitchkit.display import counted, listed, plural
 from stitchkit.errors import InputError, one_line, unknown
 from stitchkit.paths import check_local
+from stitchkit.settings.tasks import DENSE, NOT_KNOWN
 
 _MOST_HEADERS = 10_000
 _MOST_MASKS = 2_000
@@ -51,7 +51,7 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
 
     def __init__(self, source: PairFiles | PairRows, task: str, num_classes: int = 0):
         self._source = source
-        self.task = task
+        self.task, self.facts, self._targets = task, DENSE[task], TARGETS[task]
         self.num_classes = num_classes
         self.classes = source.classes
         self.split = source.split
@@ -61,6 +61,11 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         self._changes = Changes(len(self.names))
         self.transform: Callable[[Image, NDArray[Any]], tuple[Any, Any]] | None = None
         """Applied to an image and its target together."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs at a pixel: those of the classes, or else their numbers; or that of the task."""
+        return (self.classes or numbered(self.num_classes)) if self.facts.has_classes else (self.task,)
 
     @property
     def files(self) -> list[str]:
@@ -80,8 +85,8 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
         source, (name, content) = self._source.image(index), self._source.target(index)
         self._check_headers(source, (name, content))
         image, self._changes[index] = read_image(*source, self.decoding)
-        target: NDArray[Any] = read_mask(name, content) if self.task == "segmentation" else read_depth(name, content)
-        if self.task == "segmentation":
+        target = self._targets.read(name, content)
+        if self.facts.has_classes:
             target = number_classes(target, self.num_classes, name=name, skips_zero=self._source.skips_zero)
         return image, target
 
@@ -100,7 +105,7 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
 
         At most 2,000 masks are checked, evenly spread, and fewer if they are large.
         """
-        if self.task != "segmentation":
+        if not self.facts.has_classes:
             return
         sizes = [prod(header_of("mask", *self._source.target(index))[0]) for index in spread(len(self), 20)]
         most = _MOST_PIXELS * len(sizes) // max(sum(sizes), 1)
@@ -111,7 +116,7 @@ class ImagePairs(Dataset[tuple[Any, Any]]):
 
     def _check_headers(self, image: tuple[str, Content], target: tuple[str, Content]) -> None:
         """Refuse a mask or a depth map of another size or, by EXIF data, another orientation than that of its image."""
-        noun = NOUNS[self.task]
+        noun = self.facts.noun
         of_image, turned = header_of("image", *image)
         of_target, as_target = header_of(noun, *target)
         if of_image != of_target:
@@ -154,8 +159,8 @@ def open_pairs(
         given_in: The settings file that gives `num_classes`, for messages; a flag of a command overrules it.
         target_key: Column of masks or depth maps; empty for the first with a usual name.
     """
-    if task not in NOUNS:
-        raise unknown("task", task, NOUNS)
+    if task not in DENSE:
+        raise unknown("task", task, DENSE)
     check_local(split, "split")
 
     def found(name: str) -> PairFiles | PairRows:
@@ -166,8 +171,10 @@ def open_pairs(
 
     with _readable(root):
         source = found(split)
-        if task == "segmentation":
+        if DENSE[task].has_classes:
             num_classes = _agreed(source, num_classes, given_in) or _count_classes(source, found)
+        else:
+            num_classes = 0
     pairs = ImagePairs(source, task, num_classes)
     _logger.info("%s", _contents(pairs, source.notes))
     return pairs
@@ -212,7 +219,7 @@ def _count_classes(source: PairFiles | PairRows, open_split: Callable[[str], Pai
         if (highest := largest_class(numbers)) > largest:
             largest, name = highest, path
         if largest < MOST_CLASSES:
-            seen[numbers[numbers != IGNORED]] = True
+            seen[numbers[numbers != NOT_KNOWN]] = True
     if not 0 <= largest < MOST_CLASSES:
         fault = f"mask '{name}' has the class number {largest}" if largest > 0 else "every pixel is ignored"
         raise InputError(
@@ -229,8 +236,8 @@ def _count_classes(source: PairFiles | PairRows, open_split: Callable[[str], Pai
 
 
 def _contents(pairs: ImagePairs, notes: str) -> str:
-    known = f"{pairs.split}: {counted(len(pairs), 'image')} with {plural(NOUNS[pairs.task])}"
-    if pairs.task == "segmentation":
+    known = f"{pairs.split}: {counted(len(pairs), 'image')} with {plural(pairs.facts.noun)}"
+    if pairs.facts.has_classes:
         names = f" ({listed(pairs.classes)})" if pairs.classes else ""
         known += f", {counted(pairs.num_classes, 'class')}{names}"
     return known + notes

@@ -16,14 +16,14 @@ from PIL.Image import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from stitchkit.data.dense.maps import IGNORED, UNKNOWN_DEPTH
+from stitchkit.data.dense.targets import TARGETS, Targets
 from stitchkit.errors import InputError
+from stitchkit.settings.tasks import DENSE, NOT_KNOWN
 
 PairTransform: TypeAlias = Callable[[Image, "NDArray[Any]"], tuple[torch.Tensor, torch.Tensor]]
 """From an RGB image and its target `[H, W]` to the normalised image `[3, H, W]` in `float32`, and class numbers in
 `int64` or metres in `float32`, `[H, W]`."""
 
-_DTYPES = {"segmentation": torch.int64, "depth": torch.float32}
 _LONGEST = 4
 _MOST_OF_ONE_CLASS, _CROPS = 0.75, 10
 
@@ -32,7 +32,7 @@ _MOST_OF_ONE_CLASS, _CROPS = 0.75, 10
 class _TrainingPairs:
     """The `PairTransform` of training: scale, crop, flip, distort the colours, normalise and pad."""
 
-    task: str
+    targets: Targets
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -53,7 +53,7 @@ class _TrainingPairs:
             pixels, plan = pixels.flip(-1), plan.flip(-1)
         if self.distort is not None:
             pixels = self.distort(pixels)
-        return self._padded(_normalised(pixels, self.mean, self.std), plan.to(_DTYPES[self.task]))
+        return self._padded(_normalised(pixels, self.mean, self.std), plan.to(self.targets.dtype))
 
     def _scaled(
         self, pixels: torch.Tensor, plan: torch.Tensor, scale: tuple[float, float]
@@ -71,12 +71,12 @@ class _TrainingPairs:
         """The top left corner of a crop that no class dominates."""
         height, width = self.size
         rows, columns = (max(0, side - wanted) + 1 for side, wanted in zip(plan.shape, self.size, strict=True))
-        for _ in range(_CROPS if self.task == "segmentation" else 1):
+        for _ in range(_CROPS if self.targets.is_balanced else 1):
             top, left = int(torch.randint(rows, ())), int(torch.randint(columns, ()))
-            if self.task != "segmentation":
+            if not self.targets.is_balanced:
                 break
             part = plan[top : top + height, left : left + width]
-            counts = torch.bincount(part.flatten(), minlength=IGNORED + 1)[:IGNORED]
+            counts = torch.bincount(part.flatten(), minlength=NOT_KNOWN + 1)[:NOT_KNOWN]
             if counts.max() < _MOST_OF_ONE_CLASS * counts.sum():
                 break
         return top, left
@@ -85,14 +85,13 @@ class _TrainingPairs:
         """Both at the size of the crop, with the mean, which is 0 now, and pixels that do not count."""
         down, right = (wanted - side for side, wanted in zip(plan.shape, self.size, strict=True))
         around = [0, 0, right, down]
-        outside = IGNORED if self.task == "segmentation" else UNKNOWN_DEPTH
-        return F.pad_image(pixels, around, fill=0), F.pad_image(plan[None], around, fill=outside)[0]
+        return F.pad_image(pixels, around, fill=0), F.pad_image(plan[None], around, fill=self.targets.unknown)[0]
 
 
 def _evaluated(
-    image: Image, target: NDArray[Any], *, task: str, mean: Sequence[float], std: Sequence[float]
+    image: Image, target: NDArray[Any], *, dtype: torch.dtype, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _normalised(F.pil_to_tensor(image), mean, std), torch.tensor(target).to(_DTYPES[task])
+    return _normalised(F.pil_to_tensor(image), mean, std), torch.tensor(target).to(dtype)
 
 
 def _normalised(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
@@ -124,23 +123,15 @@ def training_transform(
     by torchvision's jitter in place of a gamma, and there are no rotations by up to 2.5 degrees.
     """
     _check(mean, std)
-    return _TrainingPairs(
-        task, size, tuple(mean), tuple(std), scale if task == "segmentation" else None, hflip,
-        _distortion(task) if color_jitter else None,
-    )  # fmt: skip
-
-
-def _distortion(task: str) -> v2.Transform:
-    if task == "depth":
-        return v2.RandomApply([v2.ColorJitter(brightness=0.25, contrast=0.1, saturation=0.1)], p=0.5)
-    steps: list[dict[str, float]] = [{"brightness": 32 / 255}, {"contrast": 0.5}, {"saturation": 0.5}, {"hue": 0.1}]
-    return v2.Compose([v2.RandomApply([v2.ColorJitter(**step)], p=0.5) for step in steps])
+    targets, zoom = TARGETS[task], None if DENSE[task].keeps_scale else scale
+    distort = targets.distort if color_jitter else None
+    return _TrainingPairs(targets, size, tuple(mean), tuple(std), zoom, hflip, distort)
 
 
 def evaluation_transform(task: str, *, mean: Sequence[float], std: Sequence[float]) -> PairTransform:
     """Normalise images, at their own size."""
     _check(mean, std)
-    return partial(_evaluated, task=task, mean=mean, std=std)
+    return partial(_evaluated, dtype=TARGETS[task].dtype, mean=mean, std=std)
 
 
 def _check(mean: Sequence[float], std: Sequence[float]) -> None:

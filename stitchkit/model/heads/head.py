@@ -11,9 +11,6 @@ from torch import nn
 from stitchkit.errors import InputError
 from stitchkit.model.levels import Level, LevelInfo
 
-MIN_DEPTH = 1e-3
-"""The smallest depth that networks predict, in metres."""
-
 
 class DenseHead(nn.Module, ABC):
     """A head that predicts at each position, for images of any size.

@@ -70,7 +70,7 @@ class PairLoader:
 def open_splits(recipe: Recipe, config: StitchConfig | None = None) -> tuple[ImagePairs | None, ImagePairs]:
     """The training split, unless an evaluation has no use for it, and the one for validation."""
     data, train, file = recipe.data, None, ""
-    wanted = (recipe.model.num_classes or 0) if recipe.dense.task == "segmentation" else 0
+    wanted = recipe.model.num_classes or 0
     if wanted and config is not None and config.recipe.get("num_classes") == wanted:
         file = str(recipe.model.stitch_config)
     if not recipe.run.eval or recipe.run.recalibrate_bn != 0:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from stitchkit.errors import InputError
 from stitchkit.settings.dense_recipe import DenseRecipe
+from stitchkit.settings.tasks import DENSE
 
 Run = Callable[[Sequence[torch.Tensor]], Iterable[tuple[int, torch.Tensor]]]
 """Runs networks, in any order, on images in portions `[b, C, H, W]`, one after the other: each one's `cfg_id` and its
@@ -41,7 +42,7 @@ class Windows:
         if stride > min(size):
             sides = f"{size[0]} x {size[1]} pixels; give at most {min(size)}"
             raise InputError(f"--window-stride {stride} would leave gaps between windows of {sides}")
-        return cls(size, stride, keeps_scale=settings.task == "depth")
+        return cls(size, stride, keeps_scale=DENSE[settings.task].keeps_scale)
 
     def cut(self, images: Sequence[torch.Tensor]) -> Cut:
         """The windows of images `[C, H, W]` of any sizes, normalised, so that zeros are their mean."""

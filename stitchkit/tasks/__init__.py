@@ -1,0 +1,1 @@
+"""The tasks of dense prediction: what each learns, is judged by, and draws."""
