@@ -188,11 +188,7 @@ def write_scores(path: Path, choice: ChosenJoints) -> None:
 def run(flags: argparse.Namespace, settings: ChooseSettings, output: Path) -> None:
     """Run `stitchkit choose`."""
     config = StitchConfig.load(flags.stitch_config)
-    if config.dense is not None:
-        raise InputError(
-            f"'{flags.stitch_config}' is for {config.dense.task}, and choose needs classes of whole images; remove "
-            '"dense" and give images of classes, or train all stitches'
-        )
+    config.refuse_dense('choose needs those: remove "dense" and give images of classes, or train all stitches')
     new_file(str(scores_file(output)))
     device = choose_device(flags.device)
     source = Source(flags.dataset, flags.data, needs_labels=False)

@@ -37,8 +37,10 @@ def images_digest(images: CheckedImages | ImagePairs | IterableDataset[Any]) -> 
     """
     split: Any = images.dataset if isinstance(images, CheckedImages) else images
     is_stream, files = isinstance(split, IterableDataset), _files(split)
-    if is_stream or isinstance(split, ImagePairs):
-        names, labels = [Path(file).name for file in files] if is_stream else [*split.names], None
+    if isinstance(split, ImagePairs):
+        files, names, labels = split.files, [*split.names], None
+    elif is_stream:
+        names, labels = [Path(file).name for file in files], None
     else:
         names, labels = [*image_names(split)], image_labels(split)
     digest = hashlib.sha256(json.dumps([0 if is_stream else len(split), names, labels]).encode())
@@ -54,8 +56,6 @@ def images_digest(images: CheckedImages | ImagePairs | IterableDataset[Any]) -> 
 
 def _files(split: Any) -> Sequence[str]:
     """The files of a split; none if its images are not files of their own."""
-    if isinstance(split, ImagePairs):
-        return split.files
     reader: Any = getattr(split, "reader", None)
     if isinstance(reader, ReaderImageFolder):
         return [path for path, _ in reader.samples]

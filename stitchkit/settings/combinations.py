@@ -14,6 +14,7 @@ from stitchkit.optional import check_installed
 from stitchkit.settings.fields import COLOUR_MODES, is_colour
 from stitchkit.settings.recipe import OptimRecipe, Recipe
 from stitchkit.settings.schema import flag_of
+from stitchkit.settings.tasks import DENSE
 from stitchkit.settings.timm_flags import PLATEAU
 
 _logger = logging.getLogger(__name__)
@@ -139,7 +140,7 @@ def _check_evaluation(recipe: Recipe) -> None:
 def _check_training(recipe: Recipe, flags: Container[str]) -> None:
     """Refuse settings that have no effect on a training; an evaluation reads them in the settings of its training."""
     stitch, schedule, settings = recipe.stitch, recipe.schedule, recipe.flat()
-    if "zoom" in flags and recipe.dense.is_dense and recipe.augment.no_aug:
+    if "zoom" in flags and recipe.augment.no_aug:
         # In a file, it is part of a recipe, and --no-aug removes all augmentation of a recipe.
         raise InputError("--no-aug leaves no random scales, so --zoom has no effect; omit one of the two")
     if stitch.freezes_anchors and recipe.optim.stitch_lr_scale == 0:
@@ -160,15 +161,15 @@ def _check_training(recipe: Recipe, flags: Container[str]) -> None:
 def _check_dense(recipe: Recipe) -> None:
     """Refuse settings that have no meaning for the pixels of an image, or that only they have a meaning for."""
     dense, settings, usual = recipe.dense, recipe.flat(), Recipe().flat()
-    if not dense.is_dense:
-        for tasks, names in (
-            ("--task segmentation or --task depth", ("head", "levels", "window_stride")),
-            ("--task segmentation", ("zoom",)),
-            ("--task depth", ("max_depth",)),
-        ):
-            for name in names:
-                if settings[name] != usual[name]:
-                    raise InputError(f"{flag_of(name)} is for dense prediction; add {tasks}")
+    spec, users = dense.spec, {name: [*DENSE] for name in ("head", "levels", "window_stride")}
+    for task, facts in DENSE.items():
+        for name in facts.settings:
+            users.setdefault(name, []).append(task)
+    if spec is None:
+        for name, tasks in users.items():
+            if name != "num_classes" and settings[name] != usual[name]:  # which images have too
+                advice = " or ".join(f"--task {task}" for task in tasks)
+                raise InputError(f"{flag_of(name)} is for dense prediction; add {advice}")
         return
     if recipe.model.model:
         raise InputError(f"--task {dense.task} requires an SN-Net, not a --model; give --anchors A,B")
@@ -177,8 +178,8 @@ def _check_dense(recipe: Recipe) -> None:
     for name in _OF_IMAGES:
         if settings[name] != usual[name] and settings[name]:
             raise InputError(f"{flag_of(name)} {settings[name]} does not apply to --task {dense.task}; omit it")
-    for name in ("max_depth",) if dense.task == "segmentation" else ("num_classes", "zoom"):
-        if settings[name] != usual[name]:
+    for name, tasks in users.items():
+        if dense.task not in tasks and settings[name] != usual[name]:
             raise InputError(f"{flag_of(name)} {settings[name]} has no effect on --task {dense.task}; omit it")
     for name in ("input_key", "target_key"):
         if settings[name] and not recipe.data.dataset.lower().startswith("hfds/"):

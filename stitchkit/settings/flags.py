@@ -18,6 +18,7 @@ from stitchkit.settings.recipe import GROUPS, Recipe
 from stitchkit.settings.schema import Settings, flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.stitch_recipe import RECIPE
+from stitchkit.settings.tasks import DENSE
 from stitchkit.settings.timm_flags import REFUSALS
 
 _logger = logging.getLogger(__name__)
@@ -154,11 +155,8 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     settings, config = _merged(layers), None
     if settings.get("stitch_config"):
         config = StitchConfig.load(str(settings["stitch_config"]))
-        trains = config.recipe.get("task", "classification")
-        if settings.get("task") == "classification" != trains:
-            file = settings["stitch_config"]
-            raise InputError(f"'{file}' is for --task {trains}, not classification; omit --task, or use --anchors")
-        settings = _merged([*layers, *_own_recipe(config, settings.get("task", trains))])
+        own = _own_recipe(config, settings.get("task"), file=settings["stitch_config"])
+        settings = _merged([*layers, *own])
     elif anchors := settings.get("anchors"):
         settings = _merged([*layers, RECIPE])
         settings.setdefault("experiment", "+".join(read_anchor(text).label for text in cast(list[str], anchors)))
@@ -173,15 +171,25 @@ def gather(flags: Mapping[str, object]) -> tuple[Recipe, StitchConfig | None]:
     return recipe, config and config.with_updates(recipe)
 
 
-def _own_recipe(config: StitchConfig, task: object) -> tuple[Mapping[str, object], ...]:
-    """What a configuration sets for a task, the strongest first; without a recipe, dense prediction has a default."""
-    if task == "classification":
+def _own_recipe(config: StitchConfig, task: object, *, file: object) -> tuple[Mapping[str, object], ...]:
+    """What a configuration in a file sets for a task, by default its own, the strongest first.
+
+    Without a recipe, dense prediction has a default.
+    """
+    trains = _trained_task(config)
+    if (task := task or trains) not in DENSE:
+        if task != trains:
+            raise InputError(f"'{file}' is for --task {trains}, not {task}; omit --task, or use --anchors")
         return (config.recipe,)
-    if task != config.recipe.get("task"):
-        # A recipe for classification is of no use in dense prediction, most of whose settings it would exclude. Where
-        # the weights of anchors come from does not depend on the task.
-        return ({key: value for key, value in config.recipe.items() if key == "pretrained"}, RECIPE)
-    return (config.recipe,) if _optimises(config.recipe) else (config.recipe, RECIPE)
+    # A recipe for classification is of no use in dense prediction, most of whose settings it would exclude. Where the
+    # weights of anchors come from does not depend on the task.
+    own = {key: value for key, value in config.recipe.items() if task == trains or key == "pretrained"}
+    return (own,) if _optimises(own) else (own, RECIPE)
+
+
+def _trained_task(config: StitchConfig) -> object:
+    """The task that the recipe of a configuration is for."""
+    return config.recipe.get("task", Recipe().dense.task)
 
 
 def _optimises(recipe: Mapping[str, object]) -> bool:
@@ -191,8 +199,8 @@ def _optimises(recipe: Mapping[str, object]) -> bool:
 
 def _say_recipe(recipe: Recipe, config: StitchConfig) -> None:
     """Log that dense prediction is not trained as a configuration says, whose recipe is for something else."""
-    task, trains = recipe.dense.task, config.recipe.get("task", "classification")
-    if task == "classification" or (task == trains and _optimises(config.recipe)):
+    task, trains = recipe.dense.task, _trained_task(config)
+    if RECIPE not in _own_recipe(config, task, file=recipe.model.stitch_config):
         return
     why = f"is for {trains}, not for {task}" if task != trains and config.recipe else "does not say how to train"
     _logger.info(

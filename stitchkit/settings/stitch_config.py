@@ -221,6 +221,11 @@ class StitchConfig(Settings):
         own = {key: recipe[key] for key in ("task", "head", "levels") if key in recipe}
         return replace(config, recipe=recipe, dense=parse(DenseRecipe, own).spec)
 
+    def refuse_dense(self, advice: str) -> None:
+        """Refuse a configuration for dense prediction where networks must predict classes of whole images."""
+        if self.dense is not None:
+            raise InputError(f"the SN-Net predicts {self.dense.task}, not classes of whole images; {advice}")
+
     def make_rule(self) -> Rule:
         """Where the anchors may be joined."""
         return RULES[self.rule](self)

@@ -80,8 +80,7 @@ class HubSNNet(
         image: Mapping[str, object] | None = None,
     ):
         self.config = read_config(stitch_config)
-        if self.config.dense is not None:
-            raise InputError("a network for dense prediction has no folder for the Hub; use stitchkit export")
+        self.config.refuse_dense("a folder for the Hub has none; use stitchkit export")
         parts = anchors_and_space(
             self.config, pretrained=False, num_classes=num_classes, img_size=img_size, in_chans=in_chans
         )

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -197,40 +198,38 @@ def calibrate(trained: Trained, stitch: int) -> None:
     recipe, model = trained.recipe, trained.model
     if not needs_calibration(trained, stitch):
         return
-    known = [[*trained.trained_for]] if trained.trained_for else []
-    by_agreement = not (recipe.dense.is_dense or labels_judge(recipe, trained.datasets, model.num_classes, known))
     world = init_world(next(model.parameters()).device.type)
     try:
         with more_than_cores():
+            loaders, by_agreement = _create_loaders(trained, world)
             chosen = own_statistics(
-                recipe, model, _create_loaders(trained, world, by_agreement=by_agreement), [stitch],
-                keeps_anchors=trained.keeps_anchors, by_agreement=by_agreement,
-            )  # fmt: skip
+                recipe, model, loaders, [stitch], keeps_anchors=trained.keeps_anchors, by_agreement=by_agreement
+            )
     finally:
         dist.destroy_process_group()
     model.statistics = {**model.statistics} | {cfg_id: each.statistics for cfg_id, each in chosen.items()}
 
 
-def _create_loaders(trained: Trained, world: World, *, by_agreement: bool) -> Loaders:
+def _create_loaders(trained: Trained, world: World) -> tuple[Loaders, bool]:
+    """The loaders of an evaluation, and whether answers are compared with those of the anchors."""
     recipe, model = trained.recipe, trained.model
-    if recipe.dense.is_dense:
-        return create_pair_loaders(
-            *open_splits(recipe), recipe, world, input_size=model.input_size, model_config=model.pretrained_cfg
-        )
-    return create_loaders(
-        trained.datasets, recipe, world,
-        input_size=model.input_size, model_config=model.pretrained_cfg,
-        num_classes=0 if by_agreement else model.num_classes,
-    )  # fmt: skip
+    images: dict[str, Any] = {"input_size": model.input_size, "model_config": model.pretrained_cfg}
+    if trained.config.dense is not None:
+        return create_pair_loaders(*open_splits(recipe), recipe, world, **images), False
+    known = [[*trained.trained_for]] if trained.trained_for else []
+    by_agreement = not labels_judge(recipe, trained.datasets, model.num_classes, known)
+    classes = 0 if by_agreement else model.num_classes
+    return create_loaders(trained.datasets, recipe, world, num_classes=classes, **images), by_agreement
 
 
 def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
     """The description for a stitch's exports, without paths of this machine."""
     model, settings = trained.model, trained.recipe.model
     route = model.resolve(stitch)
-    labels, dense = {segment.anchor for segment in route.segments}, trained.config.dense
-    if dense is not None:
+    labels, of_dense = {segment.anchor for segment in route.segments}, {}
+    if (dense := trained.config.dense) is not None:
         labels.add(trained.config.anchors[-1].label)  # its levels are those of the head
+        of_dense = {"dense": asdict(dense)}
     specs = [spec for spec in trained.config.anchors if spec.label in labels]
     return {
         "format": FORMAT,
@@ -242,7 +241,7 @@ def describe(trained: Trained, stitch: Stitch | int) -> dict[str, object]:
         # Updates of low rank are folded, so that the layer is linear.
         "layer": "mlp" if trained.config.layer == "mlp" else "linear",
         "bn_eps": settings.bn_eps,
-        **({} if dense is None else {"dense": asdict(dense)}),
+        **of_dense,
         "input": trained.data_config,
         "output": model.route_head.described(route),
         "classes": list(trained.classes),

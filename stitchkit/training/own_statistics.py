@@ -27,7 +27,7 @@ from stitchkit.networks.mode import evaluating
 from stitchkit.settings.recipe import Recipe
 from stitchkit.tasks.table import TASKS
 from stitchkit.training.data import Loaders
-from stitchkit.training.dense.data import Pair, PairLoader
+from stitchkit.training.dense.data import Pair
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.session import Session
 
@@ -85,7 +85,7 @@ def own_statistics(
     train, count = loaders.train, forced or norms.PORTIONS
     assert train is not None, "recalibration opens the training split"
     parts: Any = (train, *loaders.held_out)
-    batches = chain.from_iterable(part.batches() if isinstance(part, PairLoader) else part for part in parts)
+    batches = chain.from_iterable(parts)
     if not isinstance(train.dataset, IterableDataset):
         count = len(train)
     with autocast():

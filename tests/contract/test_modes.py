@@ -13,7 +13,7 @@ TASKS = {"classification", "features", "segmentation", "depth"}
 OF_A_TASK = {"SegmentationScore", "DepthScore", "PairLoader", "ImagePairs"}
 """Classes that stand for a task where they are asked about."""
 
-MOST = {"run": 24, "network": 8, "task": 87, "objective": 12}
+MOST = {"run": 24, "network": 8, "task": 44, "objective": 12}
 """The most questions of each kind; a change may only lower them."""
 
 
@@ -32,10 +32,21 @@ def questions(tree):
                 yield "network", node.lineno
             elif names & OF_A_TASK:
                 yield "task", node.lineno
+        elif isinstance(node, ast.If | ast.IfExp) and of_dense(node.test):
+            yield "task", node.lineno
+        elif isinstance(node, ast.BoolOp):
+            yield from (("task", node.lineno) for value in node.values if of_dense(value))
         elif isinstance(node, ast.Compare):
             constants = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
-            if constants & TASKS or re.search(r"\bdense is (not )?None\b", ast.unparse(node)):
+            if constants & TASKS or re.search(r"\bdense is (not )?None\b|\bin DENSE$", ast.unparse(node)):
                 yield "task", node.lineno
+
+
+def of_dense(node):
+    """Whether a condition is that a task is dense."""
+    while isinstance(node, ast.UnaryOp | ast.NamedExpr):
+        node = node.operand if isinstance(node, ast.UnaryOp) else node.value
+    return re.search(r"\b(dense|facts)$", ast.unparse(node)) is not None
 
 
 def asked():
@@ -63,6 +74,9 @@ if recipe.run.eval or run.eval: pass
 isinstance(model, SNNet); isinstance(model, (nn.Linear, DenseHead)); isinstance(model, nn.Linear)
 settings.task == "depth"; task in ("segmentation", "depth"); config.dense is None; name == "depths"
 stitch.uses_labels
+if wanted.dense: pass
+if facts and not facts.has_classes: pass
+task in DENSE
 """
     kinds = [kind for kind, _ in questions(ast.parse(source))]
-    assert sorted(kinds) == ["network"] * 2 + ["objective"] + ["run"] * 2 + ["task"] * 3
+    assert sorted(kinds) == ["network"] * 2 + ["objective"] + ["run"] * 2 + ["task"] * 6

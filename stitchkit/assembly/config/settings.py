@@ -27,6 +27,7 @@ from stitchkit.settings.fields import (
     is_colour,
 )
 from stitchkit.settings.schema import Arguments, DatasetName, LocalPath, Settings, as_written, parse
+from stitchkit.settings.tasks import DENSE, TaskName
 
 
 def rule(is_right: Callable[[Any], bool], fault: str) -> AfterValidator:
@@ -151,7 +152,7 @@ class Metric(Settings):
 class SharedByTasks(Settings):
     """Settings of a task, by default those of `train_config`."""
 
-    task: Literal["classification", "segmentation", "depth"] = entry(
+    task: TaskName = entry(
         "classification",
         "What the network predicts: the class of an image, or at each pixel a class (`segmentation`) or a `depth`.",
     )
@@ -181,7 +182,10 @@ _OF_CLASSES: dict[str, object] = {"loss_fn": "cross_entropy", "loss_fn_args": {}
 """Settings of losses of classes, with their defaults; dense tasks have losses of their own."""
 
 _USED_BY = {
-    "num_classes": ("classification", "segmentation"), "max_depth": ("depth",),
+    **{
+        name: (*own, *(task for task, facts in DENSE.items() if name in facts.settings))
+        for name, own in (("num_classes", ("classification",)), ("max_depth", ()))
+    },
     "train_num_samples": ("classification",), "val_num_samples": ("classification",),
     "resize_mode": ("classification",), "interpolation": ("classification",),
     "crop_pct": ("classification",), "random_resize_scale": ("classification",),
@@ -214,6 +218,11 @@ class TaskConfig(SharedByTasks):
     def is_dense(self) -> bool:
         """Whether each pixel has a prediction of its own."""
         return self.task != "classification"
+
+    @property
+    def trained_figures(self) -> tuple[str, ...]:
+        """The figures on its training images, beside losses."""
+        return () if self.is_dense else ("Accuracy",)
 
     @property
     def name(self) -> str:

@@ -47,11 +47,11 @@ class TaskData:
 def download_data(configs: Iterable[JobConfig]) -> None:
     """Download the data sets of jobs that are missing; only one process calls this."""
     every = [(_root(config), task) for config in configs for task in config.train_config.resolved_tasks]
-    for root, name in sorted({(root, task.dataset) for root, task in every if not task.is_dense}, key=str):
-        download(Source(name, root))
-    for root, task in every:
+    for root, task in {(root, task.dataset, task.task): (root, task) for root, task in every}.values():
         if task.is_dense:
             open_task_pairs(task, root, download=True)
+        else:
+            download(Source(task.dataset, root))
 
 
 def open_data(config: JobConfig, world: World) -> list[TaskData]:

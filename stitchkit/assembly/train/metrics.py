@@ -144,7 +144,7 @@ def planned_columns(config: JobConfig) -> list[str]:
     if not config.test_only:
         columns = [*FIRST_COLUMNS, TRAIN_LOSS]
         for task in tasks:
-            kinds = [*([] if task.is_dense else ["Accuracy"]), *(loss_names(len(task.aux_losses)) if several else [])]
+            kinds = [*task.trained_figures, *(loss_names(len(task.aux_losses)) if several else [])]
             columns += [trained_column(task.name, kind, is_mean=mean) for mean in (False, True) for kind in kinds]
     if config.test_only or config.eval_checkpoints:
         averages = ["", AVERAGE] if train.model_ema and not config.test_only else [""]

@@ -35,6 +35,7 @@ _NORMALISATIONS = {
 _IMAGENET = [*IMAGENET_DEFAULT_MEAN], [*IMAGENET_DEFAULT_STD]
 _INTERPOLATION = "bicubic"
 _CROP_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}  # timm's names of ways to resize
+_SETTING_OF = {"crop_mode": "resize_mode"}
 _DECODING = ("input_img_mode", "background", "exif")
 # Arguments that are enumerations in torchvision.
 _ENUMS: dict[str, type[Enum]] = {"interpolation": v2.InterpolationMode, "policy": v2.AutoAugmentPolicy}
@@ -84,10 +85,9 @@ def data_config(task: TaskConfig) -> dict[str, Any]:
     how, (mean, std) = task.data_preprocessing, _normalisation(task)
     decoding = {key: value for key in _DECODING if (value := getattr(how, key)) is not None}
     config: dict[str, Any] = {**data_config_of({"mean": mean, "std": std, **decoding}, (3, *how.size), {})}
-    if task.is_dense:
-        return {key: value for key, value in config.items() if key not in ("interpolation", "crop_pct", "crop_mode")}
     crop = {"crop_pct": how.crop_pct or 1.0, "crop_mode": _CROP_MODES[how.resize_mode or "shortest"]}
-    return config | {"interpolation": how.interpolation or _INTERPOLATION} | crop
+    config |= {"interpolation": how.interpolation or _INTERPOLATION} | crop
+    return {key: value for key, value in config.items() if is_used(_SETTING_OF.get(key, key), task.task)}
 
 
 def with_preparation(config: JobConfig) -> JobConfig:
@@ -137,11 +137,10 @@ def _left_open(task: TaskConfig, trained: TrainedWith, has_size: bool) -> dict[s
     known = {key: image.get(key) for key in ("mean", "std", "interpolation", "crop_pct", *_DECODING)}
     known["resize_mode"] = {name: mode for mode, name in _CROP_MODES.items()}.get(image.get("crop_mode", ""))
     known["image_size"] = None if has_size or trained.input_size is None else trained.input_size[1:]
-    unused = ("resize_mode", "crop_pct", "interpolation") if task.is_dense else ()
     return {
         key: [*value] if isinstance(value, tuple) else value
         for key, value in known.items()
-        if value is not None and getattr(how, key) is None and key not in unused
+        if value is not None and getattr(how, key) is None and is_used(key, task.task)
     }
 
 

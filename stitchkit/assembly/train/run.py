@@ -246,8 +246,8 @@ def _row(job: Job, trainer: Trainer, task: JobTask, trained: TrainedEpoch) -> Ro
 
 def _accuracies(job: Job, figures: Sequence[float], *, is_mean: bool) -> Row:
     pairs = zip(job.data, figures, strict=True)
-    names = ((task.config, figure) for task, figure in pairs if not task.config.is_dense)
-    return {trained_column(task.name, "Accuracy", is_mean=is_mean): figure for task, figure in names}
+    names = ((task.config.name, name, figure) for task, figure in pairs for name in task.config.trained_figures)
+    return {trained_column(task, name, is_mean=is_mean): figure for task, name, figure in names}
 
 
 def _resident() -> float:

@@ -46,6 +46,9 @@ class PairLoader:
         most = -(-len(self._numbers) // self._world.size)
         return -(-most // self.batch_size)
 
+    def __iter__(self) -> Iterator[list[Pair]]:
+        return self.batches()
+
     @property
     def own(self) -> Sequence[int]:
         """The numbers of this rank's images."""

@@ -98,9 +98,7 @@ def _figure(session: Session, shown: Sequence[Row], drawn: Sequence[Example]) ->
     titles = ["image", "truth", *labels]
     figure = new_figure(2.3 * len(titles), 2.2 * len(drawn) + 1.3)
     grid = figure.subplots(len(drawn), len(titles), squeeze=False)
-    judged = session.loaders.validation
-    assert isinstance(judged, PairLoader), "it is of a dense task"
-    paint = TASKS[session.recipe.dense.task].paint(figure, grid, drawn, judged.dataset.outputs)
+    paint = TASKS[session.recipe.dense.task].paint(figure, grid, drawn, session.loaders.validation.dataset.outputs)
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, size="small", parse_math=False)
     for line, example in zip(grid, drawn, strict=True):
