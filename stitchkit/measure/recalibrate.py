@@ -70,7 +70,7 @@ def with_calibration(
     dense prediction have batch norms. Published configurations leave nothing open: they say 0. The checkpoint says
     whether the anchors were trained.
     """
-    if recipe.run.recalibrate_bn is not None or not recipe.run.eval:
+    if recipe.run.recalibrate_bn is not None:
         return recipe
     if config is not None:
         with without_values():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from timm.data import AugMixDataset, FastCollateMixup, Mixup, create_loader, create_transform
@@ -33,7 +33,7 @@ from stitchkit.training.inputs import source_of
 
 BANK_IMAGES = 50_000
 """Labelled images for the comparison of features, unless `--bank-images` says otherwise."""
-FOR_CALIBRATION = "batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,10 @@ def check_labels(recipe: Recipe) -> None:
 
 def open_datasets(recipe: Recipe) -> Datasets:
     """Open the splits that a run needs, before anything is computed."""
-    data, source, train = recipe.data, source_of(recipe), None
-    if not recipe.run.eval or recipe.run.recalibrate_bn != 0:
-        options = {"num_samples": data.train_num_samples, "repeats": data.epoch_repeats}
-        with prefixed(FOR_CALIBRATION if recipe.run.eval else ""):
-            train = open_dataset(source, data.train_split, is_training=True, **options)
+    data, source = recipe.data, source_of(recipe)
+    options = {"num_samples": data.train_num_samples, "repeats": data.epoch_repeats}
+    train = opened_to_train(recipe, lambda: open_dataset(source, data.train_split, is_training=True, **options))
+    if train is not None:
         for name in ("aug_repeats", "aug_splits"):
             if isinstance(train, IterableDataset) and getattr(recipe.augment, name):
                 raise InputError(f"{flag_of(name)} is not for streamed datasets; set it to 0")
@@ -78,6 +77,16 @@ def open_datasets(recipe: Recipe) -> Datasets:
     if train is None:
         _check_train_folders(validation, recipe)
     return Datasets(train, validation, agreed_classes(train, validation))
+
+
+def opened_to_train(recipe: Recipe, open_split: Callable[[], T]) -> T | None:
+    """The training split, unless an evaluation has no use for it."""
+    if not recipe.run.eval:
+        return open_split()
+    if recipe.run.recalibrate_bn == 0:
+        return None
+    with prefixed("batch norms are recalibrated with training images, or kept with --recalibrate-bn 0: "):
+        return open_split()
 
 
 def _check_train_folders(validation: Images, recipe: Recipe) -> None:
@@ -123,11 +132,10 @@ def _by_timm() -> Iterator[None]:
         raise InputError(f"timm cannot prepare images with these settings: {one_line(error)}") from error
 
 
-def check_preparation(recipe: Recipe) -> None:
-    """Refuse images that cannot be prepared as the settings say, before the data are opened."""
-    check_normalisation(recipe, recipe.model.channels)
+def check_augmentation(recipe: Recipe) -> None:
+    """Refuse an augmentation that timm does not have, before the data are opened."""
     policy = recipe.augment.aa
-    if recipe.run.eval or recipe.augment.no_aug or not policy:
+    if recipe.augment.no_aug or not policy:
         return
     try:
         create_transform(32, is_training=True, auto_augment=policy)
@@ -172,8 +180,7 @@ def create_loaders(
                 train, *held_out = _calibration_loaders(trained, recipe, world, for_evaluation)
             else:
                 train = _create_train_loader(trained, recipe, world, prepared, num_classes)
-    if train is not None and not recipe.run.eval:
-        check_step(len(train), len(train.dataset), recipe, world)
+                check_step(len(train), len(train.dataset), recipe, world)
     return Loaders(train, validation, tuple(prepared["mean"]), tuple(prepared["std"]), tuple(held_out))
 
 

@@ -33,11 +33,10 @@ from stitchkit.networks.trained_with import TrainedWith, all_noted
 from stitchkit.settings.fields import MOST_CLASSES
 from stitchkit.settings.recipe import ModelRecipe, Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.data import check_preparation, preparation, weights_dtype
-from stitchkit.training.optim import check_optimizer
+from stitchkit.training.data import check_normalisation, preparation, weights_dtype
 from stitchkit.training.preserve import trainable_stitches
 from stitchkit.training.run_network import run_network
-from stitchkit.training.samplers import Sampler, check_sampler, create_sampler
+from stitchkit.training.samplers import Sampler, create_sampler
 
 _logger = logging.getLogger(__name__)
 
@@ -172,10 +171,7 @@ def check_names(recipe: Recipe, config: StitchConfig | None) -> None:
         if name:
             with prefixed(prefix):
                 published_config(name)
-    check_preparation(recipe)
-    if not recipe.run.eval:
-        check_optimizer(recipe.optim)
-        check_sampler(recipe.stitch)
+    check_normalisation(recipe, recipe.model.channels)
     if recipe.model.torchcompile:
         _compile(nn.Identity(), recipe.model.torchcompile, recipe.model.torchcompile_mode)  # refuses what torch lacks
     if recipe.run.dry_run and config is not None and recipe.model.pretrained and not _starts_elsewhere(recipe):
@@ -191,20 +187,24 @@ def check_device(recipe: Recipe, world: World) -> None:
         raise InputError(f"--sync-bn needs GPUs, but the device is {world.device.type}; use --dist-bn reduce")
 
 
-def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
-    """Move the network to its device, in the requested precision and layout; split, synchronise and compile it."""
-    settings = recipe.model
-    if settings.split_bn and not recipe.run.eval:  # only training uses the additional norms
+def suit_training(model: nn.Module, recipe: Recipe, world: World) -> None:
+    """Split and synchronise batch norms; an evaluation uses no additional ones, and one rank computes statistics."""
+    if recipe.model.split_bn:
         norms = [norm for norm in _batch_norms(model) if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm3d)]
         if flat := {type(norm).__name__ for norm in norms}:
             raise InputError(f"--split-bn splits only 2-d batch norms, but this network has {', '.join(flat)}; omit it")
         convert_splitbn_model(model, max(recipe.augment.aug_splits, 2))
+    if recipe.distributed.sync_bn and world.size > 1:
+        convert_sync_batchnorm(model)
+
+
+def place_network(model: nn.Module, recipe: Recipe, world: World) -> None:
+    """Move the network to its device, in the requested precision and layout, and compile it."""
+    settings = recipe.model
     model.to(world.device, weights_dtype(recipe))
     suit_precision(model, world.device, amp=recipe.optim.amp, how="--amp --amp-dtype bfloat16")
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if recipe.distributed.sync_bn and world.size > 1 and not recipe.run.eval:  # there one rank computes statistics
-        convert_sync_batchnorm(model)
     if settings.torchcompile:
         _compile(model, settings.torchcompile, settings.torchcompile_mode)
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from torch import nn
+
+from stitchkit.classes import trained_classes
 from stitchkit.data.loader_processes import more_than_cores
 from stitchkit.display import counted, quantity
+from stitchkit.distributed import World
 from stitchkit.engine.recovery import TRAIN_LOCK, check_unused, entered, find_resume, joined, launched
+from stitchkit.errors import InputError
+from stitchkit.measure.recalibrate import with_calibration
 from stitchkit.model.anchor_sources import anchor_source
 from stitchkit.model.plan import plan_anchors
 from stitchkit.model.snnet import SNNet
@@ -17,14 +23,16 @@ from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.checkpoint import Checkpoints, load_run
-from stitchkit.training.data import check_labels, weights_dtype
+from stitchkit.training.data import Datasets, check_augmentation, check_labels, weights_dtype
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.evaluation import evaluation_of
-from stitchkit.training.network import check_device, check_names, sampler_of, uncompiled
-from stitchkit.training.optim import create_optimisation
+from stitchkit.training.inputs import source_of
+from stitchkit.training.network import check_device, check_names, sampler_of, suit_training, uncompiled
+from stitchkit.training.optim import check_optimizer, create_optimisation
 from stitchkit.training.preserve import freeze, say_frozen
 from stitchkit.training.run_network import run_network
-from stitchkit.training.session import Session, open_session
+from stitchkit.training.samplers import check_sampler
+from stitchkit.training.session import Session, labels_judge, open_session
 from stitchkit.training.task import create_teacher, has_same_classes
 from stitchkit.training.train import train
 
@@ -43,9 +51,10 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
             img_size=model.sides, in_chans=model.channels if model.input_size else model.in_chans,
         )  # fmt: skip
     config = config if plan is None else plan.config.with_updates(recipe)
+    run, kind = recipe.run, kind_of(recipe)
     check_names(recipe, config)
+    kind.check(recipe)
     check_labels(recipe)
-    run, kind = recipe.run, EvalRun() if recipe.run.eval else TrainRun()
     entry = joined(run.device) if run.dry_run else entered(recipe.folder / kind.lock, run.device, flag="--output")
     with more_than_cores(), warnings.catch_warnings(), entry as world:
         # Of DistributedDataParallel, about 1x1 convolutions behind a permutation, as ConvNeXt's: a copy more, no error.
@@ -62,13 +71,18 @@ def run(recipe: Recipe, config: StitchConfig | None) -> None:
             recipe = replace(recipe, model=replace(recipe.model, pretrained=False))
         for line in [] if plan is None else plan.lines:
             _logger.info("%s", line)
-        session = open_session(recipe, config, world)
+        session = open_session(recipe, config, world, kind)
         if plan is not None and world.is_primary and not run.dry_run:
             _show_network(session)
         if run.dry_run:
             _show_plan(session, kind.plan(session))
         else:
             kind.execute(session, files)
+
+
+def kind_of(recipe: Recipe) -> TrainRun | EvalRun:
+    """What a recipe asks for."""
+    return EvalRun() if recipe.run.eval else TrainRun()
 
 
 class TrainRun:
@@ -80,6 +94,33 @@ class TrainRun:
     """
 
     lock, needs_checkpoint_to = TRAIN_LOCK, ""
+
+    def check(self, recipe: Recipe) -> None:
+        """Refuse settings that only a training has, before the data are opened."""
+        check_augmentation(recipe)
+        check_optimizer(recipe.optim)
+        check_sampler(recipe.stitch)
+
+    def completed(self, recipe: Recipe, _: StitchConfig | None, __: Mapping[str, object]) -> Recipe:
+        """The recipe: a checkpoint decides nothing that it leaves open."""
+        return recipe
+
+    def check_classes(self, recipe: Recipe, datasets: Datasets) -> None:
+        """Refuse labels of unknown classes."""
+        if recipe.stitch.uses_labels and not (datasets.classes or recipe.model.num_classes):
+            raise InputError(f"data set '{source_of(recipe)}' does not name its classes; give --num-classes")
+
+    def by_agreement(self, recipe: Recipe, _: Datasets, model: nn.Module, __: Mapping[str, object]) -> bool | None:
+        """Not with labels, which need a classifier; without them, nothing is compared."""
+        if not recipe.stitch.uses_labels:
+            return None
+        if not as_timm(model).num_classes:
+            raise _no_classifier()
+        return False
+
+    def suit(self, model: nn.Module, recipe: Recipe, world: World) -> None:
+        """Split and synchronise batch norms, as the recipe says."""
+        suit_training(model, recipe, world)
 
     def check_folder(self, files: Checkpoints, recipe: Recipe) -> None:
         """Refuse to overwrite another run."""
@@ -111,6 +152,29 @@ class EvalRun:
 
     lock, needs_checkpoint_to = ".eval.lock", "evaluate"
 
+    def check(self, _: Recipe) -> None:
+        """Accept the settings: those of a training stand in the files that it left."""
+
+    def completed(self, recipe: Recipe, config: StitchConfig | None, content: Mapping[str, object]) -> Recipe:
+        """The recipe with whether routes get batch-norm statistics of their own."""
+        return with_calibration(recipe, config, content)
+
+    def check_classes(self, _: Recipe, __: Datasets) -> None:
+        """Accept the data: without classes, answers or features of anchors judge."""
+
+    def by_agreement(
+        self, recipe: Recipe, datasets: Datasets, model: nn.Module, content: Mapping[str, object]
+    ) -> bool | None:
+        """Whether labels cannot judge answers; features are not answers."""
+        if classes := as_timm(model).num_classes:
+            return not labels_judge(recipe, datasets, classes, trained_classes(content))
+        if not run_network(model).gives_features:
+            raise _no_classifier()
+        return False
+
+    def suit(self, *_: object) -> None:
+        """Keep the layers as they were trained."""
+
     def check_folder(self, _: Checkpoints, __: Recipe) -> None:
         """Accept any folder: earlier results in it are later compared with the weights and the data."""
 
@@ -122,6 +186,10 @@ class EvalRun:
     def execute(self, session: Session, _: Checkpoints) -> None:
         """Evaluate every stitch, or the plain model."""
         evaluation_of(session).run()
+
+
+def _no_classifier() -> InputError:
+    return InputError("the network has no classifier; give --num-classes, or train without labels by --loss features")
 
 
 def _show_network(session: Session) -> None:

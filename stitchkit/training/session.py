@@ -8,20 +8,18 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 from timm.utils import random_seed
 from torch import nn
 
-from stitchkit.classes import trained_classes
 from stitchkit.data.open_dataset import download
 from stitchkit.data.unlabelled import has_labels
 from stitchkit.display import counted
 from stitchkit.distributed import World, from_primary
 from stitchkit.engine.checkpoint_files import read_alike
 from stitchkit.engine.settings import Autocast, EngineSettings
-from stitchkit.errors import InputError
 from stitchkit.files import write_text
-from stitchkit.measure.recalibrate import with_calibration
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.paths import for_file, paths_for_file
 from stitchkit.settings.files import settings_text
@@ -32,7 +30,6 @@ from stitchkit.training.data import Datasets, Loaders, create_loaders, open_data
 from stitchkit.training.dense.data import create_pair_loaders, open_splits
 from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
-from stitchkit.training.run_network import run_network
 
 _logger = logging.getLogger(__name__)
 
@@ -76,40 +73,54 @@ class Session:
         write_text(file, settings_text({key: settings[key] for key in settings if key not in without}))
 
 
-def open_session(recipe: Recipe, config: StitchConfig | None, world: World) -> Session:
+class Kind(Protocol):
+    """What training and evaluation do differently with data and network."""
+
+    def completed(self, recipe: Recipe, config: StitchConfig | None, content: Mapping[str, object]) -> Recipe:
+        """The recipe with what the content of a checkpoint decides."""
+
+    def check_classes(self, recipe: Recipe, datasets: Datasets) -> None:
+        """Refuse data whose classes are not known but needed."""
+
+    def by_agreement(
+        self, recipe: Recipe, datasets: Datasets, model: nn.Module, content: Mapping[str, object]
+    ) -> bool | None:
+        """Whether answers are compared with those of the end anchors; None if the run needs neither these nor labels.
+
+        A network without the classifier that the run needs is refused.
+        """
+
+    def suit(self, model: nn.Module, recipe: Recipe, world: World) -> None:
+        """Change the layers of a network for the run."""
+
+
+def open_session(recipe: Recipe, config: StitchConfig | None, world: World, kind: Kind) -> Session:
     """Open the data and build the network."""
     content = read_alike(recipe.run.resume)[0] if recipe.run.resume else {}
-    recipe = with_calibration(recipe, config, content)
+    recipe = kind.completed(recipe, config, content)
     if recipe.dense.is_dense:
-        return _open_dense(recipe, config, world, content)
+        return _open_dense(recipe, config, world, kind, content)
     if source_of(recipe).download:
         from_primary(world, lambda: download(source_of(recipe)))
     datasets = open_datasets(recipe)
-    uses_labels, needs_classes = recipe.stitch.uses_labels, recipe.stitch.uses_labels or recipe.run.eval
-    if uses_labels and not (datasets.classes or recipe.model.num_classes or recipe.run.eval):
-        raise InputError(f"data set '{source_of(recipe)}' does not name its classes; give --num-classes")
+    kind.check_classes(recipe, datasets)
     random_seed(recipe.run.seed, 0)  # the same weights on all ranks
     # A classifier for the classes of the data would stay untrained: without labels, networks keep what they have.
-    learned = datasets.classes if uses_labels else ()
+    learned = datasets.classes if recipe.stitch.uses_labels else ()
     built = network.with_trained_classes(recipe, content) if config is not None and not learned else recipe
     model = network.create_network(built, config, learned)
     network.prepare_as_trained(model, recipe, content)
     size, timm_model = network.input_size(model, recipe), as_timm(model)
-    if not timm_model.num_classes and needs_classes and not (recipe.run.eval and run_network(model).gives_features):
-        raise InputError(
-            "the network has no classifier; give --num-classes, or train without labels by --loss features"
-        )
-    by_agreement = bool(recipe.run.eval and timm_model.num_classes) and not labels_judge(
-        recipe, datasets, timm_model.num_classes, trained_classes(content)
-    )
-    needs_classes &= not by_agreement
+    by_agreement = kind.by_agreement(recipe, datasets, model, content)
+    needs_classes = by_agreement is False
     loaders = create_loaders(
         datasets, recipe, world, input_size=size, model_config=timm_model.pretrained_cfg,
         num_classes=timm_model.num_classes if needs_classes else 0,
     )  # fmt: skip
+    kind.suit(model, recipe, world)
     network.place_network(model, recipe, world)
     classes = datasets.classes if needs_classes else ()
-    return Session(recipe, config, model, loaders, size, classes, world, by_agreement)
+    return Session(recipe, config, model, loaders, size, classes, world, bool(by_agreement))
 
 
 def labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list[list[str]]) -> bool:
@@ -132,7 +143,9 @@ def labels_judge(recipe: Recipe, datasets: Datasets, outputs: int, trained: list
     return False
 
 
-def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, content: Mapping[str, object]) -> Session:
+def _open_dense(
+    recipe: Recipe, config: StitchConfig | None, world: World, kind: Kind, content: Mapping[str, object]
+) -> Session:
     if recipe.data.dataset_download and not recipe.run.dry_run:  # data sets are no plain data to return
         from_primary(world, lambda: bool(open_splits(recipe, config)))
     train, judged = open_splits(recipe, config)
@@ -149,6 +162,7 @@ def _open_dense(recipe: Recipe, config: StitchConfig | None, world: World, conte
     loaders = create_pair_loaders(
         train, judged, recipe, world, input_size=size, model_config=as_timm(model).pretrained_cfg
     )
+    kind.suit(model, recipe, world)
     network.place_network(model, recipe, world)
     return Session(recipe, config, model, loaders, size, judged.classes, world)
 

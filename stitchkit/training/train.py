@@ -169,9 +169,10 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> _Ready:
         task=task, loader=loader, optimizer=how.optimizer, schedule=how.schedule, settings=engine_settings(recipe),
         world=world, folder=session.folder,
     )  # fmt: skip
-    _distribute(trainer, session, sampler)
+    uses_labels = recipe.stitch.uses_labels
+    _distribute(trainer, session, sampler, uses_labels=uses_labels)
     validation: Validation
-    if features is not None and not recipe.stitch.uses_labels:
+    if features is not None and not uses_labels:
         validation = FeatureLosses(session, trainer, features)
     else:
         validation = Anchors(session, trainer, untouched)
@@ -194,11 +195,11 @@ def _prepare(session: Session, checkpoints: Checkpoints) -> _Ready:
     return _Ready(trainer, range(start, how.epochs), position, untouched, validation)
 
 
-def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None) -> None:
+def _distribute(trainer: Trainer, session: Session, sampler: Sampler | None, *, uses_labels: bool) -> None:
     """Keep the network equal on all ranks, in the way that is faster according to benchmarks/gradients.py."""
     model, broadcast = session.model, not session.recipe.distributed.no_ddp_bb
     # One route has a third of the bytes. Without labels, torch's wrapper would wait for the gradients of heads.
-    if (sampler is not None and sampler.shared) or not session.recipe.stitch.uses_labels:
+    if (sampler is not None and sampler.shared) or not uses_labels:
         trainer.reducer = GradientReducer(model, buffers=broadcast) if trainer.world.size > 1 else None
     else:
         # A step uses only the parameters of its route. If each rank draws its own, most parameters have a gradient on

@@ -19,6 +19,7 @@ from stitchkit.errors import InputError
 from stitchkit.networks.weights import _content
 from stitchkit.settings.flags import resolve
 from stitchkit.training.checkpoint import Checkpoints, load_weights, restore
+from stitchkit.training.run import TrainRun
 from stitchkit.training.session import open_session
 from stitchkit.training.train import _prepare
 from tests.damage import damages
@@ -90,7 +91,7 @@ def test_a_damaged_checkpoint_of_a_run_is_refused_at_every_place(images, tmp_pat
     given = {"opt": "adamw", "lr": 1e-3, "batch_size": 8, "workers": 0, "epochs": 2, "device": "cpu", "hflip": 0.0}
     recipe, stitches = resolve({**flags, **given, "warmup_epochs": 0.0, "log_interval": 5, "pretrained": False})
     world = init_world("cpu")
-    session = open_session(recipe, stitches, world)
+    session = open_session(recipe, stitches, world, TrainRun())
     trainer = _prepare(session, Checkpoints(tmp_path, keep=1)).trainer
 
     def use(found):

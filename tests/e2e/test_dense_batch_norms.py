@@ -16,6 +16,7 @@ from stitchkit.model.statistics import batch_norms
 from stitchkit.settings.flags import resolve
 from stitchkit.training.checkpoint import load_weights
 from stitchkit.training.judging import judged_of
+from stitchkit.training.run import kind_of
 from stitchkit.training.session import open_session
 from tests.support import FAMILIES, FLAGS, pico_anchor, write_config
 
@@ -79,7 +80,7 @@ def test_a_row_is_what_the_extracted_route_gives_after_a_direct_recalibration(tr
     flags |= {"workers": 0, "task": "segmentation", "head": "linear", "img_size": SIDE, "batch_size": 2}
     flags |= {"resume": str(folder / "trained/last.pth.tar"), "eval": True, "device": "cpu"}
     recipe, config = resolve(flags)
-    session = open_session(recipe, config, init_world("cpu"))
+    session = open_session(recipe, config, init_world("cpu"), kind_of(recipe))
     load_weights(session)
     row = judged["judged"][-1]
     net = session.model.extract(row["cfg_id"])

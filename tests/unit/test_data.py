@@ -19,6 +19,7 @@ from stitchkit.engine.loop import seed_epoch
 from stitchkit.errors import InputError
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.training.data import create_loaders, open_datasets
+from stitchkit.training.run import EvalRun, TrainRun, kind_of
 from stitchkit.training.session import open_session
 
 MODEL = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -230,11 +231,14 @@ def test_training_on_a_stream_needs_the_number_of_its_classes(world, tmp_path):
     stream = {"data_dir": str(tmp_path), "dataset": "wds/", "train_num_samples": 16, "val_num_samples": 4}
     stream |= {"train_split": "train-0.tar", "val_split": "validation-0.tar", "model": "test_resnet", "workers": 1}
     with pytest.raises(InputError, match="'wds/' does not name its classes; give --num-classes"):
-        open_session(make_recipe(stream | {"pretrained": False}), None, world)
+        open_session(make_recipe(stream | {"pretrained": False}), None, world, TrainRun())
     with pytest.raises(InputError, match="the network has no classifier; give --num-classes, or"):
-        open_session(make_recipe(stream | {"pretrained": False, "eval": True, "num_classes": 0}), None, world)
+        open_session(
+            make_recipe(stream | {"pretrained": False, "eval": True, "num_classes": 0}), None, world, EvalRun()
+        )
     for allowed in ({"num_classes": 2}, {"eval": True}):
-        open_session(make_recipe(stream | {"pretrained": False, "batch_size": 4} | allowed), None, world)
+        recipe = make_recipe(stream | {"pretrained": False, "batch_size": 4} | allowed)
+        open_session(recipe, None, world, kind_of(recipe))
 
 
 def test_readers_of_many_libraries_are_given_their_options(monkeypatch):

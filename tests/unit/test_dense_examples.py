@@ -14,6 +14,7 @@ from stitchkit.measure.pareto import pareto_front
 from stitchkit.settings.flags import resolve
 from stitchkit.tasks.segmentation import class_colours
 from stitchkit.training.dense.examples import examples, shown_stitches
+from stitchkit.training.run import kind_of
 from stitchkit.training.session import open_session
 from tests.support import FLAGS, mostly_full, write_config
 
@@ -82,7 +83,7 @@ def test_what_is_drawn_is_what_the_network_says(judged, scenes):
     flags = {"data_dir": str(scenes), "stitch_config": str(folder / "pico.json"), "pretrained": False, "workers": 0}
     flags["resume"] = str(folder / "trained/last.pth.tar")
     recipe, config = resolve({**flags, "task": way, "head": "linear", "eval": True, "device": "cpu"})
-    session = open_session(recipe, config, init_world("cpu"))
+    session = open_session(recipe, config, init_world("cpu"), kind_of(recipe))
     model, cfg_ids = session.model.eval(), [row["cfg_id"] for row in shown]
     drawn, pairs = examples(session, model, cfg_ids), open_pairs(scenes, "validation", way)
     for place, example in zip((0, 2, 4, 6), drawn, strict=True):

@@ -13,7 +13,16 @@ from stitchkit.errors import InputError
 from stitchkit.measure.profile import Profiler
 from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.network import check_device, check_names, create_network, input_size, place_network, uncompiled
+from stitchkit.training.network import (
+    check_device,
+    check_names,
+    create_network,
+    input_size,
+    place_network,
+    suit_training,
+    uncompiled,
+)
+from stitchkit.training.run import kind_of
 from tests.support import (
     SPACES,
     family_snnet,
@@ -189,7 +198,7 @@ def test_fast_norms_keep_low_precision():
 def test_each_split_has_batch_norms_of_its_own(splits, parts):
     model, recipe = resnet(split_bn=True, resplit=True, aug_splits=splits)
     names = set(model.state_dict())
-    place_network(model, recipe, ALONE)
+    suit_training(model, recipe, ALONE)
     norms = [part for part in model.modules() if isinstance(part, SplitBatchNorm2d)]
     assert len(norms) > 8
     assert {norm.num_splits for norm in norms} == {parts}
@@ -201,14 +210,14 @@ def test_each_split_has_batch_norms_of_its_own(splits, parts):
 
 def test_an_evaluation_has_no_further_batch_norms():
     model, recipe = resnet(split_bn=True, resplit=True, eval=True, resume="x")
-    place_network(model, recipe, ALONE)
+    kind_of(recipe).suit(model, recipe, ALONE)
     assert not [part for part in model.modules() if isinstance(part, SplitBatchNorm2d)]
 
 
 def test_batch_norms_of_vectors_cannot_be_split():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     with pytest.raises(InputError, match="this network has BatchNorm1d; omit it"):
-        place_network(model, make_recipe({"split_bn": True, "resplit": True}), ALONE)
+        suit_training(model, make_recipe({"split_bn": True, "resplit": True}), ALONE)
 
 
 def test_synchronised_batch_norms_are_for_gpus():
@@ -218,7 +227,7 @@ def test_synchronised_batch_norms_are_for_gpus():
     check_device(recipe, World(0, 1, torch.device("cuda")))
     for world, expected in ((ALONE, False), (World(0, 2, torch.device("cpu")), True)):
         model = resnet(sync_bn=True)[0]
-        place_network(model, recipe, world)
+        suit_training(model, recipe, world)
         assert isinstance(model.bn1, nn.SyncBatchNorm) == expected
         assert not expected or not [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
 

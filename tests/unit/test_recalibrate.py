@@ -14,6 +14,7 @@ from stitchkit.settings.by_name import make_recipe
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.training.own_statistics import spread
 from stitchkit.training.preserve import freeze_anchors
+from stitchkit.training.run import TrainRun
 from tests.support import FAMILIES, FLAGS, ROOT, family_snnet, pico_images, pico_snnet, write_config
 
 
@@ -121,7 +122,7 @@ def test_the_anchors_decide_unless_the_configuration_does():
     assert calibration(resnets, epochs=30, data_set="IMNET") == 0, "a file of the published code"
     assert calibration(resnets, epochs=30) is None, "one's own, with a published key"
     config = StitchConfig.parse({"anchors": resnets})
-    assert with_calibration(make_recipe({"stitch_config": "-"}), config).run.recalibrate_bn is None, "a training"
+    assert TrainRun().completed(make_recipe({"stitch_config": "-"}), config, {}).run.recalibrate_bn is None
     assert with_calibration(make_recipe({"model": "resnet18", "eval": True}), None).run.recalibrate_bn == 0
 
 

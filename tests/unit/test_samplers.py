@@ -11,7 +11,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.settings.flags import resolve
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.stitch_recipe import StitchRecipe
-from stitchkit.training.network import check_names
+from stitchkit.training.run import TrainRun
 from stitchkit.training.samplers import SAMPLERS, check_sampler, cost_bins, create_sampler, gap_between
 from tests.support import ROOT, pico_config, write_config
 
@@ -128,7 +128,9 @@ def test_each_bin_is_as_likely_or_the_costlier_the_likelier(caplog):
 )
 def test_settings_of_other_samplers_are_refused(flags, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        check_names(*resolve({"data_dir": "d", "stitch_config": str(write_config(tmp_path / "c.json")), **flags}))
+        TrainRun().check(
+            resolve({"data_dir": "d", "stitch_config": str(write_config(tmp_path / "c.json")), **flags})[0]
+        )
 
 
 def test_a_gap_of_a_file_is_told_that_its_sampler_has_none(caplog):

@@ -15,11 +15,10 @@ from stitchkit.data.dense.transforms import evaluation_transform, training_trans
 from stitchkit.data.loader_processes import outlive_signals, workers_for
 from stitchkit.data.unreadable import report
 from stitchkit.distributed import World
-from stitchkit.errors import prefixed
 from stitchkit.measure.recalibrate import num_images
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
-from stitchkit.training.data import FOR_CALIBRATION, Loaders, check_step, drawn_numbers, preparation, weights_dtype
+from stitchkit.training.data import Loaders, check_step, drawn_numbers, opened_to_train, preparation, weights_dtype
 
 PORTION = 8
 """Training images whose windows renew batch-norm statistics together, whatever the batch size."""
@@ -72,13 +71,12 @@ class PairLoader:
 
 def open_splits(recipe: Recipe, config: StitchConfig | None = None) -> tuple[ImagePairs | None, ImagePairs]:
     """The training split, unless an evaluation has no use for it, and the one for validation."""
-    data, train, file = recipe.data, None, ""
+    data, file = recipe.data, ""
     wanted = recipe.model.num_classes or 0
     if wanted and config is not None and config.recipe.get("num_classes") == wanted:
         file = str(recipe.model.stitch_config)
-    if not recipe.run.eval or recipe.run.recalibrate_bn != 0:
-        with prefixed(FOR_CALIBRATION if recipe.run.eval else ""):
-            train = open_split(recipe, data.train_split, num_classes=wanted, given_in=file)
+    train = opened_to_train(recipe, lambda: open_split(recipe, data.train_split, num_classes=wanted, given_in=file))
+    if train is not None:
         wanted = train.num_classes
     return train, open_split(recipe, data.val_split, num_classes=wanted, given_in=file)
 
