@@ -188,7 +188,8 @@ def write_scores(path: Path, choice: ChosenJoints) -> None:
 def run(flags: argparse.Namespace, settings: ChooseSettings, output: Path) -> None:
     """Run `stitchkit choose`."""
     config = StitchConfig.load(flags.stitch_config)
-    config.refuse_dense('choose needs those: remove "dense" and give images of classes, or train all stitches')
+    advice = 'remove "dense" and give images of classes, or train all stitches'
+    config.refuse_dense(f"'{flags.stitch_config}'", f"choose needs these; {advice}")
     new_file(str(scores_file(output)))
     device = choose_device(flags.device)
     source = Source(flags.dataset, flags.data, needs_labels=False)

@@ -221,10 +221,10 @@ class StitchConfig(Settings):
         own = {key: recipe[key] for key in ("task", "head", "levels") if key in recipe}
         return replace(config, recipe=recipe, dense=parse(DenseRecipe, own).spec)
 
-    def refuse_dense(self, advice: str) -> None:
-        """Refuse a configuration for dense prediction where networks must predict classes of whole images."""
+    def refuse_dense(self, name: str, advice: str) -> None:
+        """Refuse a configuration for dense prediction, by its `name`, where classes of whole images are needed."""
         if self.dense is not None:
-            raise InputError(f"the SN-Net predicts {self.dense.task}, not classes of whole images; {advice}")
+            raise InputError(f"{name} is for {self.dense.task}, not for classes of whole images; {advice}")
 
     def make_rule(self) -> Rule:
         """Where the anchors may be joined."""

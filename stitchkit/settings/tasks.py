@@ -1,6 +1,6 @@
 """The tasks of networks, and what settings, files, shapes and messages say of each; nothing else compares their names.
 
-What needs torch, such as losses and scores, is the task's own class in `stitchkit.training.dense`.
+What needs torch, such as losses and scores, is the task's own class in `stitchkit.tasks`.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class HubSNNet(
         image: Mapping[str, object] | None = None,
     ):
         self.config = read_config(stitch_config)
-        self.config.refuse_dense("a folder for the Hub has none; use stitchkit export")
+        self.config.refuse_dense("the SN-Net", "a folder for the Hub needs these; use stitchkit export")
         parts = anchors_and_space(
             self.config, pretrained=False, num_classes=num_classes, img_size=img_size, in_chans=in_chans
         )

@@ -20,7 +20,7 @@ from stitchkit.files import filling
 from stitchkit.progress import progress
 from stitchkit.ship.predictors import Files, MapPredictor, report_changes, report_unreadable
 from stitchkit.tasks.table import TASKS
-from stitchkit.training.dense.windows import Windows
+from stitchkit.tasks.windows import Windows
 
 
 def _read(path: str, decoding: Decoding, transform: PairTransform) -> tuple[torch.Tensor, Change]:

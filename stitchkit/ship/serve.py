@@ -42,7 +42,7 @@ class Demonstration:
     def __init__(self, trained: Trained, ledger: str | Path | Sequence[Row]):
         if not trained.model.num_classes:
             raise no_classes("the SN-Net")
-        trained.config.refuse_dense("the page shows those; use stitchkit predict")
+        trained.config.refuse_dense("the SN-Net", "the page shows these; use stitchkit predict")
         self._trained = trained
         self._model = trained.model
         self._device = next(trained.model.parameters()).device

@@ -42,13 +42,13 @@ from stitchkit.settings.schema import flag_of
 from stitchkit.settings.stitch_config import StitchConfig
 from stitchkit.settings.tasks import DENSE
 from stitchkit.ship.description import FORMAT, portable
+from stitchkit.tasks.windows import Windows
 from stitchkit.training.checkpoint import check_header
 from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
-from stitchkit.training.dense.data import create_pair_loaders, open_split, open_splits
-from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import create_network, with_trained_classes
 from stitchkit.training.own_statistics import own_statistics
+from stitchkit.training.pair_data import create_pair_loaders, open_split, open_splits
 from stitchkit.training.session import labels_judge
 
 _SIZES = ("img_size", "input_size")

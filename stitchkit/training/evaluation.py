@@ -24,7 +24,7 @@ from stitchkit.measure.recalibrate import freezes_anchors
 from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.training.checkpoint import load_weights
-from stitchkit.training.dense.examples import write_examples
+from stitchkit.training.examples import write_examples
 from stitchkit.training.judging import Judge, JudgedAnswers, judge_stitches, judged_of, remove_progress
 from stitchkit.training.network import uncompiled
 from stitchkit.training.own_statistics import give_statistics, renewed_copy

@@ -40,10 +40,10 @@ from stitchkit.progress import progress
 from stitchkit.settings.dense_recipe import DenseRecipe
 from stitchkit.settings.recipe import Recipe
 from stitchkit.tasks.table import TASKS
+from stitchkit.tasks.windows import Merged, Run, Windows
 from stitchkit.training.data import BANK_IMAGES, create_bank_loader
-from stitchkit.training.dense.data import PairLoader
-from stitchkit.training.dense.windows import Merged, Run, Windows
 from stitchkit.training.inputs import source_of
+from stitchkit.training.pair_data import PairLoader
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)

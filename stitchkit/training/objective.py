@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from stitchkit.settings.stitch_recipe import StitchRecipe
+from stitchkit.tasks.task import DenseLoss
 
 
 class StepBatch(NamedTuple):
@@ -73,6 +74,20 @@ class LabelLoss(nn.Module):
     def forward(self, _: int | None, outputs: RouteOutputs, batch: StepBatch) -> torch.Tensor:
         """The loss, a scalar."""
         loss: torch.Tensor = self.criterion(outputs.main, batch.labels)
+        return loss
+
+
+class MapLoss(nn.Module):
+    """The loss of the outputs of a dense head and its auxiliary heads for masks or depth maps."""
+
+    def __init__(self, criterion: DenseLoss):
+        super().__init__()
+        self.criterion = criterion
+
+    def forward(self, _: int | None, outputs: RouteOutputs, batch: StepBatch) -> torch.Tensor:
+        """The loss, a scalar; the step says which loss its batches have."""
+        self.criterion.begin(batch.step)
+        loss: torch.Tensor = self.criterion([outputs.main, *outputs.others], batch.labels)
         return loss
 
 

@@ -26,9 +26,9 @@ from stitchkit.model.statistics import holding
 from stitchkit.networks.mode import evaluating
 from stitchkit.settings.recipe import Recipe
 from stitchkit.tasks.table import TASKS
+from stitchkit.tasks.windows import Windows
 from stitchkit.training.data import Loaders
-from stitchkit.training.dense.data import Pair
-from stitchkit.training.dense.windows import Windows
+from stitchkit.training.pair_data import Pair
 from stitchkit.training.session import Session
 
 _logger = logging.getLogger(__name__)

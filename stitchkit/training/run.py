@@ -22,9 +22,9 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.timm_model import as_timm
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.tasks.windows import Windows
 from stitchkit.training.checkpoint import Checkpoints, load_run
 from stitchkit.training.data import Datasets, check_augmentation, check_labels, weights_dtype
-from stitchkit.training.dense.windows import Windows
 from stitchkit.training.evaluation import evaluation_of
 from stitchkit.training.inputs import source_of
 from stitchkit.training.network import check_device, check_names, sampler_of, suit_training, uncompiled

@@ -25,11 +25,11 @@ from stitchkit.paths import for_file, paths_for_file
 from stitchkit.settings.files import settings_text
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_config import StitchConfig
+from stitchkit.tasks.windows import Windows
 from stitchkit.training import network
 from stitchkit.training.data import Datasets, Loaders, create_loaders, open_datasets
-from stitchkit.training.dense.data import create_pair_loaders, open_splits
-from stitchkit.training.dense.windows import Windows
 from stitchkit.training.inputs import source_of
+from stitchkit.training.pair_data import create_pair_loaders, open_splits
 
 _logger = logging.getLogger(__name__)
 

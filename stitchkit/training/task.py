@@ -20,8 +20,9 @@ from stitchkit.networks.timm_model import TimmModel, as_timm
 from stitchkit.networks.trained_with import noted
 from stitchkit.settings.recipe import Recipe
 from stitchkit.settings.stitch_recipe import StitchRecipe
+from stitchkit.tasks.table import TASKS
 from stitchkit.training.data import weights_dtype
-from stitchkit.training.objective import Objective, RouteOutputs, StepBatch, Term, objective_of
+from stitchkit.training.objective import MapLoss, Objective, RouteOutputs, StepBatch, Term, objective_of
 from stitchkit.training.run_network import run_network
 from stitchkit.training.samplers import Sampler
 
@@ -93,6 +94,12 @@ def create_task(
             set_distilled(True)
     objective = objective_of(_create_criterion(recipe), stitch, teacher=teacher, features=features, mean=mean, std=std)
     return StitchTask(model, objective, sampler=sampler, device=device, dtype=dtype)
+
+
+def create_dense_task(model: nn.Module, recipe: Recipe, device: torch.device, sampler: Sampler | None) -> StitchTask:
+    """The task of a recipe for dense prediction."""
+    objective = Objective(Term(MapLoss(TASKS[recipe.dense.task].loss(recipe.dense))))
+    return StitchTask(model, objective, sampler=sampler, device=device, dtype=weights_dtype(recipe))
 
 
 def _create_criterion(recipe: Recipe) -> nn.Module:

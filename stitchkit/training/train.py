@@ -29,7 +29,6 @@ from stitchkit.progress import progress
 from stitchkit.settings.by_name import SETTINGS
 from stitchkit.settings.files import read_settings_file
 from stitchkit.training.checkpoint import Checkpoints, header, load_run, restore
-from stitchkit.training.dense.task import create_dense_task
 from stitchkit.training.features import FeatureLoss
 from stitchkit.training.network import sampler_of
 from stitchkit.training.optim import create_optimisation
@@ -38,7 +37,7 @@ from stitchkit.training.run_network import run_network
 from stitchkit.training.samplers import Sampler
 from stitchkit.training.session import Session, engine_settings
 from stitchkit.training.summary import cut_summaries, write_fit, write_losses, write_summary
-from stitchkit.training.task import StitchTask, create_task
+from stitchkit.training.task import StitchTask, create_dense_task, create_task
 from stitchkit.training.validation import Anchors, FeatureLosses, Validation
 
 _logger = logging.getLogger(__name__)

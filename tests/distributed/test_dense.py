@@ -234,7 +234,7 @@ def test_law_8_an_evaluation_resumes_where_it_was_killed(judged, scenes, monkeyp
             raise KeyboardInterrupt
         return sized(self, image)
 
-    from stitchkit.training.dense.windows import Windows
+    from stitchkit.tasks.windows import Windows
 
     sized = Windows._sized
     monkeypatch.setattr("stitchkit.measure.evaluate.SAVE_EVERY", 0)
@@ -360,7 +360,7 @@ def test_what_is_for_classes_of_images_is_refused(trained, images, tmp_path, cap
     _, folder = trained
     weights, exported = ["--resume", str(folder / "trained/last.pth.tar")], str(tmp_path / "stitch.safetensors")
     settings = ["-c", str(folder / "trained/args.yaml"), *weights]
-    with pytest.raises(InputError, match="has no folder for the Hub"):
+    with pytest.raises(InputError, match="not for classes of whole images; a folder for the Hub needs these"):
         stitchkit.HubSNNet(content(folder / "trained")["stitch_config"])
     assert main(["export", *settings, "--cfg_id", "1", "-o", exported]) == 0
     capsys.readouterr()

@@ -83,7 +83,7 @@ def test_joints_are_chosen_by_classes_of_images(pairs, config, tmp_path, capsys)
     dense = write_config(tmp_path / "dense.json", dense={"task": "depth", "head": "linear"})
     rest = ["-o", tmp_path / "chosen.json", "--no-pretrained"]
     line = refused(capsys, "choose", pairs, "--stitch_config", dense, *rest)
-    assert "dense.json' is for depth, and choose needs classes of whole images; remove" in line
+    assert "dense.json' is for depth, not for classes of whole images; choose needs these; remove" in line
     line = refused(capsys, "choose", pairs, "--stitch_config", config, *rest)
     assert "train/ has images/ beside masks/ and depths/" in line
     assert not (tmp_path / "chosen.json").exists()

@@ -13,7 +13,7 @@ from stitchkit.measure.ledger import read_rows
 from stitchkit.measure.pareto import pareto_front
 from stitchkit.settings.flags import resolve
 from stitchkit.tasks.segmentation import class_colours
-from stitchkit.training.dense.examples import examples, shown_stitches
+from stitchkit.training.examples import examples, shown_stitches
 from stitchkit.training.run import kind_of
 from stitchkit.training.session import open_session
 from tests.support import FLAGS, mostly_full, write_config

@@ -12,7 +12,7 @@ from stitchkit.engine.recovery import advising_evaluation
 from stitchkit.errors import InputError, NotFinite
 from stitchkit.model.onepass import OnePass
 from stitchkit.settings.dense_recipe import DenseRecipe
-from stitchkit.training.dense.windows import Windows
+from stitchkit.tasks.windows import Windows
 from stitchkit.training.judging import JudgedMaps
 from tests.support import pico_config
 

@@ -28,7 +28,7 @@ from stitchkit.data.unreadable import CheckedImages
 from stitchkit.distributed import World
 from stitchkit.errors import InputError, prefixed
 from stitchkit.settings.dense_recipe import DenseRecipe
-from stitchkit.training.dense.data import PairLoader
+from stitchkit.training.pair_data import PairLoader
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from stitchkit.measure.answers import BatchScore, Sums
 from stitchkit.measure.evaluate import Networks, batches_of, evaluate
 from stitchkit.measure.formulas import Bits, Floats
 from stitchkit.measure.scores import AnswerScore, Array
-from stitchkit.training.dense.data import PairLoader
 from stitchkit.training.judging import JudgedMaps
+from stitchkit.training.pair_data import PairLoader
 
 _logger = logging.getLogger(__name__)
 

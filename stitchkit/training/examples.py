@@ -21,8 +21,8 @@ from stitchkit.model.snnet import SNNet
 from stitchkit.networks.mode import evaluating
 from stitchkit.tasks.table import TASKS
 from stitchkit.tasks.task import GREY, Example, Map
-from stitchkit.training.dense.data import Pair, PairLoader
-from stitchkit.training.dense.windows import Windows
+from stitchkit.tasks.windows import Windows
+from stitchkit.training.pair_data import Pair, PairLoader
 from stitchkit.training.session import Session
 
 if TYPE_CHECKING:
