@@ -32,7 +32,7 @@ from stitchkit.training.optim import check_optimizer, create_optimisation
 from stitchkit.training.preserve import freeze, say_frozen
 from stitchkit.training.run_network import run_network
 from stitchkit.training.samplers import check_sampler
-from stitchkit.training.session import Session, labels_judge, open_session
+from stitchkit.training.session import Kind, Session, labels_judge, open_session
 from stitchkit.training.task import create_teacher, has_same_classes
 from stitchkit.training.train import train
 
@@ -85,7 +85,7 @@ def kind_of(recipe: Recipe) -> TrainRun | EvalRun:
     return EvalRun() if recipe.run.eval else TrainRun()
 
 
-class TrainRun:
+class TrainRun(Kind):
     """A run that trains.
 
     Attributes:
@@ -100,10 +100,6 @@ class TrainRun:
         check_augmentation(recipe)
         check_optimizer(recipe.optim)
         check_sampler(recipe.stitch)
-
-    def completed(self, recipe: Recipe, _: StitchConfig | None, __: Mapping[str, object]) -> Recipe:
-        """The recipe: a checkpoint decides nothing that it leaves open."""
-        return recipe
 
     def check_classes(self, recipe: Recipe, datasets: Datasets) -> None:
         """Refuse labels of unknown classes."""
@@ -147,20 +143,14 @@ class TrainRun:
             train(session, files)
 
 
-class EvalRun:
+class EvalRun(Kind):
     """A run that evaluates; it has what a `TrainRun` has."""
 
     lock, needs_checkpoint_to = ".eval.lock", "evaluate"
 
-    def check(self, _: Recipe) -> None:
-        """Accept the settings: those of a training stand in the files that it left."""
-
     def completed(self, recipe: Recipe, config: StitchConfig | None, content: Mapping[str, object]) -> Recipe:
         """The recipe with whether routes get batch-norm statistics of their own."""
         return with_calibration(recipe, config, content)
-
-    def check_classes(self, _: Recipe, __: Datasets) -> None:
-        """Accept the data: without classes, answers or features of anchors judge."""
 
     def by_agreement(
         self, recipe: Recipe, datasets: Datasets, model: nn.Module, content: Mapping[str, object]
@@ -171,9 +161,6 @@ class EvalRun:
         if not run_network(model).gives_features:
             raise _no_classifier()
         return False
-
-    def suit(self, *_: object) -> None:
-        """Keep the layers as they were trained."""
 
     def check_folder(self, _: Checkpoints, __: Recipe) -> None:
         """Accept any folder: earlier results in it are later compared with the weights and the data."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 from timm.utils import random_seed
 from torch import nn
@@ -73,15 +73,20 @@ class Session:
         write_text(file, settings_text({key: settings[key] for key in settings if key not in without}))
 
 
-class Kind(Protocol):
-    """What training and evaluation do differently with data and network."""
+class Kind(ABC):
+    """What training and evaluation do differently with settings, data and network; as it stands, nothing."""
 
-    def completed(self, recipe: Recipe, config: StitchConfig | None, content: Mapping[str, object]) -> Recipe:
+    def check(self, recipe: Recipe) -> None:  # noqa: B027
+        """Refuse settings, before the data are opened."""
+
+    def completed(self, recipe: Recipe, config: StitchConfig | None, content: Mapping[str, object]) -> Recipe:  # noqa: ARG002
         """The recipe with what the content of a checkpoint decides."""
+        return recipe
 
-    def check_classes(self, recipe: Recipe, datasets: Datasets) -> None:
+    def check_classes(self, recipe: Recipe, datasets: Datasets) -> None:  # noqa: B027
         """Refuse data whose classes are not known but needed."""
 
+    @abstractmethod
     def by_agreement(
         self, recipe: Recipe, datasets: Datasets, model: nn.Module, content: Mapping[str, object]
     ) -> bool | None:
@@ -90,7 +95,7 @@ class Kind(Protocol):
         A network without the classifier that the run needs is refused.
         """
 
-    def suit(self, model: nn.Module, recipe: Recipe, world: World) -> None:
+    def suit(self, model: nn.Module, recipe: Recipe, world: World) -> None:  # noqa: B027
         """Change the layers of a network for the run."""
 
 
