@@ -48,7 +48,7 @@ class DenseFacts:
     published: str
     figures: Mapping[str, str]
     needs: str
-    settings: frozenset[str]
+    settings: tuple[str, ...]
     outputs: int | None = None
     least: float | None = None
     keeps_scale: bool = False
@@ -63,13 +63,13 @@ DENSE: dict[str, DenseFacts] = {
     "segmentation": DenseFacts(
         head="setr", noun="mask", folder="masks", suffixes=frozenset({".png"}),
         columns=("mask", "annotation", "label", "segmentation"), published="the folders of ADE20K or of COCO-Stuff",
-        figures={"miou": "mIoU", "pixel_acc": "Pixel Accuracy"}, settings=frozenset({"num_classes", "zoom"}),
+        figures={"miou": "mIoU", "pixel_acc": "Pixel Accuracy"}, settings=("num_classes", "zoom"),
         needs="data set '{name}' has {classes} classes; end it with a SegmentationHead",
     ),
     "depth": DenseFacts(
         head="dpt", noun="depth map", folder="depths", suffixes=frozenset({".png", ".npy"}),
         columns=("depth_map", "depth"), published="nyu_train.txt and nyu_test.txt",
-        figures={"abs_rel": "AbsRel", "rmse": "RMSE", "delta1": "delta1"}, settings=frozenset({"max_depth"}),
+        figures={"abs_rel": "AbsRel", "rmse": "RMSE", "delta1": "delta1"}, settings=("max_depth",),
         needs="'{name}' needs one depth at each position; end it with a DepthHead",
         outputs=1, least=MIN_DEPTH, keeps_scale=True,
     ),

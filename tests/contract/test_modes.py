@@ -2,13 +2,21 @@
 
 import ast
 import re
+from typing import get_args
 
+import numpy as np
+
+from stitchkit.data.dense.layouts import _LAYOUTS
+from stitchkit.data.dense.targets import TARGETS
+from stitchkit.settings.dense_recipe import DenseRecipe
+from stitchkit.settings.tasks import DENSE, DenseName, TaskName
+from stitchkit.tasks.table import TASKS
 from tests.source_code import FAMILIES, FILES
 from tests.support import ROOT
 
 NETWORKS = {"SNNet", "DenseHead"}
 """Classes of networks: what differs between them is a method."""
-TASKS = {"classification", "features", "segmentation", "depth"}
+NAMES = {*get_args(TaskName), "features"}
 """Names of tasks: what differs between them is in the task's object."""
 OF_A_TASK = {"SegmentationScore", "DepthScore", "PairLoader", "ImagePairs"}
 """Classes that stand for a task where they are asked about."""
@@ -38,7 +46,7 @@ def questions(tree):
             yield from (("task", node.lineno) for value in node.values if of_dense(value))
         elif isinstance(node, ast.Compare):
             constants = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
-            if constants & TASKS or re.search(r"\bdense is (not )?None\b|\bin DENSE$", ast.unparse(node)):
+            if constants & NAMES or re.search(r"\bdense is (not )?None\b|\bin DENSE$", ast.unparse(node)):
                 yield "task", node.lineno
 
 
@@ -66,6 +74,15 @@ def test_law_14_modes_are_objects():
     more = {kind: places[kind] for kind in MOST if counts[kind] > MOST[kind]}
     assert not more, f"a mode is asked about again; let its object answer: {more}"
     assert counts == MOST, "fewer questions are left: lower MOST"
+
+
+def test_every_task_has_all_its_objects():
+    assert {*get_args(DenseName)} == DENSE.keys() == TASKS.keys() == TARGETS.keys() == _LAYOUTS.keys()
+    assert {*get_args(TaskName)} == {"classification", *DENSE}
+    for name, facts in DENSE.items():
+        score = TASKS[name].score(DenseRecipe(task=name), 3)
+        assert score.figures(np.ones(score.own + score.truth)).keys() == facts.figures.keys()
+        assert facts.has_classes == TARGETS[name].is_balanced
 
 
 def test_questions_are_counted():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch.nn import functional as F
@@ -41,11 +41,11 @@ def metrics_of(config: JobConfig, number: int) -> tuple[tuple[Metric, ...], str]
     return config.metrics, "metrics"
 
 
-def tested_figures(config: JobConfig, number: int) -> list[Column]:
-    """The figures on the test images of a task, in the order of their columns."""
+def tested_figures(config: JobConfig, number: int) -> dict[Column, Any]:
+    """The figures on the test images of a task by their columns: their names if it is dense, else what measures them."""
     metrics, where = metrics_of(config, number)
     task = config.train_config.resolved_tasks[number]
-    return [*(dense_figures(task.task, metrics, where) if task.is_dense else create_all_measures(metrics, where))]
+    return dense_figures(task.task, metrics, where) if task.is_dense else create_all_measures(metrics, where)
 
 
 def dense_figures(task: str, metrics: Sequence[Metric], where: str = "metrics") -> dict[Column, str]:

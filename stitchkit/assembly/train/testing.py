@@ -17,10 +17,9 @@ from stitchkit.assembly.train.metrics import (
     AVERAGE,
     Column,
     Measure,
-    create_all_measures,
-    dense_figures,
     metrics_of,
     tested_column,
+    tested_figures,
 )
 from stitchkit.assembly.train.task import Captured, output_of
 from stitchkit.distributed import World
@@ -68,12 +67,9 @@ class Evaluator:
 
     def _test(self, number: int, data: TaskData) -> tuple[list[Column], Callable[..., _Tested]]:
         """The columns of a task, and what computes their figures."""
-        metrics, where = metrics_of(self._job.config, number)
-        if data.config.is_dense:
-            figures = dense_figures(data.config.task, metrics, where)
-            return [*figures], partial(_of_pixels, data, figures, self._job.world, self._autocast)
-        measures = create_all_measures(metrics, where)
-        return [*measures], partial(_of_images, data, measures, self._job.world)
+        figures = tested_figures(self._job.config, number)
+        test = _of_pixels if data.config.is_dense else _of_images
+        return [*figures], partial(test, data, figures, self._job.world, self._autocast)
 
     def evaluate(
         self, when: str, after_batch: Callable[[], None] = lambda: None
@@ -143,9 +139,10 @@ class MeanScore(AnswerScore, BatchScore):
 
 
 def _of_images(
-    data: TaskData, measures: Mapping[Column, Measure], world: World, network: nn.Module, run: _Run,
+    data: TaskData, measures: Mapping[Column, Measure], world: World, _: Autocast, network: nn.Module, run: _Run,
     after_batch: Callable[[], None],
 ) -> _Tested:  # fmt: skip
+    """A test on whole images, whose outputs `run` gives in the precision of the job."""
     assert not isinstance(data.test, PairLoader), "it is of classification"
     outputs = dict.fromkeys(output for output, _ in measures)
     # First the loss of each output, which shows whether the network is finite.
