@@ -42,7 +42,7 @@ def metrics_of(config: JobConfig, number: int) -> tuple[tuple[Metric, ...], str]
 
 
 def tested_figures(config: JobConfig, number: int) -> dict[Column, Any]:
-    """The figures on the test images of a task by their columns: their names if it is dense, else what measures them."""
+    """The figures on the test images of a task by their columns: their names if it is dense, or what measures them."""
     metrics, where = metrics_of(config, number)
     task = config.train_config.resolved_tasks[number]
     return dense_figures(task.task, metrics, where) if task.is_dense else create_all_measures(metrics, where)
