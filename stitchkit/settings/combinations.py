@@ -161,13 +161,13 @@ def _check_training(recipe: Recipe, flags: Container[str]) -> None:
 def _check_dense(recipe: Recipe) -> None:
     """Refuse settings that have no meaning for the pixels of an image, or that only they have a meaning for."""
     dense, settings, usual = recipe.dense, recipe.flat(), Recipe().flat()
-    spec, users = dense.spec, {name: [*DENSE] for name in ("head", "levels", "window_stride")}
+    users = {name: [*DENSE] for name in ("head", "levels", "window_stride")}
     for task, facts in DENSE.items():
         for name in facts.settings:
             users.setdefault(name, []).append(task)
-    if spec is None:
+    if not dense.is_dense:
         for name, tasks in users.items():
-            if name != "num_classes" and settings[name] != usual[name]:  # which images have too
+            if name != "num_classes" and settings[name] != usual[name]:  # classification has it too
                 advice = " or ".join(f"--task {task}" for task in tasks)
                 raise InputError(f"{flag_of(name)} is for dense prediction; add {advice}")
         return

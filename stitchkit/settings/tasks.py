@@ -1,4 +1,4 @@
-"""The tasks of networks, and what settings, files, shapes and messages say of each; nothing else compares their names.
+"""The tasks of networks, and what settings, files, shapes and messages say of each.
 
 What needs torch, such as losses and scores, is the task's own class in `stitchkit.tasks`.
 """
@@ -28,8 +28,8 @@ class DenseFacts:
     Attributes:
         head: The head unless another one is chosen, as published.
         noun: The truth of an image, in words.
-        folder: Of these beside `images/`.
-        suffixes: Of their files.
+        folder: The folder of the truth beside `images/`.
+        suffixes: Those of the files in it.
         columns: The usual names of their column in a data set of Hugging Face.
         published: The layouts of published data sets, in words.
         outputs: Outputs at a pixel; None for one of each class.

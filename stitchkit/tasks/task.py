@@ -25,7 +25,7 @@ GREY = (0.6, 0.6, 0.6)
 Map = npt.NDArray[Any]
 Paint = Callable[[Map], Map]
 """The colours `[H, W, 3]` of a map, wherever its values count."""
-Targets = Sequence[torch.Tensor]
+Truths = Sequence[torch.Tensor]
 """The truth `[H, W]` of each image of a batch."""
 
 
@@ -72,7 +72,7 @@ class DenseLoss(nn.Module, ABC):
 class MapScore(BatchScore):
     """Judges maps, one image after the other, since outputs for all pixels are large."""
 
-    def of_batch(self, output: Callable[[Targets], Iterator[torch.Tensor]], targets: Targets) -> Sums:
+    def of_batch(self, output: Callable[[Truths], Iterator[torch.Tensor]], targets: Truths) -> Sums:
         """What maps are worth; `output` gives those of all images, `[K, H, W]`, at the sizes of their targets."""
         every = [self.of_image(each, target) for each, target in zip(output(targets), targets, strict=True)]
         own, truth = torch.cat(every).tensor_split([self.own], dim=1)
